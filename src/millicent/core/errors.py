@@ -1,0 +1,120 @@
+"""Everything that can go wrong, in one tree. Each message says what was wrong, where, and what to do.
+
+MillicentError
+├── InvalidRequest        400  the request cannot be served as written; `param` names the field
+├── Unauthorized          401
+├── PaymentRequired       402  a budget or the caller's maximum cost stands in the way
+├── Forbidden             403
+├── ModelNotFound         404
+├── NotFound              404
+├── Conflict              409
+├── TooLarge              413
+├── RateLimited           429  `retry_after_s` is set
+├── Unavailable           503  not ready, or shutting down; retry
+│   ├── EngineCrashed     503  the engine process ended while this ran; retry
+│   └── LedgerUnavailable 503  receipts cannot be made durable, so nothing is started
+├── DeadlineExceeded      504
+├── ConfigError                the configuration file or the command line
+└── ModelError                 a model's files: missing, truncated, corrupt, unsupported
+"""
+
+from __future__ import annotations
+
+
+class MillicentError(Exception):
+    """`message` is one line for a person; `status` the HTTP status; `code` a stable word for programs."""
+
+    status = 500
+    kind = "server_error"
+    code: str = "internal_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(MillicentError):
+    status = 400
+    kind = "invalid_request_error"
+    code = "invalid_value"
+
+
+class Unauthorized(MillicentError):
+    status = 401
+    kind = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PaymentRequired(MillicentError):
+    status = 402
+    kind = "insufficient_quota"
+    code = "budget_exceeded"
+
+
+class Forbidden(MillicentError):
+    status = 403
+    kind = "permission_error"
+    code = "forbidden"
+
+
+class ModelNotFound(MillicentError):
+    status = 404
+    kind = "invalid_request_error"
+    code = "model_not_found"
+
+
+class NotFound(MillicentError):
+    status = 404
+    kind = "invalid_request_error"
+    code = "not_found"
+
+
+class Conflict(MillicentError):
+    status = 409
+    kind = "invalid_request_error"
+    code = "idempotency_conflict"
+
+
+class TooLarge(MillicentError):
+    status = 413
+    kind = "invalid_request_error"
+    code = "request_too_large"
+
+
+class RateLimited(MillicentError):
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class Unavailable(MillicentError):
+    status = 503
+    kind = "service_unavailable"
+    code = "not_ready"
+
+
+class EngineCrashed(Unavailable):
+    code = "engine_crashed"
+
+
+class LedgerUnavailable(Unavailable):
+    code = "ledger_unavailable"
+
+
+class DeadlineExceeded(MillicentError):
+    status = 504
+    kind = "timeout_error"
+    code = "deadline_exceeded"
+
+
+class ConfigError(MillicentError):
+    code = "invalid_configuration"
+
+
+class ModelError(MillicentError):
+    code = "model_unusable"

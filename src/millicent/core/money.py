@@ -1,0 +1,80 @@
+"""Exact money: integers of nano-dollars, rounded half-even once per line, split without losing a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+
+NANOUSD_PER_USD = 10**9
+
+# Wide enough that no product of a quantity and a unit price loses a digit before the one rounding.
+_EXACT = Context(prec=60)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Money:
+    """An amount in integer nano-dollars (1e-9 USD). Negative amounts are credits and adjustments."""
+
+    nanousd: int
+
+    @classmethod
+    def from_usd(cls, usd: Decimal | str | int) -> Money:
+        """The nearest nano-dollar to `usd`, half-even."""
+        nano = _EXACT.multiply(Decimal(usd), Decimal(NANOUSD_PER_USD))
+        return cls(int(nano.to_integral_value(ROUND_HALF_EVEN, _EXACT)))
+
+    @classmethod
+    def price(cls, quantity: Decimal | int, unit_price_usd: Decimal) -> Money:
+        """`quantity` units at `unit_price_usd` each, rounded half-even once."""
+        return cls.from_usd(_EXACT.multiply(Decimal(quantity), unit_price_usd))
+
+    @classmethod
+    def total(cls, amounts: Iterable[Money]) -> Money:
+        return cls(sum(amount.nanousd for amount in amounts))
+
+    @property
+    def usd(self) -> Decimal:
+        """Exact dollars."""
+        return _EXACT.divide(Decimal(self.nanousd), Decimal(NANOUSD_PER_USD))
+
+    def split(self, weights: Sequence[int]) -> list[Money]:
+        """Parts proportional to `weights` that sum to this amount exactly (largest remainder)."""
+        return [Money(part) for part in apportion(self.nanousd, weights)]
+
+    def __add__(self, other: Money) -> Money:
+        return Money(self.nanousd + other.nanousd)
+
+    def __sub__(self, other: Money) -> Money:
+        return Money(self.nanousd - other.nanousd)
+
+    def __neg__(self) -> Money:
+        return Money(-self.nanousd)
+
+    def __str__(self) -> str:
+        """Plain decimal dollars, as our JSON shows them: `0.000012345`, never an exponent."""
+        text = f"{self.usd:f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+ZERO = Money(0)
+
+
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
+    """Split the integer `total` in proportion to `weights`, by largest remainder; ties go to the earlier part.
+
+    The parts sum to `total` exactly and each is within one unit of its exact proportion. All-zero weights
+    count as equal. Raises ValueError when there is nothing to split among or a weight is negative.
+    """
+    if not weights or min(weights) < 0:
+        raise ValueError(f"apportion needs at least one weight, none negative; got {list(weights)}")
+    whole = sum(weights)
+    if whole == 0:
+        weights, whole = [1] * len(weights), len(weights)
+    sign, magnitude = (-1, -total) if total < 0 else (1, total)
+    parts = [magnitude * weight // whole for weight in weights]
+    remainders = [magnitude * weight % whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: -remainders[i])
+    for i in by_remainder[: magnitude - sum(parts)]:
+        parts[i] += 1
+    return [sign * part for part in parts]

@@ -1,0 +1,86 @@
+"""The seams between rooms. Each has a public fake: `backends.fake.FakeBackend`, `ledger.memory.MemoryLedger`,
+`core.clock.ManualClock`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from millicent.core.accounts import Checkpoint
+from millicent.core.chunks import Chunk
+from millicent.core.receipts import HourShare, Receipt
+from millicent.core.request import Request
+from millicent.core.steps import DeviceState, Overhead, StepRecord
+
+
+class Run(Protocol):
+    """One attempt in progress."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        """Text chunks, then exactly one End. Never raises for what went wrong upstream: that is an End with an error.
+
+        A slow reader doesn't grow memory beyond the answer itself: text that waits is merged.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Stop the work within one step. The iterator then ends with End(cancelled). Safe at any time, and twice."""
+        ...
+
+
+class Call(Protocol):
+    """A request that a backend has looked at and could run: counted, checked, not started. Nothing was spent.
+
+    `sequence` is the number under which this call appears in step records; None where the backend shows no steps.
+    """
+
+    served_model: str
+    placement: str
+    sequence: int | None
+    input_tokens: int | None
+    max_output_tokens: int | None
+
+    def start(self) -> Run:
+        """Begin. Doesn't block; no step is reported before it returns."""
+        ...
+
+
+class Backend(Protocol):
+    name: str
+
+    def models(self) -> tuple[str, ...]:
+        """Public names that can be asked for."""
+        ...
+
+    async def prepare(self, request: Request) -> Call:
+        """Check and count. Raises ModelNotFound, InvalidRequest (too long for the context, say) or Unavailable."""
+        ...
+
+
+class Observer(Protocol):
+    """Hears what devices do: the meter. Times are monotonic nanoseconds. Called from the event loop; never blocks."""
+
+    def device_state(self, device: str, state: DeviceState, at_ns: int) -> None: ...
+
+    def step(self, record: StepRecord) -> None: ...
+
+    def overhead(self, overhead: Overhead) -> None: ...
+
+    def lost(self, device: str, start_ns: int, wall_ns: int) -> None:
+        """A step was cut off by a crash: nobody is charged for its time."""
+        ...
+
+
+class Ledger(Protocol):
+    """Where receipts live. Every method returns once its effect is durable, or raises LedgerUnavailable having changed
+    nothing. All are safe to repeat."""
+
+    async def open(self, receipt: Receipt) -> None:
+        """Write an open receipt (status None) with its first attempt and its hold."""
+        ...
+
+    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...]) -> None:
+        """Close it, once: its base never changes afterwards. Closing a closed receipt changes nothing."""
+        ...
+
+    async def checkpoint(self, checkpoint: Checkpoint) -> None: ...

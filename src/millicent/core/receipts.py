@@ -1,0 +1,160 @@
+"""The receipt and its parts: what the ledger keeps and everyone else shows."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import StrEnum
+
+import msgspec
+
+from millicent.core.money import Money
+from millicent.core.request import Attribution
+from millicent.core.usage import Provenance, Usage
+
+
+class Status(StrEnum):
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"  # cut off by a crash
+    REFUSED = "refused"
+
+
+class Role(StrEnum):
+    INFERENCE = "inference"
+    RETRY = "retry"
+    FALLBACK = "fallback"
+    VERIFICATION = "verification"
+    RETRIEVAL = "retrieval"
+    ADJUSTMENT = "adjustment"
+
+
+class Meter(StrEnum):
+    INPUT = "input"
+    INPUT_CACHED = "input_cached"
+    CACHE_WRITE = "cache_write"
+    CACHE_STORAGE = "cache_storage"
+    OUTPUT = "output"
+    REASONING = "reasoning"
+    ACCELERATOR = "accelerator"
+    IMAGE = "image"
+    AUDIO = "audio"
+    REQUEST_FEE = "request_fee"
+    TOOL_CALL = "tool_call"
+    OTHER = "other"
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One priced quantity: attempt x role x meter. `amount` is None when unpriced, which is never zero.
+
+    Times are UTC nanoseconds: `incurred_at_ns` when the cost arose, `posted_at_ns` when it was written.
+    """
+
+    attempt: int
+    role: Role
+    meter: Meter
+    quantity: Decimal
+    unit: str
+    unit_price_usd: Decimal | None
+    amount: Money | None
+    provenance: Provenance
+    incurred_at_ns: int
+    posted_at_ns: int
+    book: str = "actual"
+    note: str | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One call to one backend. Open while `ended_at_ns` is None."""
+
+    ordinal: int
+    backend: str
+    placement: str
+    model: str
+    role: Role
+    started_at_ns: int
+    ended_at_ns: int | None = None
+    status: Status | None = None
+    error: str | None = None
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Durations in nanoseconds; None where it didn't happen. `tpot_ns` is per output token after the first."""
+
+    queue_ns: int | None = None
+    ttft_ns: int | None = None
+    tpot_ns: int | None = None
+    total_ns: int | None = None
+
+
+class HourShare(msgspec.Struct, frozen=True):
+    """Serving nanoseconds that an attempt was given of one device in one UTC hour."""
+
+    attempt: int
+    session: str
+    hour_ns: int
+    serving_ns: int
+
+
+class Accelerator(msgspec.Struct, frozen=True):
+    """Device time attributed to a receipt. `prefill_ns + decode_ns == serving_ns`; batch_sum / steps is the mean batch.
+
+    `provenance` is unknown, and every figure shown as null, where the backend shows no steps.
+    """
+
+    serving_ns: int = 0
+    prefill_ns: int = 0
+    decode_ns: int = 0
+    steps: int = 0
+    batch_sum: int = 0
+    provenance: Provenance = Provenance.UNKNOWN
+
+
+class Energy(msgspec.Struct, frozen=True):
+    joules: Decimal | None = None
+    provenance: Provenance = Provenance.UNKNOWN
+
+
+class PriceSource(msgspec.Struct, frozen=True):
+    """Where prices came from, and the values used, as they were: the snapshot stays on the row."""
+
+    source: str = "none"
+    snapshot: dict[str, str] = {}
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """Open while `status` is None; closed once, then only entries are added (lines with a later `posted_at_ns`)."""
+
+    id: str
+    created_at_ns: int
+    settled_at_ns: int | None = None
+    status: Status | None = None
+    model: str
+    served_model: str | None = None
+    placement: str | None = None
+    backend: str | None = None
+    dialect: str
+    stream: bool
+    finish_reason: str | None = None
+    attribution: Attribution = Attribution()
+    usage: Usage = Usage()
+    timing: Timing = Timing()
+    accelerator: Accelerator = Accelerator()
+    energy: Energy = Energy()
+    lines: tuple[Line, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    hold: Money | None = None
+    list_price: Money | None = None
+    saved: dict[str, Money] = {}
+    basis: str = "busy"
+    prices: PriceSource = PriceSource()
+    policy: dict[str, str] | None = None
+    error: str | None = None
+
+    @property
+    def total(self) -> Money | None:
+        """The sum of the lines; None when a line is unpriced or there is none to price."""
+        amounts = [line.amount for line in self.lines if line.book == "actual"]
+        if not amounts or any(amount is None for amount in amounts):
+            return None
+        return Money.total(amount for amount in amounts if amount is not None)

@@ -1,0 +1,43 @@
+"""What the scheduler asks of a model, and what a model is to the scheduler: the seam between integers and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one sequence does in a forward pass: rows `start .. start + len(tokens) - 1` of its context.
+
+    `blocks` is its block table, long enough for those rows; `sample` asks for the logits after the last row.
+    """
+
+    sequence: int
+    tokens: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+    sample: bool
+
+
+class Model(Protocol):
+    """A loaded model with its paged KV cache."""
+
+    name: str
+    context_tokens: int
+    vocabulary_size: int
+    eos_tokens: frozenset[int]
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+    def allocate(self, blocks: int, block_tokens: int) -> None:
+        """Make room for that many KV blocks. Called once, before the first forward."""
+        ...
+
+    def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        """One pass over all pieces. Logits, float32 [pieces that sample, vocabulary], in the order of the pieces."""
+        ...

@@ -1,0 +1,23 @@
+"""`[engine]`: how the embedded engine runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`threads` 0 and `memory_gb` None mean as much as this machine has to give.
+
+    `deterministic` makes results independent of what else is in the batch, at the price of batching's speed.
+    """
+
+    device: Literal["cpu"] = "cpu"
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    deterministic: bool = False
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    memory_gb: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    max_sequences: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    step_tokens: Annotated[int, msgspec.Meta(ge=16)] = 512
+    block_tokens: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16

@@ -1,0 +1,119 @@
+"""Frames between the gateway and an engine process: 4 bytes of big-endian length, then MessagePack.
+
+The engine connects to the gateway's Unix socket, says Hello, and then answers. Frames of one direction arrive in
+order; a step's record travels in one frame with the tokens it produced, so that nobody sees an answer's end before
+the time it took.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from millicent.core.request import Limits, Sampling
+from millicent.core.steps import Overhead, StepRecord
+
+MAX_FRAME_BYTES = 64 << 20
+
+
+# Gateway to engine.
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Bring a model into memory. Answered by Loaded or LoadFailed. Loading a loaded model answers Loaded at once."""
+
+    model: str
+    path: str
+    dtype: str
+
+
+class Unload(msgspec.Struct, frozen=True, tag=True):
+    """Give a model's memory back; its running sequences end with an error. Answered by Unloaded."""
+
+    model: str
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Run a sequence. `sequence` is the gateway's number for it, never reused. `limits.max_tokens` is always set."""
+
+    sequence: int
+    model: str
+    tokens: tuple[int, ...]
+    sampling: Sampling
+    limits: Limits
+    tenant: int = 0
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Stop a sequence within one step. Answered by its end, in an Output with finish `cancelled`, unless it ended."""
+
+    sequence: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Leave at once."""
+
+
+# Engine to gateway.
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """First frame of a connection."""
+
+    device: str
+    pid: int
+    memory_budget_bytes: int
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """`context_tokens` is the longest sequence this model can run here; `bytes` what it holds, KV cache included."""
+
+    model: str
+    context_tokens: int
+    weight_bytes: int
+    kv_bytes: int
+    overhead: Overhead
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """`message` is one line that says what to do. `code` is a word: model_unusable or out_of_memory."""
+
+    model: str
+    message: str
+    code: str
+
+
+class Unloaded(msgspec.Struct, frozen=True, tag=True):
+    model: str
+    overhead: Overhead
+
+
+class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """News of one sequence. `tokens` counts output tokens produced now; `text` is what can be shown of them.
+
+    `finish` is empty while it runs; then stop, length, cancelled or error, with `error` saying why. The end also
+    carries the sequence's totals.
+    """
+
+    sequence: int
+    tokens: int
+    text: str
+    finish: str = ""
+    error: str = ""
+    total_output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """A forward pass and what came of it; `record` is None for ends that no forward pass belongs to."""
+
+    record: StepRecord | None
+    outputs: tuple[Output, ...]
+
+
+ToEngine = Load | Unload | Submit | Cancel | Shutdown
+FromEngine = Hello | Loaded | LoadFailed | Unloaded | Step
+
+_encoder = msgspec.msgpack.Encoder()
+to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)
+from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode_frame(frame: ToEngine | FromEngine) -> bytes:
+    body = _encoder.encode(frame)
+    return len(body).to_bytes(4, "big") + body

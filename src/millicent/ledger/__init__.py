@@ -1,0 +1,1 @@
+"""Receipts, durable: store, group-commit writer, recovery, read-only queries."""
