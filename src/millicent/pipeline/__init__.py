@@ -1,0 +1,1 @@
+"""One request's decisions, in order. Backends are injected."""

@@ -1,0 +1,1 @@
+"""HTTP: routes, bodies, disconnects, errors in the dialect's shape."""

@@ -1,0 +1,1 @@
+"""Each dialect, both ways: bytes to a Request, chunks and receipts to bytes."""
