@@ -63,4 +63,3 @@ class LedgerQueries:
 
     def accounts(self, from_ns: int, to_ns: int) -> list[Account]:
         """As of the last checkpoint; ask the writer for one first where the running second matters."""
-        ...

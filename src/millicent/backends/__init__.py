@@ -1,0 +1,1 @@
+"""Where requests are run: our own engine, or anywhere else."""

@@ -1,0 +1,142 @@
+"""`millicent.toml`: each room's section, checked when it is read. What is wrong is told with its line and a way out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from millicent.backends.config import ModelConfig
+from millicent.core.errors import ConfigError
+from millicent.engine.config import EngineConfig
+from millicent.ledger.config import LedgerConfig
+from millicent.pipeline.config import LimitsConfig
+from millicent.server.config import ServerConfig
+
+FILE_NAME = "millicent.toml"
+
+_SECRET = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|(access|auth|bearer|api)_token|token)")
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One field per section; a dict where the section is `[section.NAME]`. A new section is a new line here."""
+
+    server: ServerConfig = ServerConfig()
+    engine: EngineConfig = EngineConfig()
+    models: dict[str, ModelConfig] = {}
+    limits: LimitsConfig = LimitsConfig()
+    ledger: LedgerConfig = LedgerConfig()
+
+
+def home() -> Path:
+    """Where state lives: `MILLICENT_HOME`, or `~/.millicent`."""
+    return Path(os.environ.get("MILLICENT_HOME") or "~/.millicent").expanduser()
+
+
+def load(path: Path) -> Config:
+    """The configuration in the file at `path`; the defaults where there is none. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Config()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}): make it a readable UTF-8 file.") from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(path, text, error) from error
+    _refuse_secrets(path, text, table, ())
+    for section, value in table.items():
+        _check_section(path, text, section, value)
+    return msgspec.convert(table, Config)
+
+
+def _check_section(path: Path, text: str, section: str, value: Any) -> None:
+    hints = get_type_hints(Config)
+    if section not in hints:
+        what = f"[{section}] is not a section{_suggestion(section, list(hints))}"
+        raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
+    if get_origin(hints[section]) is not dict:
+        _check(path, text, (section,), value, hints[section])
+        return
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}:{_line_of(text, (section,))}: `{section}` holds tables: write [{section}.NAME].")
+    for name, entry in value.items():
+        _check(path, text, (section, name), entry, get_args(hints[section])[1])
+
+
+def _check(path: Path, text: str, where: tuple[str, ...], value: Any, kind: Any) -> None:
+    """One section against its room's class: unknown settings first, since they are the likeliest slip."""
+    known = _settings_of(kind)
+    for key in value if isinstance(value, dict) else ():
+        if key not in known:
+            what = f"[{'.'.join(where)}] has no setting `{key}`{_suggestion(key, known)}"
+            raise ConfigError(f"{path}:{_line_of(text, (*where, key))}: {what}")
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        problem, _, inner = str(error).partition(" - at `$")
+        keys = re.findall(r"\w+", inner)
+        line = _line_of(text, (*where, *keys[:1]))
+        raise ConfigError(
+            f"{path}:{line}: [{'.'.join(where)}] {'.'.join(keys)}: {problem}.".replace("] :", "]:")
+        ) from error
+
+
+def _settings_of(kind: Any) -> list[str]:
+    """Names of the settings of a room's class, or of any of several that share a section by their tag."""
+    names: list[str] = []
+    for each in get_args(kind) or (kind,):
+        tag = each.__struct_config__.tag_field
+        names += [*each.__struct_encode_fields__, *([tag] if tag else [])]
+    return names
+
+
+def _suggestion(given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f": did you mean `{close[0]}`?" if close else f"; there are {', '.join(sorted(known))}."
+
+
+def _refuse_secrets(path: Path, text: str, table: dict[str, Any], where: tuple[str, ...]) -> None:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _refuse_secrets(path, text, value, (*where, key))
+        elif _SECRET.fullmatch(key):
+            line = _line_of(text, (*where, key))
+            raise ConfigError(
+                f"{path}:{line}: `{key}` looks like a secret: keep it in an environment variable or a file, not here."
+            )
+
+
+def _syntax_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
+    problem, _, where = str(error).partition(" (at ")
+    number = re.search(r"line (\d+)", where)
+    line = number[1] if number else len(text.splitlines())
+    return ConfigError(f"{path}:{line}: not TOML: {problem}.")
+
+
+def _line_of(text: str, keys: tuple[str, ...]) -> int:
+    """The line on which `keys` gets its value.
+
+    The parser gives no lines, so it is asked: the place is where the first beginning of the file that has these keys
+    goes beyond the beginning before it. A beginning that ends inside a value doesn't parse, and doesn't count.
+    """
+    lines = text.splitlines(keepends=True)
+    complete = 0
+    for count in range(1, len(lines) + 1):
+        try:
+            table: Any = tomllib.loads("".join(lines[:count]))
+        except tomllib.TOMLDecodeError:
+            continue
+        for key in keys:
+            table = table.get(key) if isinstance(table, dict) else None
+        if table is not None:
+            return complete + 1
+        complete = count
+    return len(lines)

@@ -1,0 +1,116 @@
+"""millicent.toml: what is right is kept, what is wrong is told with its line and a way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millicent.config import Config, _line_of, home, load
+from millicent.core.errors import ConfigError
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "millicent.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
+    assert load(tmp_path / "millicent.toml") == Config()
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "")) == Config()
+
+
+def test_what_is_written_is_what_is_loaded(tmp_path: Path) -> None:
+    config = load(
+        written(
+            tmp_path,
+            '[server]\nport = 9000\n\n[models.mine]\npath = "m.gguf"\npreload = true\n[ledger]\ndurability = "process"\n',
+        )
+    )
+    assert config.server.port == 9000
+    assert config.server.host == Config().server.host
+    assert config.models["mine"].path == "m.gguf"
+    assert config.models["mine"].preload
+    assert config.ledger.durability == "process"
+
+
+def test_the_defaults_written_out_load_as_the_defaults(tmp_path: Path) -> None:
+    """Every default is a value the check accepts."""
+    lines = []
+    for section, values in msgspec.to_builtins(Config()).items():
+        lines.append(f"[{section}]")
+        lines += [
+            f"{key} = {msgspec.json.encode(value).decode()}" for key, value in values.items() if value is not None
+        ]
+    assert load(written(tmp_path, "\n".join(lines))) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "fragments"),
+    [
+        ("[server]\nprot = 1\n", 2, ["[server]", "`prot`", "did you mean `port`?"]),
+        ("# first\n\n[sever]\nport = 1\n", 3, ["[sever]", "did you mean `server`?"]),
+        ("[ledger]\nzzz = 1\n", 2, ["`zzz`", "durability"]),
+        ('[server]\nhost = "::1"\nport = "x"\n', 3, ["[server] port", "int"]),
+        ("[server]\nport = 70000\n", 2, ["[server] port", "65535"]),
+        ("[engine]\ndtype = 'fp8'\n", 2, ["[engine] dtype", "fp8"]),
+        ("[models.a]\npreload = true\n[models.b]\npreload = 3\n", 4, ["[models.b] preload"]),
+        ("[models.a]\n[models.b]\npth = 'x'\n", 3, ["[models.b]", "did you mean `path`?"]),
+        ("[server]\nallowed_hosts = [\n  'a',\n  3,\n]\n", 2, ["[server] allowed_hosts"]),
+        ("models = 3\n", 1, ["[models.NAME]"]),
+        ("server = 3\n", 1, ["[server]", "object"]),
+        ("[server\nport = 1\n", 1, ["not TOML"]),
+        ("[server]\nport = 1\nport = 2\n", 3, ["not TOML"]),
+        ("[server]\napi_key = 'sk-1'\n", 2, ["`api_key`", "secret", "environment"]),
+        ("[models.a]\nhf_token = 'x'\n", 2, ["`hf_token`", "secret"]),
+        ("[server]\n\nport = 'a' # why\n", 3, ["port"]),
+    ],
+)
+def test_each_mistake_is_told_in_one_line_with_its_place(
+    text: str, line: int, fragments: list[str], tmp_path: Path
+) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    message = caught.value.message
+    assert message.startswith(f"{path}:{line}: "), message
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_settings_that_count_tokens_are_not_secrets(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "[engine]\nstep_tokens = 64\n")).engine.step_tokens == 64
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "millicent.toml"
+    path.write_bytes(b"\xff\xfe[")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load(path)
+
+
+def test_home_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MILLICENT_HOME", str(tmp_path))
+    assert home() == tmp_path
+    monkeypatch.setenv("MILLICENT_HOME", "")
+    assert home() == Path.home() / ".millicent"
+
+
+@given(
+    before=st.lists(
+        st.sampled_from(["", "# note", "[a]", "x = [\n 1,\n 2]", 'y = """\n[b]\nkey = 1\n"""']), unique=True
+    ),
+)
+def test_lines_are_found_whatever_stands_before(before: list[str]) -> None:
+    head = "\n".join(before)
+    text = f"{head}\n[b]\n# about the key\nkey = 7\n"
+    expected = text.splitlines().index("key = 7") + 1
+    assert _line_of(text, ("b", "key")) == expected
