@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from support.live import LiveServer, live_server
 from support.tiny_models import write_tiny_llama
+
+from support.live import LiveServer, live_server
 
 STREAMS = 8
 LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_eos": True, "stream": True}

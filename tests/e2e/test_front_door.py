@@ -5,14 +5,14 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from support.live import LiveServer, live_server
 from support.tiny_models import write_tiny_llama
+
+from support.live import LiveServer, live_server
 
 LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_eos": True}
 

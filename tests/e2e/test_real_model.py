@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+
 from support.live import LiveServer, live_server
 
 pytestmark = pytest.mark.model

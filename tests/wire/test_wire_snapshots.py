@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from support import receipts, snapshots
 
 from millicent.core.accounts import Account
 from millicent.core.errors import InvalidRequest, RateLimited
@@ -15,6 +14,7 @@ from millicent.core.money import Money
 from millicent.core.usage import Provenance
 from millicent.wire import openai_chat, openai_common, openai_completions
 from millicent.wire import receipts as receipts_wire
+from support import receipts, snapshots
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
