@@ -162,7 +162,10 @@ def test_a_client_that_goes_stops_the_work_and_leaves_a_receipt(server: LiveServ
 
 def test_a_client_that_goes_while_its_prompt_is_read_stops_that_too(server: LiveServer) -> None:
     body = json.dumps(LONG | {"prompt": [7] * 8000}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nX-Millicent-Run: early\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nX-Millicent-Run: early\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(head.encode() + body)
         deadline = time.monotonic() + 60
@@ -204,7 +207,8 @@ def test_garbage_gets_a_4xx_in_openais_shape(server: LiveServer, body: bytes, st
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405), ("GET", "/v1/receipts/rcpt_none", 404),
-     ("GET", "/v1/receipts?colour=red", 400), ("GET", "/v1/receipts?limit=0", 400), ("GET", "/v1/accounts?from=soon", 400),
+     ("GET", "/v1/receipts?colour=red", 400), ("GET", "/v1/receipts?limit=0", 400),
+     ("GET", "/v1/accounts?from=soon", 400),
      ("GET", "/v1/receipts?after=%00", 400), ("GET", "/v1/models/none", 404)],
 )  # fmt: skip
 def test_a_wrong_address_or_parameter_is_told_in_openais_shape(

@@ -51,8 +51,9 @@ def test_nulls_and_neutral_values_change_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("n", 2), ("n", True), ("logprobs", True), ("tools", [{"type": "function"}]), ("response_format", {"type": "json_object"}),
-     ("frequency_penalty", 0.5), ("logit_bias", {"1": 2}), ("audio", {}), ("store", True), ("reasoning_effort", "high")],
+    [("n", 2), ("n", True), ("logprobs", True), ("tools", [{"type": "function"}]),
+     ("response_format", {"type": "json_object"}), ("audio", {}), ("store", True), ("reasoning_effort", "high"),
+     ("frequency_penalty", 0.5), ("logit_bias", {"1": 2})],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> None:
     error = complaint(**{field: value})
@@ -125,10 +126,9 @@ json_values = st.recursive(
 def test_any_values_in_known_fields_decode_or_are_an_invalid_request(fields: dict[str, Any]) -> None:
     try:
         request, _ = openai_chat.decode(json.dumps(HELLO | fields).encode(), {}, "rcpt_1")
-    except InvalidRequest as error:
-        assert error.message
-    else:
-        assert request.id == "rcpt_1"
+    except InvalidRequest:
+        return
+    assert request.id == "rcpt_1"
 
 
 def test_an_assistant_message_comes_back_as_it_was_sent() -> None:

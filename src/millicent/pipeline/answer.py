@@ -67,7 +67,7 @@ class Answer:
             run.cancel()
 
     async def take(self) -> str | None:
-        """The next text; None at the end, when the receipt is durable. Raises what went wrong, after the text before it.
+        """The next text; None at the end, when the receipt is durable. Raises what went wrong, after the text before.
 
         Cancelling a wait loses nothing: call again.
         """

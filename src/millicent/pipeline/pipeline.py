@@ -242,7 +242,7 @@ class Pipeline:
                 failing = False
             except LedgerUnavailable as error:
                 if not failing:
-                    log.error("the ledger can't be written: %s", error.message)
+                    log.warning("the ledger can't be written: %s", error.message)
                 failing = True
 
     async def _close_unsettled(self) -> None:

@@ -233,6 +233,6 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-async def _on_bug(request: Request, _: Exception) -> Response:
-    log.exception("%s %s failed in a way it should not", request.method, request.url.path)
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed in a way it should not", request.method, request.url.path, exc_info=error)
     return await _on_error(request, MillicentError("The server failed: retry, and report this if it happens again."))

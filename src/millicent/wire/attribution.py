@@ -19,7 +19,7 @@ _REFUSED_HEADERS = ("x-millicent-max-cost-usd", "x-millicent-latency-target-ms",
 def read_attribution(
     headers: Mapping[str, str], *, user: str | None = None, metadata: Mapping[str, str] | None = None
 ) -> Attribution:
-    """Headers `X-Millicent-{User,Team,Feature,Tier,Conversation,Run}` and `X-Millicent-Tags: k=v,...` win over the body.
+    """Headers `X-Millicent-{User,Team,Feature,Tier,Conversation,Run}` and `X-Millicent-Tags: k=v,...` beat the body.
 
     `metadata` entries with those names are attribution too; the others become tags. Raises InvalidRequest naming
     the header or field that is too long or malformed.
