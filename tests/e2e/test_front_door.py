@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from support.tiny_models import write_tiny_llama
 
 from support.live import LiveServer, live_server
+from support.tiny_models import write_tiny_llama
 
 LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_eos": True}
 
