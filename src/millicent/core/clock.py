@@ -89,3 +89,12 @@ def iso_utc(utc_ns: int) -> str:
     seconds, rest_ns = divmod(utc_ns, NS_PER_S)
     whole = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return f"{whole}.{rest_ns // 1000:06d}Z"
+
+
+def parse_time_ns(text: str) -> int:
+    """UTC nanoseconds of an ISO 8601 time or date; one without a zone is UTC. Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    elapsed = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (elapsed.days * 86_400 + elapsed.seconds) * NS_PER_S + elapsed.microseconds * 1000

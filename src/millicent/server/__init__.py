@@ -1,1 +1,1 @@
-"""HTTP: routes, authentication, disconnects."""
+"""HTTP: routes, bodies, disconnects, errors in the dialect's shape."""

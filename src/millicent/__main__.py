@@ -1,0 +1,5 @@
+"""`python -m millicent`."""
+
+from millicent.cli import main
+
+main()

@@ -1,0 +1,239 @@
+"""Wiring: from a configuration to a server that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from millicent.backends.local import EngineState, LocalBackend, LocalModel
+from millicent.config import Config
+from millicent.core.clock import SystemClock
+from millicent.core.errors import ConfigError
+from millicent.core.identifiers import SystemIds
+from millicent.dashboard import dashboard_routes
+from millicent.ledger.queries import LedgerQueries
+from millicent.ledger.sqlite import SqliteLedger
+from millicent.meter.meter import Meter
+from millicent.meter.placements import placement_for
+from millicent.pipeline.pipeline import Pipeline
+from millicent.server.application import EngineReport, Server
+from millicent.server.config import ServerConfig
+from millicent.server.guard import is_loopback
+
+log = logging.getLogger(__name__)
+
+_LOG_BYTES = 10 << 20
+_LOG_FILES = 3
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What to serve, from where; `models` maps public names to files that are here."""
+
+    home: Path
+    config: Config
+    models: Mapping[str, LocalModel]
+
+
+@dataclass(frozen=True)
+class App:
+    """Everything that runs, wired together. It can answer once `backend.start` has returned."""
+
+    ledger: SqliteLedger
+    backend: LocalBackend
+    pipeline: Pipeline
+    server: Server
+
+
+class _Health:
+    """What `/ready` rests on: the ledger can be written, the engine is there."""
+
+    def __init__(self, ledger: SqliteLedger, backend: LocalBackend) -> None:
+        self._ledger = ledger
+        self._backend = backend
+
+    def engines(self) -> Sequence[EngineReport]:
+        status = self._backend.status()
+        models = {name: state.value for name, state in status.models.items()}
+        return [EngineReport(status.device, status.pid, models, status.state.value, status.message or None)]
+
+    def trouble(self) -> str | None:
+        if reason := self._ledger.healthy():
+            return f"the ledger can't be written: {reason}"
+        status = self._backend.status()
+        if status.state is EngineState.READY:
+            return None
+        return f"the engine is {status.state.value}" + (f": {status.message}" if status.message else "")
+
+
+@contextlib.asynccontextmanager
+async def open_app(options: ServeOptions) -> AsyncIterator[App]:
+    """Everything but the socket. On leaving, what runs is finished or settled, and everything is stopped."""
+    config, home = options.config, options.home
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    clock = SystemClock()
+    ids = SystemIds(clock)
+    gateway = ids.new("gw")
+    ledger = SqliteLedger(home / "ledger.db", config.ledger, clock, gateway)
+    await ledger.start()
+    try:
+        device = config.engine.device
+        meter = Meter(clock, gateway, ids)
+        meter.add_device(device, placement_for(device, config.placements))
+        backend = LocalBackend(config.engine, options.models, meter, clock, home)
+        pipeline = Pipeline(backends=[backend], ledger=ledger, meter=meter, clock=clock, limits=config.limits)
+        queries = LedgerQueries(home / "ledger.db")
+        server = Server(
+            config=config.server,
+            pipeline=pipeline,
+            queries=queries,
+            health=_Health(ledger, backend),
+            clock=clock,
+            ids=ids,
+            pages=dashboard_routes(
+                queries, models=lambda: list(pipeline.models()), clock=clock, refresh=pipeline.checkpoint
+            ),
+        )
+        pipeline.start()
+        try:
+            yield App(ledger, backend, pipeline, server)
+        finally:
+            await pipeline.stop(config.server.shutdown_grace_s)
+            await backend.close()
+    finally:
+        await ledger.stop()
+
+
+def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ConfigError for an address that can't be had, ModelError for a model."""
+    server = options.config.server
+    if not is_loopback(server.host):
+        raise ConfigError(
+            f"host {server.host} would be reachable from other machines, and there are no keys to tell callers apart: "
+            "listen on 127.0.0.1 and put a proxy that authenticates in front."
+        )
+    with _listen(server) as listener, _logging(options.home):
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(options, listener, say))
+
+
+async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[str], None]) -> None:
+    settings = options.config.server
+    async with open_app(options) as app:
+        http = _HttpServer(
+            uvicorn.Config(
+                app.server.asgi,
+                http="httptools",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=settings.shutdown_grace_s,
+            )
+        )
+        serving = asyncio.create_task(http.serve(sockets=[listener]))
+        stopping = _stop_on_signals(http)
+        starting = asyncio.create_task(app.backend.start())
+        try:
+            await asyncio.wait({starting, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                _announce(say, settings.host, listener.getsockname()[1], app.pipeline.models())
+                await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            http.should_exit = True
+            await serving
+
+
+class _HttpServer(uvicorn.Server):
+    """Signals are ours: uvicorn would raise them again when it is done, before receipts are settled."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _stop_on_signals(http: uvicorn.Server) -> asyncio.Future[None]:
+    """Done at the first SIGINT or SIGTERM; a second one doesn't wait for answers that are still running."""
+    loop = asyncio.get_running_loop()
+    stopping: asyncio.Future[None] = loop.create_future()
+
+    def stop() -> None:
+        if stopping.done():
+            http.force_exit = True
+        else:
+            stopping.set_result(None)
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, stop)
+    return stopping
+
+
+def _announce(say: Callable[[str], None], host: str, port: int, models: Sequence[str]) -> None:
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    say(f"Millicent ready on {url}")
+    say(f"Serving {', '.join(models)}. Open {url}/ in a browser, or paste:\n")
+    say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
+    say(
+        f'  -d \'{{"model": "{models[0]}", "messages": [{{"role": "user", '
+        '"content": "What is the capital city of Japan?"}], "temperature": 0}\'\n'
+    )
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {config.host} port {config.port} ({error.strerror}): stop what uses it, or pass --port."
+        ) from None
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+@contextlib.contextmanager
+def _logging(home: Path) -> Iterator[None]:
+    """Everything from INFO up to a file that is rotated; warnings to the terminal too."""
+    folder = home / "logs"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = logging.handlers.RotatingFileHandler(
+        folder / "millicent.log", maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8"
+    )
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.WARNING)
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for handler in (file, terminal):
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in (file, terminal):
+            root.removeHandler(handler)
+            handler.close()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop

@@ -1,0 +1,104 @@
+"""One answer on its way: driven to its end by the pipeline, read by whoever asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from millicent.core.chunks import End
+from millicent.core.errors import MillicentError
+from millicent.core.protocols import Run
+from millicent.core.receipts import Receipt
+
+
+class Progress:
+    """When output came: times are UTC nanoseconds, `tokens` how many came so far."""
+
+    __slots__ = ("first_token_at_ns", "last_token_at_ns", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.first_token_at_ns: int | None = None
+        self.last_token_at_ns: int | None = None
+
+    def note(self, tokens: int, at_ns: int) -> None:
+        if tokens == 0:
+            return
+        self.tokens += tokens
+        self.last_token_at_ns = at_ns
+        if self.first_token_at_ns is None:
+            self.first_token_at_ns = at_ns
+
+
+class Answer:
+    """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
+
+    The answer is driven, and its receipt closed, whether or not anybody reads.
+    """
+
+    def __init__(self, opened: Receipt) -> None:
+        self.opened = opened
+        self.progress = Progress()
+        self._run: Run | None = None
+        self._cancelled = False
+        self._receipt: Receipt | None = None
+        self._waiting: list[str] = []
+        self._error: MillicentError | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def receipt_id(self) -> str:
+        return self.opened.id
+
+    @property
+    def settled(self) -> Receipt | None:
+        """The closed receipt, once it is durable."""
+        return self._receipt
+
+    def cancel(self) -> None:
+        """Stop the work within one step; the answer then ends as cancelled. Safe at any time, and twice."""
+        self._cancelled = True
+        if self._run is not None:
+            self._run.cancel()
+
+    def attach(self, run: Run) -> None:
+        """The work has begun; a cancellation that came before reaches it now."""
+        self._run = run
+        if self._cancelled:
+            run.cancel()
+
+    async def take(self) -> str | None:
+        """The next text; None at the end, when the receipt is durable. Raises what went wrong, after the text before.
+
+        Cancelling a wait loses nothing: call again.
+        """
+        while not self._waiting:
+            if self._error is not None:
+                raise self._error
+            if self._receipt is not None:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        text = "".join(self._waiting)
+        self._waiting.clear()
+        return text
+
+    async def wait_settled(self) -> None:
+        while self._receipt is None and self._error is None:
+            self._news.clear()
+            await self._news.wait()
+
+    def push(self, text: str) -> None:
+        if text:
+            self._waiting.append(text)
+            self._news.set()
+
+    def finish(self, receipt: Receipt, end: End) -> None:
+        """The receipt is durable: let the reader see the end."""
+        self._receipt = receipt
+        self._error = end.error
+        self._news.set()
+
+    def fail(self, error: MillicentError) -> None:
+        """The receipt could not be made durable: no answer ends as if it had been."""
+        self._error = error
+        self._news.set()

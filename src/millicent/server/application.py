@@ -1,0 +1,238 @@
+"""The HTTP application: which address does what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S, Clock, hour_start_ns, parse_time_ns
+from millicent.core.errors import InvalidRequest, MillicentError, ModelNotFound, NotFound
+from millicent.core.identifiers import Ids
+from millicent.ledger.queries import Queries, ReceiptFilter
+from millicent.pipeline.pipeline import Pipeline
+from millicent.server.config import ServerConfig
+from millicent.server.guard import Guard
+from millicent.server.inference import CHAT, COMPLETIONS, InferenceEndpoint
+from millicent.wire import openai_common
+from millicent.wire import receipts as receipts_wire
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_MAX_PAGE = 1000
+_FILTERS = ("key", "team", "user", "feature", "tier", "conversation", "run", "model", "status")
+
+
+class EngineReport(msgspec.Struct, frozen=True):
+    """One engine, as `/ready` shows it. `state` is starting, ready, restarting, failed or stopped."""
+
+    device: str
+    pid: int | None
+    models: dict[str, str]
+    state: str
+    message: str | None = None
+
+
+class Health(Protocol):
+    """What `/ready` rests on."""
+
+    def engines(self) -> Sequence[EngineReport]: ...
+
+    def trouble(self) -> str | None:
+        """Why requests can't be answered now, or None."""
+        ...
+
+
+class Server:
+    """The routes and what they need. `asgi` is the whole application, guard included."""
+
+    def __init__(
+        self,
+        *,
+        config: ServerConfig,
+        pipeline: Pipeline,
+        queries: Queries,
+        health: Health,
+        clock: Clock,
+        ids: Ids,
+        pages: Sequence[BaseRoute] = (),
+    ) -> None:
+        self._pipeline = pipeline
+        self._queries = queries
+        self._health = health
+        self._clock = clock
+        self._started_s = clock.now_ns() // NS_PER_S
+        routes: list[BaseRoute] = [
+            Route("/health", self._alive),
+            Route("/ready", self._ready),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{model:path}", self._model),
+            Route("/v1/receipts", self._receipts),
+            Route("/v1/receipts/{receipt_id}", self._receipt),
+            Route("/v1/accounts", self._accounts),
+        ]
+        for path, dialect in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETIONS)):
+            routes.append(Route(path, InferenceEndpoint(dialect, pipeline, ids, config), methods=["POST"]))
+        middleware = [Middleware(Guard, config=config)]
+        if config.allowed_origins:
+            middleware.insert(0, _cors(config))
+        self.asgi: ASGIApp = Starlette(
+            routes=[*routes, *pages],
+            middleware=middleware,
+            exception_handlers={MillicentError: _on_error, HTTPException: _on_http_error, Exception: _on_bug},
+        )
+
+    async def _alive(self, _: Request) -> Response:
+        return _json({"alive": True})
+
+    async def _ready(self, _: Request) -> Response:
+        trouble = self._health.trouble()
+        engines = [msgspec.to_builtins(engine) for engine in self._health.engines()]
+        body: dict[str, Any] = {"ready": trouble is None, "pid": _pid(), "engines": engines}
+        if trouble is not None:
+            body["reason"] = trouble
+        return _json(body, status=200 if trouble is None else 503)
+
+    async def _models(self, _: Request) -> Response:
+        return _json({"object": "list", "data": [self._model_body(model) for model in self._pipeline.models()]})
+
+    async def _model(self, request: Request) -> Response:
+        model = request.path_params["model"]
+        if model not in self._pipeline.models():
+            known = ", ".join(self._pipeline.models()) or "none"
+            raise ModelNotFound(f"Model `{model[:100]}` is not served here: this server has {known}.", param="model")
+        return _json(self._model_body(model))
+
+    def _model_body(self, model: str) -> dict[str, Any]:
+        return {"id": model, "object": "model", "created": self._started_s, "owned_by": "millicent"}
+
+    async def _receipts(self, request: Request) -> Response:
+        query = request.query_params
+        _refuse_unknown(query.keys(), {*_FILTERS, "limit", "after", "from", "to"})
+        where = ReceiptFilter(
+            **{name: query[name] for name in _FILTERS if name in query},
+            from_ns=_time(query.get("from"), "from"),
+            to_ns=_time(query.get("to"), "to"),
+        )
+        limit = _limit(query.get("limit"))
+        page = await _off_loop(lambda: self._queries.receipts(where, limit=limit, after=query.get("after")))
+        return _json(receipts_wire.list_body([receipts_wire.receipt_body(one) for one in page.receipts], page.next))
+
+    async def _receipt(self, request: Request) -> Response:
+        receipt_id = request.path_params["receipt_id"]
+        receipt = await _off_loop(lambda: self._queries.receipt(receipt_id))
+        if receipt is None:
+            raise NotFound(f"There is no receipt `{receipt_id[:100]}`: check the `X-Millicent-Receipt` header.")
+        return _json(receipts_wire.receipt_body(receipt))
+
+    async def _accounts(self, request: Request) -> Response:
+        query = request.query_params
+        _refuse_unknown(query.keys(), {"from", "to"})
+        now_ns = self._clock.now_ns()
+        from_ns = _time(query.get("from"), "from")
+        to_ns = _time(query.get("to"), "to")
+        await self._pipeline.checkpoint()
+        start_ns = hour_start_ns(now_ns) - 23 * NS_PER_HOUR if from_ns is None else from_ns
+        stop_ns = now_ns + NS_PER_HOUR if to_ns is None else to_ns
+        accounts = await _off_loop(lambda: self._queries.accounts(start_ns, stop_ns))
+        return _json(receipts_wire.list_body([receipts_wire.account_body(one) for one in accounts], None))
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()
+
+
+async def _off_loop(question: Callable[[], T]) -> T:
+    return await asyncio.to_thread(question)
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(receipts_wire.encode(body), status_code=status, media_type="application/json")
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return 50
+    if not text.isdecimal() or not 1 <= int(text) <= _MAX_PAGE:
+        raise InvalidRequest(f"Invalid `limit`: `{text[:40]}`; send 1 to {_MAX_PAGE}.", param="limit")
+    return int(text)
+
+
+def _time(text: str | None, name: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_time_ns(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"Invalid `{name}`: `{text[:40]}`; send a time such as 2026-01-31T12:00:00Z or a date.", param=name
+        ) from None
+
+
+def _refuse_unknown(names: object, known: set[str]) -> None:
+    for name in names:  # type: ignore[attr-defined]
+        if name not in known:
+            raise InvalidRequest(
+                f"Unknown parameter `{name}`: this address takes {', '.join(sorted(known))}.",
+                param=name,
+                code="unknown_parameter",
+            )
+
+
+def _cors(config: ServerConfig) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=list(config.allowed_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["X-Millicent-Receipt", "X-Millicent-Cost-USD"],
+    )
+
+
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, MillicentError)
+    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    return Response(
+        openai_common.encode(openai_common.error_body(error)),
+        status_code=error.status,
+        headers=headers,
+        media_type="application/json",
+    )
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        named: MillicentError = NotFound(f"There is nothing at `{request.url.path[:100]}`: see docs/api.md.")
+    elif error.status_code == 405:
+        named = InvalidRequest(
+            f"`{request.url.path[:100]}` doesn't take {request.method}: see docs/api.md.", code="method_not_allowed"
+        )
+    else:
+        named = InvalidRequest(str(error.detail))
+    response = await _on_error(request, named)
+    response.status_code = error.status_code
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed in a way it should not", request.method, request.url.path, exc_info=error)
+    return await _on_error(request, MillicentError("The server failed: retry, and report this if it happens again."))

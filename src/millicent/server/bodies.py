@@ -1,0 +1,54 @@
+"""Request bodies, bounded in size and time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from millicent.core.errors import InvalidRequest, TooLarge
+
+_MB = 1 << 20
+_DRAIN_LIMIT_BYTES = 64 * _MB
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_mb: int, timeout_s: float) -> bytes:
+    """The whole body. Raises TooLarge over `max_mb`, InvalidRequest when it doesn't arrive, ClientDisconnect.
+
+    A body that is too large is read to its end up to 64 MB and thrown away, so that a client that writes all before
+    it reads gets the answer; above that the answer comes at once.
+    """
+    limit = max_mb * _MB
+    declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+    if declared > _DRAIN_LIMIT_BYTES:
+        raise _too_large(max_mb)
+    pieces: list[bytes] = []
+    seen = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                piece = message.get("body", b"")
+                seen += len(piece)
+                if seen > _DRAIN_LIMIT_BYTES:
+                    raise _too_large(max_mb)
+                if seen <= limit:
+                    pieces.append(piece)
+                else:
+                    pieces.clear()
+                if not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        raise InvalidRequest(
+            f"The body did not arrive within {timeout_s:g} s: send it faster or smaller.", code="body_timeout"
+        ) from None
+    if seen > limit:
+        raise _too_large(max_mb)
+    return b"".join(pieces)
+
+
+def _too_large(max_mb: int) -> TooLarge:
+    return TooLarge(f"The body is over {max_mb} MB ([server] max_body_mb): send less.")

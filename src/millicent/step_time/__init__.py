@@ -1,0 +1,6 @@
+"""One model of how long a forward pass takes. It attributes, quotes, schedules and simulates."""
+
+from millicent.step_time.fit import Fitter
+from millicent.step_time.model import Coefficients, Work
+
+__all__ = ["Coefficients", "Fitter", "Work"]

@@ -1,0 +1,72 @@
+"""Whom a request is for: headers first, then the dialect's own `user` and `metadata`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from millicent.core.errors import InvalidRequest
+from millicent.core.request import Attribution
+
+FIELDS = ("user", "team", "feature", "tier", "conversation", "run")
+_PREFIX = "x-millicent-"
+_MAX_CHARACTERS = 256
+_MAX_TAGS = 16
+
+# Headers that promise something this server can't keep yet: refused, because to ignore one would cost money.
+_REFUSED_HEADERS = ("x-millicent-max-cost-usd", "x-millicent-latency-target-ms", "idempotency-key")
+
+
+def read_attribution(
+    headers: Mapping[str, str], *, user: str | None = None, metadata: Mapping[str, str] | None = None
+) -> Attribution:
+    """Headers `X-Millicent-{User,Team,Feature,Tier,Conversation,Run}` and `X-Millicent-Tags: k=v,...` beat the body.
+
+    `metadata` entries with those names are attribution too; the others become tags. Raises InvalidRequest naming
+    the header or field that is too long or malformed.
+    """
+    for name in _REFUSED_HEADERS:
+        if name in headers:
+            raise InvalidRequest(
+                f"Header `{name}` is not supported by this server: leave it out.",
+                param=name,
+                code="unsupported_parameter",
+            )
+    values: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    for key, value in (metadata or {}).items():
+        if key in FIELDS:
+            values[key] = _checked(value, f"metadata.{key}")
+        else:
+            tags[_checked(key, "metadata")] = _checked(value, f"metadata.{key}")
+    if user:
+        values["user"] = _checked(user, "user")
+    for field in FIELDS:
+        header = headers.get(_PREFIX + field)
+        if header:
+            values[field] = _checked(header, _PREFIX + field)
+    tags |= _parse_tags(headers.get(_PREFIX + "tags", ""))
+    if len(tags) > _MAX_TAGS:
+        raise InvalidRequest(f"{len(tags)} tags are too many: send at most {_MAX_TAGS}.", param="metadata")
+    return Attribution(**values, tags=tags)
+
+
+def _parse_tags(header: str) -> dict[str, str]:
+    tags = {}
+    for pair in filter(None, (piece.strip() for piece in header.split(","))):
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise InvalidRequest(
+                f"Header `{_PREFIX}tags` has `{pair[:40]}`: write it as `key=value,key=value`.", param=_PREFIX + "tags"
+            )
+        tags[_checked(key.strip(), _PREFIX + "tags")] = _checked(value.strip(), _PREFIX + "tags")
+    return tags
+
+
+def _checked(value: str, where: str) -> str:
+    if len(value) > _MAX_CHARACTERS:
+        raise InvalidRequest(
+            f"`{where}` has {len(value)} characters: shorten it to {_MAX_CHARACTERS} at most.", param=where
+        )
+    if not value.isprintable():
+        raise InvalidRequest(f"`{where}` holds control characters: remove them.", param=where)
+    return value

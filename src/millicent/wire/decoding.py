@@ -1,0 +1,70 @@
+"""Bytes to typed bodies: strict, and every complaint names the field."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from millicent.core.errors import InvalidRequest
+
+T = TypeVar("T")
+
+_AT = re.compile(r" - at `(?P<path>[^`]+)`$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>[^`]*)`")
+_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`")
+
+
+def decode_body(body: bytes, decoder: msgspec.json.Decoder[T], known_fields: Iterable[str]) -> T:
+    """The body as the decoder's type. Raises InvalidRequest, with `param` where a field is to blame."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(str(error), known_fields) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"The body is not valid JSON: {error}. Send one JSON object in UTF-8.", code="invalid_json"
+        ) from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply. Flatten it.", code="invalid_json") from None
+
+
+def _invalid_field(message: str, known_fields: Iterable[str]) -> InvalidRequest:
+    at = _AT.search(message)
+    path = at["path"].removeprefix("$").removeprefix(".") if at else ""
+    if unknown := _UNKNOWN.match(message):
+        field = _join(path, unknown["field"])
+        close = difflib.get_close_matches(unknown["field"], list(known_fields), n=1)
+        hint = f"did you mean `{close[0]}`?" if close else "remove it."
+        return InvalidRequest(f"Unknown field `{field}`: {hint}", param=field, code="unknown_parameter")
+    if missing := _MISSING.match(message):
+        field = _join(path, missing["field"])
+        return InvalidRequest(f"Missing required field `{field}`.", param=field, code="missing_required_parameter")
+    said = message[: at.start()] if at else message
+    if not path:
+        return InvalidRequest(f"The body must be one JSON object. {said}.", code="invalid_type")
+    return InvalidRequest(f"Invalid `{path}`: {said}.", param=path)
+
+
+def _join(path: str, field: str) -> str:
+    return f"{path}.{field}" if path else field
+
+
+def refuse_unless_neutral(body: msgspec.Struct, neutral: Mapping[str, tuple[Any, ...]], where: str = "") -> None:
+    """Refuse by name each field of `neutral` that is set to anything but the values that change nothing.
+
+    Booleans are told from the numbers they equal: `n: true` isn't `n: 1`.
+    """
+    for field, values in neutral.items():
+        value = getattr(body, field)
+        if value is None or any(type(value) is type(fine) and value == fine for fine in values):
+            continue
+        name = _join(where, field)
+        allowed = " or ".join(msgspec.json.encode(fine).decode() for fine in values)
+        advice = f"leave it out or send {allowed}." if allowed else "leave it out."
+        raise InvalidRequest(
+            f"`{name}` is not supported by this server: {advice}", param=name, code="unsupported_parameter"
+        )

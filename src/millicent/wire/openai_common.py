@@ -1,0 +1,125 @@
+"""What OpenAI's dialects share: usage with its cost, errors, finish reasons, server-sent events."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any
+
+import msgspec
+
+from millicent.core.chunks import FinishReason
+from millicent.core.clock import NS_PER_S
+from millicent.core.errors import InvalidRequest, MillicentError
+from millicent.core.receipts import Receipt
+from millicent.core.request import Limits, Sampling
+from millicent.core.usage import Leaf, weakest
+
+# Decimals become JSON numbers: dollars in `usage.cost` are exact, never a float on the way.
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+TopP = Annotated[float, msgspec.Meta(ge=0, le=1)]
+TopK = Annotated[int, msgspec.Meta(ge=-1)]
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+Stop = StopString | Annotated[list[StopString], msgspec.Meta(max_length=16)]
+ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+DONE = b"data: [DONE]\n\n"
+HEARTBEAT = b": waiting\n\n"
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`continuous_usage_stats` puts the running usage, with its cost so far, on every chunk."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class StreamShape(msgspec.Struct, frozen=True):
+    """What the caller asked to see in a stream."""
+
+    usage: bool = False
+    running_usage: bool = False
+
+    @classmethod
+    def of(cls, *, stream: bool, options: StreamOptions | None) -> StreamShape:
+        if options is None:
+            return cls()
+        if not stream:
+            raise InvalidRequest(
+                "`stream_options` goes only with `stream: true`: leave it out or stream.", param="stream_options"
+            )
+        return cls(usage=bool(options.include_usage), running_usage=bool(options.continuous_usage_stats))
+
+
+def sampling_of(temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None) -> Sampling:
+    return Sampling(
+        temperature=1.0 if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+        top_k=max(top_k or 0, 0),
+        seed=seed,
+    )
+
+
+def limits_of(max_tokens: int | None, stop: str | list[str] | None, ignore_eos: bool | None) -> Limits:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    return Limits(max_tokens=max_tokens, stop=stops, ignore_eos=bool(ignore_eos))
+
+
+def usage_body(receipt: Receipt) -> dict[str, Any]:
+    """OpenAI's overlapping totals from our disjoint leaves, and the cost. Unknown is null, never 0."""
+    usage = receipt.usage
+    read, written = usage.input_tokens, usage.output_tokens
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": None if read is None or written is None else read + written,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.tokens(Leaf.INPUT_CACHE_READ),
+            "audio_tokens": usage.tokens(Leaf.INPUT_AUDIO),
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.tokens(Leaf.OUTPUT_REASONING),
+            "audio_tokens": usage.tokens(Leaf.OUTPUT_AUDIO),
+        },
+        "cost": None if receipt.total is None else receipt.total.usd.normalize(),
+        "cost_details": cost_details(receipt),
+    }
+
+
+def cost_details(receipt: Receipt) -> dict[str, Any]:
+    """Dollars per meter, and how the total is known: by its weakest line."""
+    by_meter: dict[str, Decimal | None] = {}
+    for line in receipt.lines:
+        before = by_meter.get(line.meter, Decimal(0))
+        by_meter[line.meter] = None if before is None or line.amount is None else before + line.amount.usd
+    details: dict[str, Any] = {
+        f"{meter}_cost": None if amount is None else amount.normalize() for meter, amount in by_meter.items()
+    }
+    details["provenance"] = weakest(line.provenance for line in receipt.lines) if receipt.lines else "unknown"
+    return details
+
+
+def finish_reason(receipt: Receipt) -> str:
+    """OpenAI knows no `cancelled`: a client that has gone doesn't read it, a server that stops says `stop`."""
+    return FinishReason.LENGTH if receipt.finish_reason == FinishReason.LENGTH else FinishReason.STOP
+
+
+def created_s(receipt: Receipt) -> int:
+    return receipt.created_at_ns // NS_PER_S
+
+
+def error_body(error: MillicentError) -> dict[str, Any]:
+    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+
+
+def encode(body: object) -> bytes:
+    return _encoder.encode(body)
+
+
+def event(body: object) -> bytes:
+    """One server-sent event."""
+    return b"data: " + _encoder.encode(body) + b"\n\n"

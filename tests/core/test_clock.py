@@ -1,0 +1,51 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millicent.core.clock import NS_PER_HOUR, ManualClock, SystemClock, hours_between, iso_utc, parse_time_ns
+from millicent.core.identifiers import SequentialIds, SystemIds
+
+
+@given(st.integers(0, 4 * 10**18), st.integers(0, 50 * NS_PER_HOUR))
+def test_an_interval_cut_at_hours_keeps_every_nanosecond(start_ns: int, length_ns: int) -> None:
+    pieces = hours_between(start_ns, start_ns + length_ns)
+    assert sum(ns for _, ns in pieces) == length_ns
+    assert all(hour % NS_PER_HOUR == 0 and 0 < ns <= NS_PER_HOUR for hour, ns in pieces)
+    assert [hour for hour, _ in pieces] == sorted({hour for hour, _ in pieces})
+
+
+@given(st.integers(0, 253_402_300_799 * 10**6))
+def test_a_shown_time_reads_back_to_the_microsecond(microseconds: int) -> None:
+    assert parse_time_ns(iso_utc(microseconds * 1000)) == microseconds * 1000
+
+
+def test_a_date_is_midnight_utc_and_zones_are_honoured() -> None:
+    assert parse_time_ns("2026-01-01") == 1_767_225_600 * 10**9
+    assert parse_time_ns("2026-01-01T01:00:00+01:00") == parse_time_ns("2026-01-01")
+    with pytest.raises(ValueError, match="Invalid isoformat"):
+        parse_time_ns("yesterday")
+
+
+def test_the_system_clock_ties_utc_to_the_monotonic_clock() -> None:
+    clock = SystemClock()
+    before = clock.monotonic_ns()
+    assert clock.utc_ns(before) <= clock.now_ns()
+    assert clock.utc_ns(before + 5) - clock.utc_ns(before) == 5
+
+
+def test_a_manual_clock_refuses_to_go_back() -> None:
+    clock = ManualClock()
+    clock.advance(7)
+    assert clock.monotonic_ns() == 7
+    with pytest.raises(ValueError, match="cannot go back"):
+        clock.advance(-1)
+
+
+def test_identifiers_sort_by_time() -> None:
+    clock = ManualClock()
+    ids = SystemIds(clock)
+    first = ids.new("rcpt")
+    clock.advance(1_000_000)
+    assert first < ids.new("rcpt")
+    assert len(first) == len("rcpt_") + 26
+    assert SequentialIds().new("rcpt") == "rcpt_" + "0" * 25 + "1"

@@ -1,0 +1,260 @@
+"""The HTTP interface of a live server with a tiny model: every promise to a client."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from support.live import LiveServer, live_server
+from support.tiny_models import write_tiny_llama
+
+LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("front_door")
+    tiny = write_tiny_llama(folder / "tiny", context_tokens=8192)
+    with live_server(folder / "home", [str(tiny)], "[server]\nheartbeat_s = 1\n") as live:
+        yield live
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as made:
+        yield made
+
+
+def settled(server: LiveServer, receipt_id: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while True:
+        status, receipt = server.get(f"/v1/receipts/{receipt_id}")
+        assert status == 200, receipt
+        if receipt["status"] is not None:
+            assert isinstance(receipt, dict)
+            return receipt
+        assert time.monotonic() < deadline, "never settled"
+        time.sleep(0.02)
+
+
+def test_the_official_client_gets_an_answer_with_its_receipt(server: LiveServer, client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=5,
+        extra_headers={"X-Millicent-Feature": "greeting"}, user="ada",
+    )  # fmt: skip
+    completion = raw.parse()
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens <= 5
+    assert completion.usage.prompt_tokens_details is not None
+    assert completion.usage.prompt_tokens_details.cached_tokens == 0
+    receipt = settled(server, raw.headers["x-millicent-receipt"])
+    assert receipt["status"] == "succeeded"
+    assert receipt["total_usd"] == raw.headers["x-millicent-cost-usd"]
+    assert receipt["attribution"]["feature"] == "greeting"
+    assert receipt["attribution"]["user"] == "ada"
+    assert receipt["usage"]["output_text"] == {"tokens": completion.usage.completion_tokens, "provenance": "measured"}
+    assert receipt["accelerator"]["seconds"] > 0
+    assert receipt["lines"][0]["provenance"] == "assumed"
+
+
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "tiny", "messages": [{"role": "user", "content": "tell me"}], "temperature": 0, "max_tokens": 40,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asked)
+    pieces, usage, reasons = [], None, []
+    for chunk in client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            pieces.append(choice.delta.content or "")
+            reasons.append(choice.finish_reason)
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert reasons[-1] == whole.choices[0].finish_reason
+    assert usage is not None
+    assert whole.usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
+
+
+def test_a_stream_ends_only_when_its_receipt_is_settled(server: LiveServer) -> None:
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 3, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            if '"finish_reason":"length"' in line:
+                _, receipt = server.get(f"/v1/receipts/{response.headers['x-millicent-receipt']}")
+                assert receipt["status"] == "succeeded"
+                break
+        else:
+            raise AssertionError("no finish reason")
+
+
+def test_running_usage_and_cost_grow_on_every_chunk(server: LiveServer) -> None:
+    body = LONG | {"max_tokens": 20, "stream": True, "stream_options": {"continuous_usage_stats": True}}
+    tokens, costs = [], []
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                usage = json.loads(line.removeprefix("data: "))["usage"]
+                tokens.append(usage["completion_tokens"])
+                costs.append(usage["cost"])
+    assert tokens == sorted(tokens)
+    assert tokens[-1] == 20
+    assert costs == sorted(costs)
+    assert costs[0] > 0
+
+
+def test_thirty_two_at_once_all_finish_with_a_receipt_each_and_the_accounts_balance(
+    server: LiveServer, client: openai.OpenAI
+) -> None:
+    def ask(i: int) -> str:
+        raw = client.completions.with_raw_response.create(
+            model="tiny", prompt=f"number {i}", max_tokens=10 + i, extra_body={"ignore_eos": True}
+        )
+        usage = raw.parse().usage
+        assert usage is not None
+        assert usage.completion_tokens == 10 + i
+        return raw.headers["x-millicent-receipt"]
+
+    with ThreadPoolExecutor(32) as pool:
+        ids = list(pool.map(ask, range(32)))
+    assert len(set(ids)) == 32
+    assert all(settled(server, one)["status"] == "succeeded" for one in ids)
+    server.check_accounts()
+
+
+def test_options_are_honoured(client: openai.OpenAI) -> None:
+    def ask(**options: Any) -> Any:
+        return client.completions.create(model="tiny", prompt=[5, 6, 7], max_tokens=12, **options)
+
+    assert ask(seed=1, temperature=1).choices[0].text == ask(seed=1, temperature=1).choices[0].text
+    greedy = ask(temperature=0, extra_body={"ignore_eos": True}).choices[0]
+    assert ask(temperature=1, extra_body={"ignore_eos": True, "top_k": 1}).choices[0].text == greedy.text
+    stop = greedy.text[4:6]
+    stopped = ask(temperature=0, stop=stop, extra_body={"ignore_eos": True}).choices[0]
+    assert stopped.text == greedy.text[: greedy.text.index(stop)]
+    assert stopped.finish_reason == "stop"
+    assert greedy.finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_stops_the_work_and_leaves_a_receipt(server: LiveServer, stream: bool) -> None:
+    marker = f"gone-{stream}"
+    body = json.dumps(LONG | {"stream": stream}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nX-Millicent-Run: {marker}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + body)
+        deadline = time.monotonic() + 60
+        while not (found := server.receipts(f"&run={marker}")):
+            assert time.monotonic() < deadline
+    receipt = settled(server, found[0]["id"])
+    assert receipt["status"] == "cancelled"
+    assert receipt["usage"]["output_text"]["tokens"] < 8000
+    server.check_accounts()
+
+
+def test_a_client_that_goes_while_its_prompt_is_read_stops_that_too(server: LiveServer) -> None:
+    body = json.dumps(LONG | {"prompt": [7] * 8000}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nX-Millicent-Run: early\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + body)
+        deadline = time.monotonic() + 60
+        while not (found := server.receipts("&run=early")):
+            assert time.monotonic() < deadline
+    assert settled(server, found[0]["id"])["status"] == "cancelled"
+
+
+def test_one_prompt_over_the_context_is_refused_alone(server: LiveServer, client: openai.OpenAI) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        fine = [pool.submit(client.completions.create, model="tiny", prompt="fine", max_tokens=30) for _ in range(3)]
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="tiny", prompt=[7] * 9000, max_tokens=5)
+        assert caught.value.code == "context_length_exceeded"
+        assert all(one.result().choices for one in fine)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"not json", 400), (b"", 400), (b"[]", 400), (b'{"model": 5}', 400), (b"[" * 200_000, 400),
+        (b'{"model": "tiny", "prompt": "\xff\xfe"}', 400),
+        (b'{"model": "tiny", "prompt": "x", "colour": 1}', 400),
+        (b'{"model": "absent", "prompt": "x"}', 404),
+        (b'{"model": "tiny", "prompt": [99999999]}', 400),
+        (b'{"model": "tiny", "prompt": ""}', 400),
+        (b'"' + b"x" * (50 << 20) + b'"', 413),
+    ],
+    ids=["not json", "empty", "array", "wrong type", "deep", "not utf-8", "unknown field", "no model", "no such token",
+         "empty prompt", "50 MB"],
+)  # fmt: skip
+def test_garbage_gets_a_4xx_in_openais_shape(server: LiveServer, body: bytes, status: int) -> None:
+    got, answer, _ = server.request("POST", "/v1/completions", body)
+    assert got == status, answer
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405), ("GET", "/v1/receipts/rcpt_none", 404),
+     ("GET", "/v1/receipts?colour=red", 400), ("GET", "/v1/receipts?limit=0", 400),
+     ("GET", "/v1/accounts?from=soon", 400),
+     ("GET", "/v1/receipts?after=%00", 400), ("GET", "/v1/models/none", 404)],
+)  # fmt: skip
+def test_a_wrong_address_or_parameter_is_told_in_openais_shape(
+    server: LiveServer, method: str, path: str, status: int
+) -> None:
+    got, answer, _ = server.request(method, path)
+    assert got == status, answer
+    assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"Host": "evil.example"}, 403), ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
+     ({"Host": "localhost"}, 200)],
+)  # fmt: skip
+def test_other_hosts_and_origins_are_refused(server: LiveServer, headers: dict[str, str], status: int) -> None:
+    assert server.request("GET", "/v1/models", headers=headers)[0] == status
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_receipts_are_paged_and_filtered(server: LiveServer, client: openai.OpenAI) -> None:
+    for _ in range(5):
+        client.completions.create(model="tiny", prompt="x", max_tokens=1, extra_headers={"X-Millicent-Team": "pager"})
+    _, first = server.get("/v1/receipts?team=pager&limit=2")
+    assert len(first["data"]) == 2
+    assert first["has_more"]
+    _, second = server.get(f"/v1/receipts?team=pager&limit=3&after={first['next']}")
+    ids = [one["id"] for one in first["data"] + second["data"]]
+    assert len(set(ids)) == 5
+    assert ids == sorted(ids, reverse=True)
+    assert not second["has_more"]
+
+
+def test_a_reader_that_pauses_gets_everything_in_the_end(server: LiveServer) -> None:
+    body = LONG | {"max_tokens": 2000, "stream": True, "stream_options": {"include_usage": True}}
+    tokens = None
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as response:
+        lines = response.iter_lines()
+        next(lines)
+        settled(server, response.headers["x-millicent-receipt"])
+        for line in lines:
+            if line.startswith("data: {"):
+                usage = json.loads(line.removeprefix("data: "))["usage"]
+                tokens = usage["completion_tokens"] if usage else tokens
+    assert tokens == 2000

@@ -1,0 +1,89 @@
+"""What clients see, to the byte."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from millicent.core.accounts import Account
+from millicent.core.errors import InvalidRequest, RateLimited
+from millicent.core.money import Money
+from millicent.core.usage import Provenance
+from millicent.wire import openai_chat, openai_common, openai_completions
+from millicent.wire import receipts as receipts_wire
+from support import receipts, snapshots
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
+def pretty(body: object) -> str:
+    return json.dumps(json.loads(receipts_wire.encode(body)), indent=1, ensure_ascii=False) + "\n"
+
+
+def stream(writer: Any, text: list[str]) -> str:
+    opened, closed = receipts.running(), receipts.settled()
+    events = [writer.start(opened), *(writer.text(opened, piece) for piece in text), writer.end(closed)]
+    return b"".join(events).decode()
+
+
+@pytest.mark.parametrize("dialect", [openai_chat, openai_completions])
+def test_whole_answers(dialect: Any) -> None:
+    body = dialect.answer_body(receipts.settled(), "To\nkyo ✓")
+    snapshots.check(SNAPSHOTS / f"{dialect.DIALECT}.answer.json", pretty(body))
+
+
+@pytest.mark.parametrize("dialect", [openai_chat, openai_completions])
+@pytest.mark.parametrize("shape", ["plain", "usage", "running_usage"])
+def test_streams(dialect: Any, shape: str) -> None:
+    asked = openai_common.StreamShape(usage=shape != "plain", running_usage=shape == "running_usage")
+    snapshots.check(
+        SNAPSHOTS / f"{dialect.DIALECT}.stream.{shape}.txt", stream(dialect.Stream(asked), ["To\nkyo", " ✓"])
+    )
+
+
+def test_a_cut_off_answer_says_length() -> None:
+    cut = msgspec.structs.replace(receipts.settled(), finish_reason="length")
+    body = openai_chat.answer_body(cut, "To")
+    assert body["choices"][0]["finish_reason"] == "length"
+
+
+def test_errors() -> None:
+    errors = [
+        InvalidRequest("Invalid `temperature`: Expected `float` <= 2.0.", param="temperature"),
+        RateLimited("256 requests are running: retry in a moment.", retry_after_s=1),
+    ]
+    snapshots.check(SNAPSHOTS / "errors.json", pretty([openai_common.error_body(error) for error in errors]))
+
+
+@pytest.mark.parametrize("name", ["running", "settled", "unknown"])
+def test_receipts(name: str) -> None:
+    receipt = getattr(receipts, name)()
+    snapshots.check(SNAPSHOTS / f"receipt.{name}.json", pretty(receipts_wire.receipt_body(receipt)))
+
+
+def test_accounts() -> None:
+    account = Account(
+        device="cpu", placement="this-machine", hour_ns=receipts.START_NS, accelerators=1, wall_ns=100, serving_ns=40,
+        overhead_ns=30, lost_ns=5, idle_ns=20, down_ns=5, usd_per_hour=Decimal("0.10"),
+        rate_provenance=Provenance.ASSUMED, cost=Money(12),
+    )  # fmt: skip
+    snapshots.check(
+        SNAPSHOTS / "accounts.json", pretty(receipts_wire.list_body([receipts_wire.account_body(account)], None))
+    )
+
+
+def test_unknown_usage_is_null_and_an_unpriced_answer_costs_null() -> None:
+    usage = openai_common.usage_body(receipts.unknown())
+    assert usage["prompt_tokens"] is None
+    assert usage["total_tokens"] is None
+    assert usage["cost"] is None
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+    assert b"null" in openai_common.encode(usage["cost_details"])
+
+
+def test_cost_is_an_exact_json_number() -> None:
+    encoded = openai_common.encode(openai_common.usage_body(receipts.settled()))
+    assert json.loads(encoded, parse_float=Decimal)["cost"] == Decimal("0.000025")
