@@ -30,9 +30,7 @@ def open_model(frame: Load, *, config: EngineConfig, threads: int) -> OpenModel:
 
     path = Path(frame.path)
     tokenizer = load_tokenizer(path)
-    model = load_model(
-        path, dtype=frame.dtype, name=frame.model, deterministic=config.deterministic, threads=threads
-    )
+    model = load_model(path, dtype=frame.dtype, name=frame.model, deterministic=config.deterministic, threads=threads)
     return OpenModel(model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer))
 
 

@@ -68,7 +68,9 @@ class Connection:
         while len(self._incoming) - position >= 4:
             size = int.from_bytes(self._incoming[position : position + 4], "big")
             if size > MAX_FRAME_BYTES:
-                raise Disconnected(f"the gateway announced a frame of {size} bytes; at most {MAX_FRAME_BYTES} are allowed")
+                raise Disconnected(
+                    f"the gateway announced a frame of {size} bytes; at most {MAX_FRAME_BYTES} are allowed"
+                )
             end = position + 4 + size
             if len(self._incoming) < end:
                 break

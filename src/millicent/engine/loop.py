@@ -113,7 +113,7 @@ class Engine:
                 return LoadFailed(frame.model, error.message, "model_unusable")
             except OutOfMemory as error:
                 return LoadFailed(frame.model, str(error), "out_of_memory")
-            except Exception as error:  # a file that trips up its reader costs this model only
+            except Exception as error:  # noqa: BLE001 - a file that trips up its reader costs this model only
                 _log.exception("loading %s failed", frame.model)
                 if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is torch's
                     message = f"the system has no memory left to load {frame.model}; lower [engine] memory_gb"

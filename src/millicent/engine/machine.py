@@ -18,7 +18,7 @@ def memory_budget_bytes(config: EngineConfig) -> int:
         return int(config.memory_gb * 1e9)
     import psutil
 
-    limits = [psutil.virtual_memory().total]
+    limits: list[int] = [psutil.virtual_memory().total]
     for group in _own_cgroups():
         for name in ("memory.max", "memory.limit_in_bytes"):  # cgroup v2, v1
             limits += _numbers(group / name)[:1]
@@ -39,7 +39,7 @@ def usable_cores(config: EngineConfig) -> int:
 
 
 def _own_cgroups() -> list[Path]:
-    """This process's control groups and those around them. Empty outside Linux."""
+    """The control groups around our process, its own included. Empty outside Linux."""
     try:
         lines = Path("/proc/self/cgroup").read_text("ascii").splitlines()
     except OSError:

@@ -96,12 +96,7 @@ class Runner:
         sequence = Sequence(frame.sequence, list(frame.tokens))
         try:
             words = self._words(frame.limits.stop)
-            largest = max(sequence.tokens, default=0)
-            if largest >= self._model.vocabulary_size or min(sequence.tokens, default=0) < 0:
-                raise InvalidRequest(
-                    f"the prompt holds token {largest}; this model's tokens are 0 to {self._model.vocabulary_size - 1}",
-                    param="prompt",
-                )
+            self._check_tokens(sequence.tokens)
             self.scheduler.add(sequence)
         except InvalidRequest as error:
             return Output(sequence.id, 0, "", FinishReason.ERROR.value, error.message)
@@ -109,9 +104,16 @@ class Runner:
         self._answers[sequence.id] = _Answer(sequence, frame.sampling, frame.limits, seed, words)
         return None
 
+    def _check_tokens(self, tokens: list[int]) -> None:
+        """A token that the model doesn't know would fail the whole forward pass."""
+        for token in (min(tokens, default=0), max(tokens, default=0)):
+            if not 0 <= token < self._model.vocabulary_size:
+                last = self._model.vocabulary_size - 1
+                raise InvalidRequest(f"the prompt holds token {token}; this model's are 0 to {last}", param="prompt")
+
     def cancel(self, sequence: int) -> Output | None:
         answer = self._drop(sequence)
-        return answer and answer.end(FinishReason.CANCELLED)
+        return None if answer is None else answer.end(FinishReason.CANCELLED)
 
     def abandon(self, error: str) -> tuple[Output, ...]:
         """End everything that runs."""
@@ -124,7 +126,7 @@ class Runner:
         works = tuple(map(self.scheduler.advance, pieces))
         try:
             outputs = self._forward(pieces)
-        except Exception as error:  # whatever a forward pass trips over ends its own sequences, never the process
+        except Exception as error:  # noqa: BLE001 - a failed pass ends its own sequences, never the process
             _log.exception("a forward pass of %s failed", self._model.name)
             detail = " ".join(str(error).split())[:200]
             reason = f"the model failed while computing this answer ({type(error).__name__}: {detail}); retry"

@@ -88,7 +88,9 @@ def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> list[int]:
     before = cumulative.gather(1, block) - sums.gather(1, block)
     inside = blocks[torch.arange(len(weights)), block[:, 0]].cumsum(dim=-1, dtype=torch.float64)
     # The two levels round differently; kept in [0, mass of the block), the target meets a token of positive mass.
-    within = (targets - before).clamp(min=0).minimum(torch.nextafter(inside[:, -1:], torch.zeros(1, dtype=torch.float64)))
+    within = (
+        (targets - before).clamp(min=0).minimum(torch.nextafter(inside[:, -1:], torch.zeros(1, dtype=torch.float64)))
+    )
     offset = torch.searchsorted(inside, within, right=True)
     tokens: list[int] = (block * _BLOCK_TOKENS + offset)[:, 0].tolist()
     return tokens
