@@ -114,7 +114,6 @@ class _Cursor:
         return list(values)
 
 
-
 def read_gguf_head(path: Path) -> GgufHead:
     """Metadata and tensor table of the file at `path`. Raises ModelError if it is missing, cut off or damaged."""
     try:

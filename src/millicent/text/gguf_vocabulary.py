@@ -42,7 +42,9 @@ _CUTS = {
 }
 
 # Control tokens that end a turn, by the names that models give them.
-_TURN_ENDS = frozenset({"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>"})
+_TURN_ENDS = frozenset(
+    {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +154,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, texts: list[str], kinds: list[int
     from tokenizers import AddedToken
 
     special = set(ids.values()) | {token for token, kind in enumerate(kinds) if kind in {_CONTROL, _UNKNOWN}}
-    backend.add_special_tokens(
-        [AddedToken(texts[token], special=True, normalized=False) for token in sorted(special)]
-    )
+    backend.add_special_tokens([AddedToken(texts[token], special=True, normalized=False) for token in sorted(special)])
     backend.add_tokens(
         [
             AddedToken(texts[token], special=False, normalized=False)

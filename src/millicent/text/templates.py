@@ -107,11 +107,7 @@ class SpecialTokens:
     def guard(self, messages: Sequence[Message]) -> tuple[str, list[dict[str, str]]]:
         """The guard that was chosen and the messages as templates take them, guarded."""
         fields = [
-            {
-                field: text
-                for field in ("role", "content", "name")
-                if (text := getattr(message, field)) is not None
-            }
+            {field: text for field in ("role", "content", "name") if (text := getattr(message, field)) is not None}
             for message in messages
         ]
         guard = _unused_character(text for each in fields for text in each.values())
