@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 NANOUSD_PER_USD = 10**9
+_NANOUSD_PER_CENT = Decimal(10**7)
+_NANOUSD_PER_MILLICENT = Decimal(10**4)
 
 # Wide enough that no product of a quantity and a unit price loses a digit before the one rounding.
 _EXACT = Context(prec=60)
@@ -53,8 +55,34 @@ class Money:
 
     def __str__(self) -> str:
         """Plain decimal dollars, as our JSON shows them: `0.000012345`, never an exponent."""
-        text = f"{self.usd:f}"
-        return text.rstrip("0").rstrip(".") if "." in text else text
+        return _plain(self.usd)
+
+    def human(self) -> str:
+        """In the unit a person can read: `$1.20` from a dollar up, `3.4 cents` from a cent, else `210 millicents`.
+
+        Below a dollar three significant digits, half-even; dollars to the cent. For reading, never for adding up.
+        """
+        sign, magnitude = ("-" if self.nanousd < 0 else ""), Decimal(abs(self.nanousd))
+        if magnitude == 0:
+            return "$0.00"
+        millicents = _three_digits(_EXACT.divide(magnitude, _NANOUSD_PER_MILLICENT))
+        if millicents < 1000:
+            return f"{sign}{_plain(millicents)} {'millicent' if millicents == 1 else 'millicents'}"
+        cents = _three_digits(_EXACT.divide(magnitude, _NANOUSD_PER_CENT))
+        if cents < 100:
+            return f"{sign}{_plain(cents)} {'cent' if cents == 1 else 'cents'}"
+        usd = _EXACT.divide(magnitude, Decimal(NANOUSD_PER_USD)).quantize(Decimal("0.01"), ROUND_HALF_EVEN, _EXACT)
+        return f"{sign}${usd:,f}"
+
+
+def _three_digits(value: Decimal) -> Decimal:
+    """Three significant digits; whole numbers stay whole."""
+    return value.quantize(Decimal(1).scaleb(min(value.adjusted() - 2, 0)), ROUND_HALF_EVEN, _EXACT)
+
+
+def _plain(value: Decimal) -> str:
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 ZERO = Money(0)
