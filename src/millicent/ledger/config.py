@@ -1,14 +1,19 @@
-"""`[ledger]`: how hard receipts are kept."""
+"""`[ledger]`: how receipts are kept."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 
 class LedgerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """With `durability = "power"` a receipt survives a power cut before its answer ends; `"process"` survives only the
-    end of the process, and saves a disk flush per commit."""
+    """`durability` is what a committed receipt survives: loss of `power`, or only the end of the `process`.
+
+    `max_pending` bounds what waits for the disk; beyond it requests are refused. `busy_timeout_ms` is how long
+    another process may hold the ledger's write lock before that counts as unavailable.
+    """
 
     durability: Literal["power", "process"] = "power"
+    max_pending: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    busy_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 2_000
