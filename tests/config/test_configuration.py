@@ -31,12 +31,11 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path) -> None:
     config = load(
         written(
             tmp_path,
-            '[server]\nport = 9000\n\n[models.mine]\npath = "m.gguf"\npreload = true\n[ledger]\ndurability = "process"\n',
+            '[server]\nport = 9000\n\n[models.mine]\npreload = true\n[ledger]\ndurability = "process"\n',
         )
     )
     assert config.server.port == 9000
     assert config.server.host == Config().server.host
-    assert config.models["mine"].path == "m.gguf"
     assert config.models["mine"].preload
     assert config.ledger.durability == "process"
 

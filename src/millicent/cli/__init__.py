@@ -1,0 +1,48 @@
+"""The command line. Every error is one line on stderr: exit 2 for how it was called, 130 when interrupted, else 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `millicent` program."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One command, to its exit status."""
+    import click
+
+    from millicent.cli.commands import millicent
+    from millicent.core.errors import MillicentError
+
+    try:
+        status = millicent.main(list(arguments) or ["--help"], prog_name="millicent", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "millicent"
+        return _fail(f"{error.format_message()} (see `{command} --help`)", 2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 1)
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except MillicentError as error:
+        return _fail(error.message, 1)
+    except BrokenPipeError:
+        # Whoever read our output has left, which is fine; the interpreter must not complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get("MILLICENT_DEBUG"):
+            raise
+        what = " ".join(str(error).split()) or "no message"
+        return _fail(f"{type(error).__name__}: {what} (unexpected: MILLICENT_DEBUG=1 shows where)", 1)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,21 @@
+"""All commands, under one name. A command's own imports wait until it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import click
+
+from millicent import __version__
+from millicent.cli.checks import config, doctor
+from millicent.cli.conversation import chat, run
+from millicent.cli.ledger import receipts, report
+from millicent.cli.serving import serve
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="millicent", message="%(prog)s %(version)s")
+def millicent() -> None:
+    """The inference server with the meter built in: every answer comes with a durable receipt."""
+
+
+for _command in (serve, chat, run, receipts, report, config, doctor):
+    millicent.add_command(_command)

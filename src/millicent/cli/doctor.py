@@ -1,0 +1,189 @@
+"""What this machine can do for Millicent. Each check says what it found and, where something is amiss, the fix."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from millicent import config as configuration
+from millicent.cli.show import size
+from millicent.core.errors import ConfigError
+
+_GB = 10**9
+_CPUINFO = Path("/proc/cpuinfo")
+_CGROUP = Path("/sys/fs/cgroup")
+# What the kernels make use of, as Linux names it: x86-64, then arm64.
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16")
+
+
+class State(StrEnum):
+    GOOD = "good"
+    LIMITED = "limited"  # it works, with less than there could be
+    WRONG = "wrong"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    what: str
+    state: State
+    found: str
+    fix: str | None = None
+
+
+def examine() -> Iterator[Finding]:
+    """Every check, in the order in which problems are best solved."""
+    path = configuration.home() / configuration.FILE_NAME
+    try:
+        settings = configuration.load(path)
+        yield Finding("config", State.GOOD, str(path) if path.exists() else "defaults")
+    except ConfigError as error:
+        settings = configuration.Config()
+        yield Finding("config", State.WRONG, "millicent.toml has a mistake", error.message)
+    checks: tuple[Callable[[], Finding], ...] = (
+        python,
+        processor,
+        memory,
+        torch,
+        compiler,
+        lambda: folder("home", configuration.home()),
+        lambda: port(settings.server.host, settings.server.port),
+        lambda: ledger(configuration.home() / "ledger.db"),
+    )
+    for check in checks:
+        yield check()
+
+
+def python() -> Finding:
+    found = (
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    )
+    return Finding("python", State.GOOD, found)
+
+
+def processor() -> Finding:
+    cores = usable_cores()
+    features = cpu_features()
+    found = f"{cores:g} cores, {' '.join(features) or 'no vector extensions known'}"
+    if platform.machine() in {"x86_64", "AMD64"} and "avx2" not in features and _CPUINFO.exists():
+        return Finding("processor", State.LIMITED, found, "without AVX2 every answer is slow: use a newer machine.")
+    return Finding("processor", State.GOOD, found)
+
+
+def usable_cores() -> float:
+    """Cores this process may run on, and at most what its cgroup may use."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
+    return min(cores, int(quota) / int(period)) if quota.isdecimal() and period.strip().isdecimal() else cores
+
+
+def cpu_features() -> list[str]:
+    for line in _read(_CPUINFO).splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() in {"flags", "Features"}:
+            return [feature for feature in _CPU_FEATURES if feature in flags.split()]
+    return ["asimd"] if platform.machine() == "arm64" else []
+
+
+def memory() -> Finding:
+    available, total = psutil.virtual_memory().available, psutil.virtual_memory().total
+    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
+    if limit.isdecimal() and used.isdecimal():
+        total, available = min(total, int(limit)), min(available, max(int(limit) - int(used), 0))
+    found = f"{size(available)} free of {size(total)}"
+    if available < _GB:
+        return Finding(
+            "memory", State.LIMITED, found, "end other programs, or serve a small model."
+        )
+    return Finding("memory", State.GOOD, found)
+
+
+def torch() -> Finding:
+    try:
+        return Finding("torch", State.GOOD, importlib.metadata.version("torch"))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("torch", State.WRONG, "not installed", "pip install 'millicent[engine]'")
+
+
+def compiler() -> Finding:
+    found = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
+    if found is None:
+        fix = "on Debian: apt-get install g++; on macOS: xcode-select --install."
+        return Finding("compiler", State.LIMITED, "no C++ compiler: PyTorch's own kernels are used", fix)
+    return Finding("compiler", State.GOOD, found)
+
+
+def folder(what: str, path: Path) -> Finding:
+    """Whether `path`, or the folder in which it will be made, can be written and has room."""
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Finding(
+            what, State.WRONG, f"{path} can't be written", "set MILLICENT_HOME elsewhere."
+        )
+    free = shutil.disk_usage(existing).free
+    found = f"{path}, {size(free)} free"
+    if free < _GB:
+        return Finding(what, State.LIMITED, found, "make room: receipts can't be written on a full disk.")
+    return Finding(what, State.GOOD, found)
+
+
+def port(host: str, number: int) -> Finding:
+    """Free, or held by a Millicent that answers."""
+    address = f"{host}:{number}"
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(target)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and _answers(host, number):
+            return Finding("port", State.GOOD, f"a Millicent server answers on {address}")
+        reason = "is taken" if error.errno == errno.EADDRINUSE else str(error)
+        return Finding("port", State.WRONG, f"{address} {reason}", "set another `port` or `host` in [server].")
+    return Finding("port", State.GOOD, f"{address} is free")
+
+
+def _answers(host: str, number: int) -> bool:
+    connection = http.client.HTTPConnection(host, number, timeout=2)
+    try:
+        connection.request("GET", "/ready")
+        return b'"engines"' in connection.getresponse().read(65536)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def ledger(path: Path) -> Finding:
+    """SQLite's own check of the file: pages, indexes and constraints."""
+    if not path.exists():
+        return Finding("ledger", State.GOOD, "none yet: it is made with the first receipt")
+    fix = f"stop the server, keep a copy of {path}, and restore it from a backup."
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")]
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return Finding("ledger", State.WRONG, f"{path}: {error}", fix)
+    if problems != ["ok"]:
+        return Finding("ledger", State.WRONG, f"{path}: {'; '.join(problems)}", fix)
+    return Finding("ledger", State.GOOD, f"{path}, {size(path.stat().st_size)}, sound")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

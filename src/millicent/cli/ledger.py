@@ -1,0 +1,229 @@
+"""`receipts` and `report`: read from the ledger's file, whether or not a server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from millicent.cli.show import utc_ns
+from millicent.core.errors import NotFound
+
+if TYPE_CHECKING:
+    from millicent.core.receipts import Receipt
+    from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter, Totals
+
+# What `report` can group by: `millicent.ledger.queries.GroupBy`, written out so that help needn't load it.
+GROUPS = ("feature", "user", "team", "model", "key", "tier", "day", "hour", "status")
+_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "status")
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    """The same filters on every command that reads receipts."""
+    command = click.option("--until", metavar="TIME", callback=utc_ns, help="Only those created before this time.")(command)
+    command = click.option(
+        "--since", metavar="TIME", callback=utc_ns, help="Only those created from this time on: 2026-01-31, 2026-01-31T09:00, or 24h ago."
+    )(command)
+    for name in reversed(_ATTRIBUTES):
+        command = click.option(f"--{name}", help=f"Only those with this {name}.")(command)
+    return command
+
+
+_json = click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+
+
+@click.command()
+@click.argument("receipt_id", metavar="[ID]", required=False)
+@_filters
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many to show.")
+@click.option("--after", help="Go on after this point: the `next` of the page before.")
+@_json
+def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool, **filters: Any) -> None:
+    """Show the newest receipts, or the one with this ID."""
+    from millicent.cli import show
+    from millicent.wire.receipts import list_body, receipt_body
+
+    queries = _open_ledger()
+    if receipt_id is not None:
+        receipt = queries.receipt(receipt_id)
+        if receipt is None:
+            raise NotFound(f"no receipt {receipt_id} in this ledger: `millicent receipts` lists those there are.")
+        if json_:
+            show.as_json(receipt_body(receipt))
+        else:
+            print(card(receipt))
+        return
+    page = queries.receipts(_where(filters), limit=limit, after=after)
+    if json_:
+        show.as_json(list_body([receipt_body(receipt) for receipt in page.receipts], page.next))
+        return
+    header = ("CREATED (UTC)", "STATUS", "MODEL", "FEATURE", "USER", "IN", "OUT", "TIME", "COST", "RECEIPT")
+    print(show.table(header, [_row(each) for each in page.receipts], right=frozenset({"IN", "OUT", "TIME", "COST"})))
+    if page.next:
+        show.note(f"More: --after {page.next}")
+
+
+@click.command()
+@click.option("--by", type=click.Choice(GROUPS), default="feature", show_default=True, help="One row for each.")
+@_filters
+@_json
+def report(by: str, json_: bool, **filters: Any) -> None:
+    """Sum up what was spent, by whatever it was spent on."""
+    from millicent.cli import show
+
+    totals = _open_ledger().totals(cast("GroupBy", by), _where(filters))
+    if json_:
+        show.as_json({"object": "list", "by": by, "data": [_totals_body(each) for each in totals]})
+        return
+    header = (by.upper(), "REQUESTS", "IN", "OUT", "ACCELERATOR", "COST", "UNPRICED", "ASSUMED", "UNKNOWN USAGE")
+    rows = [_totals_row(each) for each in totals]
+    print(show.table(header, [*rows, _sum_row(totals)], right=frozenset(header[1:])))
+    if any(each.unpriced for each in totals):
+        show.note("Unpriced requests are not in COST: nobody knows what they cost.")
+    if any(each.assumed for each in totals):
+        show.note("Assumed costs rest on a rate that nobody has confirmed: set yours in [placements].")
+
+
+def card(receipt: Receipt) -> str:
+    """One receipt, as it is read: the amount, who and what, then the lines that add up to it."""
+    from millicent.cli import show
+
+    took, ran = receipt.timing, receipt.accelerator
+    given = {name: value for name, value in _attribution(receipt).items() if value}
+    facts = [
+        ("Status", " ".join(filter(None, (receipt.status or "running", _in_brackets(receipt.finish_reason)))), None),
+        ("Error", receipt.error, None),
+        ("Created", f"{show.moment(receipt.created_at_ns)} UTC", None),
+        ("Model", receipt.model, receipt.served_model if receipt.served_model != receipt.model else None),
+        ("Placement", receipt.placement or "none", receipt.backend),
+        ("For", ", ".join(f"{name} {value}" for name, value in given.items()) or "unattributed", None),
+        *((leaf.value, show.count(count.tokens), count.provenance) for leaf, count in receipt.usage.leaves.items()),
+        ("First token", show.duration(took.ttft_ns), None),
+        ("Total time", show.duration(took.total_ns), None),
+        ("Accelerator", show.duration(ran.serving_ns) if ran.steps else "unknown", ran.provenance),
+    ]
+    width = max(len(name) for name, _, _ in facts)
+    lines = [f"{show.amount(receipt.total)}   {receipt.id}", ""]
+    lines += [
+        show.printable(f"{_title(name):<{width}}  {value}{_in_brackets(extra, ' ')}")
+        for name, value, extra in facts
+        if value
+    ]
+    return "\n".join([*lines, "", *_lines(receipt)])
+
+
+def _lines(receipt: Receipt) -> list[str]:
+    from millicent.cli import show
+
+    header = ("LINE", "ROLE", "QUANTITY", "UNIT", "UNIT PRICE", "AMOUNT", "KNOWN BY")
+    rows = [
+        (
+            line.meter.value if line.book == "actual" else f"{line.meter} [{line.book}]",
+            line.role.value,
+            f"{line.quantity:f}",
+            line.unit,
+            "unpriced" if line.unit_price_usd is None else f"${line.unit_price_usd.normalize():f}",
+            "unpriced" if line.amount is None else f"${line.amount}",
+            line.provenance.value,
+        )
+        for line in receipt.lines
+    ]
+    total = ("total", "", "", "", "", "unpriced" if receipt.total is None else f"${receipt.total}", "")
+    return [show.table(header, [*rows, total], right=frozenset({"QUANTITY", "UNIT PRICE", "AMOUNT"}))]
+
+
+def _row(receipt: Receipt) -> tuple[str, ...]:
+    from millicent.cli import show
+
+    return (
+        show.moment(receipt.created_at_ns),
+        receipt.status or "running",
+        receipt.model,
+        receipt.attribution.feature or "-",
+        receipt.attribution.user or "-",
+        show.count(receipt.usage.input_tokens),
+        show.count(receipt.usage.output_tokens),
+        show.duration(receipt.timing.total_ns),
+        show.amount(receipt.total) if receipt.status else "-",
+        receipt.id,
+    )
+
+
+def _totals_row(totals: Totals) -> tuple[str, ...]:
+    from millicent.cli import show
+
+    figures = (totals.unpriced, totals.assumed, totals.unknown_usage)
+    return (
+        totals.group if totals.group is not None else "unattributed",
+        f"{totals.requests:,}",
+        show.count(totals.input_tokens),
+        show.count(totals.output_tokens),
+        show.duration(totals.serving_ns),
+        totals.cost.human(),
+        *(f"{figure:,}" for figure in figures),
+    )
+
+
+def _sum_row(totals: list[Totals]) -> tuple[str, ...]:
+    from millicent.core.money import Money
+    from millicent.ledger.queries import Totals
+
+    return _totals_row(
+        Totals(
+            group="total",
+            requests=sum(each.requests for each in totals),
+            input_tokens=sum(each.input_tokens for each in totals),
+            output_tokens=sum(each.output_tokens for each in totals),
+            serving_ns=sum(each.serving_ns for each in totals),
+            cost=Money.total(each.cost for each in totals),
+            unpriced=sum(each.unpriced for each in totals),
+            assumed=sum(each.assumed for each in totals),
+            unknown_usage=sum(each.unknown_usage for each in totals),
+        )
+    )
+
+
+def _totals_body(totals: Totals) -> dict[str, Any]:
+    return {
+        "group": totals.group,
+        "requests": totals.requests,
+        "input_tokens": totals.input_tokens,
+        "output_tokens": totals.output_tokens,
+        "serving_ns": totals.serving_ns,
+        "cost_usd": str(totals.cost),
+        "unpriced": totals.unpriced,
+        "assumed": totals.assumed,
+        "unknown_usage": totals.unknown_usage,
+    }
+
+
+def _open_ledger() -> LedgerQueries:
+    from millicent.config import home
+    from millicent.ledger.queries import LedgerQueries
+
+    path = home() / "ledger.db"
+    if not path.exists():
+        raise NotFound(f"no ledger at {path} yet: answer a request first, or set MILLICENT_HOME to where it is.")
+    return LedgerQueries(path)
+
+
+def _where(filters: dict[str, Any]) -> ReceiptFilter:
+    from millicent.ledger.queries import ReceiptFilter
+
+    return ReceiptFilter(from_ns=filters.pop("since"), to_ns=filters.pop("until"), **filters)
+
+
+def _attribution(receipt: Receipt) -> dict[str, str | None]:
+    given = receipt.attribution
+    named = {name: getattr(given, name) for name in given.__struct_fields__ if name != "tags"}
+    return named | {f"tag {name}": value for name, value in given.tags.items()}
+
+
+def _in_brackets(text: str | None, before: str = "") -> str:
+    return f"{before}({text})" if text else ""
+
+
+def _title(name: str) -> str:
+    """`input_cache_read` is `Input cache read`."""
+    return name[:1].upper() + name[1:].replace("_", " ")

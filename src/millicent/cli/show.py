@@ -1,0 +1,93 @@
+"""How figures look in a terminal: aligned columns, amounts a person can read, times in UTC; and exact JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import click
+
+from millicent.core.clock import NS_PER_S, SystemClock
+from millicent.core.money import Money
+
+_NS_PER_UNIT = {"s": NS_PER_S, "m": 60 * NS_PER_S, "h": 3600 * NS_PER_S, "d": 86400 * NS_PER_S, "w": 604800 * NS_PER_S}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def as_json(body: object) -> None:
+    import msgspec
+
+    # Decimals become numbers with all their digits; money is a string before it comes here.
+    encoded = msgspec.json.Encoder(decimal_format="number").encode(body)
+    print(msgspec.json.format(encoded, indent=2).decode())
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> str:
+    """Columns as wide as their widest cell; those named in `right` are aligned there."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = []
+    for row in (header, *rows):
+        cells = zip(header, row, widths, strict=True)
+        padded = (cell.rjust(width) if name in right else cell.ljust(width) for name, cell, width in cells)
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Names come from callers: what could move the terminal's cursor is shown as a question mark."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def amount(money: Money | None) -> str:
+    """What nobody could price is said so: it is not zero."""
+    return "unpriced" if money is None else money.human()
+
+
+def count(tokens: int | None) -> str:
+    return "unknown" if tokens is None else f"{tokens:,}"
+
+
+def duration(ns: int | None) -> str:
+    if ns is None:
+        return "-"
+    if ns < NS_PER_S:
+        return f"{Decimal(ns) / 1_000_000:.1f} ms"
+    return f"{Decimal(ns) / NS_PER_S:.2f} s"
+
+
+def size(count_bytes: int) -> str:
+    """Decimal units, as disks are sold and downloads counted."""
+    value, unit = Decimal(count_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def moment(utc_ns: int) -> str:
+    return datetime.fromtimestamp(utc_ns // NS_PER_S, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def note(text: str) -> None:
+    """A remark beside the output: on stderr, so that the output can be piped."""
+    print(text, file=sys.stderr)
+
+
+def utc_ns(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A time on the command line, as UTC nanoseconds: `2026-01-31`, `2026-01-31T09:00`, or how long ago: `24h`, `7d`."""
+    if value is None:
+        return None
+    number, unit = value[:-1], value[-1:]
+    if unit in _NS_PER_UNIT and number.isdecimal():
+        return SystemClock().now_ns() - int(number) * _NS_PER_UNIT[unit]
+    try:
+        when = datetime.fromisoformat(value)
+    except ValueError as error:
+        what = f"{value!r} is no time: write 2026-01-31, 2026-01-31T09:00 (UTC) or 24h, 7d (ago)."
+        raise click.BadParameter(what, ctx=context, param=parameter) from error
+    since = (when if when.tzinfo else when.replace(tzinfo=UTC)) - _EPOCH
+    return (since.days * 86400 + since.seconds) * NS_PER_S + since.microseconds * 1000

@@ -1,0 +1,173 @@
+"""How the command line behaves as a program: help, exit statuses, one-line errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import click
+import pytest
+
+from millicent import __version__
+from millicent.cli import commands, run
+from millicent.cli.ledger import GROUPS
+from millicent.core.errors import ModelError
+from millicent.ledger.queries import GroupBy
+
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture(autouse=True)
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MILLICENT_HOME", str(tmp_path))
+    monkeypatch.delenv("MILLICENT_DEBUG", raising=False)
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> Outcome:
+    status = run(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def program(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from millicent.cli import main; main()", *arguments]
+
+
+def leaves(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in group.commands.items():
+        found += leaves(command, (*path, name)) if isinstance(command, click.Group) else [(*path, name)]
+    return found
+
+
+@pytest.mark.parametrize("command", leaves(commands.millicent), ids=" ".join)
+def test_every_command_explains_itself(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = call(capsys, *command, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"Usage: millicent {' '.join(command)} ")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help_lists_the_commands(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, *arguments)
+    assert status == 0
+    assert all(f"\n  {name} " in out for name in commands.millicent.commands)
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version") == (0, f"millicent {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (("recepits",), "recepits"),
+        (("receipts", "--limmit", "3"), "--limmit"),
+        (("receipts", "--limit", "many"), "many"),
+        (("report", "--by", "planet"), "planet"),
+        (("receipts", "--since", "yesterday-ish"), "is no time"),
+        (("run", "smollm2:135m"), "PROMPT"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_2(
+    arguments: tuple[str, ...], fragment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = call(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert fragment in err
+
+
+def test_a_mistake_in_the_configuration_is_one_line_and_exit_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "millicent.toml").write_text("[server]\nprot = 1\n")
+    status, out, err = call(capsys, "config", "check")
+    assert (status, out) == (1, "")
+    assert err == f"error: {tmp_path}/millicent.toml:2: [server] has no setting `prot`: did you mean `port`?\n"
+
+
+def test_a_right_configuration_is_said_to_be_right(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "millicent.toml").write_text("[server]\nport = 1\n")
+    assert call(capsys, "config", "check") == (0, f"{tmp_path}/millicent.toml is right.\n", "")
+
+
+def test_the_configuration_as_json_holds_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "config", "check", "--json")
+    assert status == 0
+    assert '"max_concurrent": 256' in out
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (
+            ModelError("tiny.gguf: is cut off."),
+            1,
+            "error: tiny.gguf: is cut off.\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+        (
+            RuntimeError("a\nb"),
+            1,
+            "error: RuntimeError: a b (unexpected: MILLICENT_DEBUG=1 shows where)\n",
+        ),
+    ],
+)
+def test_what_goes_wrong_inside_is_one_line(
+    raised: BaseException,
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("millicent.config.load", fail)
+    got, out, err = call(capsys, "config", "check")
+    assert (got, out, err.lstrip("\n")) == (status, "", message)
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    """`millicent ... | head -1` ends quietly."""
+    command = [sys.executable, "-c", "from millicent.cli import main; print('x' * 10**6); main()", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 141
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom millicent.cli import run\nrun(['--help'])\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'rich', 'uvicorn', 'starlette', 'msgspec', 'sqlite3', 'asyncio'}\n"
+        "loaded = sorted(heavy & set(sys.modules))\n"
+        "sys.exit(f'help loads {loaded}' if loaded else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_torch_serve_says_what_to_install(tmp_path: Path) -> None:
+    hide = "import sys; sys.modules['torch'] = None; from millicent.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", hide, "serve"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"MILLICENT_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: the engine needs PyTorch, which isn't installed: pip install 'millicent[engine]'.\n"
+
+
+def test_report_groups_by_all_that_the_ledger_can() -> None:
+    assert get_args(GroupBy) == GROUPS
