@@ -60,6 +60,8 @@ def count(number: int | None, unit: str = "") -> Figure:
 def duration(ns: int | None) -> Figure:
     if ns is None:
         return Figure("–", "", "did not happen, or was not seen")
+    if ns == 0:
+        return Figure("0", "s", "")
     exact = f"{ns:,} ns"
     seconds = ns // NS_PER_S
     if seconds >= 3600:
@@ -76,7 +78,7 @@ def duration(ns: int | None) -> Figure:
 
 def _three_digits(ns: int, per_unit: int) -> str:
     value = Decimal(ns) / per_unit
-    places = max(0, 2 - value.adjusted()) if ns else 0
+    places = max(0, 2 - value.adjusted())
     return f"{value:.{places}f}"
 
 

@@ -23,12 +23,12 @@ from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns, iso_utc
 from millicent.core.errors import LedgerUnavailable, MillicentError, NotFound
 from millicent.core.money import ZERO, Money
 from millicent.core.receipts import Receipt, Status
-from millicent.core.usage import Provenance
+from millicent.core.usage import Provenance, weakest
 from millicent.dashboard import exports, figures
 from millicent.dashboard.selection import FIELDS, GROUPS, RANGES, Selection, parse
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
 
-LIVE_ROWS = 20
+LIVE_ROWS = 15
 PAGE_ROWS = 50
 EXPORT_ROWS = 500
 
@@ -268,6 +268,7 @@ def _environment() -> Environment:
         plural=figures.plural,
         price=figures.price,
         wall_sum=figures.wall_sum,
+        weakest=weakest,
     )
     environment.globals.update(
         when_short=figures.when_short,

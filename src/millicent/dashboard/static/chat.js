@@ -99,6 +99,7 @@ async function answer() {
         turn.receipt = event.receipt;
         continue;
       }
+      if (running !== controller) return; // a new chat began meanwhile
       turn.content += event.chunk.choices?.[0]?.delta?.content ?? "";
       meter.tick(event.chunk.usage);
       frame ??= requestAnimationFrame(() => {
