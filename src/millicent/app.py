@@ -23,7 +23,7 @@ from millicent.dashboard import dashboard_routes
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.meter import Meter
-from millicent.meter.placements import placement_for
+from millicent.meter.placements import Placement
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server
 from millicent.server.config import ServerConfig
@@ -37,11 +37,12 @@ _LOG_FILES = 3
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What to serve, from where; `models` maps public names to files that are here."""
+    """What to serve, from where; `models` maps public names to files that are here, on `placement`."""
 
     home: Path
     config: Config
     models: Mapping[str, LocalModel]
+    placement: Placement
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,18 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     await ledger.start()
     try:
         device = config.engine.device
+        placement = options.placement
         meter = Meter(clock, gateway, ids)
-        meter.add_device(device, placement_for(device, config.placements))
+        meter.add_device(device, placement, not_before_ns=await ledger.device_seen_ns(device))
         backend = LocalBackend(config.engine, options.models, meter, clock, home)
-        pipeline = Pipeline(backends=[backend], ledger=ledger, meter=meter, clock=clock, limits=config.limits)
+        pipeline = Pipeline(
+            backends=[backend],
+            ledger=ledger,
+            meter=meter,
+            placements={placement.name: placement},
+            clock=clock,
+            limits=config.limits,
+        )
         queries = LedgerQueries(home / "ledger.db")
         server = Server(
             config=config.server,
@@ -103,12 +112,13 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
                 queries, models=lambda: list(pipeline.models()), clock=clock, refresh=pipeline.checkpoint
             ),
         )
-        pipeline.start()
+        await pipeline.start()
         try:
             yield App(ledger, backend, pipeline, server)
         finally:
-            await pipeline.stop(config.server.shutdown_grace_s)
+            await pipeline.drain(config.server.shutdown_grace_s)
             await backend.close()
+            await pipeline.close()
     finally:
         await ledger.stop()
 

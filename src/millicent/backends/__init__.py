@@ -1,1 +1,1 @@
-"""Where requests are run: our own engine, or anywhere else."""
+"""Where requests run: our own engine, other servers, and a fake for tests. Each is a `core.protocols.Backend`."""

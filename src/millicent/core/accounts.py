@@ -48,12 +48,13 @@ class DeviceSession(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What the meter knows of one receipt so far."""
+    """What the meter knows of one receipt so far. `first_step_at_ns`: UTC start of the first step that worked on it."""
 
     receipt: str
     usage: Usage
     accelerator: Accelerator
     shares: tuple[HourShare, ...] = ()
+    first_step_at_ns: int | None = None
 
 
 class Checkpoint(msgspec.Struct, frozen=True):

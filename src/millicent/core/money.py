@@ -10,6 +10,9 @@ NANOUSD_PER_USD = 10**9
 _NANOUSD_PER_CENT = Decimal(10**7)
 _NANOUSD_PER_MILLICENT = Decimal(10**4)
 
+# ns x usd/hour, divided by this, is nano-dollars: 3.6e12 ns an hour, 1e9 nano-dollars a dollar.
+_HOUR_NS_PER_NANOUSD = 3600
+
 # Wide enough that no product of a quantity and a unit price loses a digit before the one rounding.
 _EXACT = Context(prec=60)
 
@@ -30,6 +33,15 @@ class Money:
     def price(cls, quantity: Decimal | int, unit_price_usd: Decimal) -> Money:
         """`quantity` units at `unit_price_usd` each, rounded half-even once."""
         return cls.from_usd(_EXACT.multiply(Decimal(quantity), unit_price_usd))
+
+    @classmethod
+    def of_time(cls, accelerator_ns: int, usd_per_hour: Decimal) -> Money:
+        """`accelerator_ns` at `usd_per_hour` each: ns x rate / 3.6e12 dollars, rounded once, half-even."""
+        nano_hours = _EXACT.multiply(Decimal(accelerator_ns), usd_per_hour)
+        numerator, denominator = nano_hours.as_integer_ratio()
+        whole, rest = divmod(numerator, denominator * _HOUR_NS_PER_NANOUSD)
+        half = 2 * rest - denominator * _HOUR_NS_PER_NANOUSD
+        return cls(whole + (half > 0 or (half == 0 and whole % 2 == 1)))
 
     @classmethod
     def total(cls, amounts: Iterable[Money]) -> Money:

@@ -64,6 +64,38 @@ class Line(msgspec.Struct, frozen=True):
     note: str | None = None
 
 
+def device_line(
+    attempt: int,
+    role: Role,
+    serving_ns: int,
+    usd_per_hour: Decimal | None,
+    provenance: Provenance,
+    *,
+    incurred_at_ns: int,
+    posted_at_ns: int,
+    note: str | None = None,
+) -> Line:
+    """Device time as a line, in seconds. No time costs nothing; time without a rate is unpriced.
+
+    The amount comes from nanoseconds and the hourly rate with one rounding. The unit price shown is the rate / 3600,
+    which needs infinitely many decimals, to the nearest 1e-18 dollars.
+    """
+    amount = None if usd_per_hour is None else Money.of_time(serving_ns, usd_per_hour)
+    return Line(
+        attempt=attempt,
+        role=role,
+        meter=Meter.ACCELERATOR,
+        quantity=Decimal(serving_ns).scaleb(-9),
+        unit="second",
+        unit_price_usd=None if usd_per_hour is None else (usd_per_hour / 3600).quantize(Decimal("1e-18")).normalize(),
+        amount=Money(0) if serving_ns == 0 else amount,
+        provenance=provenance,
+        incurred_at_ns=incurred_at_ns,
+        posted_at_ns=posted_at_ns,
+        note=note,
+    )
+
+
 class Attempt(msgspec.Struct, frozen=True):
     """One call to one backend. Open while `ended_at_ns` is None."""
 
@@ -113,6 +145,10 @@ class Accelerator(msgspec.Struct, frozen=True):
 class Energy(msgspec.Struct, frozen=True):
     joules: Decimal | None = None
     provenance: Provenance = Provenance.UNKNOWN
+
+
+# Key of `PriceSource.snapshot`: the dollars per accelerator-hour that the receipt's device time is priced at.
+RATE_KEY = "rate_usd_per_hour"
 
 
 class PriceSource(msgspec.Struct, frozen=True):

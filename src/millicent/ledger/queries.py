@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import msgspec
 
-from millicent.core.accounts import Account
+from millicent.core.accounts import Account, HourTime
+from millicent.core.clock import NS_PER_HOUR
+from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
+from millicent.core.usage import Provenance
+from millicent.ledger.locks import is_live
+from millicent.ledger.reading import read_receipts, select, wall_covering
+from millicent.ledger.schema import unavailable
+from millicent.ledger.verification import problems
 
 GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "day", "hour", "status"]
 
@@ -52,14 +66,192 @@ class Totals(msgspec.Struct, frozen=True):
     unknown_usage: int
 
 
+_GROUPS: dict[GroupBy, str] = {
+    "feature": "feature",
+    "user": "user",
+    "team": "team",
+    "model": "model",
+    "key": "key",
+    "tier": "tier",
+    "status": "status",
+    "day": "strftime('%Y-%m-%d', created_at_ns / 1000000000, 'unixepoch')",
+    "hour": "strftime('%Y-%m-%dT%H:00:00Z', created_at_ns / 1000000000, 'unixepoch')",
+}
+
+# Per receipt: its total (NULL when a line is unpriced or there is none), and whether an assumption is in it.
+_TOTALS = """
+    WITH priced AS (
+        SELECT r.*,
+            (SELECT CASE WHEN count(*) = count(amount_nanousd) THEN sum(amount_nanousd) END
+             FROM lines WHERE receipt = r.id AND book = 'actual') AS total_nanousd,
+            EXISTS (SELECT 1 FROM lines
+             WHERE receipt = r.id AND book = 'actual' AND provenance = 'assumed') AS assumed
+        FROM receipts AS r WHERE status IS NOT NULL AND {where}
+    )
+    SELECT {group} AS grouped, count(*) AS requests,
+        coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(output_tokens), 0) AS output_tokens,
+        sum(serving_ns) AS serving_ns, coalesce(sum(total_nanousd), 0) AS cost_nanousd,
+        count(*) - count(total_nanousd) AS unpriced, sum(assumed AND total_nanousd IS NOT NULL) AS assumed,
+        sum(input_tokens IS NULL OR output_tokens IS NULL) AS unknown_usage
+    FROM priced GROUP BY grouped ORDER BY {order}
+"""
+
+_ACCOUNTS = """
+    SELECT s.device, s.placement, s.accelerators, s.usd_per_hour, s.rate_provenance, h.*
+    FROM device_hours AS h JOIN device_sessions AS s ON s.id = h.session
+    WHERE h.hour_ns > ? AND h.hour_ns < ?
+"""
+
+
 class LedgerQueries:
-    """Opened on the ledger's path; never writes, never waits for the writer."""
+    """Opened on the ledger's path; never writes, never waits for the writer. Each answer is of one instant.
 
-    def receipt(self, receipt_id: str) -> Receipt | None: ...
+    A ledger that doesn't exist yet answers as an empty one. Raises LedgerUnavailable when it cannot be read.
+    """
 
-    def receipts(self, where: ReceiptFilter, *, limit: int = 50, after: str | None = None) -> ReceiptPage: ...
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
-    def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]: ...
+    def receipt(self, receipt_id: str) -> Receipt | None:
+        with self._snapshot() as connection:
+            found = [] if connection is None else read_receipts(connection, [receipt_id])
+        return found[0] if found else None
+
+    def receipts(self, where: ReceiptFilter, *, limit: int = 50, after: str | None = None) -> ReceiptPage:
+        """Raises InvalidRequest when `after` is no receipt."""
+        if limit < 1:
+            raise InvalidRequest(f"limit must be at least 1; got {limit}", param="limit")
+        with self._snapshot() as connection:
+            if connection is None:
+                return ReceiptPage((), None)
+            condition, values = _condition(where)
+            if after is not None:
+                last = connection.execute("SELECT created_at_ns, id FROM receipts WHERE id = ?", (after,)).fetchone()
+                if last is None:
+                    raise InvalidRequest(f"after: no receipt {after}; pass the `next` of a page", param="after")
+                condition += " AND (created_at_ns, id) < (?, ?)"
+                values = [*values, *last]
+            sql = f"SELECT id FROM receipts WHERE {condition} ORDER BY created_at_ns DESC, id DESC LIMIT ?"  # noqa: S608 - columns are ours
+            ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
+            page = read_receipts(connection, ids[:limit])
+        return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
+
+    def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]:
+        """Dearest first; days and hours in order."""
+        with self._snapshot() as connection:
+            if connection is None:
+                return []
+            condition, values = _condition(where)
+            order = "grouped" if by in {"day", "hour"} else "cost_nanousd DESC, grouped"
+            found = select(connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), values)
+        return [
+            Totals(
+                group=row["grouped"],
+                requests=row["requests"],
+                input_tokens=row["input_tokens"],
+                output_tokens=row["output_tokens"],
+                serving_ns=row["serving_ns"],
+                cost=Money(row["cost_nanousd"]),
+                unpriced=row["unpriced"],
+                assumed=row["assumed"],
+                unknown_usage=row["unknown_usage"],
+            )
+            for row in found
+        ]
 
     def accounts(self, from_ns: int, to_ns: int) -> list[Account]:
-        """As of the last checkpoint; ask the writer for one first where the running second matters."""
+        """Hours that overlap [from_ns, to_ns), oldest first, as of the last checkpoint; ask the writer for one first
+        where the running second matters. Where a device's accelerators or rate changed, each has its own account."""
+        with self._snapshot() as connection:
+            if connection is None:
+                return []
+            found = select(connection, _ACCOUNTS, (from_ns - NS_PER_HOUR, to_ns))
+        sums: dict[_Account, list[int]] = {}
+        for row in found:
+            hour = HourTime(row["hour_ns"], row["wall_ns"], row["overhead_ns"], row["lost_ns"], row["down_ns"])
+            account = _Account(
+                row["hour_ns"],
+                row["device"],
+                row["placement"],
+                row["accelerators"],
+                row["usd_per_hour"] or "",
+                row["rate_provenance"],
+            )
+            wall_ns = wall_covering(hour, row["serving_ns"], row["accelerators"])
+            parts = (wall_ns, row["serving_ns"], hour.overhead_ns, hour.lost_ns, hour.down_ns)
+            sums[account] = [total + part for total, part in zip(sums.get(account, [0] * 5), parts, strict=True)]
+        return [account.of(*sums[account]) for account in sorted(sums)]
+
+    def count_open(self) -> int:
+        """Receipts that are running, or that wait for recovery."""
+        with self._snapshot() as connection:
+            if connection is None:
+                return 0
+            (count,) = connection.execute("SELECT count(*) FROM receipts WHERE status IS NULL").fetchone()
+        return int(count)
+
+    def verify(self) -> list[str]:
+        """What is wrong with the ledger, one line each; empty when all is well. Reads everything: takes a while."""
+        with self._snapshot() as connection:
+            return [] if connection is None else problems(connection, self._is_live)
+
+    def _is_live(self, gateway: str) -> bool:
+        return is_live(self._path.parent, gateway)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection | None]:
+        """A read-only transaction, or None where there is no ledger yet. A connection costs some 0.2 ms, and one
+        per question is safe from any thread and never outlives the file it was opened on."""
+        if not self._path.exists():
+            yield None
+            return
+        try:
+            uri = f"file:{quote(str(self._path.absolute()))}?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+                connection.execute("PRAGMA query_only = ON")
+                connection.execute("BEGIN")
+                (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'receipts'").fetchone()
+                yield connection if tables else None
+        except sqlite3.Error as error:
+            raise unavailable(self._path, error) from error
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Account:
+    """What sessions must have in common to be one account."""
+
+    hour_ns: int
+    device: str
+    placement: str
+    accelerators: int
+    usd_per_hour: str
+    rate_provenance: str
+
+    def of(self, wall_ns: int, serving_ns: int, overhead_ns: int, lost_ns: int, down_ns: int) -> Account:
+        accelerator_ns = wall_ns * self.accelerators
+        rate = Decimal(self.usd_per_hour) if self.usd_per_hour else None
+        return Account(
+            device=self.device,
+            placement=self.placement,
+            hour_ns=self.hour_ns,
+            accelerators=self.accelerators,
+            wall_ns=wall_ns,
+            serving_ns=serving_ns,
+            overhead_ns=overhead_ns,
+            lost_ns=lost_ns,
+            idle_ns=accelerator_ns - serving_ns - overhead_ns - lost_ns - down_ns,
+            down_ns=down_ns,
+            usd_per_hour=rate,
+            rate_provenance=Provenance(self.rate_provenance),
+            cost=None if rate is None else Money.of_time(accelerator_ns, rate),
+        )
+
+
+def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:
+    """SQL that holds for the receipts asked for, and its parameters."""
+    parts, values = ["1"], []
+    for name, value in msgspec.structs.asdict(where).items():
+        if value is not None:
+            parts.append({"from_ns": "created_at_ns >= ?", "to_ns": "created_at_ns < ?"}.get(name, f"{name} = ?"))
+            values.append(value)
+    return " AND ".join(parts), values

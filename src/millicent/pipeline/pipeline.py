@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -25,6 +25,8 @@ from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, T
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.meter import Meter
+from millicent.meter.placements import Placement
+from millicent.meter.pricing import price
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
 
@@ -43,12 +45,14 @@ class Pipeline:
         backends: Sequence[Backend],
         ledger: Ledger,
         meter: Meter,
+        placements: Mapping[str, Placement],
         clock: Clock,
         limits: LimitsConfig,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
         self._meter = meter
+        self._placements = placements
         self._clock = clock
         self._limits = limits
         self._admitted = 0
@@ -61,10 +65,12 @@ class Pipeline:
     def models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(model for backend in self._backends for model in backend.models()))
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """The first checkpoint tells the ledger of the devices, so that even a crash at once is accounted for."""
+        await self.checkpoint()
         self._checkpoints = asyncio.create_task(self._keep_checkpointing())
 
-    async def stop(self, grace_s: float) -> None:
+    async def drain(self, grace_s: float) -> None:
         """Take nothing new, let what runs finish for `grace_s`, then cancel and settle the rest."""
         self._draining = True
         if self._tasks:
@@ -73,15 +79,19 @@ class Pipeline:
             answer.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End the watch over the devices, whose backends must be closed by now."""
         if self._checkpoints is not None:
             self._checkpoints.cancel()
             await asyncio.gather(self._checkpoints, return_exceptions=True)
-        self._meter.stop()
-        await self.checkpoint()
+        await self._ledger.checkpoint(self._meter.stop())
 
     async def checkpoint(self) -> None:
         """Write down where everything stands: after this, accounts in the ledger are current."""
-        await self._ledger.checkpoint(self._meter.checkpoint())
+        checkpoint = self._meter.checkpoint()
+        await self._ledger.checkpoint(checkpoint)
+        self._meter.written(checkpoint)
 
     async def admit(self, request: Request) -> Answer:
         """Start answering. Returns once the open receipt is durable and the work is under way.
@@ -131,6 +141,7 @@ class Pipeline:
 
     def _opening(self, request: Request, backend: Backend, call: Call) -> Receipt:
         now_ns = self._clock.now_ns()
+        placement = self._placements[call.placement]
         attempt = Attempt(_ATTEMPT, backend.name, call.placement, call.served_model, Role.INFERENCE, now_ns)
         return Receipt(
             id=request.id,
@@ -143,6 +154,8 @@ class Pipeline:
             stream=request.stream,
             attribution=request.attribution,
             attempts=(attempt,),
+            prices=placement.prices,
+            basis=placement.basis,
         )
 
     async def _drive(self, answer: Answer, call: Call) -> None:
@@ -207,7 +220,8 @@ class Pipeline:
         )
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
-        priced = self._meter.price(reading, receipt, self._clock.now_ns())
+        placement = self._placements[receipt.placement or ""]
+        priced = price(reading, receipt.attempts, placement, self._clock.now_ns())
         return msgspec.structs.replace(
             receipt,
             usage=reading.usage,

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, Clock, hour_start_ns, parse_time_ns
 from millicent.core.errors import InvalidRequest, MillicentError, ModelNotFound, NotFound
 from millicent.core.identifiers import Ids
-from millicent.ledger.queries import Queries, ReceiptFilter
+from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.config import ServerConfig
 from millicent.server.guard import Guard
@@ -63,7 +63,7 @@ class Server:
         *,
         config: ServerConfig,
         pipeline: Pipeline,
-        queries: Queries,
+        queries: LedgerQueries,
         health: Health,
         clock: Clock,
         ids: Ids,

@@ -1,0 +1,432 @@
+"""Our own engine as a backend: one engine process for one device, supervised.
+
+A crash of the engine ends the answers that were running with a retryable error, is told to the observer, and the
+engine is started again with its models. Nothing an engine does can take the gateway down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from millicent.backends.engine_process import EngineProcess
+from millicent.backends.local_models import (
+    EngineState,
+    EngineStatus,
+    HeldModel,
+    LocalModel,
+    ModelState,
+    check_fits,
+    encode,
+)
+from millicent.backends.local_runs import LocalCall, LocalRun
+from millicent.core.chunks import FinishReason
+from millicent.core.clock import NS_PER_S, Clock
+from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError, ModelError, ModelNotFound, Unavailable
+from millicent.core.protocols import Observer
+from millicent.core.request import Request
+from millicent.core.steps import DeviceState, Overhead
+from millicent.engine.config import EngineConfig
+from millicent.engine.protocol import Cancel, FromEngine, Load, Loaded, LoadFailed, Step, Submit, Unload, Unloaded
+
+if TYPE_CHECKING:
+    from millicent.text import Tokenizer
+
+__all__ = ["EngineState", "EngineStatus", "LocalBackend", "LocalModel", "ModelState"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S = 0.25
+_LAST_BACKOFF_S = 30.0
+_STABLE_NS = 60 * NS_PER_S  # an engine that lived this long starts over with the shortest pause
+_RETRY_LOAD_NS = 10 * NS_PER_S  # after a failed load, requests are refused for this long before it is tried again
+_START_GRACE_S = 5.0  # a model stays this long for a call that was prepared to be started
+_ENGINE_COMMAND = (sys.executable, "-P", "-m", "millicent.engine")
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    from millicent.text import load_tokenizer
+
+    return load_tokenizer(path)
+
+
+class LocalBackend:
+    """`core.protocols.Backend` over one engine process. Use from one event loop: `start`, then `prepare`, then `close`.
+
+    `command` starts the engine (to put `numactl` or the like before it); `--socket` and `--config` are added.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        models: Mapping[str, LocalModel],
+        observer: Observer,
+        clock: Clock,
+        home: Path,
+        *,
+        name: str = "local",
+        command: Sequence[str] = _ENGINE_COMMAND,
+        load_tokenizer: Callable[[Path], Tokenizer] = _load_tokenizer,
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._observer = observer
+        self._clock = clock
+        self._command = tuple(command)
+        self._load_tokenizer = load_tokenizer
+        self._log_file = home / "logs" / f"engine-{config.device}.log"
+        self._models = {model: HeldModel(model, spec) for model, spec in models.items()}
+        self._state = EngineState.STOPPED
+        self._message = ""
+        self._engine: EngineProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._runs: dict[int, LocalRun] = {}
+        self._sequences = itertools.count(1)
+        # One change of what is loaded at a time, so that making room is decided once.
+        self._changing_models = asyncio.Lock()
+        self._answer: asyncio.Future[Loaded | LoadFailed | Unloaded] | None = None
+        self._asked_ns: int | None = None
+        self._accounted_ns = 0  # the end of the last step or load that the engine told of
+        self._retry_at_ns = 0
+
+    # What the server asks.
+
+    def models(self) -> tuple[str, ...]:
+        return tuple(self._models)
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(
+            device=self._config.device,
+            pid=self._engine.pid if self._engine else None,
+            state=self._state,
+            models={name: model.state for name, model in self._models.items()},
+            message=self._message or "; ".join(model.message for model in self._models.values() if model.message),
+        )
+
+    async def start(self) -> None:
+        """Start the engine and load the models to preload. Raises Unavailable or ModelError, and is then closed."""
+        self._state = EngineState.STARTING
+        self._observer.device_state(self._config.device, DeviceState.DOWN, self._clock.monotonic_ns())
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise(ready))
+        try:
+            await ready
+        except BaseException as error:
+            await self.close()
+            self._state = EngineState.FAILED
+            self._message = str(error)
+            raise
+
+    async def close(self) -> None:
+        """End what runs with an error and stop the engine."""
+        self._state = EngineState.STOPPED
+        engine = self._engine
+        if engine is not None:
+            self._went_down(Unavailable("the server is shutting down; retry", retry_after_s=5))
+        tasks = [*self._tasks, *([self._supervisor] if self._supervisor else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if engine is not None:
+            await engine.stop()
+
+    async def prepare(self, request: Request) -> LocalCall:
+        model = self._models.get(request.model)
+        if model is None:
+            known = ", ".join(self._models) or "none"
+            raise ModelNotFound(f"model: {request.model} is not served here; available: {known}", param="model")
+        seed = request.sampling.seed
+        if seed is not None and not -(2**63) <= seed < 2**64:
+            raise InvalidRequest(f"seed: {seed} doesn't fit 64 bits; use a smaller number", param="seed")
+        await self._ensure_loaded(model)
+        model.used_ns = self._clock.monotonic_ns()
+        self._unload_later(model, _START_GRACE_S)
+        assert model.tokenizer is not None
+        tokens = await encode(request, model.tokenizer)
+        return LocalCall(
+            sequence=next(self._sequences),
+            model=model.name,
+            placement=model.spec.placement,
+            tokens=tokens,
+            max_output_tokens=check_fits(request, len(tokens), model.context_tokens),
+            sampling=request.sampling,
+            limits=request.limits,
+            begin=self._begin,
+        )
+
+    # Runs.
+
+    def _begin(self, submit: Submit) -> LocalRun:
+        run = LocalRun(submit, self._cancel)
+        model = self._models[submit.model]
+        model.running += 1
+        model.keep()
+        self._runs[submit.sequence] = run
+        if model.state is ModelState.LOADED and self._engine is not None:
+            self._submit(run, self._engine)
+        else:  # it was unloaded, or the engine crashed, since the call was prepared
+            self._spawn(self._begin_later(run, model))
+        return run
+
+    async def _begin_later(self, run: LocalRun, model: HeldModel) -> None:
+        try:
+            await self._ensure_loaded(model)
+        except MillicentError as error:
+            self._end(run, FinishReason.ERROR, error)
+            return
+        if not run.ended and self._engine is not None:
+            self._submit(run, self._engine)
+
+    def _submit(self, run: LocalRun, engine: EngineProcess) -> None:
+        run.submitted_ns = self._clock.monotonic_ns()
+        engine.send(run.submit)
+
+    def _cancel(self, run: LocalRun) -> None:
+        if run.submitted_ns is None:
+            self._end(run, FinishReason.CANCELLED)
+        elif self._engine is not None:
+            self._engine.send(Cancel(run.submit.sequence))
+
+    def _end(self, run: LocalRun, reason: FinishReason, error: MillicentError | None = None) -> None:
+        run.end(reason, error)
+        self._forget(run)
+
+    def _forget(self, run: LocalRun) -> None:
+        """The run has ended."""
+        if self._runs.pop(run.submit.sequence, None) is None:
+            return
+        model = self._models[run.submit.model]
+        model.running -= 1
+        model.used_ns = self._clock.monotonic_ns()
+        self._unload_later(model)
+
+    # What the engine says.
+
+    def _take(self, frame: FromEngine) -> None:
+        match frame:
+            case Step():
+                self._take_step(frame)
+            case Loaded() | Unloaded():
+                self._take_overhead(frame.overhead)
+                self._give_answer(frame)
+            case LoadFailed():
+                self._accounted_ns = self._clock.monotonic_ns()
+                self._give_answer(frame)
+
+    def _take_step(self, step: Step) -> None:
+        """The record first: nobody may see an answer before the time it took."""
+        record = step.record
+        if record is not None:
+            self._accounted_ns = record.start_ns + record.wall_ns
+            self._observer.step(record)
+            for work in record.sequences:
+                if work.prefill_rows and (run := self._runs.get(work.sequence)):
+                    run.prefilled(work.prefill_rows - work.recomputed_rows)
+        for output in step.outputs:
+            run = self._runs.get(output.sequence)
+            if run is not None:
+                run.take(output)
+                if output.finish:
+                    self._forget(run)
+
+    def _take_overhead(self, overhead: Overhead) -> None:
+        self._accounted_ns = overhead.start_ns + overhead.wall_ns
+        if overhead.wall_ns:
+            self._observer.overhead(overhead)
+
+    def _give_answer(self, frame: Loaded | LoadFailed | Unloaded) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(frame)
+
+    # Models.
+
+    def _require_up(self) -> EngineProcess:
+        if self._engine is None:
+            wait_ns = self._retry_at_ns - self._clock.monotonic_ns()
+            raise Unavailable(
+                f"the engine on {self._config.device} is {self._state.value}; retry in a moment",
+                retry_after_s=max(1, math.ceil(wait_ns / NS_PER_S)),
+            )
+        return self._engine
+
+    async def _ensure_loaded(self, model: HeldModel) -> None:
+        """Raises Unavailable while there is no engine or no room, ModelError when the model cannot be loaded."""
+        self._require_up()
+        if model.state is ModelState.LOADED:
+            return
+        if model.state is ModelState.FAILED and self._clock.monotonic_ns() < model.failed_ns + _RETRY_LOAD_NS:
+            raise ModelError(model.message)
+        if model.loading is None:
+            model.loading = self._spawn(self._load(model))
+        loading = model.loading
+        await asyncio.wait({loading})  # which, unlike awaiting it, leaves it alone when the caller is cancelled
+        if loading.cancelled():
+            raise Unavailable("the server is shutting down; retry", retry_after_s=5)
+        loading.result()
+
+    async def _load(self, model: HeldModel) -> None:
+        try:
+            async with self._changing_models:
+                model.state = ModelState.LOADING
+                model.message = ""
+                loaded = await self._load_making_room(model)
+                if model.tokenizer is None:
+                    model.tokenizer = await asyncio.to_thread(self._load_tokenizer, model.spec.path)
+                self._require_up()  # it may have crashed while the tokenizer was read
+                model.context_tokens = loaded.context_tokens
+                model.state = ModelState.LOADED
+                model.wanted = True
+                self._unload_later(model, _START_GRACE_S)
+        except Unavailable:
+            model.state = ModelState.UNLOADED
+            raise
+        except MillicentError as error:
+            model.state = ModelState.FAILED
+            model.failed_ns = self._clock.monotonic_ns()
+            model.message = error.message
+            raise
+        finally:
+            model.loading = None
+
+    async def _load_making_room(self, model: HeldModel) -> Loaded:
+        """Unloads idle models, the least recently used first, until the model fits."""
+        while True:
+            answer = await self._ask(Load(model.name, str(model.spec.path), self._config.dtype))
+            if isinstance(answer, Loaded):
+                return answer
+            assert isinstance(answer, LoadFailed)
+            if answer.code != "out_of_memory":
+                raise ModelError(answer.message)
+            loaded = [other for other in self._models.values() if other.state is ModelState.LOADED]
+            idle = [other for other in loaded if not other.running]
+            if idle:
+                await self._unload(min(idle, key=lambda other: other.used_ns))
+            elif loaded:
+                raise Unavailable(f"{answer.message}; the others are in use: retry", retry_after_s=5)
+            else:
+                raise ModelError(answer.message)
+
+    async def _unload(self, model: HeldModel) -> None:
+        model.state = ModelState.UNLOADED  # from here on nothing is submitted to it
+        model.wanted = model.spec.preload
+        model.keep()
+        await self._ask(Unload(model.name))
+
+    def _unload_later(self, model: HeldModel, at_least_s: float = 0.0) -> None:
+        if model.spec.keep_alive_s is None or model.running or self._engine is None:
+            return
+        model.keep()
+        delay_s = max(model.spec.keep_alive_s, at_least_s)
+        loop = asyncio.get_running_loop()
+        model.unload_timer = loop.call_later(delay_s, lambda: self._spawn(self._unload_if_idle(model)))
+
+    async def _unload_if_idle(self, model: HeldModel) -> None:
+        async with self._changing_models:
+            if model.state is ModelState.LOADED and not model.running and self._engine is not None:
+                await self._unload(model)
+
+    async def _ask(self, frame: Load | Unload) -> Loaded | LoadFailed | Unloaded:
+        """Called with the lock held, so that the next answer is this one's."""
+        engine = self._require_up()
+        self._asked_ns = self._clock.monotonic_ns()
+        self._answer = asyncio.get_running_loop().create_future()
+        engine.send(frame)
+        try:
+            return await self._answer
+        finally:
+            self._answer = self._asked_ns = None
+
+    # The engine process.
+
+    async def _supervise(self, ready: asyncio.Future[None]) -> None:
+        """Keep an engine running. `ready` hears how the first start went; if badly, there is no second."""
+        pause_s = _FIRST_BACKOFF_S
+        while True:
+            started_ns = self._clock.monotonic_ns()
+            try:
+                engine = await EngineProcess.start(self._command, self._config, self._log_file, self._take)
+            except (Unavailable, OSError) as error:
+                self._state = EngineState.FAILED
+                self._message = str(error)
+            else:
+                self._came_up(engine)
+                self._spawn(self._bring_back_models(ready))
+                reason = await engine.gone()
+                self._state = EngineState.RESTARTING
+                self._message = f"the engine process {engine.pid} {reason}; {self._log_file} may say why"
+                self._went_down(EngineCrashed(f"the engine process {reason} while this ran; retry", retry_after_s=1))
+            _log.error("%s", self._message)
+            if not ready.done():
+                ready.set_exception(Unavailable(self._message))
+                return
+            if self._clock.monotonic_ns() - started_ns > _STABLE_NS:
+                pause_s = _FIRST_BACKOFF_S
+            self._retry_at_ns = self._clock.monotonic_ns() + int(pause_s * NS_PER_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LAST_BACKOFF_S)
+
+    def _came_up(self, engine: EngineProcess) -> None:
+        self._engine = engine
+        self._observer.device_state(self._config.device, DeviceState.UP, self._clock.monotonic_ns())
+        _log.info(
+            "engine on %s is up: process %d, %.1f GB for models",
+            self._config.device,
+            engine.pid,
+            engine.hello.memory_budget_bytes / 1e9,
+        )
+
+    async def _bring_back_models(self, ready: asyncio.Future[None]) -> None:
+        """Load what is to be preloaded, or was loaded when the engine went down."""
+        for model in [model for model in self._models.values() if model.wanted]:
+            try:
+                await self._ensure_loaded(model)
+            except EngineCrashed:
+                return  # the supervisor is at it
+            except MillicentError as error:
+                _log.error("%s", error.message)
+                if not ready.done():
+                    ready.set_exception(error)
+                    return
+        self._state = EngineState.READY
+        self._message = ""
+        if not ready.done():
+            ready.set_result(None)
+
+    def _went_down(self, error: MillicentError) -> None:
+        """Account for the time, then end what ran: time that was cut off is nobody's."""
+        now_ns = self._clock.monotonic_ns()
+        work_ns = [run.submitted_ns for run in self._runs.values() if run.submitted_ns is not None]
+        if self._asked_ns is not None:
+            work_ns.append(self._asked_ns)
+        if work_ns:
+            start_ns = max(self._accounted_ns, min(work_ns))
+            if now_ns > start_ns:
+                self._observer.lost(self._config.device, start_ns, now_ns - start_ns)
+        self._observer.device_state(self._config.device, DeviceState.DOWN, now_ns)
+        self._engine = None
+        for model in self._models.values():
+            model.keep()
+            if model.state is not ModelState.FAILED:
+                model.state = ModelState.UNLOADED
+        for run in list(self._runs.values()):
+            self._end(run, FinishReason.ERROR, error)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, MillicentError):
+            _log.error("a task of the backend %s failed", self.name, exc_info=error)

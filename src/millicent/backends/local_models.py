@@ -1,0 +1,116 @@
+"""The models of a local backend: what each is, and what the gateway knows of its state."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from millicent.core.errors import InvalidRequest
+from millicent.core.request import Request
+
+if TYPE_CHECKING:
+    from millicent.text import Tokenizer
+
+# Longer prompts than this are encoded on another thread: some 5 ms of the event loop's time.
+_INLINE_CHARACTERS = 20_000
+
+
+class LocalModel(msgspec.Struct, frozen=True):
+    """A model on this machine. `keep_alive_s` without use and it is unloaded; None keeps it, 0 unloads it at once."""
+
+    path: Path
+    placement: str
+    keep_alive_s: float | None = None
+    preload: bool = False
+
+
+class ModelState(StrEnum):
+    LOADING = "loading"
+    LOADED = "loaded"
+    UNLOADED = "unloaded"
+    FAILED = "failed"
+
+
+class EngineState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class EngineStatus(msgspec.Struct, frozen=True):
+    """What `/ready` shows of one engine. `message` is empty when there is nothing to say."""
+
+    device: str
+    pid: int | None
+    state: EngineState
+    models: dict[str, ModelState]
+    message: str
+
+
+class HeldModel:
+    """One model's state, as the gateway sees it."""
+
+    def __init__(self, name: str, spec: LocalModel) -> None:
+        self.name = name
+        self.spec = spec
+        self.state = ModelState.UNLOADED
+        self.wanted = spec.preload  # load it again after a crash
+        self.message = ""
+        self.context_tokens = 0
+        self.running = 0  # sequences that haven't ended
+        self.used_ns = 0
+        self.failed_ns = 0
+        self.loading: asyncio.Task[None] | None = None
+        self.unload_timer: asyncio.TimerHandle | None = None
+        self.tokenizer: Tokenizer | None = None
+
+    def keep(self) -> None:
+        """It is in use: no unloading for now."""
+        if self.unload_timer is not None:
+            self.unload_timer.cancel()
+            self.unload_timer = None
+
+
+async def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The request's prompt as tokens. Raises InvalidRequest."""
+    if request.messages is not None:
+        messages = request.messages
+        characters = sum(len(message.content) for message in messages)
+        if characters > _INLINE_CHARACTERS:
+            return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages))
+        return tuple(tokenizer.encode_chat(messages))
+    prompt = request.prompt or ()
+    if isinstance(prompt, str):
+        if len(prompt) > _INLINE_CHARACTERS:
+            return tuple(await asyncio.to_thread(tokenizer.encode, prompt))
+        return tuple(tokenizer.encode(prompt))
+    size = tokenizer.vocabulary_size
+    for token in prompt:
+        if not 0 <= token < size:
+            raise InvalidRequest(
+                f"prompt: token {token} is not one of this model's, which are 0 to {size - 1}", param="prompt"
+            )
+    return prompt
+
+
+def check_fits(request: Request, input_tokens: int, context_tokens: int) -> int:
+    """How many output tokens the request can have at most. Raises InvalidRequest if there is no room for one."""
+    param = "prompt" if request.messages is None else "messages"
+    if input_tokens == 0:
+        raise InvalidRequest(f"{param}: the prompt has no tokens; send at least one", param=param)
+    room = context_tokens - input_tokens
+    if room < 1:
+        raise InvalidRequest(
+            f"{param}: {input_tokens} tokens leave no room for output in the context of {context_tokens} tokens;"
+            f" shorten the input to at most {context_tokens - 1}",
+            param=param,
+            code="context_length_exceeded",
+        )
+    wanted = request.limits.max_tokens
+    return room if wanted is None else min(wanted, room)

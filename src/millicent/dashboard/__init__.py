@@ -1,0 +1,1 @@
+"""The pages: a chat with a running meter, receipts live and in full, and accounts of device time."""

@@ -1,0 +1,120 @@
+"""What an address asks for. Every table's filters, time range and page live in its URL, so that it can be linked,
+reloaded and exported by changing the suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import cast, get_args
+from urllib.parse import urlencode
+
+import msgspec
+
+from millicent.core.clock import NS_PER_HOUR
+from millicent.core.errors import InvalidRequest
+from millicent.core.receipts import Status
+from millicent.ledger.queries import GroupBy, ReceiptFilter
+
+FIELDS = ("feature", "model", "user", "team", "key", "tier", "status", "conversation", "run")
+GROUPS: tuple[GroupBy, ...] = ("feature", "model", "user", "team", "key", "tier", "status")
+RANGES: dict[str, tuple[str, int | None]] = {
+    "1h": ("last hour", NS_PER_HOUR),
+    "24h": ("last 24 hours", 24 * NS_PER_HOUR),
+    "7d": ("last 7 days", 7 * 24 * NS_PER_HOUR),
+    "30d": ("last 30 days", 30 * 24 * NS_PER_HOUR),
+    "all": ("all time", None),
+}
+MAX_LIMIT = 500
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_KNOWN = {*FIELDS, "range", "from", "to", "by", "after", "limit"}
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """A parsed address. `params` are the ones that were set, as written; links are built from them."""
+
+    params: dict[str, str]
+    where: ReceiptFilter
+    range: str | None
+    by: GroupBy
+    after: str | None
+    limit: int | None
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The attribution, model and status filters that are set."""
+        return {name: self.params[name] for name in FIELDS if name in self.params}
+
+    @property
+    def period(self) -> str:
+        if self.range is not None:
+            return RANGES[self.range][0]
+        start, end = self.params.get("from"), self.params.get("to")
+        return " ".join([f"from {start}"] * bool(start) + [f"to {end}"] * bool(end))
+
+    def query(self, **changes: str | None) -> str:
+        """This selection's query string with `changes` made (None removes). Going elsewhere starts at the first page,
+        and a range and explicit times replace each other."""
+        params = {name: value for name, value in self.params.items() if name not in {"after", *changes}}
+        if changes.get("range"):
+            params = {name: value for name, value in params.items() if name not in {"from", "to"}}
+        params |= {name: value for name, value in changes.items() if value is not None}
+        return f"?{urlencode(params)}" if params else ""
+
+
+def parse(items: Iterable[tuple[str, str]], *, now_ns: int, default_range: str) -> Selection:
+    """Read a query string's pairs. Empty values, as forms send them, count as absent. Raises InvalidRequest."""
+    params: dict[str, str] = {}
+    for name, value in items:
+        if name not in _KNOWN:
+            raise InvalidRequest(
+                f"unknown parameter {name!r} in the address; use one of {', '.join(sorted(_KNOWN))}", param=name
+            )
+        if name in params:
+            raise InvalidRequest(f"parameter {name!r} stands twice in the address; give it once", param=name)
+        if value.strip():
+            params[name] = value.strip()
+    if "from" in params or "to" in params:
+        params.pop("range", None)
+        range_name = None
+        from_ns, to_ns = (_utc_ns(params[name], name) if name in params else None for name in ("from", "to"))
+    else:
+        range_name = _choice(params.get("range", default_range), "range", tuple(RANGES))
+        span_ns = RANGES[range_name][1]
+        from_ns, to_ns = (None if span_ns is None else now_ns - span_ns), None
+    if "status" in params:
+        _choice(params["status"], "status", tuple(Status))
+    by = _choice(params.get("by", "feature"), "by", get_args(GroupBy))
+    filters = {name: params[name] for name in FIELDS if name in params}
+    return Selection(
+        params=params,
+        where=ReceiptFilter(**filters, from_ns=from_ns, to_ns=to_ns),
+        range=range_name,
+        by=cast("GroupBy", by),
+        after=params.get("after"),
+        limit=_limit(params["limit"]) if "limit" in params else None,
+    )
+
+
+def _choice(value: str, name: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise InvalidRequest(f"{name}={value!r} is not known; use one of {', '.join(choices)}", param=name)
+    return value
+
+
+def _limit(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= MAX_LIMIT):
+        raise InvalidRequest(f"limit={value!r} must be a whole number from 1 to {MAX_LIMIT}", param="limit")
+    return int(value)
+
+
+def _utc_ns(value: str, name: str) -> int:
+    """UTC nanoseconds of an ISO 8601 date or time; without a zone it is UTC."""
+    try:
+        when = datetime.fromisoformat(value.replace(" ", "+"))  # a bare + in a query string arrives as a space
+    except ValueError:
+        raise InvalidRequest(
+            f"{name}={value!r} is not a time; write it as 2026-01-31 or 2026-01-31T18:30 (UTC)", param=name
+        ) from None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return (when - _EPOCH) // timedelta(microseconds=1) * 1000

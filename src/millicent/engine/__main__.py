@@ -1,0 +1,67 @@
+"""`python -m millicent.engine --socket PATH --config JSON`: the engine process. The gateway starts it."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+
+from millicent.core.clock import SystemClock
+from millicent.engine.config import EngineConfig
+from millicent.engine.connection import Connection, Disconnected
+from millicent.engine.loop import Engine
+from millicent.engine.machine import memory_budget_bytes, usable_cores
+from millicent.engine.protocol import Load
+from millicent.engine.runner import OpenModel
+
+_PR_SET_PDEATHSIG = 1
+
+
+def open_model(frame: Load, *, config: EngineConfig, threads: int) -> OpenModel:
+    from millicent.engine.models import load_model
+    from millicent.text import TextStream, load_tokenizer
+
+    path = Path(frame.path)
+    tokenizer = load_tokenizer(path)
+    model = load_model(path, dtype=frame.dtype, name=frame.model, deterministic=config.deterministic, threads=threads)
+    return OpenModel(model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m millicent.engine", description=__doc__)
+    parser.add_argument("--socket", required=True, help="the gateway's Unix socket")
+    parser.add_argument("--config", default="{}", help="[engine] settings, as JSON")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    config = msgspec.json.decode(arguments.config, type=EngineConfig)
+
+    # Ctrl-C in a terminal reaches us too; the gateway decides when we end. If it dies, so do we, in any step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    gateway = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    gateway.connect(arguments.socket)
+    engine = Engine(
+        Connection(gateway),
+        config,
+        SystemClock(),
+        memory_bytes=memory_budget_bytes(config),
+        open_model=functools.partial(open_model, config=config, threads=usable_cores(config)),
+    )
+    try:
+        engine.run()
+    except Disconnected as error:
+        logging.getLogger(__name__).warning("leaving: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The engine: takes frames, keeps models in memory, and gives each that has work its turn, one step at a time."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from millicent.core.chunks import FinishReason
+from millicent.core.clock import Clock
+from millicent.core.errors import ModelError
+from millicent.core.steps import Overhead, OverheadKind
+from millicent.engine.batch import Model
+from millicent.engine.config import EngineConfig
+from millicent.engine.connection import Connection
+from millicent.engine.protocol import (
+    Cancel,
+    Hello,
+    Load,
+    Loaded,
+    LoadFailed,
+    Output,
+    Shutdown,
+    Step,
+    Submit,
+    ToEngine,
+    Unload,
+    Unloaded,
+)
+from millicent.engine.runner import OpenModel, Runner
+
+_log = logging.getLogger(__name__)
+_LEAST_CONTEXT_TOKENS = 2048  # a model that has no room for this is refused rather than loaded
+
+
+class OutOfMemory(Exception):
+    """A model doesn't fit into what is left of the budget."""
+
+
+class Engine:
+    """`open_model` brings a model's weights into memory and raises ModelError when its files are unusable.
+
+    Steps, loads and unloads happen one after another on one thread, so their times never overlap.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        config: EngineConfig,
+        clock: Clock,
+        *,
+        memory_bytes: int,
+        open_model: Callable[[Load], OpenModel],
+    ) -> None:
+        self._connection = connection
+        self._config = config
+        self._clock = clock
+        self._memory_bytes = memory_bytes
+        self._open_model = open_model
+        self._runners: dict[str, Runner] = {}
+        self._steps = 0
+
+    def run(self) -> None:
+        """Until the gateway says Shutdown; raises Disconnected when it goes without a word."""
+        self._connection.send(Hello(self._config.device, os.getpid(), self._memory_bytes))
+        turn = 0
+        while True:
+            for frame in self._connection.receive(wait=not self._busy()):
+                if isinstance(frame, Shutdown):
+                    return
+                self._handle(frame)
+            if busy := self._busy():
+                turn += 1
+                self._connection.send(busy[turn % len(busy)].step(self._config.device, self._steps, self._clock))
+                self._steps += 1
+
+    def _busy(self) -> list[Runner]:
+        return [runner for runner in self._runners.values() if runner.busy]
+
+    def _handle(self, frame: ToEngine) -> None:
+        match frame:
+            case Submit():
+                self._submit(frame)
+            case Cancel():
+                self._report(runner.cancel(frame.sequence) for runner in self._runners.values())
+            case Load():
+                self._connection.send(self._load(frame))
+            case Unload():
+                self._unload(frame)
+
+    def _submit(self, frame: Submit) -> None:
+        runner = self._runners.get(frame.model)
+        if runner is None:
+            error = f"the model {frame.model} is not loaded in the engine; retry"
+            self._report([Output(frame.sequence, 0, "", FinishReason.ERROR.value, error)])
+        else:
+            self._report([runner.submit(frame)])
+
+    def _report(self, outputs: Iterable[Output | None]) -> None:
+        """Ends that no forward pass belongs to."""
+        found = tuple(output for output in outputs if output is not None)
+        if found:
+            self._connection.send(Step(None, found))
+
+    def _load(self, frame: Load) -> Loaded | LoadFailed:
+        start_ns = self._clock.monotonic_ns()
+        if frame.model not in self._runners:
+            try:
+                self._runners[frame.model] = self._open(frame)
+            except ModelError as error:
+                return LoadFailed(frame.model, error.message, "model_unusable")
+            except OutOfMemory as error:
+                return LoadFailed(frame.model, str(error), "out_of_memory")
+            except Exception as error:  # noqa: BLE001 - a file that trips up its reader costs this model only
+                _log.exception("loading %s failed", frame.model)
+                if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is torch's
+                    message = f"the system has no memory left to load {frame.model}; lower [engine] memory_gb"
+                    return LoadFailed(frame.model, message, "out_of_memory")
+                detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                return LoadFailed(frame.model, f"{frame.path}: cannot be loaded ({detail})", "model_unusable")
+        runner = self._runners[frame.model]
+        wall_ns = self._clock.monotonic_ns() - start_ns
+        return Loaded(
+            model=frame.model,
+            context_tokens=runner.scheduler.context_tokens,
+            weight_bytes=runner.weight_bytes,
+            kv_bytes=runner.kv_bytes,
+            overhead=Overhead(self._config.device, frame.model, OverheadKind.LOAD, start_ns, wall_ns),
+        )
+
+    def _open(self, frame: Load) -> Runner:
+        held = sum(runner.weight_bytes + runner.kv_bytes for runner in self._runners.values())
+        left = self._memory_bytes - held
+        # Weights may shrink to half on their way from the file (fp32 to bf16), not further.
+        least = _file_bytes(Path(frame.path)) // 2
+        if least > left:
+            raise OutOfMemory(_does_not_fit(frame.model, least, left))
+        opened = self._open_model(frame)
+        left -= opened.model.weight_bytes
+        blocks, least = self._kv_blocks(opened.model, left)
+        if blocks < least:
+            kv_bytes = least * self._config.block_tokens * opened.model.kv_bytes_per_token
+            weight_bytes = opened.model.weight_bytes
+            raise OutOfMemory(_does_not_fit(frame.model, weight_bytes + kv_bytes, weight_bytes + left))
+        return Runner(opened, self._config, blocks=blocks)
+
+    def _kv_blocks(self, model: Model, left_bytes: int) -> tuple[int, int]:
+        """How many KV blocks the model gets, and the fewest it can work with.
+
+        It gets `max_sequences` whole contexts, or as many blocks as fit half of what is left, so that other models
+        find room too; but one whole context if that fits at all, and never more than fits.
+        """
+        config = self._config
+        per_context = -(-model.context_tokens // config.block_tokens)
+        wanted = config.max_sequences * per_context
+        least = min(per_context, -(-_LEAST_CONTEXT_TOKENS // config.block_tokens))
+        block_bytes = config.block_tokens * model.kv_bytes_per_token
+        if block_bytes == 0:
+            return wanted, least
+        fitting = max(0, left_bytes) // block_bytes
+        return min(wanted, fitting, max(fitting // 2, per_context)), least
+
+    def _unload(self, frame: Unload) -> None:
+        start_ns = self._clock.monotonic_ns()
+        runner = self._runners.pop(frame.model, None)
+        if runner is not None:
+            self._report(runner.abandon(f"the model {frame.model} was unloaded while this ran; retry"))
+        del runner
+        gc.collect()
+        wall_ns = self._clock.monotonic_ns() - start_ns
+        overhead = Overhead(self._config.device, frame.model, OverheadKind.UNLOAD, start_ns, wall_ns)
+        self._connection.send(Unloaded(frame.model, overhead))
+
+
+def _file_bytes(path: Path) -> int:
+    """What the weights take on disk."""
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
+    return sum(file.stat().st_size for file in files)
+
+
+def _does_not_fit(model: str, needed_bytes: int, left_bytes: int) -> str:
+    return (
+        f"{model} needs {needed_bytes / 1e9:.2f} GB and {max(0, left_bytes) / 1e9:.2f} GB are free for models;"
+        " unload another one, raise [engine] memory_gb, or use a smaller model"
+    )

@@ -1,0 +1,87 @@
+"""The ledger without a disk: for tests, the demo and the simulator."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from millicent.core.accounts import Checkpoint
+from millicent.core.clock import ManualClock
+from millicent.core.errors import LedgerUnavailable
+from millicent.core.receipts import HourShare, Receipt
+from millicent.ledger.queries import LedgerQueries
+from millicent.ledger.schema import migrate
+from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
+from millicent.ledger.writer import Operation
+
+
+class MemoryLedger:
+    """Keeps its tables in memory; `queries` reads them. Set `problem` to a line to make every write fail with it.
+
+    It has no crash to recover from and nothing to wait for; what is stored and answered is the same as on disk.
+    """
+
+    def __init__(self, gateway: str = "gateway") -> None:
+        self.problem: str | None = None
+        self._gateway = gateway
+        self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self._lock = threading.RLock()
+        migrate(self._connection, ManualClock())
+        self.queries: LedgerQueries = _MemoryQueries(self._connection, self._lock)
+
+    async def start(self) -> None:
+        """Nothing to open."""
+
+    async def stop(self) -> None:
+        """Forget everything."""
+        self._connection.close()
+
+    async def open(self, receipt: Receipt) -> None:
+        self._write(lambda connection: open_receipt(connection, receipt, self._gateway))
+
+    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...]) -> None:
+        self._write(lambda connection: close_receipt(connection, receipt, shares, self._gateway))
+
+    async def checkpoint(self, checkpoint: Checkpoint) -> None:
+        self._write(lambda connection: write_checkpoint(connection, checkpoint))
+
+    async def recover(self) -> int:
+        """A gateway that is gone took its memory along: there is never anything to settle."""
+        return 0
+
+    async def device_seen_ns(self, device: str) -> int:
+        """As SqliteLedger's: 0, since memory doesn't outlive a session."""
+        del device
+        return 0
+
+    def healthy(self) -> str | None:
+        return self.problem
+
+    def _write(self, operation: Operation) -> None:
+        if self.problem is not None:
+            raise LedgerUnavailable(self.problem)
+        with self._lock:
+            self._connection.execute("BEGIN")
+            try:
+                operation(self._connection)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+
+class _MemoryQueries(LedgerQueries):
+    def __init__(self, connection: sqlite3.Connection, lock: threading.RLock) -> None:
+        self._connection = connection
+        self._lock = lock
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection | None]:
+        with self._lock:
+            yield self._connection
+
+    def _is_live(self, gateway: str) -> bool:
+        del gateway
+        return True

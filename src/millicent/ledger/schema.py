@@ -1,0 +1,101 @@
+"""The ledger's file: how it is opened, and how its tables come to be."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+from millicent.core.clock import Clock
+from millicent.core.errors import LedgerUnavailable
+from millicent.ledger.config import LedgerConfig
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "the disk is full: free some space",
+    sqlite3.SQLITE_READONLY: "it is read-only: give this user write permission",
+    sqlite3.SQLITE_PERM: "access is denied: give this user write permission",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check that its folder exists and is writable",
+    sqlite3.SQLITE_BUSY: "another process holds its lock: end that process, or wait for it",
+    sqlite3.SQLITE_LOCKED: "another process holds its lock: end that process, or wait for it",
+    sqlite3.SQLITE_IOERR: "the disk failed to read or write: check its space and its health",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a backup, then run `millicent doctor`",
+    sqlite3.SQLITE_NOTADB: "the file is not a ledger: restore it from a backup, or move it away",
+}
+
+
+def unavailable(path: Path | str, error: Exception) -> LedgerUnavailable:
+    """The one line a person needs when SQLite, or the file system below it, says no."""
+    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    advice = _ADVICE.get(primary, "run `millicent doctor`")
+    return LedgerUnavailable(f"ledger {path}: {error}; {advice}")
+
+
+def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
+    """A connection that may write, for one thread at a time. Transactions are opened by hand."""
+    connection = sqlite3.connect(
+        path, timeout=config.busy_timeout_ms / 1000, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if config.durability == 'power' else 'NORMAL'}")
+        # On macOS an fsync leaves data in the drive's cache; this asks for the real thing. No effect elsewhere.
+        connection.execute(f"PRAGMA fullfsync = {int(config.durability == 'power')}")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def migrate(connection: sqlite3.Connection, clock: Clock) -> None:
+    """Bring the tables up to date: each migration and its record are one transaction. Safe beside another gateway.
+
+    Raises LedgerUnavailable when the file was written by a newer version.
+    """
+    migrations = _migrations()
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations"
+            " (number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at_ns INTEGER NOT NULL) STRICT"
+        )
+        (latest,) = connection.execute("SELECT coalesce(max(number), 0) FROM migrations").fetchone()
+        _refuse_newer(latest, len(migrations))
+        for number, (name, sql) in enumerate(migrations, start=1):
+            if number > latest:
+                for statement in _statements(sql):
+                    connection.execute(statement)
+                connection.execute("INSERT INTO migrations VALUES (?, ?, ?)", (number, name, clock.now_ns()))
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _refuse_newer(latest: int, known: int) -> None:
+    if latest > known:
+        raise LedgerUnavailable(
+            f"the ledger is at version {latest} and this Millicent knows {known}: upgrade Millicent"
+        )
+
+
+def _migrations() -> list[tuple[str, str]]:
+    """`(file name, SQL)` in order; the first is number 1."""
+    folder = files("millicent.ledger") / "migrations"
+    found = sorted((entry.name, entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    for number, (name, _) in enumerate(found, start=1):
+        assert name.startswith(f"{number:04d}_"), f"migration {name} is out of order"
+    return found
+
+
+def _statements(sql: str) -> Iterator[str]:
+    """The script's statements; a trigger's inner semicolons don't end it."""
+    pending = ""
+    for line in sql.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""
+    assert not pending.strip(), f"a migration ends in the middle of a statement: {pending[-80:]}"

@@ -1,0 +1,105 @@
+"""What the ledger writes, as functions of a connection inside a transaction. Each is safe to repeat."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from millicent.core.accounts import Checkpoint, DeviceSession, Reading
+from millicent.core.receipts import Attempt, HourShare, Receipt
+from millicent.ledger import rows
+
+
+def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str) -> None:
+    """Insert the receipt unless it is there, and those of its attempts that are new."""
+    if receipt.status is not None:
+        raise ValueError(f"receipt {receipt.id} is {receipt.status} already: only an open one can be opened")
+    if _status(connection, receipt.id) != "closed":
+        row = {**rows.receipt_row(receipt), "gateway": gateway}
+        connection.execute(rows.insert("receipts", row, "ON CONFLICT DO NOTHING"), row)
+        _write_attempts(connection, receipt.id, receipt.attempts)
+
+
+def close_receipt(
+    connection: sqlite3.Connection, receipt: Receipt, shares: tuple[HourShare, ...], gateway: str
+) -> None:
+    """Settle the receipt with its lines, attempts and device time; one that was never opened is written whole."""
+    if receipt.status is None or receipt.settled_at_ns is None:
+        raise ValueError(f"receipt {receipt.id} has no status or settlement time: it cannot be closed")
+    status = _status(connection, receipt.id)
+    if status == "closed":
+        return
+    if status is None:
+        open_receipt(connection, msgspec.structs.replace(receipt, status=None, settled_at_ns=None), gateway)
+    _write_attempts(connection, receipt.id, receipt.attempts)
+    _write_shares(connection, receipt.id, shares)
+    for ordinal, line in enumerate(receipt.lines):
+        row = rows.line_row(receipt.id, ordinal, line)
+        connection.execute(rows.insert("lines", row), row)
+    base = rows.receipt_row(receipt)
+    connection.execute(f"UPDATE receipts SET {rows.assignments(base)} WHERE id = :id", base)  # noqa: S608 - our own names
+
+
+def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:
+    for reading in checkpoint.running:
+        _write_reading(connection, reading, checkpoint.at_ns)
+    for session in checkpoint.sessions:
+        write_session(connection, session)
+
+
+def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:
+    """The session and its changed hours, unless something newer was written. Call after this instant's readings."""
+    row = msgspec.structs.asdict(session)
+    del row["hours"]
+    row["usd_per_hour"] = None if session.usd_per_hour is None else format(session.usd_per_hour, "f")
+    newer = (
+        "ON CONFLICT DO UPDATE SET seen_at_ns = excluded.seen_at_ns, busy = excluded.busy, closed = excluded.closed"
+        " WHERE NOT closed AND excluded.seen_at_ns >= seen_at_ns"
+    )
+    if connection.execute(rows.insert("device_sessions", row, newer), row).rowcount == 0:
+        return
+    connection.executemany(
+        "INSERT INTO device_hours (session, hour_ns, wall_ns, overhead_ns, lost_ns, down_ns) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET wall_ns = excluded.wall_ns, overhead_ns = excluded.overhead_ns,"
+        " lost_ns = excluded.lost_ns, down_ns = excluded.down_ns, seen_serving_ns = serving_ns",
+        [(session.id, *msgspec.structs.astuple(hour)) for hour in session.hours],
+    )
+
+
+def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int) -> None:
+    row = {
+        "checkpointed_at_ns": at_ns,
+        **rows.usage_columns(reading.usage),
+        **rows.accelerator_columns(reading.accelerator),
+    }
+    updated = connection.execute(
+        f"UPDATE receipts SET {rows.assignments(row)} WHERE id = :id AND status IS NULL",  # noqa: S608 - our own names
+        {**row, "id": reading.receipt},
+    )
+    if updated.rowcount:
+        _write_shares(connection, reading.receipt, reading.shares)
+
+
+def _write_attempts(connection: sqlite3.Connection, receipt_id: str, attempts: Iterable[Attempt]) -> None:
+    for attempt in attempts:
+        row = rows.attempt_row(receipt_id, attempt)
+        upsert = f"ON CONFLICT DO UPDATE SET {rows.assignments(row)} WHERE ended_at_ns IS NULL"
+        connection.execute(rows.insert("attempts", row, upsert), row)
+
+
+def _write_shares(connection: sqlite3.Connection, receipt_id: str, shares: Iterable[HourShare]) -> None:
+    connection.executemany(
+        "INSERT INTO device_time VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET serving_ns = excluded.serving_ns WHERE serving_ns != excluded.serving_ns",
+        [(receipt_id, share.attempt, share.session, share.hour_ns, share.serving_ns) for share in shares],
+    )
+
+
+def _status(connection: sqlite3.Connection, receipt_id: str) -> Literal["open", "closed"] | None:
+    found = connection.execute("SELECT status FROM receipts WHERE id = ?", (receipt_id,)).fetchone()
+    if found is None:
+        return None
+    return "open" if found[0] is None else "closed"

@@ -1,0 +1,183 @@
+"""One thread that writes: everything queued since the last commit shares the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from millicent.core.clock import Clock
+from millicent.core.errors import LedgerUnavailable
+from millicent.ledger.config import LedgerConfig
+from millicent.ledger.schema import migrate, open_writer, unavailable
+
+Operation = Callable[[sqlite3.Connection], object]
+
+# While the ledger cannot be written, try again this often, so that it heals without a request having to fail first.
+_RETRY_S = 0.5
+
+
+@dataclass(slots=True)
+class _Queued:
+    operation: Operation
+    future: asyncio.Future[object]
+    result: object = None
+    error: Exception | None = None
+
+
+class Writer:
+    """Runs operations in the order of `submit`, each in a savepoint of a shared transaction.
+
+    An operation that fails by itself is undone alone. What stops the whole transaction (disk full, read-only, locked,
+    damaged) fails all of it, undone, as LedgerUnavailable; the connection is then opened afresh.
+    """
+
+    def __init__(self, path: Path, config: LedgerConfig, clock: Clock) -> None:
+        self._path = path
+        self._config = config
+        self._clock = clock
+        self._connection: sqlite3.Connection | None = None
+        self._queue: list[_Queued] = []
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._problem: str | None = f"ledger {path}: not started"
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be written just now, or None."""
+        return self._problem
+
+    async def start(self) -> None:
+        """Open and migrate. Raises LedgerUnavailable."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._connection = await asyncio.to_thread(self._connect)
+        except LedgerUnavailable as error:
+            self._problem = error.message
+            raise
+        self._problem = None
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Write what is queued, then close. Later operations are refused. Safe to repeat."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self._wake:
+            self._problem = f"ledger {self._path}: stopped"
+            self._loop = None
+            self._wake.notify()
+        await asyncio.to_thread(thread.join)
+
+    async def submit(self, operation: Operation) -> object:
+        """Returns the operation's result once it is durable."""
+        with self._wake:
+            if self._loop is None:
+                raise LedgerUnavailable(self._problem or f"ledger {self._path}: not started")
+            if len(self._queue) >= self._config.max_pending:
+                raise LedgerUnavailable(
+                    f"ledger {self._path}: {len(self._queue)} writes wait for the disk; retry, or use a faster disk"
+                )
+            queued = _Queued(operation, self._loop.create_future())
+            self._queue.append(queued)
+            self._wake.notify()
+        return await queued.future
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    while not self._queue and self._loop is not None:
+                        if not self._wake.wait(None if self._problem is None else _RETRY_S):
+                            break
+                    batch, self._queue = self._queue, []
+                    stopped = self._loop is None
+                if batch or not stopped:
+                    self._write(batch)
+                elif stopped:
+                    return
+        finally:
+            self._disconnect()
+
+    def _write(self, batch: list[_Queued]) -> None:
+        """Commit the batch, or undo it whole; then tell those who wait. An empty batch probes whether writing works."""
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            self._commit(self._connection, batch)
+        except (sqlite3.Error, OSError, LedgerUnavailable) as error:
+            problem = error if isinstance(error, LedgerUnavailable) else unavailable(self._path, error)
+            self._disconnect()
+            for queued in batch:
+                queued.error = LedgerUnavailable(problem.message)
+            self._note(problem.message)
+        else:
+            self._note(None)
+        if batch:
+            # A loop that has closed has nobody left who waits.
+            with suppress(RuntimeError):
+                batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch)
+
+    def _note(self, problem: str | None) -> None:
+        with self._wake:
+            if self._loop is not None:
+                self._problem = problem
+
+    def _commit(self, connection: sqlite3.Connection, batch: list[_Queued]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        if not batch:
+            # A write of the same value still goes through the journal to the disk.
+            connection.execute("UPDATE migrations SET number = number WHERE number = 1")
+        for queued in batch:
+            connection.execute("SAVEPOINT operation")
+            try:
+                queued.result = queued.operation(connection)
+            except Exception as error:
+                if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_THE_OPERATION):
+                    raise
+                queued.error = error
+                connection.execute("ROLLBACK TO operation")
+            connection.execute("RELEASE operation")
+        connection.execute("COMMIT")
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            connection = open_writer(self._path, self._config)
+            migrate(connection, self._clock)
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error | OSError):
+                raise unavailable(self._path, error) from error
+            raise
+        return connection
+
+    def _disconnect(self) -> None:
+        """Closing undoes a transaction that is open."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+
+# Faults of one operation's data: its neighbours are sound.
+_OF_THE_OPERATION = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
+
+
+def _resolve(batch: list[_Queued]) -> None:
+    """On the event loop. A future whose waiter was cancelled is done already."""
+    for queued in batch:
+        if queued.future.done():
+            continue
+        if queued.error is not None:
+            queued.future.set_exception(queued.error)
+        else:
+            queued.future.set_result(queued.result)

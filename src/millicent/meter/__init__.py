@@ -1,0 +1,1 @@
+"""The meter: whose device time it was, and what it costs."""

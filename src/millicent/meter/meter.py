@@ -1,0 +1,288 @@
+"""Who used the devices, and what they did in every nanosecond of the watch.
+
+Each report claims an interval of its device's time. Claims never overlap: what was claimed before stays as it was, so
+that a device-hour can never hold more than its wall time. A step's time is cut at UTC hours and split among its
+sequences in integer nanoseconds; what nobody claims is idle.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from millicent.core.accounts import Checkpoint, DeviceSession, HourTime, Reading
+from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns, hours_between
+from millicent.core.identifiers import Ids
+from millicent.core.money import apportion
+from millicent.core.receipts import Accelerator, HourShare
+from millicent.core.steps import DeviceState, Overhead, StepRecord
+from millicent.core.usage import Provenance, Usage, weakest
+from millicent.meter.placements import Placement
+
+Shares = Callable[[StepRecord], Sequence[int]]
+"""A step's sequences to the weights by which its time is split: whole numbers, none negative."""
+
+
+# A report of an idle device reaches the meter within a day of its start; older hours are settled and forgotten.
+_REPORTED_WITHIN_NS = 24 * NS_PER_HOUR
+
+
+def equal_shares(record: StepRecord) -> Sequence[int]:
+    """Each sequence the same."""
+    return [1] * len(record.sequences)
+
+
+class Meter:
+    """Implements core.protocols.Observer. Belongs to the event loop: call it from one thread.
+
+    Receipts are open from `open` to `close`; only they are kept in memory, with the hours that may yet change.
+    """
+
+    def __init__(self, clock: Clock, gateway: str, ids: Ids, shares: Shares = equal_shares) -> None:
+        self._clock = clock
+        self._gateway = gateway
+        self._ids = ids
+        self._shares = shares
+        self._sessions: dict[str, _Session] = {}
+        self._receipts: dict[str, _Receipt] = {}
+        self._sequences: dict[int, tuple[_Receipt, int]] = {}
+
+    def add_device(
+        self, device: str, placement: Placement, accelerators: int | None = None, *, not_before_ns: int = 0
+    ) -> None:
+        """Begin to watch a device, down until it is said to be up. Write a checkpoint before its first request.
+
+        `not_before_ns` is the end of its last session (`device_seen_ns` of the ledger). Where the system clock was
+        set back since, this session's accounts run ahead of it by the difference, rather than over old ones.
+        """
+        if device in self._sessions:
+            raise ValueError(f"device {device} is watched already")
+        accelerators = placement.accelerators if accelerators is None else accelerators
+        session = self._ids.new("sess")
+        self._sessions[device] = _Session(
+            session, self._gateway, device, placement, accelerators, self._clock.now_ns(), not_before_ns
+        )
+
+    def open(self, receipt_id: str, attempt: int, sequence: int | None) -> None:
+        """Before the attempt starts. `sequence` None: its device time cannot be known."""
+        receipt = self._receipts.setdefault(receipt_id, _Receipt(receipt_id))
+        receipt.known.append(sequence is not None)
+        if sequence is not None:
+            receipt.sequences.append(sequence)
+            self._sequences[sequence] = (receipt, attempt)
+
+    def note_usage(self, receipt_id: str, usage: Usage) -> None:
+        """The receipt's usage so far, all of it."""
+        self._receipts[receipt_id].usage = usage
+
+    def reading(self, receipt_id: str) -> Reading:
+        return self._receipts[receipt_id].reading()
+
+    def close(self, receipt_id: str) -> Reading:
+        """The final reading. What its sequences do from now on is lost."""
+        receipt = self._receipts.pop(receipt_id)
+        for sequence in receipt.sequences:
+            del self._sequences[sequence]
+        return receipt.reading()
+
+    def device_state(self, device: str, state: DeviceState, at_ns: int) -> None:
+        self._session(device).set_state(state, self._clock.utc_ns(at_ns))
+
+    def step(self, record: StepRecord) -> None:
+        session = self._session(record.device)
+        weights = self._shares(record)
+        entries = [self._sequences.get(work.sequence) for work in record.sequences]
+        for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(record.start_ns), record.wall_ns):
+            if not entries:
+                session.hours[hour_ns].lost_ns += accelerator_ns
+                continue
+            parts = apportion(accelerator_ns, weights)
+            for entry, work, part_ns in zip(entries, record.sequences, parts, strict=True):
+                if entry is None:
+                    session.hours[hour_ns].lost_ns += part_ns
+                    continue
+                receipt, attempt = entry
+                receipt.shares[attempt, session.id, hour_ns] += part_ns
+                if work.prefill_rows:
+                    receipt.prefill_ns += part_ns
+                else:
+                    receipt.decode_ns += part_ns
+        for entry in entries:
+            if entry is not None:
+                receipt = entry[0]
+                receipt.device = record.device
+                if receipt.first_step_at_ns is None:
+                    receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
+                receipt.steps += 1
+                receipt.batch_sum += len(entries)
+
+    def overhead(self, overhead: Overhead) -> None:
+        session = self._session(overhead.device)
+        for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(overhead.start_ns), overhead.wall_ns):
+            session.hours[hour_ns].overhead_ns += accelerator_ns
+
+    def lost(self, device: str, start_ns: int, wall_ns: int) -> None:
+        session = self._session(device)
+        for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(start_ns), wall_ns):
+            session.hours[hour_ns].lost_ns += accelerator_ns
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything that runs, now. Hours that no longer change are in it until `written` says they arrived."""
+        return self._checkpoint(closed=False)
+
+    def written(self, checkpoint: Checkpoint) -> None:
+        """The ledger has it: hours before the running one need not be sent again unless they change."""
+        for session in checkpoint.sessions:
+            if session.device in self._sessions:
+                self._sessions[session.device].written(session)
+
+    def stop(self) -> Checkpoint:
+        """End the watch over all devices: the last checkpoint, with their sessions closed. Stop backends first."""
+        checkpoint = self._checkpoint(closed=True)
+        self._sessions.clear()
+        return checkpoint
+
+    def _checkpoint(self, *, closed: bool) -> Checkpoint:
+        now_ns = self._clock.now_ns()
+        waiting = [receipt.device for receipt in self._receipts.values() if receipt.sequences]
+        sessions = []
+        for session in self._sessions.values():
+            busy = not closed and any(device in {None, session.device} for device in waiting)
+            sessions.append(session.seen(now_ns, busy=busy, closed=closed))
+        return Checkpoint(now_ns, tuple(sessions), tuple(receipt.reading() for receipt in self._receipts.values()))
+
+    def _session(self, device: str) -> _Session:
+        try:
+            return self._sessions[device]
+        except KeyError:
+            raise ValueError(f"device {device} isn't watched: add_device comes before its first report") from None
+
+
+class _Receipt:
+    """One open receipt's sums, over its attempts."""
+
+    __slots__ = (
+        "batch_sum", "decode_ns", "device", "first_step_at_ns", "id", "known", "prefill_ns", "sequences", "shares",
+        "steps", "usage",
+    )  # fmt: skip
+
+    def __init__(self, receipt_id: str) -> None:
+        self.id = receipt_id
+        self.usage = Usage()
+        self.known: list[bool] = []
+        self.sequences: list[int] = []
+        self.device: str | None = None
+        self.first_step_at_ns: int | None = None
+        self.shares: dict[tuple[int, str, int], int] = defaultdict(int)
+        self.prefill_ns = 0
+        self.decode_ns = 0
+        self.steps = 0
+        self.batch_sum = 0
+
+    def reading(self) -> Reading:
+        provenance = weakest(Provenance.MEASURED if known else Provenance.UNKNOWN for known in self.known)
+        shares = tuple(HourShare(*key, serving_ns) for key, serving_ns in self.shares.items())
+        serving_ns = self.prefill_ns + self.decode_ns
+        accelerator = Accelerator(serving_ns, self.prefill_ns, self.decode_ns, self.steps, self.batch_sum, provenance)
+        return Reading(self.id, self.usage, accelerator, shares, self.first_step_at_ns)
+
+
+class _Hour:
+    __slots__ = ("down_ns", "lost_ns", "overhead_ns", "wall_ns")
+
+    def __init__(self) -> None:
+        self.wall_ns = 0
+        self.overhead_ns = 0
+        self.lost_ns = 0
+        self.down_ns = 0
+
+    def time(self, hour_ns: int) -> HourTime:
+        return HourTime(hour_ns, self.wall_ns, self.overhead_ns, self.lost_ns, self.down_ns)
+
+
+class _Session:
+    """One device's watch. Everything before `_claimed_until_ns` is spoken for or idle; times are UTC, plus `_ahead_ns`
+    where an older session reaches beyond now."""
+
+    def __init__(
+        self,
+        session: str,
+        gateway: str,
+        device: str,
+        placement: Placement,
+        accelerators: int,
+        now_ns: int,
+        not_before_ns: int,
+    ) -> None:
+        self.id = session
+        self.device = device
+        self.hours: dict[int, _Hour] = defaultdict(_Hour)
+        self._gateway = gateway
+        self._placement = placement
+        self._accelerators = accelerators
+        self._ahead_ns = max(0, not_before_ns - now_ns)
+        self._started_at_ns = now_ns + self._ahead_ns
+        self._seen_at_ns = self._started_at_ns
+        self._claimed_until_ns = self._started_at_ns
+        self._down_since_ns: int | None = self._started_at_ns
+        self._written: dict[int, HourTime] = {}
+
+    def claim(self, start_ns: int, wall_ns: int) -> list[tuple[int, int]]:
+        """What is still free of the interval, by UTC hour, in accelerator-nanoseconds."""
+        end_ns = start_ns + self._ahead_ns + wall_ns
+        start_ns = max(start_ns + self._ahead_ns, self._claimed_until_ns)
+        if end_ns <= start_ns:
+            return []
+        self._claimed_until_ns = end_ns
+        self._see(end_ns)
+        return [(hour_ns, part_ns * self._accelerators) for hour_ns, part_ns in hours_between(start_ns, end_ns)]
+
+    def set_state(self, state: DeviceState, at_ns: int) -> None:
+        if state is DeviceState.DOWN and self._down_since_ns is None:
+            self._down_since_ns = at_ns + self._ahead_ns
+        elif state is DeviceState.UP and self._down_since_ns is not None:
+            self._count_down(at_ns)
+            self._down_since_ns = None
+
+    def seen(self, now_ns: int, *, busy: bool, closed: bool) -> DeviceSession:
+        """The session as of now. While work runs it was seen at the last report: what came after isn't known yet."""
+        if self._down_since_ns is not None:
+            self._count_down(now_ns)
+            busy = False
+        if not busy:
+            self._see(now_ns + self._ahead_ns)
+            self._claimed_until_ns = max(self._claimed_until_ns, self._seen_at_ns - _REPORTED_WITHIN_NS)
+        last_ns = hour_start_ns(self._seen_at_ns)
+        times = [self.hours[hour_ns].time(hour_ns) for hour_ns in sorted({*self.hours, last_ns})]
+        return DeviceSession(
+            id=self.id,
+            gateway=self._gateway,
+            device=self.device,
+            placement=self._placement.name,
+            accelerators=self._accelerators,
+            usd_per_hour=self._placement.usd_per_hour,
+            rate_provenance=self._placement.rate_provenance,
+            started_at_ns=self._started_at_ns,
+            seen_at_ns=self._seen_at_ns,
+            busy=busy,
+            closed=closed,
+            hours=tuple(time for time in times if time.hour_ns == last_ns or time != self._written.get(time.hour_ns)),
+        )
+
+    def written(self, session: DeviceSession) -> None:
+        self._written.update({time.hour_ns: time for time in session.hours})
+        changing_ns = hour_start_ns(self._claimed_until_ns)
+        for hour_ns in [hour_ns for hour_ns in self.hours if hour_ns < changing_ns]:
+            if self._written.get(hour_ns) == self.hours[hour_ns].time(hour_ns):
+                del self.hours[hour_ns], self._written[hour_ns]
+
+    def _count_down(self, until_ns: int) -> None:
+        if self._down_since_ns is not None:
+            start_ns = self._down_since_ns - self._ahead_ns
+            for hour_ns, accelerator_ns in self.claim(start_ns, until_ns - start_ns):
+                self.hours[hour_ns].down_ns += accelerator_ns
+
+    def _see(self, until_ns: int) -> None:
+        for hour_ns, part_ns in hours_between(self._seen_at_ns, until_ns):
+            self.hours[hour_ns].wall_ns += part_ns
+        self._seen_at_ns = max(self._seen_at_ns, until_ns)
