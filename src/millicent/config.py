@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from millicent.backends.config import ModelConfig
 from millicent.core.errors import ConfigError
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
+from millicent.meter.placements import PlacementConfig
 from millicent.pipeline.config import LimitsConfig
 from millicent.server.config import ServerConfig
 
@@ -30,6 +32,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
     models: dict[str, ModelConfig] = {}
+    placements: dict[str, PlacementConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig = LedgerConfig()
 
@@ -37,6 +40,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def home() -> Path:
     """Where state lives: `MILLICENT_HOME`, or `~/.millicent`."""
     return Path(os.environ.get("MILLICENT_HOME") or "~/.millicent").expanduser()
+
+
+def cache() -> Path:
+    """Where models lie: `MILLICENT_CACHE`, or `~/.cache/millicent`."""
+    return Path(os.environ.get("MILLICENT_CACHE") or "~/.cache/millicent").expanduser()
 
 
 def load(path: Path) -> Config:
@@ -48,13 +56,19 @@ def load(path: Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}): make it a readable UTF-8 file.") from error
     try:
-        table = tomllib.loads(text)
+        table = tomllib.loads(text, parse_float=Decimal)  # a price keeps the digits it was written with
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(path, text, error) from error
     _refuse_secrets(path, text, table, ())
     for section, value in table.items():
         _check_section(path, text, section, value)
-    return msgspec.convert(table, Config)
+    config = msgspec.convert(table, Config)
+    for name, placement in config.placements.items():
+        try:
+            placement.placement(name)
+        except ConfigError as error:
+            raise ConfigError(f"{path}:{_line_of(text, ('placements', name))}: {error.message}") from error
+    return config
 
 
 def _check_section(path: Path, text: str, section: str, value: Any) -> None:

@@ -19,7 +19,9 @@ import psutil
 
 from millicent import config as configuration
 from millicent.cli.show import size
-from millicent.core.errors import ConfigError
+from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
+from millicent.hub import CATALOGUE, list_installed, resolve
+from millicent.ledger.queries import LedgerQueries
 
 _GB = 10**9
 _CPUINFO = Path("/proc/cpuinfo")
@@ -57,6 +59,8 @@ def examine() -> Iterator[Finding]:
         torch,
         compiler,
         lambda: folder("home", configuration.home()),
+        lambda: folder("cache", configuration.cache()),
+        models,
         lambda: port(settings.server.host, settings.server.port),
         lambda: ledger(configuration.home() / "ledger.db"),
     )
@@ -123,11 +127,11 @@ def folder(what: str, path: Path) -> Finding:
     """Whether `path`, or the folder in which it will be made, can be written and has room."""
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Finding(what, State.WRONG, f"{path} can't be written", "set MILLICENT_HOME elsewhere.")
+        return Finding(what, State.WRONG, f"{path} can't be written", f"set MILLICENT_{what.upper()} elsewhere.")
     free = shutil.disk_usage(existing).free
     found = f"{path}, {size(free)} free"
     if free < _GB:
-        return Finding(what, State.LIMITED, found, "make room: receipts can't be written on a full disk.")
+        return Finding(what, State.LIMITED, found, "make room: nothing can be kept on a full disk.")
     return Finding(what, State.GOOD, found)
 
 
@@ -159,21 +163,30 @@ def _answers(host: str, number: int) -> bool:
 
 
 def ledger(path: Path) -> Finding:
-    """SQLite's own check of the file: pages, indexes and constraints."""
+    """Is the file whole, and does everything in it add up?"""
     if not path.exists():
         return Finding("ledger", State.GOOD, "none yet: it is made with the first receipt")
-    fix = f"stop the server, keep a copy of {path}, and restore it from a backup."
+    fix = f"stop the server, keep a copy of {path}, then start it again, or restore a backup."
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        problems = LedgerQueries(path).verify()
+    except (MillicentError, sqlite3.Error) as error:
+        problems = [str(error)]
+    if problems:
+        return Finding("ledger", State.WRONG, f"{path}: {'; '.join(problems[:3])}", fix)
+    return Finding("ledger", State.GOOD, f"{path}, {size(path.stat().st_size)}: sound, and it adds up")
+
+
+def models() -> Finding:
+    """What is here, and what is here but damaged."""
+    for name in CATALOGUE:
         try:
-            problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")]
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        return Finding("ledger", State.WRONG, f"{path}: {error}", fix)
-    if problems != ["ok"]:
-        return Finding("ledger", State.WRONG, f"{path}: {'; '.join(problems)}", fix)
-    return Finding("ledger", State.GOOD, f"{path}, {size(path.stat().st_size)}, sound")
+            resolve(name, configuration.cache())
+        except ModelNotFound:
+            continue
+        except MillicentError as error:
+            return Finding("models", State.WRONG, error.message, f"millicent pull {name}")
+    here = [model.name for model in list_installed(configuration.cache())]
+    return Finding("models", State.GOOD, ", ".join(here) or "none yet: `millicent serve` fetches what it needs")
 
 
 def _read(path: Path) -> str:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
+if TYPE_CHECKING:
+    from millicent.backends.local import LocalModel
+    from millicent.config import Config
+    from millicent.meter.placements import Placement
+
 DEFAULT_MODEL = "smollm2:135m"
-EMBEDDER = "minilm"
 
 
 @click.command()
@@ -13,7 +20,11 @@ EMBEDDER = "minilm"
 @click.option("--host", help="Listen on this address; by default 127.0.0.1, this machine only.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Listen on this port; by default 8080; 0 takes a free one.")
 def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
-    """Serve models over HTTP, by default smollm2:135m; models that aren't here yet are downloaded first."""
+    """Serve models over HTTP; those that aren't here yet are downloaded first.
+
+    MODEL is a name from `millicent models`, a name in millicent.toml, org/name on the Hugging Face hub, or the path of
+    a GGUF file or a folder of safetensors. By default, those in millicent.toml, else smollm2:135m.
+    """
     import importlib.util
 
     import msgspec
@@ -30,7 +41,41 @@ def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
 
     from millicent.app import ServeOptions
     from millicent.app import serve as serve_until_stopped
-    from millicent.cli.models import installed
 
-    named = tuple(dict.fromkeys((*(models or (DEFAULT_MODEL,)), EMBEDDER)))
-    serve_until_stopped(ServeOptions(home=home, config=settings, models=installed(named, settings)))
+    placement = placement_of(settings)
+    wanted = chosen(models, settings, home, placement.name)
+    serve_until_stopped(ServeOptions(home=home, config=settings, models=wanted, placement=placement))
+
+
+def placement_of(settings: Config) -> Placement:
+    """The one that is configured; a machine that nobody priced has an assumed rate."""
+    from millicent.cli.doctor import usable_cores
+    from millicent.core.errors import ConfigError
+    from millicent.meter.placements import assumed_placement
+
+    if not settings.placements:
+        return assumed_placement("local", max(1, round(usable_cores())))
+    if len(settings.placements) > 1:
+        names = ", ".join(settings.placements)
+        raise ConfigError(f"[placements] holds {names}, and this machine is one of them: keep that one.")
+    [(name, placement)] = settings.placements.items()
+    return placement.placement(name)
+
+
+def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str) -> dict[str, LocalModel]:
+    """Public names and their files, downloaded where need be. What is named on the command line is loaded at once."""
+    from millicent.backends.config import ModelConfig
+    from millicent.backends.local import LocalModel
+    from millicent.cli.models import found, path_of
+    from millicent.core.errors import ConfigError
+
+    wanted: dict[str, LocalModel] = {}
+    for name in dict.fromkeys(names or tuple(settings.models) or (DEFAULT_MODEL,)):
+        how = settings.models.get(name, ModelConfig())
+        model = found(path_of(how.path, home) if how.path else name)
+        public = name if name in settings.models else model.name
+        if public in wanted:
+            raise ConfigError(f"two models would be called {public!r}: give one another name with [models.NAME] path.")
+        preload = how.preload or bool(names) or not settings.models
+        wanted[public] = LocalModel(model.path, placement, how.keep_alive_s, preload)
+    return wanted

@@ -1,0 +1,110 @@
+"""`pull` and `models`, and finding the models that `serve` is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from millicent.hub import InstalledModel, Progress
+
+_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@click.argument("name")
+@_json
+def pull(name: str, json_: bool) -> None:
+    """Fetch a model: one of `millicent models`, or org/name from the Hugging Face hub."""
+    from millicent.cli import show
+
+    model = fetched(name)
+    if json_:
+        show.as_json({"name": model.name, "path": str(model.path), "bytes": model.bytes, "source": model.source})
+    else:
+        print(f"{model.name}: {show.size(model.bytes)} at {model.path}")
+
+
+@click.command()
+@_json
+def models(json_: bool) -> None:
+    """List the models that are here, and those that can be fetched by a short name."""
+    from millicent.cli import show
+    from millicent.config import cache
+    from millicent.hub import CATALOGUE, list_installed
+
+    here = {model.name: model for model in list_installed(cache())}
+    bodies = []
+    for name in sorted({*here, *CATALOGUE}):
+        installed, known = here.get(name), CATALOGUE.get(name)
+        bodies.append(
+            {
+                "name": name,
+                "installed": installed is not None,
+                "bytes": installed.bytes if installed else None,
+                "download_bytes": known.wheel_bytes if known else None,
+                "path": str(installed.path) if installed else None,
+                "source": installed.source if installed else None,
+                "summary": known.summary if known else None,
+                "licence": known.licence if known else None,
+            }
+        )
+    if json_:
+        show.as_json({"object": "list", "data": bodies})
+        return
+    rows = [
+        (
+            str(body["name"]),
+            "installed" if body["installed"] else "not here",
+            show.size(int(str(body["bytes"] or body["download_bytes"]))),
+            str(body["summary"] or body["source"]),
+        )
+        for body in bodies
+    ]
+    print(show.table(("NAME", "STATE", "SIZE", "WHAT"), rows, right=frozenset({"SIZE"})))
+
+
+def found(name_or_path: str) -> InstalledModel:
+    """The model of that name or at that path; fetched if it isn't here, or is damaged."""
+    from millicent.config import cache
+    from millicent.core.errors import ModelError, ModelNotFound
+    from millicent.hub import resolve
+
+    try:
+        return resolve(name_or_path, cache())
+    except (ModelNotFound, ModelError):
+        return fetched(name_or_path)
+
+
+def fetched(name: str) -> InstalledModel:
+    from millicent.config import cache
+    from millicent.hub import pull as pull_from_hub
+
+    with _progress(name) as progress:
+        return pull_from_hub(name, cache(), progress)
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Progress]:
+    """A bar on stderr while something downloads; nothing where nobody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(f"Fetching {name}", total=None, visible=False)
+
+        def report(done_bytes: int, total_bytes: int | None) -> None:
+            bar.update(task, completed=done_bytes, total=total_bytes, visible=console.is_terminal)
+
+        yield report
+
+
+def path_of(path: str, home: Path) -> str:
+    """A path in millicent.toml is seen from the file's own folder."""
+    return str(home / Path(path).expanduser())
