@@ -19,7 +19,7 @@ from millicent.config import Config
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
-from millicent.dashboard import dashboard_routes
+from millicent.dashboard.routes import dashboard_routes
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.meter import Meter
