@@ -106,7 +106,7 @@ def _refusal(response: http.client.HTTPResponse) -> MillicentError:
 @contextlib.contextmanager
 def private_server(model: str) -> Iterator[Client]:
     """A server of our own on a free port, for as long as this lasts. It writes to the same ledger as any other."""
-    command = [sys.executable, "-c", "from millicent.cli import main; main()", "serve", model, "--port", "0"]
+    command = [sys.executable, "-m", "millicent", "serve", model, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Client(_ready_url(process))

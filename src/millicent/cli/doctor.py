@@ -65,9 +65,7 @@ def examine() -> Iterator[Finding]:
 
 
 def python() -> Finding:
-    found = (
-        f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    )
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     return Finding("python", State.GOOD, found)
 
 
@@ -102,9 +100,7 @@ def memory() -> Finding:
         total, available = min(total, int(limit)), min(available, max(int(limit) - int(used), 0))
     found = f"{size(available)} free of {size(total)}"
     if available < _GB:
-        return Finding(
-            "memory", State.LIMITED, found, "end other programs, or serve a small model."
-        )
+        return Finding("memory", State.LIMITED, found, "end other programs, or serve a small model.")
     return Finding("memory", State.GOOD, found)
 
 
@@ -127,9 +123,7 @@ def folder(what: str, path: Path) -> Finding:
     """Whether `path`, or the folder in which it will be made, can be written and has room."""
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Finding(
-            what, State.WRONG, f"{path} can't be written", "set MILLICENT_HOME elsewhere."
-        )
+        return Finding(what, State.WRONG, f"{path} can't be written", "set MILLICENT_HOME elsewhere.")
     free = shutil.disk_usage(existing).free
     found = f"{path}, {size(free)} free"
     if free < _GB:

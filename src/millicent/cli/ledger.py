@@ -21,9 +21,14 @@ _ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "status")
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
     """The same filters on every command that reads receipts."""
-    command = click.option("--until", metavar="TIME", callback=utc_ns, help="Only those created before this time.")(command)
+    command = click.option("--until", metavar="TIME", callback=utc_ns, help="Only those created before this time.")(
+        command
+    )
     command = click.option(
-        "--since", metavar="TIME", callback=utc_ns, help="Only those created from this time on: 2026-01-31, 2026-01-31T09:00, or 24h ago."
+        "--since",
+        metavar="TIME",
+        callback=utc_ns,
+        help="Only those created from this time on: 2026-01-31, 2026-01-31T09:00, or 24h ago.",
     )(command)
     for name in reversed(_ATTRIBUTES):
         command = click.option(f"--{name}", help=f"Only those with this {name}.")(command)

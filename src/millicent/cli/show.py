@@ -78,7 +78,7 @@ def note(text: str) -> None:
 
 
 def utc_ns(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """A time on the command line, as UTC nanoseconds: `2026-01-31`, `2026-01-31T09:00`, or how long ago: `24h`, `7d`."""
+    """A time as UTC nanoseconds: `2026-01-31`, `2026-01-31T09:00`, or how long ago: `90m`, `24h`, `7d`."""
     if value is None:
         return None
     number, unit = value[:-1], value[-1:]

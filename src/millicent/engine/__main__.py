@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -24,14 +25,22 @@ from millicent.engine.runner import OpenModel
 _PR_SET_PDEATHSIG = 1
 
 
-def open_model(frame: Load, *, config: EngineConfig, threads: int) -> OpenModel:
+def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel]:
+    """Imports torch now, so that its seconds are the engine's start and not the first model's loading time."""
     from millicent.engine.models import load_model
     from millicent.text import TextStream, load_tokenizer
 
-    path = Path(frame.path)
-    tokenizer = load_tokenizer(path)
-    model = load_model(path, dtype=frame.dtype, name=frame.model, deterministic=config.deterministic, threads=threads)
-    return OpenModel(model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer))
+    threads = usable_cores(config)
+
+    def open_model(frame: Load) -> OpenModel:
+        path = Path(frame.path)
+        tokenizer = load_tokenizer(path)
+        model = load_model(
+            path, dtype=frame.dtype, name=frame.model, deterministic=config.deterministic, threads=threads
+        )
+        return OpenModel(model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer))
+
+    return open_model
 
 
 def main() -> int:
@@ -46,6 +55,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    open_model = _model_opener(config)
     gateway = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     gateway.connect(arguments.socket)
     engine = Engine(
@@ -53,7 +63,7 @@ def main() -> int:
         config,
         SystemClock(),
         memory_bytes=memory_budget_bytes(config),
-        open_model=functools.partial(open_model, config=config, threads=usable_cores(config)),
+        open_model=open_model,
     )
     try:
         engine.run()

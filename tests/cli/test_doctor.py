@@ -1,0 +1,118 @@
+"""What doctor finds, on machines that are and aren't as they should be."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from millicent.cli import doctor, run
+from millicent.cli.doctor import Finding, State
+
+
+@pytest.fixture(autouse=True)
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MILLICENT_HOME", str(tmp_path))
+
+
+def test_every_problem_comes_with_its_fix() -> None:
+    for finding in doctor.examine():
+        assert finding.found
+        assert (finding.state is State.GOOD) == (finding.fix is None), finding
+
+
+def test_a_mistake_in_the_configuration_is_found(tmp_path: Path) -> None:
+    (tmp_path / "millicent.toml").write_text("[server]\nprot = 1\n")
+    finding = next(iter(doctor.examine()))
+    assert finding.state is State.WRONG
+    assert finding.fix is not None
+    assert "did you mean `port`?" in finding.fix
+
+
+def test_a_wrong_finding_is_exit_1_and_told_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = Finding("ledger", State.WRONG, "broken", "restore it.")
+    monkeypatch.setattr(doctor, "examine", lambda: iter([wrong]))
+    assert run(["doctor", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["data"] == [{"what": "ledger", "state": "wrong", "found": "broken", "fix": "restore it."}]
+    assert err == "error: 1 of 1 checks failed: ledger.\n"
+    assert run(["doctor"]) == 1
+    assert "ledger: restore it." in capsys.readouterr().out
+
+
+def test_a_port_that_is_taken_is_found() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
+        finding = doctor.port("127.0.0.1", listener.getsockname()[1])
+    assert finding.state is State.WRONG
+    assert "is taken" in finding.found
+
+
+def test_a_free_port_is_good() -> None:
+    assert doctor.port("127.0.0.1", 0).state is State.GOOD
+
+
+def test_an_address_of_another_machine_is_found() -> None:
+    assert doctor.port("192.0.2.1", 8080).state is State.WRONG
+
+
+def test_a_sound_ledger_is_good_and_a_damaged_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    assert doctor.ledger(path).found.startswith("none yet")
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT)")
+    connection.executemany("INSERT INTO t (b) VALUES (?)", [("x" * 1000,)] * 200)
+    connection.commit()
+    connection.close()
+    assert doctor.ledger(path).state is State.GOOD
+    damaged = bytearray(path.read_bytes())
+    damaged[8192:12288] = b"\xff" * 4096
+    path.write_bytes(damaged)
+    finding = doctor.ledger(path)
+    assert finding.state is State.WRONG
+    assert finding.fix is not None
+    path.write_bytes(b"not a database at all" * 100)
+    assert doctor.ledger(path).state is State.WRONG
+
+
+def test_a_folder_that_cannot_be_made_is_found(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert doctor.folder("home", tmp_path / "file" / "home").state is State.WRONG
+    assert doctor.folder("home", tmp_path / "new" / "home").state is State.GOOD
+
+
+def test_cores_are_at_most_what_the_cgroup_allows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "_CGROUP", tmp_path)
+    machine = doctor.usable_cores()
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert doctor.usable_cores() == 0.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert doctor.usable_cores() == machine
+
+
+def test_memory_is_at_most_what_the_cgroup_allows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "memory.current").write_text("1500000000\n")
+    finding = doctor.memory()
+    assert (finding.state, finding.found) == (State.LIMITED, "500 MB free of 2.0 GB")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512f\n", ["avx2", "avx512f"]),
+        ("Features\t: fp asimd bf16\n", ["asimd", "bf16"]),
+    ],
+)
+def test_the_processors_extensions_are_read(
+    cpuinfo: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(doctor, "_CPUINFO", tmp_path / "cpuinfo")
+    assert doctor.cpu_features() == expected
