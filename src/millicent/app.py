@@ -19,9 +19,10 @@ from millicent.config import Config
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
-from millicent.dashboard import dashboard_routes
+from millicent.dashboard.routes import dashboard_routes
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.sqlite import SqliteLedger
+from millicent.meter.attribution import StepTimeShares
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.pipeline.pipeline import Pipeline
@@ -89,7 +90,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     try:
         device = config.engine.device
         placement = options.placement
-        meter = Meter(clock, gateway, ids)
+        meter = Meter(clock, gateway, ids, StepTimeShares())
         meter.add_device(device, placement, not_before_ns=await ledger.device_seen_ns(device))
         backend = LocalBackend(config.engine, options.models, meter, clock, home)
         pipeline = Pipeline(

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.tiny_models import write_tiny_llama
+from support.tiny_models import TinyLlama, write_tiny_model
 
 from support.live import LiveServer, live_server
 
@@ -21,7 +21,7 @@ LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_e
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LiveServer]:
-    tiny = write_tiny_llama(tmp_path / "tiny", context_tokens=8192)
+    tiny = write_tiny_model(tmp_path / "tiny", TinyLlama(context_tokens=8192))
     with live_server(tmp_path / "home", [str(tiny)]) as live:
         yield live
 
@@ -135,7 +135,7 @@ def test_engine_and_gateway_killed_one_after_the_other_still_settle_everything(s
 
 
 def test_a_polite_stop_settles_what_runs(tmp_path: Path) -> None:
-    tiny = write_tiny_llama(tmp_path / "tiny", context_tokens=8192)
+    tiny = write_tiny_model(tmp_path / "tiny", TinyLlama(context_tokens=8192))
     config = "[server]\nshutdown_grace_s = 0\n"
     with live_server(tmp_path / "home", [str(tiny)], config) as server:
         streams = Streams(server)

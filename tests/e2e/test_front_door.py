@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from support.live import LiveServer, live_server
-from support.tiny_models import write_tiny_llama
+from support.tiny_models import TinyLlama, write_tiny_model
 
 LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_eos": True}
 
@@ -20,7 +20,7 @@ LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_e
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("front_door")
-    tiny = write_tiny_llama(folder / "tiny", context_tokens=8192)
+    tiny = write_tiny_model(folder / "tiny", TinyLlama(context_tokens=8192))
     with live_server(folder / "home", [str(tiny)], "[server]\nheartbeat_s = 1\n") as live:
         yield live
 

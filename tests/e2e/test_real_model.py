@@ -14,7 +14,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture(scope="module")
 def server(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    config = f'[engine]\ndeterministic = true\n[models."smollm2:135m"]\nsource = "{smollm2_path}"\n'
+    config = f'[engine]\ndeterministic = true\n[models."smollm2:135m"]\npath = "{smollm2_path}"\n'
     with live_server(tmp_path_factory.mktemp("real") / "home", ["smollm2:135m"], config) as live:
         yield live
 
