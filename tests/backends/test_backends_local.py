@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.observers import Notes
-from support.tiny_models import TinyLlama, write_tiny_model
 
 import millicent
 from millicent.backends.local import EngineState, LocalBackend, LocalModel, ModelState
@@ -24,6 +22,8 @@ from millicent.core.request import Limits, Message, Request, Sampling
 from millicent.core.steps import DeviceState, OverheadKind
 from millicent.core.usage import Leaf, Provenance
 from millicent.engine.config import EngineConfig
+from support.observers import Notes
+from support.tiny_models import TinyLlama, write_tiny_model
 
 CONFIG = EngineConfig(dtype="fp32", threads=1, memory_gb=1.0, step_tokens=64)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.scripted_model import ScriptedModel, opened
 
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ModelError
@@ -36,6 +35,7 @@ from millicent.engine.protocol import (
     from_engine_decoder,
 )
 from millicent.engine.runner import OpenModel
+from support.scripted_model import ScriptedModel, opened
 
 
 class Gateway:

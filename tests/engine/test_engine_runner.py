@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from support.scripted_model import EOS, ScriptedModel, letter, opened
 
 from millicent.core.clock import ManualClock
 from millicent.core.request import Limits, Sampling
@@ -11,6 +10,7 @@ from millicent.engine.batch import Piece
 from millicent.engine.config import EngineConfig
 from millicent.engine.protocol import Output, Step, Submit
 from millicent.engine.runner import Runner
+from support.scripted_model import EOS, ScriptedModel, letter, opened
 
 GREEDY = Sampling(temperature=0)
 

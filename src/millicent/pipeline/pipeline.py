@@ -164,8 +164,8 @@ class Pipeline:
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
             log.exception("receipt %s: the backend failed in a way it should not", answer.receipt_id)
-            error = MillicentError("The server failed while answering: retry, and report this if it happens again.")
-            end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, error)
+            bug = MillicentError("The server failed while answering: retry, and report this if it happens again.")
+            end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, bug)
         try:
             await self._settle(answer, end)
         finally:
