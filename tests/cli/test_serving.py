@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,14 @@ def model_file(tmp_path: Path) -> Path:
     return path
 
 
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def pulled(name: str, cache: Path, progress: Progress | None = None) -> InstalledModel:
-    assert progress is not None
-    progress(5, 10)
+    if progress is not None:
+        progress(5, 10)
     return InstalledModel(name, cache / "models" / name, 98_362_432, "pypi:x==1")
 
 
@@ -102,6 +108,14 @@ def test_pull_says_what_came_and_where_it_lies(
     assert capsys.readouterr() == (f"minilm: 98.4 MB at {tmp_path}/cache/models/minilm\n", "")
     assert run(["pull", "minilm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bytes"] == 98_362_432
+
+
+def test_a_download_shows_a_bar_to_whoever_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("millicent.hub.pull", pulled)
+    assert run(["pull", "minilm"]) == 0
+    assert "Fetching minilm" in terminal.getvalue()
 
 
 def test_an_unknown_model_is_one_line_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
