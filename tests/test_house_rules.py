@@ -36,6 +36,8 @@ CLOCK_CALLS = {
 
 # Whatever holds or computes an amount: integers and Decimals only.
 MONEY = ("core/money.py", "core/receipts.py", "core/accounts.py", "meter/")
+# Where amounts are made, even a division must say how it rounds; elsewhere mypy refuses a float for a Decimal.
+AMOUNTS = ("core/money.py", "meter/pricing.py")
 
 # Where writing to the terminal is the job.
 PRINTERS = ("cli/", "app.py")
@@ -79,7 +81,8 @@ def test_every_module_is_used() -> None:
     """Used is: imported by another module of ours, or started by name, as a program or an entry point."""
     known = frozenset(modules())
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    used = {target.partition(":")[0] for target in scripts.values()} | {"millicent.__main__"} | PUBLIC_FAKES
+    used = {target.partition(":")[0] for target in scripts.values()} | PUBLIC_FAKES
+    used |= {module for module in known if module.endswith(".__main__")}
     for module, path in modules().items():
         used |= {target for _, target in imports_of(path, known) if target != module}
         used |= {
@@ -131,7 +134,11 @@ def floats(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, "float: money is integers of nano-dollars and Decimals"
         elif isinstance(node, ast.Constant) and isinstance(node.value, float):
             yield node.lineno, f"{node.value} is a float: write Decimal('{node.value}')"
-        elif isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Div):
+
+
+def divisions(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Div):
             yield node.lineno, "`/` makes floats of integers: divide Decimals in a context, or use apportion()"
 
 
@@ -145,7 +152,7 @@ def test_no_float_holds_money() -> None:
         f"{name_of(path)}:{line}: {complaint}"
         for path in source_files()
         if inside(path, MONEY)
-        for line, complaint in floats(path)
+        for line, complaint in (*floats(path), *(divisions(path) if inside(path, AMOUNTS) else ()))
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -173,7 +180,7 @@ def test_the_bans_find_what_they_ban(code: str, complaints: int, tmp_path: Path)
 def test_the_float_ban_finds_floats(code: str, tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(code)
-    assert list(floats(path))
+    assert [*floats(path), *divisions(path)]
 
 
 def test_no_leftovers() -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from millicent.cli import doctor, run
 from millicent.cli.doctor import Finding, State
+from millicent.core.clock import ManualClock
+from millicent.core.receipts import Accelerator
+from millicent.ledger.config import LedgerConfig
+from millicent.ledger.sqlite import SqliteLedger
+from support.receipts import settled
 
 
 @pytest.fixture(autouse=True)
@@ -61,23 +69,33 @@ def test_an_address_of_another_machine_is_found() -> None:
     assert doctor.port("192.0.2.1", 8080).state is State.WRONG
 
 
-def test_a_sound_ledger_is_good_and_a_damaged_one_is_not(tmp_path: Path) -> None:
+def test_a_ledger_that_adds_up_is_good_and_one_that_does_not_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     assert doctor.ledger(path).found.startswith("none yet")
-    connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT)")
-    connection.executemany("INSERT INTO t (b) VALUES (?)", [("x" * 1000,)] * 200)
-    connection.commit()
-    connection.close()
+    asyncio.run(_write_a_receipt(path))
     assert doctor.ledger(path).state is State.GOOD
-    damaged = bytearray(path.read_bytes())
-    damaged[8192:12288] = b"\xff" * 4096
-    path.write_bytes(damaged)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        # The ledger itself refuses to change a closed receipt: only who takes its guards away can.
+        for (guard,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {guard}")
+        connection.execute("UPDATE receipts SET serving_ns = serving_ns + 1")
     finding = doctor.ledger(path)
     assert finding.state is State.WRONG
+    assert "device time" in finding.found
     assert finding.fix is not None
+
+
+def test_a_file_that_is_no_ledger_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
     path.write_bytes(b"not a database at all" * 100)
     assert doctor.ledger(path).state is State.WRONG
+
+
+async def _write_a_receipt(path: Path) -> None:
+    ledger = SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_1")
+    await ledger.start()
+    await ledger.close(msgspec.structs.replace(settled(), accelerator=Accelerator()), ())
+    await ledger.stop()
 
 
 def test_a_folder_that_cannot_be_made_is_found(tmp_path: Path) -> None:

