@@ -50,7 +50,8 @@ class Gateway:
 
     def receive(self) -> FromEngine:
         size = int.from_bytes(self._file.read(4), "big")
-        return from_engine_decoder.decode(self._file.read(size))
+        frame: FromEngine = from_engine_decoder.decode(self._file.read(size))
+        return frame
 
     def outputs_until(self, done: Callable[[dict[int, Output]], bool]) -> tuple[list[Step], dict[int, Output]]:
         steps: list[Step] = []
