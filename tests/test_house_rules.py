@@ -36,7 +36,7 @@ CLOCK_CALLS = {
 
 # Whatever holds or computes an amount: integers and Decimals only.
 MONEY = (
-    "core/money.py", "core/receipts.py", "core/accounts.py", "core/budgets.py", "meter/", "ledger/budgets.py", "control/",
+    "core/money.py", "core/receipts.py", "core/accounts.py", "core/budgets.py", "meter/", "ledger/budgets.py", "control/budgets.py", "control/config.py", "control/limits.py",
 )  # fmt: skip
 # Where amounts are made, even a division must say how it rounds; elsewhere mypy refuses a float for a Decimal.
 AMOUNTS = ("core/money.py", "meter/pricing.py")

@@ -11,6 +11,9 @@ from millicent.core.errors import Conflict
 from millicent.core.idempotency import KEPT_NS, Claim
 from millicent.core.receipts import Receipt, Status
 
+# The code of a Conflict that means: look again.
+RACE = "idempotency_race"
+
 
 class Claimed(NamedTuple):
     """A claim that stands. `answer` is the text once the request has ended well, None while it runs."""
@@ -33,7 +36,7 @@ def claim(connection: sqlite3.Connection, made: Claim, receipt_id: str, now_ns: 
         raise Conflict(
             "Another request with this `Idempotency-Key` has just begun: send this one again.",
             param="idempotency-key",
-            code="idempotency_race",
+            code=RACE,
         )
 
 

@@ -191,10 +191,10 @@ class LedgerQueries:
             (count,) = connection.execute("SELECT count(*) FROM receipts WHERE status IS NULL").fetchone()
         return int(count)
 
-    def ask(self, question: Callable[[sqlite3.Connection], T], *, empty: T) -> T:
-        """One question of a room that keeps tables of its own here; `empty` where there is no ledger yet."""
+    def ask(self, question: Callable[[sqlite3.Connection], T]) -> T | None:
+        """One question of a room that keeps tables of its own here; None where there is no ledger yet."""
         with self._snapshot() as connection:
-            return empty if connection is None else question(connection)
+            return None if connection is None else question(connection)
 
     def verify(self) -> list[str]:
         """What is wrong with the ledger, one line each; empty when all is well. Reads everything: takes a while."""
