@@ -238,10 +238,10 @@ class Pipeline:
         answer.finish(receipt, end)
 
     def _closing(self, answer: Answer, end: End, reading: Reading) -> Receipt:
-        now_ns = self._clock.now_ns()
         status = _status(end)
         message = end.error.message if end.error else None
         opened = self._priced(answer.opened, reading)
+        now_ns = self._clock.now_ns()  # after pricing: lines posted later than this are late ones
         attempt = msgspec.structs.replace(opened.attempts[0], ended_at_ns=now_ns, status=status, error=message)
         return msgspec.structs.replace(
             opened,
