@@ -319,7 +319,7 @@ def test_waiting_text_is_merged_for_a_slow_reader() -> None:
     async def story() -> None:
         world = World(FakeAnswer(LETTERS))
         answer = await world.ask()
-        await answer.wait_settled()
+        await world.pipeline.drain(grace_s=60)
         assert await answer.take() == "abcdef"
         assert await answer.take() is None
 
