@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millicent.core.errors import InvalidRequest
@@ -36,6 +36,7 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:stop] for start, stop in pairwise(edges)]
 
 
+@settings(deadline=None)
 @given(
     text=st.text(alphabet="ab\u00e9\U0001f642", max_size=30),
     stop=st.lists(st.text(alphabet="ab\u00e9", min_size=1, max_size=4), max_size=4),
@@ -58,6 +59,7 @@ def test_what_is_shown_is_everything_before_the_first_stop(text: str, stop: list
     assert stream.finish() == ""
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=40), cuts=st.lists(st.integers(1, 40), max_size=20))
 def test_bytes_that_are_no_characters_come_out_as_decoding_them_at_once_would(data: bytes, cuts: list[int]) -> None:
     pieces = Pieces(cut(data, cuts))
