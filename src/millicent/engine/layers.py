@@ -4,6 +4,8 @@ once, for every family. `Linear` and `attend` are the two places where time goes
 from __future__ import annotations
 
 import math
+import platform
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -11,32 +13,35 @@ from torch.nn import functional
 from millicent.engine.kv_cache import Plan
 from millicent.engine.weights import ModelSpec
 
+# Private in name, and the only door to oneDNN's packed weights; the check for packing guards against their leaving.
+_onednn: Any = torch.ops.mkldnn
+_processor: Any = torch.cpu
+
 
 class Linear:
     """`rows @ weight.T + bias`, with the weight kept in the layout that oneDNN reads fastest, where there is oneDNN."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._bias = bias
-        self._packed = _can_pack(weight.dtype)
+        self._packed = weight.dtype is torch.bfloat16 and has_fast_bf16()
         self.packed_bytes = weight.nbytes if self._packed else 0
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self._packed else weight
+        self._weight = _onednn._reorder_linear_weight(weight, None) if self._packed else weight  # noqa: SLF001
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows, in] to [rows, out]."""
         if self._packed:
-            found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+            found: torch.Tensor = _onednn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")  # noqa: SLF001
             return found
         return functional.linear(rows, self._weight, self._bias)
 
 
-def _can_pack(dtype: torch.dtype) -> bool:
-    """Packing pays for bfloat16 on processors that multiply it; in float32 plain calls are as fast."""
-    return (
-        dtype is torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware, and oneDNN is here to use it."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if platform.machine() in {"arm64", "aarch64"}:
+        return bool(_onednn._is_mkldnn_bf16_supported())  # noqa: SLF001
+    return bool(_processor._is_avx512_bf16_supported() or _processor._is_amx_tile_supported())  # noqa: SLF001
 
 
 class RmsNorm:
@@ -98,21 +103,25 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, plan: 
         # A group's query heads stand where positions would: they share a key-value head, and there is no causality.
         found[:count] = functional.scaled_dot_product_attention(
             query[:count].view(count, kv_heads, heads // kv_heads, head_dim),
-            keys[blocks].view(context).transpose(1, 2),
-            values[blocks].view(context).transpose(1, 2),
+            _gather(keys, blocks).view(context).transpose(1, 2),
+            _gather(values, blocks).view(context).transpose(1, 2),
             attn_mask=plan.decode.mask,
         ).view(count, heads, head_dim)
     for piece in plan.prefill:
-        context = (-1, kv_heads, head_dim)
         found[piece.start : piece.stop] = functional.scaled_dot_product_attention(
             query[None, piece.start : piece.stop].transpose(1, 2),
-            keys[piece.blocks].view(context)[None, : piece.context_tokens].transpose(1, 2),
-            values[piece.blocks].view(context)[None, : piece.context_tokens].transpose(1, 2),
+            _gather(keys, piece.blocks).view(1, -1, kv_heads, head_dim)[:, : piece.context_tokens].transpose(1, 2),
+            _gather(values, piece.blocks).view(1, -1, kv_heads, head_dim)[:, : piece.context_tokens].transpose(1, 2),
             attn_mask=piece.mask,
             is_causal=piece.mask is None,
             enable_gqa=heads != kv_heads,
         )[0].transpose(0, 1)
     return found.view(rows, heads * head_dim)
+
+
+def _gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """The blocks of a table, or of several, one after the other. Whole blocks are copied, not elements."""
+    return cache.index_select(0, blocks.flatten())
 
 
 class Attention:
@@ -127,7 +136,7 @@ class Attention:
         key_norm: RmsNorm | None = None,
     ) -> None:
         self._head_dim = spec.head_dim
-        self._heads = (spec.heads, spec.kv_heads, spec.kv_heads)
+        self._heads = [spec.heads, spec.kv_heads, spec.kv_heads]
         self._qkv = qkv
         self._output = output
         self._query_norm = query_norm
@@ -142,13 +151,13 @@ class Attention:
         plan: Plan,
     ) -> torch.Tensor:
         heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)
-        query, key, value = heads.split(self._heads, dim=1)
+        query, key, value = torch.split(heads, self._heads, dim=1)
         if self._query_norm is not None:
             query = self._query_norm(query)
         if self._key_norm is not None:
             key = self._key_norm(key)
-        keys.view(-1, *keys.shape[2:])[plan.slots] = rotate(key, angles)[plan.written]
-        values.view(-1, *values.shape[2:])[plan.slots] = value[plan.written]
+        keys.view(-1, *keys.shape[2:]).index_copy_(0, plan.slots, rotate(key, angles)[plan.written])
+        values.view(-1, *values.shape[2:]).index_copy_(0, plan.slots, value[plan.written])
         return self._output(attend(rotate(query, angles), keys, values, plan))
 
 

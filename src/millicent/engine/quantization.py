@@ -57,7 +57,7 @@ def _q8_0(raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _q4_0(raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Blocks of a float16 scale and 16 bytes: low nibbles are elements 0 to 15, high ones 16 to 31; `scale * (q - 8)`."""
+    """Blocks of a float16 scale and 16 bytes, whose low nibbles come first, then the high ones: `scale * (q - 8)`."""
     blocks = raw.view(-1, 2 + _BLOCK // 2)
     scale = blocks[:, :2].contiguous().view(torch.float16).float()
     return ((_nibbles(blocks[:, 2:]) - 8) * scale).to(dtype)

@@ -1,4 +1,4 @@
-"""A model's files, opened: what it is (`ModelSpec`) and its tensors, under Hugging Face's names, whatever the format."""
+"""A model's files, opened: what it is (`ModelSpec`) and its tensors, by Hugging Face's names in every format."""
 
 from __future__ import annotations
 

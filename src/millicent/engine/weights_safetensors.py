@@ -26,7 +26,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self.shapes = {}
         for file in _weight_files(path):
             try:
-                opened = safe_open(str(file), framework="pt")
+                opened: Any = safe_open(str(file), framework="pt")
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
                     self._files[name] = opened
                     self.shapes[name] = tuple(opened.get_slice(name).get_shape())

@@ -138,10 +138,9 @@ def _sentence_pieces(name: str, metadata: dict[str, Any], texts: list[str]) -> t
     backend = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, unk_token=texts[unknown], fuse_unk=True, byte_fallback=True)
     )
-    spaces = [normalizers.Replace(" ", "\u2581")]
-    if metadata.get("tokenizer.ggml.add_space_prefix", True):
-        spaces.insert(0, normalizers.Prepend("\u2581"))
-    backend.normalizer = normalizers.Sequence(spaces)
+    spaces = normalizers.Replace(" ", "\u2581")
+    prefixed = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces]) if prefixed else spaces
     backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     return backend, True
 

@@ -9,6 +9,7 @@ import torch
 
 from millicent.core.errors import ModelError
 from millicent.engine.batch import Model
+from millicent.engine.layers import has_fast_bf16
 from millicent.engine.models import llama
 from millicent.engine.models.decoder import BuildLayer, Decoder, Loader
 from millicent.engine.weights import open_checkpoint
@@ -46,7 +47,7 @@ def load_model(path: Path, *, dtype: str, name: str, deterministic: bool = False
 
 def _torch_dtype(dtype: str) -> torch.dtype:
     if dtype == "auto":
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        return torch.bfloat16 if has_fast_bf16() else torch.float32
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
 
 

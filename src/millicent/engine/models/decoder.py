@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch.nn import functional
@@ -128,7 +129,7 @@ class Decoder:
 def _tiles(piece: Piece, block_tokens: int) -> list[Plan]:
     end = piece.start + len(piece.tokens)
     cuts = [piece.start, *range(piece.start - piece.start % TILE_ROWS + TILE_ROWS, end, TILE_ROWS), end]
-    return [plan_tile(piece, first, stop, TILE_ROWS, block_tokens) for first, stop in zip(cuts, cuts[1:], strict=False)]
+    return [plan_tile(piece, first, stop, TILE_ROWS, block_tokens) for first, stop in pairwise(cuts)]
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
