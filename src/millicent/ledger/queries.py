@@ -165,7 +165,7 @@ class LedgerQueries:
         with self._snapshot() as connection:
             if connection is None:
                 return []
-            found = select(connection, _ACCOUNTS, (from_ns - NS_PER_HOUR, to_ns))
+            found = select(connection, _ACCOUNTS, (_storable(from_ns - NS_PER_HOUR), _storable(to_ns)))
         sums: dict[_Account, list[int]] = {}
         for row in found:
             hour = HourTime(row["hour_ns"], row["wall_ns"], row["overhead_ns"], row["lost_ns"], row["down_ns"])
@@ -253,5 +253,10 @@ def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:
     for name, value in msgspec.structs.asdict(where).items():
         if value is not None:
             parts.append({"from_ns": "created_at_ns >= ?", "to_ns": "created_at_ns < ?"}.get(name, f"{name} = ?"))
-            values.append(value)
+            values.append(_storable(value) if isinstance(value, int) else value)
     return " AND ".join(parts), values
+
+
+def _storable(ns: int) -> int:
+    """The nearest time that SQLite can hold: the year 9999 is beyond it."""
+    return max(-(2**63), min(ns, 2**63 - 1))

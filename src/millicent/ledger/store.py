@@ -26,7 +26,10 @@ def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str)
 def close_receipt(
     connection: sqlite3.Connection, receipt: Receipt, shares: tuple[HourShare, ...], gateway: str
 ) -> None:
-    """Settle the receipt with its lines, attempts and device time; one that was never opened is written whole."""
+    """Settle the receipt with its lines, attempts and device time; one that was never opened is written whole.
+
+    Whom it is for and when it was created were fixed when it was opened.
+    """
     if receipt.status is None or receipt.settled_at_ns is None:
         raise ValueError(f"receipt {receipt.id} has no status or settlement time: it cannot be closed")
     status = _status(connection, receipt.id)
@@ -40,7 +43,8 @@ def close_receipt(
         row = rows.line_row(receipt.id, ordinal, line)
         connection.execute(rows.insert("lines", row), row)
     base = rows.receipt_row(receipt)
-    connection.execute(f"UPDATE receipts SET {rows.assignments(base)} WHERE id = :id", base)  # noqa: S608 - our own names
+    changing = rows.assignments(name for name in base if name not in rows.FIXED_COLUMNS)
+    connection.execute(f"UPDATE receipts SET {changing} WHERE id = :id", base)  # noqa: S608 - our own names
 
 
 def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:
