@@ -132,9 +132,12 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
             f"host {server.host} would be reachable from other machines, and there are no keys to tell callers apart: "
             "listen on 127.0.0.1 and put a proxy that authenticates in front."
         )
-    with _listen(server) as listener, _logging(options.home):
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(options, listener, say))
+    with (
+        _listen(server) as listener,
+        _logging(options.home),
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        runner.run(_serve(options, listener, say))
 
 
 async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[str], None]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.scripted_model import ScriptedModel, opened
 
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ModelError
@@ -36,6 +35,7 @@ from millicent.engine.protocol import (
     from_engine_decoder,
 )
 from millicent.engine.runner import OpenModel
+from support.scripted_model import ScriptedModel, opened
 
 
 class Gateway:
@@ -50,7 +50,8 @@ class Gateway:
 
     def receive(self) -> FromEngine:
         size = int.from_bytes(self._file.read(4), "big")
-        return from_engine_decoder.decode(self._file.read(size))
+        frame: FromEngine = from_engine_decoder.decode(self._file.read(size))
+        return frame
 
     def outputs_until(self, done: Callable[[dict[int, Output]], bool]) -> tuple[list[Step], dict[int, Output]]:
         steps: list[Step] = []

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
-from support.scripted_model import EOS, ScriptedModel, letter, opened
 
 from millicent.core.clock import ManualClock
 from millicent.core.request import Limits, Sampling
@@ -11,6 +11,7 @@ from millicent.engine.batch import Piece
 from millicent.engine.config import EngineConfig
 from millicent.engine.protocol import Output, Step, Submit
 from millicent.engine.runner import Runner
+from support.scripted_model import EOS, ScriptedModel, letter, opened
 
 GREEDY = Sampling(temperature=0)
 
@@ -50,8 +51,8 @@ def ends(steps: list[Step]) -> dict[int, Output]:
     return {output.sequence: output for step in steps for output in step.outputs if output.finish}
 
 
-def alone(frame: Submit, **settings: int | bool) -> str:
-    subject = runner(**settings)
+def alone(frame: Submit, *, deterministic: bool = False) -> str:
+    subject = runner(deterministic=deterministic)
     subject.submit(frame)
     return answers(drive(subject))[frame.sequence]
 
@@ -119,9 +120,7 @@ def test_records_cover_their_step_and_never_overlap() -> None:
     records = [step.record for step in drive(subject, clock) if step.record]
     assert records[0].start_ns == 1000
     assert all(record.wall_ns == 50 + len(record.sequences) for record in records)
-    assert all(
-        after.start_ns == before.start_ns + before.wall_ns for before, after in zip(records, records[1:], strict=False)
-    )
+    assert all(after.start_ns == before.start_ns + before.wall_ns for before, after in itertools.pairwise(records))
     assert [record.index for record in records] == list(range(len(records)))
 
 

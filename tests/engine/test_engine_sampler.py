@@ -19,7 +19,7 @@ def random_logits(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def kept_probabilities(logits: list[float], wanted: Draw) -> np.ndarray:
+def kept_probabilities(logits: list[float], wanted: Draw) -> list[float]:
     """The plain definition, in float64: scale, keep the k best, then the smallest set of the likeliest that holds p."""
     scores = np.array(logits, dtype=np.float64) / wanted.temperature
     weights = np.exp(scores - scores.max())
@@ -34,7 +34,8 @@ def kept_probabilities(logits: list[float], wanted: Draw) -> np.ndarray:
             kept.append(token)
             mass += weights[token]
         weights[[token for token in range(len(weights)) if token not in kept]] = 0
-    return weights / weights.sum()
+    kept_weights: list[float] = (weights / weights.sum()).tolist()
+    return kept_weights
 
 
 @settings(max_examples=60)
@@ -55,7 +56,7 @@ def test_a_draw_is_the_inverse_of_the_reference_distribution(
     assert token is not None
     assert probabilities[token] > 0
     # The uniform number lies in the token's part of the cumulative mass, but for rounding at its edges.
-    upper = probabilities[: token + 1].sum()
+    upper = sum(probabilities[: token + 1])
     assert upper - probabilities[token] - 1e-5 <= uniform(seed, 3) <= upper + 1e-5
 
 

@@ -28,7 +28,7 @@ def record(*sequences: SequenceWork) -> StepRecord:
 
 def learned() -> StepTimeShares:
     shares = StepTimeShares()
-    draw = random.Random(3)  # noqa: S311 - not a secret
+    draw = random.Random(3)
     for _ in range(600):
         works = [decode(i, draw.randrange(1, 4000)) for i in range(draw.randrange(1, 17))]
         if draw.random() < 0.4:

@@ -52,7 +52,7 @@ class Player:
         header = self.file.read(4)
         if len(header) < 4:
             sys.exit(1)
-        frame = to_engine_decoder.decode(self.file.read(int.from_bytes(header, "big")))
+        frame: ToEngine = to_engine_decoder.decode(self.file.read(int.from_bytes(header, "big")))
         if isinstance(frame, Shutdown):
             sys.exit(0)
         return frame

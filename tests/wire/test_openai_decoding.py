@@ -132,7 +132,7 @@ def test_any_values_in_known_fields_decode_or_are_an_invalid_request(fields: dic
 
 
 def test_an_assistant_message_comes_back_as_it_was_sent() -> None:
-    message = {
+    message: dict[str, Any] = {
         "role": "assistant",
         "content": "x",
         "refusal": None,

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,10 +50,10 @@ _START_GRACE_S = 5.0  # a model stays this long for a call that was prepared to 
 _ENGINE_COMMAND = (sys.executable, "-P", "-m", "millicent.engine")
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def _load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
     from millicent.text import load_tokenizer
 
-    return load_tokenizer(path)
+    return load_tokenizer(path, clock)
 
 
 class LocalBackend:
@@ -72,14 +72,12 @@ class LocalBackend:
         *,
         name: str = "local",
         command: Sequence[str] = _ENGINE_COMMAND,
-        load_tokenizer: Callable[[Path], Tokenizer] = _load_tokenizer,
     ) -> None:
         self.name = name
         self._config = config
         self._observer = observer
         self._clock = clock
         self._command = tuple(command)
-        self._load_tokenizer = load_tokenizer
         self._log_file = home / "logs" / f"engine-{config.device}.log"
         self._models = {model: HeldModel(model, spec) for model, spec in models.items()}
         self._state = EngineState.STOPPED
@@ -276,10 +274,9 @@ class LocalBackend:
             async with self._changing_models:
                 model.state = ModelState.LOADING
                 model.message = ""
-                loaded = await self._load_making_room(model)
                 if model.tokenizer is None:
-                    model.tokenizer = await asyncio.to_thread(self._load_tokenizer, model.spec.path)
-                self._require_up()  # it may have crashed while the tokenizer was read
+                    model.tokenizer = await asyncio.to_thread(_load_tokenizer, model.spec.path, self._clock)
+                loaded = await self._load_making_room(model)
                 model.context_tokens = loaded.context_tokens
                 model.state = ModelState.LOADED
                 model.wanted = True
@@ -339,9 +336,12 @@ class LocalBackend:
         self._answer = asyncio.get_running_loop().create_future()
         engine.send(frame)
         try:
-            return await self._answer
+            answer = await self._answer
         finally:
             self._answer = self._asked_ns = None
+        if self._engine is not engine:
+            raise EngineCrashed("the engine process ended as this began; retry", retry_after_s=1)
+        return answer
 
     # The engine process.
 
@@ -387,9 +387,9 @@ class LocalBackend:
         for model in [model for model in self._models.values() if model.wanted]:
             try:
                 await self._ensure_loaded(model)
-            except EngineCrashed:
-                return  # the supervisor is at it
             except MillicentError as error:
+                if self._engine is None:
+                    return  # the supervisor is at it
                 _log.error("%s", error.message)
                 if not ready.done():
                     ready.set_exception(error)

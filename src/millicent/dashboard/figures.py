@@ -13,6 +13,7 @@ from millicent.core.money import Money, apportion
 from millicent.core.receipts import Receipt, Timing
 from millicent.core.usage import Provenance, weakest
 
+_THREE_DIGITS = Context(prec=3)
 _SIX_DIGITS = Context(prec=6)
 
 BAR_UNITS = 1000  # a bar's width in its own coordinates
@@ -77,9 +78,8 @@ def duration(ns: int | None) -> Figure:
 
 
 def _three_digits(ns: int, per_unit: int) -> str:
-    value = Decimal(ns) / per_unit
-    places = max(0, 2 - value.adjusted())
-    return f"{value:.{places}f}"
+    value = _THREE_DIGITS.divide(Decimal(ns), Decimal(per_unit))
+    return f"{value:.{max(0, 2 - value.adjusted())}f}"
 
 
 def seconds(ns: int) -> str:

@@ -134,8 +134,12 @@ def _ended(connection: sqlite3.Connection, session: DeviceSession, now_ns: int) 
     until_ns = max(now_ns, session.seen_at_ns)
     lost_left = _LOST_AT_MOST_NS * session.accelerators if session.busy else 0
     gap = dict(hours_between(session.seen_at_ns, until_ns))
+    last_ns = hour_start_ns(session.seen_at_ns)
+    written = connection.execute(
+        "SELECT hour_ns FROM device_hours WHERE session = ? AND hour_ns >= ?", (session.id, last_ns)
+    )
     hours = []
-    for hour_ns in sorted({*gap, hour_start_ns(session.seen_at_ns)}):
+    for hour_ns in sorted({*gap, *(hour_ns for (hour_ns,) in written)}):
         hour, serving_ns, served_since_ns = _hour(connection, session.id, hour_ns)
         gap_ns = gap.get(hour_ns, 0)
         unserved_ns = max(0, gap_ns * session.accelerators - served_since_ns)

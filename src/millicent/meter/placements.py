@@ -127,6 +127,8 @@ class Placement(msgspec.Struct, frozen=True):
             return PriceSource()
         source = "assumption" if self.rate_provenance is Provenance.ASSUMED else f"placements.{self.name}"
         snapshot = {RATE_KEY: format(rate, "f"), "rate_provenance": str(self.rate_provenance), **self.inputs}
+        if self.usd_per_hour is not None:
+            snapshot["usd_per_hour"] = format(self.usd_per_hour, "f")
         if self.standard_utilization is not None:
             snapshot["standard_utilization"] = format(self.standard_utilization, "f")
         return PriceSource(source, snapshot)

@@ -37,6 +37,7 @@ class Answer:
 
     def __init__(self, opened: Receipt) -> None:
         self.opened = opened
+        self.closing: Receipt | None = None  # final, and on its way to the ledger
         self.progress = Progress()
         self._run: Run | None = None
         self._cancelled = False

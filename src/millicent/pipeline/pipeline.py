@@ -125,9 +125,8 @@ class Pipeline:
 
     def running(self, answer: Answer) -> Receipt:
         """The receipt as it stands, priced so far."""
-        settled = answer.settled
-        if settled is not None or answer.receipt_id not in self._answers:
-            return settled or answer.opened
+        if answer.closing is not None:
+            return answer.closing
         return self._priced(answer.opened, self._meter.reading(answer.receipt_id))
 
     def _route(self, model: str) -> Backend:
@@ -165,8 +164,8 @@ class Pipeline:
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
             log.exception("receipt %s: the backend failed in a way it should not", answer.receipt_id)
-            error = MillicentError("The server failed while answering: retry, and report this if it happens again.")
-            end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, error)
+            bug = MillicentError("The server failed while answering: retry, and report this if it happens again.")
+            end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, bug)
         try:
             await self._settle(answer, end)
         finally:
@@ -194,7 +193,7 @@ class Pipeline:
     async def _settle(self, answer: Answer, end: End) -> None:
         self._meter.note_usage(answer.receipt_id, end.usage)
         reading = self._meter.close(answer.receipt_id)
-        receipt = self._closing(answer, end, reading)
+        receipt = answer.closing = self._closing(answer, end, reading)
         try:
             await self._ledger.close(receipt, reading.shares)
         except LedgerUnavailable as error:

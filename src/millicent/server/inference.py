@@ -99,11 +99,14 @@ class InferenceEndpoint:
         writer = self._dialect.stream(shape)
         receipt_header = (b"x-millicent-receipt", answer.receipt_id.encode())
         await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, receipt_header]})
-        await _send_part(send, writer.start(answer.opened))
+
+        def so_far() -> Receipt:
+            return self._pipeline.running(answer) if shape.running_usage else answer.opened
+
+        await _send_part(send, writer.start(so_far()))
         try:
             while (text := await self._take_or_beat(send, answer)) is not None:
-                receipt = self._pipeline.running(answer) if shape.running_usage else answer.opened
-                await _send_part(send, writer.text(receipt, text))
+                await _send_part(send, writer.text(so_far(), text))
             assert answer.settled is not None
             last = writer.end(answer.settled)
         except MillicentError as error:

@@ -1,0 +1,282 @@
+"""What the gateway makes of an engine process that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import millicent
+from millicent.backends.local import EngineState, LocalBackend, LocalModel, ModelState
+from millicent.core.chunks import End, FinishReason, Text
+from millicent.core.clock import SystemClock
+from millicent.core.errors import EngineCrashed, ModelError, Unavailable
+from millicent.core.protocols import Run
+from millicent.core.request import Limits, Request
+from millicent.core.steps import DeviceState, OverheadKind
+from millicent.core.usage import Leaf
+from millicent.engine.config import EngineConfig
+from millicent.engine.protocol import MAX_FRAME_BYTES
+from support import frames_by_script
+from support.observers import Notes
+from support.tiny_models import write_tiny_model
+
+ANSWER = (["load"], ["submit"], ["text", "one "], ["text", "two"])
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(millicent.__file__).parents[1]))
+
+
+def scripted(script: Any, model: Path, home: Path, notes: Notes, *, names: tuple[str, ...] = ("m",)) -> LocalBackend:
+    command = (sys.executable, str(frames_by_script.__file__), "--script", json.dumps(script))
+    models = {name: LocalModel(model, "home", preload=name == "m") for name in names}
+    return LocalBackend(EngineConfig(), models, notes, SystemClock(), home, command=command)
+
+
+@asynccontextmanager
+async def playing(
+    script: Any, model: Path, home: Path, *, names: tuple[str, ...] = ("m",)
+) -> AsyncIterator[tuple[LocalBackend, Notes]]:
+    notes = Notes()
+    subject = scripted(script, model, home, notes, names=names)
+    await subject.start()
+    try:
+        yield subject, notes
+    finally:
+        await subject.close()
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 60))
+
+
+def kill(subject: LocalBackend) -> None:
+    assert subject._engine is not None
+    subject._engine._process.kill()
+
+
+def request(model: str = "m") -> Request:
+    return Request(id="r", dialect="test", model=model, prompt="hello", limits=Limits(max_tokens=20))
+
+
+async def read(run: Run) -> tuple[list[Text], End]:
+    texts: list[Text] = []
+    async for chunk in run:
+        if isinstance(chunk, End):
+            return texts, chunk
+        texts.append(chunk)
+    raise AssertionError("it ended without an End")
+
+
+async def until(condition: Any) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came true")
+
+
+def test_text_that_waits_for_a_slow_reader_is_merged(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with playing([*ANSWER, ["end"]], tiny, tmp_path) as (subject, notes):
+            running = (await subject.prepare(request())).start()
+            await until(lambda: len(notes.steps) == 3)
+            texts, end = await read(running)
+            assert texts == [Text("one two", 3)]
+            assert end.usage.tokens(Leaf.OUTPUT_TEXT) == 3
+
+    run(test())
+
+
+def test_nobody_reads_an_end_before_its_step_was_observed(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with playing([*ANSWER, ["end"]], tiny, tmp_path) as (subject, notes):
+            produced = 0
+            async for chunk in (await subject.prepare(request())).start():
+                produced = produced + chunk.tokens if isinstance(chunk, Text) else 3
+                assert len(notes.steps) >= produced
+            assert produced == 3
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (["bytes", b"\0\0\0\5hello".hex()], "doesn't decode"),
+        (["bytes", (MAX_FRAME_BYTES + 1).to_bytes(4, "big").hex()], "over the limit"),
+        (["bytes", b"\0\0\0\2\x92\xa5".hex()], "doesn't decode"),
+        (["exit", 3], "exited with status 3"),
+    ],
+    ids=["garbage", "oversized", "truncated", "exit"],
+)
+def test_an_engine_that_leaves_or_talks_nonsense_is_replaced(
+    act: list[Any], says: str, tiny: Path, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with playing([*ANSWER, act], tiny, tmp_path) as (subject, notes):
+            call = await subject.prepare(request())
+            texts, end = await read(call.start())
+            assert "".join(text.text for text in texts) == "one two"
+            assert end.reason is FinishReason.ERROR
+            assert isinstance(end.error, EngineCrashed)
+            assert says in end.error.message
+            assert end.usage.tokens(Leaf.INPUT_FRESH) == call.input_tokens
+            assert end.usage.tokens(Leaf.OUTPUT_TEXT) == 2
+            last = notes.steps[-1]
+            ((start_ns, wall_ns),) = notes.losses
+            assert start_ns == last.start_ns + last.wall_ns
+            assert notes.states[-1] == (DeviceState.DOWN, start_ns + wall_ns)
+            await until(lambda: subject.status().state is EngineState.READY)
+            _, end = await read((await subject.prepare(request())).start())
+            assert isinstance(end.error, EngineCrashed), "the script plays again"
+
+    run(test())
+
+
+def test_an_idle_crash_loses_no_time(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with playing([["load"]], tiny, tmp_path) as (subject, notes):
+            kill(subject)
+            await until(lambda: len(notes.states) == 4)
+            assert notes.losses == []
+            at = [at_ns for _, at_ns in notes.states]
+            assert at == sorted(at)
+            assert [state for state, _ in notes.states] == [DeviceState.DOWN, DeviceState.UP] * 2
+
+    run(test())
+
+
+def test_an_engine_that_never_comes_up_fails_the_start_and_names_its_log(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        for command in ((sys.executable, "-c", "raise SystemExit('no torch here')"), ("/nonexistent/engine",)):
+            notes = Notes()
+            models = {"m": LocalModel(tiny, "home")}
+            subject = LocalBackend(EngineConfig(), models, notes, SystemClock(), tmp_path, command=command)
+            with pytest.raises(Unavailable, match=r"engine"):
+                await subject.start()
+            assert subject.status().state is EngineState.FAILED
+            assert [state for state, _ in notes.states] == [DeviceState.DOWN]
+        assert "no torch here" in (tmp_path / "logs" / "engine-cpu.log").read_text()
+
+    run(test())
+
+
+def test_a_crash_while_loading_is_lost_time_and_a_retryable_error(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with playing([["load"], ["unload"], ["exit", 1]], tiny, tmp_path, names=("m", "n")) as (subject, notes):
+            # The script reads up to an Unload that never comes, so the load of n is never answered.
+            waiting = asyncio.create_task(subject.prepare(request("n")))
+            await until(lambda: subject.status().models["n"] is ModelState.LOADING)
+            kill(subject)
+            with pytest.raises(EngineCrashed, match="retry"):
+                await waiting
+            assert len(notes.losses) == 1
+            assert subject.status().models["n"] is ModelState.UNLOADED
+
+    run(test())
+
+
+def test_a_model_without_room_takes_an_idle_ones_and_says_when_none_is_idle(tiny: Path, tmp_path: Path) -> None:
+    script = [["load"], ["load", "out_of_memory"], ["unload"], ["load"], ["submit"], ["text", "x"]]
+
+    async def test() -> None:
+        async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, notes):
+            running = (await subject.prepare(request("n"))).start()
+            assert subject.status().models == {"m": ModelState.UNLOADED, "n": ModelState.LOADED}
+            kinds = [overhead.kind for overhead in notes.overheads]
+            assert kinds == [OverheadKind.LOAD, OverheadKind.UNLOAD, OverheadKind.LOAD]
+            await until(lambda: notes.steps)
+            running.cancel()
+
+    run(test())
+
+    async def busy() -> None:
+        script = [["load"], ["submit"], ["text", "x"], ["load", "out_of_memory"]]
+        async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, notes):
+            (await subject.prepare(request("m"))).start()
+            await until(lambda: notes.steps)
+            with pytest.raises(Unavailable, match="in use") as refused:
+                await subject.prepare(request("n"))
+            assert refused.value.retry_after_s
+
+    run(busy())
+
+
+def test_a_failed_load_is_not_tried_again_at_once(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        script = [["load"], ["load", "model_unusable"]]
+        async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, _):
+            for _ in range(3):  # a second Load would never be answered
+                with pytest.raises(ModelError, match="cannot be used"):
+                    await subject.prepare(request("n"))
+
+    run(test())
+
+
+def test_a_caller_who_gives_up_does_not_undo_the_load_that_others_wait_for(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with playing([["load"], ["load"]], tiny, tmp_path, names=("m", "n")) as (subject, _):
+            first = asyncio.create_task(subject.prepare(request("n")))
+            second = asyncio.create_task(subject.prepare(request("n")))
+            await asyncio.sleep(0)
+            first.cancel()
+            assert (await second).served_model == "n"
+
+    run(test())
+
+
+def test_a_run_cancelled_before_the_engine_has_it_ends_at_once(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with playing([["load"]], tiny, tmp_path) as (subject, _):
+            call = await subject.prepare(request())
+            kill(subject)
+            await until(lambda: subject.status().pid is None)
+            running = call.start()
+            running.cancel()
+            _, end = await read(running)
+            assert end.reason is FinishReason.CANCELLED
+            assert (end.usage.input_tokens, end.usage.output_tokens) == (0, 0)
+
+    run(test())
+
+
+def test_a_run_begun_while_the_engine_is_down_says_retry(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with playing([["load"]], tiny, tmp_path) as (subject, _):
+            call = await subject.prepare(request())
+            kill(subject)
+            await until(lambda: subject.status().pid is None)
+            _, end = await read(call.start())
+            assert isinstance(end.error, Unavailable)
+            assert end.error.retry_after_s
+
+    run(test())
+
+
+def test_an_engine_busy_in_a_long_step_is_made_to_leave(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millicent.backends.engine_process._EXIT_TIMEOUT_S", 0.2)
+
+    async def test() -> None:
+        async with playing([["load"]], tiny, tmp_path) as (subject, _):
+            engine = subject._engine
+            assert engine is not None
+            engine._process.send_signal(19)  # SIGSTOP: it hears nothing
+        assert engine._process.returncode == -9
+
+    run(test())

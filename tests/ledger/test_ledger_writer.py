@@ -1,0 +1,301 @@
+"""The disk: what is durable, and what happens when it says no."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from millicent.core.clock import ManualClock
+from millicent.core.errors import LedgerUnavailable
+from millicent.core.receipts import Accelerator, Receipt
+from millicent.ledger.config import LedgerConfig
+from millicent.ledger.queries import LedgerQueries, ReceiptFilter
+from millicent.ledger.schema import migrate, open_writer, unavailable
+from millicent.ledger.sqlite import SqliteLedger
+
+Make = Callable[..., Receipt]
+BRIEF = LedgerConfig(busy_timeout_ms=0)
+
+
+def ledger_at(path: Path, config: LedgerConfig = BRIEF, gateway: str = "gw_1") -> SqliteLedger:
+    return SqliteLedger(path, config, ManualClock(), gateway)
+
+
+async def healed(ledger: SqliteLedger) -> bool:
+    """Whether the ledger finds out by itself, within a few of its retries, that writing works again."""
+    for _ in range(100):
+        if ledger.healthy() is None:
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("power", 2), ("process", 1)])
+def test_commits_reach_the_disk_as_configured(tmp_path: Path, durability: str, synchronous: int) -> None:
+    connection = open_writer(tmp_path / "ledger.db", LedgerConfig(durability=durability))  # type: ignore[arg-type]
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (synchronous,)
+    assert connection.execute("PRAGMA fullfsync").fetchone() == (int(durability == "power"),)
+    connection.close()
+
+
+def test_what_waits_together_shares_one_commit(tmp_path: Path, opened: Make) -> None:
+    async def scenario() -> int:
+        ledger = ledger_at(tmp_path / "ledger.db")
+        await ledger.start()
+        commits = 0
+
+        def count(statement: str) -> None:
+            nonlocal commits
+            commits += statement == "COMMIT"
+
+        ledger._writer._connection.set_trace_callback(count)  # type: ignore[union-attr]
+        await asyncio.gather(*(ledger.open(opened(number)) for number in range(200)))
+        await ledger.stop()
+        return commits
+
+    assert asyncio.run(scenario()) < 20
+    assert LedgerQueries(tmp_path / "ledger.db").count_open() == 200
+
+
+def test_one_bad_write_does_not_fail_its_neighbours(tmp_path: Path, opened: Make, closed: Make) -> None:
+    async def scenario() -> list[object]:
+        ledger = ledger_at(tmp_path / "ledger.db")
+        await ledger.start()
+        bad = closed(opened(2), accelerator=Accelerator(serving_ns=2**63))
+        results = await asyncio.gather(
+            ledger.open(opened(1)),
+            ledger.close(bad, ()),
+            ledger.close(closed(opened(3), accelerator=Accelerator()), ()),
+            return_exceptions=True,
+        )
+        assert ledger.healthy() is None
+        await ledger.stop()
+        return list(results)
+
+    first, second, third = asyncio.run(scenario())
+    assert (first, third) == (None, None)
+    assert isinstance(second, OverflowError)
+    ids = [receipt.id for receipt in LedgerQueries(tmp_path / "ledger.db").receipts(ReceiptFilter()).receipts]
+    assert ids == ["rcpt_0003", "rcpt_0001"]
+
+
+def test_a_full_queue_refuses_at_once(tmp_path: Path, opened: Make) -> None:
+    async def scenario() -> list[object]:
+        ledger = ledger_at(tmp_path / "ledger.db", LedgerConfig(max_pending=3))
+        await ledger.start()
+        # The tasks queue before the writer thread can take anything: it needs this lock.
+        with ledger._writer._wake:
+            tasks = [asyncio.ensure_future(ledger.open(opened(number))) for number in range(5)]
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await ledger.stop()
+        return list(results)
+
+    results = asyncio.run(scenario())
+    assert results[:3] == [None] * 3
+    assert all(isinstance(result, LedgerUnavailable) for result in results[3:])
+    assert "wait for the disk" in str(results[4])
+
+
+def test_a_locked_ledger_is_unavailable_until_it_is_let_go(tmp_path: Path, opened: Make) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "ledger.db"
+        ledger = ledger_at(path)
+        await ledger.start()
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable, match="another process holds its lock"):
+            await ledger.open(opened(1))
+        assert "another process holds its lock" in str(ledger.healthy())
+        other.execute("ROLLBACK")
+        other.close()
+        assert await healed(ledger)
+        await ledger.open(opened(2))
+        await ledger.stop()
+        assert [receipt.id for receipt in LedgerQueries(path).receipts(ReceiptFilter()).receipts] == ["rcpt_0002"]
+
+    asyncio.run(scenario())
+
+
+def test_readers_do_not_wait_for_the_writer(tmp_path: Path, opened: Make) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "ledger.db"
+        ledger = ledger_at(path)
+        await ledger.start()
+        await ledger.open(opened(1))
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert LedgerQueries(path).receipt("rcpt_0001") is not None
+        other.close()
+        await ledger.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_heals(tmp_path: Path) -> None:
+    """The child limits its own file size, which fails writes as a full disk does."""
+    child = textwrap.dedent("""
+        import asyncio, resource, sys
+        from pathlib import Path
+        from millicent.core.clock import ManualClock
+        from millicent.core.errors import LedgerUnavailable
+        from millicent.core.receipts import Receipt
+        from millicent.ledger.config import LedgerConfig
+        from millicent.ledger.sqlite import SqliteLedger
+
+        async def main(path):
+            ledger = SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_1")
+            await ledger.start()
+            kept = []
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+            for number in range(10_000):
+                try:
+                    await ledger.open(Receipt(id=f"rcpt_{number}", created_at_ns=number, model="m" * 900,
+                                              dialect="d", stream=False))
+                    kept.append(f"rcpt_{number}")
+                except LedgerUnavailable as error:
+                    assert ledger.healthy() == error.message, ledger.healthy()
+                    print(error.message)
+                    break
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            while ledger.healthy() is not None:
+                await asyncio.sleep(0.05)
+            await ledger.open(Receipt(id="rcpt_after", created_at_ns=0, model="m", dialect="d", stream=False))
+            print(*kept, "rcpt_after")
+            await ledger.stop()
+
+        asyncio.run(main(Path(sys.argv[1])))
+    """)
+    path = tmp_path / "ledger.db"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", child, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    message, kept = done.stdout.splitlines()
+    assert str(path) in message
+    assert "disk" in message
+    queries = LedgerQueries(path)
+    ids = {receipt.id for receipt in queries.receipts(ReceiptFilter(), limit=20_000).receipts}
+    assert ids == set(kept.split())
+    assert len(ids) > 10
+
+
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_bytes(b"this was never a database" * 100)
+    ledger = ledger_at(path)
+    with pytest.raises(LedgerUnavailable, match="not a ledger: restore it from a backup"):
+        asyncio.run(ledger.start())
+    assert "not a ledger" in str(ledger.healthy())
+    with pytest.raises(LedgerUnavailable, match="not a database"):
+        LedgerQueries(path).receipt("rcpt_0001")
+    assert path.read_bytes().startswith(b"this was never")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LedgerUnavailable, match="ledger"):
+        asyncio.run(ledger_at(tmp_path / "file" / "ledger.db").start())
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (sqlite3.SQLITE_FULL, "free some space"),
+        (sqlite3.SQLITE_READONLY, "write permission"),
+        (sqlite3.SQLITE_IOERR_WRITE, "check its space"),
+        (sqlite3.SQLITE_CORRUPT, "restore it from a backup"),
+    ],
+)
+def test_each_failure_says_what_to_do(code: int, advice: str) -> None:
+    error = sqlite3.OperationalError("no")
+    error.sqlite_errorcode = code
+    message = unavailable("ledger.db", error).message
+    assert advice in message
+    assert "\n" not in message
+
+
+def test_a_ledger_of_a_newer_version_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    connection = open_writer(path, BRIEF)
+    migrate(connection, ManualClock())
+    connection.execute("INSERT INTO migrations VALUES (99, '0099_later.sql', 0)")
+    connection.close()
+    with pytest.raises(LedgerUnavailable, match="upgrade Millicent"):
+        asyncio.run(ledger_at(path).start())
+
+
+def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
+    connection = open_writer(tmp_path / "ledger.db", BRIEF)
+    migrate(connection, ManualClock())
+    before = connection.execute("SELECT * FROM migrations").fetchall()
+    migrate(connection, ManualClock(start_ns=5))
+    assert connection.execute("SELECT * FROM migrations").fetchall() == before
+    connection.close()
+
+
+def test_a_stopped_ledger_refuses_and_stopping_again_is_fine(tmp_path: Path, opened: Make) -> None:
+    async def scenario() -> None:
+        ledger = ledger_at(tmp_path / "ledger.db")
+        with pytest.raises(LedgerUnavailable, match="not started"):
+            await ledger.open(opened(1))
+        await ledger.start()
+        await ledger.stop()
+        await ledger.stop()
+        with pytest.raises(LedgerUnavailable, match="stopped"):
+            await ledger.open(opened(1))
+
+    asyncio.run(scenario())
+
+
+def test_stopping_writes_what_is_queued(tmp_path: Path, opened: Make) -> None:
+    async def scenario() -> None:
+        ledger = ledger_at(tmp_path / "ledger.db")
+        await ledger.start()
+        tasks = [asyncio.ensure_future(ledger.open(opened(number))) for number in range(50)]
+        await asyncio.sleep(0)
+        await ledger.stop()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+    assert LedgerQueries(tmp_path / "ledger.db").count_open() == 50
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE receipts SET model = 'other'",
+        "DELETE FROM receipts",
+        "UPDATE lines SET amount_nanousd = 0",
+        "DELETE FROM lines",
+        "UPDATE attempts SET error = 'x'",
+        "DELETE FROM attempts",
+        "UPDATE device_time SET serving_ns = 0",
+        "DELETE FROM device_time",
+        "INSERT INTO device_time VALUES ('rcpt_0001', 2, 'sess_1', 0, 5)",
+    ],
+)
+def test_what_is_settled_cannot_be_changed_even_by_hand(
+    tmp_path: Path, opened: Make, closed: Make, shares: tuple[object, ...], statement: str
+) -> None:
+    path = tmp_path / "ledger.db"
+
+    async def scenario() -> None:
+        ledger = ledger_at(path)
+        await ledger.start()
+        await ledger.close(closed(opened(1)), shares)  # type: ignore[arg-type]
+        await ledger.stop()
+
+    asyncio.run(scenario())
+    connection = sqlite3.connect(path, isolation_level=None)
+    with pytest.raises(sqlite3.IntegrityError, match="never"):
+        connection.execute(statement)
+    connection.close()
