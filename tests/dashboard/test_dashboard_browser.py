@@ -44,8 +44,7 @@ def page(browser: Any, origin: str) -> Iterator[Any]:
         "console",
         lambda message: (
             problems.append(message.text)
-            if message.type in {"error", "warning"}
-            and not re.search("status of (401|503)", message.text)
+            if message.type in {"error", "warning"} and not re.search("status of (401|503)", message.text)
             else None
         ),
     )
@@ -230,7 +229,20 @@ def test_no_page_overflows_its_width(page: Any, live_receipts: list[Receipt], pa
 
 
 def test_the_browser_tells_amounts_as_the_server_does(page: Any) -> None:
-    amounts = [0, 1, 999, 10_000, 123_456, 2_100_000, 9_994_900, 9_999_600, 34_567_890, 999_960_000, 10**9, 12345 * 10**8]
+    amounts = [
+        0,
+        1,
+        999,
+        10_000,
+        123_456,
+        2_100_000,
+        9_994_900,
+        9_999_600,
+        34_567_890,
+        999_960_000,
+        10**9,
+        12345 * 10**8,
+    ]
     told = page.evaluate(
         "async (usd) => { const m = await import('/static/figures.js'); return usd.map(m.human); }",
         [sign * nanousd / 10**9 for nanousd in amounts for sign in (1, -1)],

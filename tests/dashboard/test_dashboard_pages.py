@@ -50,9 +50,7 @@ def test_no_page_has_inline_script_or_style_or_anything_from_elsewhere(client: T
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page)
 
 
-def test_what_a_caller_named_itself_is_shown_as_text_on_every_page(
-    client: TestClient, receipts: list[Receipt]
-) -> None:
+def test_what_a_caller_named_itself_is_shown_as_text_on_every_page(client: TestClient, receipts: list[Receipt]) -> None:
     hostile = next(receipt for receipt in receipts if "<script>" in (receipt.attribution.user or ""))
     for path in ("/", "/receipts", "/receipts?by=user", f"/receipts/{hostile.id}", "/receipts?user=<script>x"):
         page = client.get(path).text
