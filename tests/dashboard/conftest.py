@@ -248,7 +248,9 @@ def varied_receipts(now_ns: int) -> list[Receipt]:
 
 
 def varied_accounts(now_ns: int) -> list[Account]:
-    def account(ago: int, device: str, placement: str, wall_s: int, parts_s: tuple[int, ...], **rate: object) -> Account:
+    def account(
+        ago: int, device: str, placement: str, wall_s: int, parts_s: tuple[int, ...], **rate: object
+    ) -> Account:
         odd_ns = 137_911  # nanoseconds that only an exact sum keeps
         serving, overhead, lost, down = (part * NS_PER_S for part in parts_s)
         known = {"usd_per_hour": RATE, "rate_provenance": Provenance.ASSUMED} | rate
@@ -276,7 +278,16 @@ def varied_accounts(now_ns: int) -> list[Account]:
         account(1, "cpu", "cpu", 3600, (1810, 12, 3, 25)),
         account(2, "cpu", "cpu", 3600, (220, 0, 0, 0)),
         account(3, "cpu", "cpu", 1804, (12, 640, 0, 0)),
-        account(1, "cuda:0", "lab", 3600, (3100, 200, 0, 0), usd_per_hour=None, rate_provenance=Provenance.UNKNOWN, cost=None),
+        account(
+            1,
+            "cuda:0",
+            "lab",
+            3600,
+            (3100, 200, 0, 0),
+            usd_per_hour=None,
+            rate_provenance=Provenance.UNKNOWN,
+            cost=None,
+        ),
     ]
 
 
@@ -309,9 +320,7 @@ class FakeApi:
         receipt = make_receipt(100 + len(self.calls), self.clock.now_ns())
         receipt = msgspec.structs.replace(receipt, attribution=Attribution(feature="chat-page"))
         stream = self._stream(receipt, text)
-        return StreamingResponse(
-            stream, media_type="text/event-stream", headers={"X-Millicent-Receipt": receipt.id}
-        )
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Millicent-Receipt": receipt.id})
 
     async def _stream(self, receipt: Receipt, text: str) -> AsyncIterator[str]:
         words = {
