@@ -152,7 +152,7 @@ def test_a_new_chat_stops_the_answer_in_progress(page: Any, api: Any) -> None:
 def test_a_busy_server_is_told_in_words_and_the_retry_waits_as_asked(page: Any, api: Any) -> None:
     ask(page, "busy")
     page.wait_for_selector("#chat-error:visible")
-    assert "the queue is full; try again" in page.text_content("#chat-error")
+    assert "The queue is full; try again." in page.text_content("#chat-error")
     retry = page.get_by_role("button", name="Try again")
     assert "wait 1 s" in page.text_content("#chat-error")
     retry.click()  # waits until it is enabled
@@ -177,6 +177,31 @@ def test_an_answer_cut_off_is_told_and_keeps_its_receipt(page: Any) -> None:
     assert "The connection ended before the answer did" in page.text_content("#chat-error")
     assert page.text_content(".turn.assistant .body") == "half an answer"
     assert page.locator(".turn-foot a").count() == 1
+
+
+def test_a_question_that_was_never_answered_gives_way_to_the_next(page: Any, api: Any) -> None:
+    ask(page, "busy")
+    page.wait_for_selector("#chat-error:visible")
+    ask(page, "hello")
+    ended(page, "done")
+    assert page.locator(".turn.user").all_text_contents() == ["Youhello"]
+    assert [message["content"] for message in api.calls[-1]["body"]["messages"]] == ["hello"]
+
+
+def test_the_conversation_follows_the_answer_until_the_reader_scrolls_up(page: Any) -> None:
+    below = "(n => n.scrollHeight - n.scrollTop - n.clientHeight)(document.getElementById('transcript'))"
+    page.set_viewport_size({"width": 1280, "height": 500})
+    ask(page, "slow")
+    sync_api.expect(page.locator("#meter-tokens")).to_have_text(re.compile(r", (9\d|\d\d\d) out"))
+    page.click(".options summary")
+    sync_api.expect(page.locator("#meter-tokens")).to_have_text(re.compile(r", 1[1-9]\d out"))
+    assert page.evaluate(below) < 60
+    page.evaluate("document.getElementById('transcript').scrollTop = 0")
+    under_way(page)
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.getElementById('transcript').scrollTop") == 0
+    page.click("#stop")
+    ended(page, "stopped")
 
 
 def test_an_unpriced_answer_says_so_instead_of_zero(page: Any) -> None:
