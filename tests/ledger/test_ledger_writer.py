@@ -235,7 +235,7 @@ def test_a_ledger_of_a_newer_version_is_refused_and_kept(tmp_path: Path) -> None
 
 def test_an_sqlite_without_strict_tables_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
-    with pytest.raises(LedgerUnavailable, match="3.37.0 is needed"):
+    with pytest.raises(LedgerUnavailable, match=r"3\.37\.0 is needed"):
         asyncio.run(ledger_at(tmp_path / "ledger.db").start())
 
 
