@@ -85,7 +85,7 @@ _TOTALS = """
             CASE WHEN count(l.receipt) = count(amount_nanousd) THEN sum(amount_nanousd) END AS total_nanousd,
             coalesce(max(l.provenance = 'assumed'), 0) AS assumed
         FROM receipts AS r LEFT JOIN lines AS l ON l.receipt = r.id AND l.book = 'actual'
-        WHERE status IS NOT NULL AND {where} GROUP BY r.id
+        WHERE status IS NOT NULL AND {where} GROUP BY created_at_ns, r.id
     )
     SELECT {group} AS grouped, count(*) AS requests,
         coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(output_tokens), 0) AS output_tokens,
