@@ -190,7 +190,7 @@ def test_a_path_is_a_model_too(tmp_path: Path) -> None:
         ("org/name", "millicent pull org/name"),
         ("/nowhere/at/all", "no model '/nowhere/at/all'"),
         ("", "no model ''"),
-        ("../../etc/passwd", "no model"),
+        ("../../etc/no-such-file", "no model"),
     ],
 )
 def test_a_model_that_is_not_here_says_how_to_get_it(tmp_path: Path, name: str, said: str) -> None:
