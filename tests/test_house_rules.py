@@ -8,9 +8,11 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from millicent.config import Config
 from source_tree import PACKAGE, ROOT, imports_of, modules, name_of, python_files, tracked, tree_of
 
 MAX_FILE_LINES = 600
@@ -36,8 +38,16 @@ CLOCK_CALLS = {
 
 # Whatever holds or computes an amount: integers and Decimals only.
 MONEY = (
-    "core/money.py", "core/receipts.py", "core/accounts.py", "core/budgets.py", "meter/", "ledger/budgets.py", "control/budgets.py", "control/config.py", "control/limits.py",
-)  # fmt: skip
+    "core/money.py",
+    "core/receipts.py",
+    "core/accounts.py",
+    "core/budgets.py",
+    "meter/",
+    "ledger/budgets.py",
+    "control/budgets.py",
+    "control/config.py",
+    "control/limits.py",
+)
 # Where amounts are made, even a division must say how it rounds; elsewhere mypy refuses a float for a Decimal.
 AMOUNTS = ("core/money.py", "meter/pricing.py")
 
@@ -194,3 +204,19 @@ def test_no_leftovers() -> None:
         if LEFTOVERS.search(line)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    """A setting that nobody reads is accepted and ignored, which is worse than refused."""
+    read = Counter(
+        node.attr
+        for path in source_files()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    )
+    hints = get_type_hints(Config)
+    rooms = {section: get_args(hint)[1] if get_args(hint) else hint for section, hint in hints.items()}
+    unread = [
+        f"{section}.{name}" for section, room in rooms.items() for name in room.__struct_fields__ if not read[name]
+    ]
+    assert not unread, f"nobody reads {', '.join(unread)}"

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from millicent.cli import run
 from millicent.cli.client import Answered, Client
+from support.tiny_models import write_tiny_model
 
 RECEIPT = "rcpt_00000000000000000000000001"
 USAGE = {
@@ -140,8 +142,8 @@ def test_run_reads_the_prompt_from_stdin(monkeypatch: pytest.MonkeyPatch, capsys
     ("answer", "refusal", "message"),
     [
         ([], (404, b'{"error": {"message": "No model `tiny` here."}}'), "No model `tiny` here."),
-        ([], (502, b"<html>bad gateway</html>"), "the server says 502 Bad Gateway"),
-        ([], (400, b'{"detail": "x"}'), "the server says 400 Bad Request"),
+        ([], (502, b"<html>bad gateway</html>"), "the server says 502 Bad Gateway: is it a Millicent?"),
+        ([], (400, b'{"detail": "x"}'), "the server says 400 Bad Request: is it a Millicent?"),
         ([ANSWER[1], event({"error": {"message": "The engine ended."}})], None, "The engine ended."),
         ([ANSWER[1]], None, "the answer was cut off"),
     ],
@@ -203,3 +205,29 @@ def test_stopping_an_answer_early_closes_the_connection() -> None:
         assert next(answer) == "Bonjour, "
         answer.close()
         assert answered.receipt == RECEIPT
+
+
+def test_run_starts_a_server_of_its_own_where_none_serves_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MILLICENT_HOME", str(tmp_path / "home"))
+    tiny = write_tiny_model(tmp_path / "mine")
+    with told_server([]) as (url, told):
+        assert run(["run", str(tiny), "hello", "--url", url, "--max-tokens", "3", "--json"]) == 0
+        assert told.asked == []
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["model"] == "mine"
+    assert run(["receipts", answer["receipt"]]) == 0
+    assert "succeeded" in capsys.readouterr().out
+
+
+def test_a_server_that_cannot_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MILLICENT_HOME", str(tmp_path / "home"))
+    (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    with told_server([]) as (url, _):
+        assert run(["run", str(tmp_path / "broken.gguf"), "hello", "--url", url]) == 1
+    first, second = capfd.readouterr().err.splitlines()[-2:]
+    assert "broken.gguf" in first
+    assert second.startswith("error: the server that was started for this ended")

@@ -16,6 +16,7 @@ from millicent.cli import doctor, run
 from millicent.cli.doctor import Finding, State
 from millicent.core.clock import ManualClock
 from millicent.core.receipts import Accelerator
+from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.sqlite import SqliteLedger
 from support.receipts import settled
@@ -104,21 +105,11 @@ def test_a_folder_that_cannot_be_made_is_found(tmp_path: Path) -> None:
     assert doctor.folder("home", tmp_path / "new" / "home").state is State.GOOD
 
 
-def test_cores_are_at_most_what_the_cgroup_allows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_CGROUP", tmp_path)
-    machine = doctor.usable_cores()
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert doctor.usable_cores() == 0.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert doctor.usable_cores() == machine
-
-
-def test_memory_is_at_most_what_the_cgroup_allows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_CGROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("2000000000\n")
-    (tmp_path / "memory.current").write_text("1500000000\n")
-    finding = doctor.memory()
-    assert (finding.state, finding.found) == (State.LIMITED, "500 MB free of 2.0 GB")
+def test_little_free_memory_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_GB", 10**18)
+    finding = doctor.memory(EngineConfig(memory_gb=2))
+    assert finding.state is State.LIMITED
+    assert "models may take 2.0 GB" in finding.found
 
 
 @pytest.mark.parametrize(

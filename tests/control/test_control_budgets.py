@@ -41,9 +41,7 @@ TEAM = Budget(name="team", limit=Money(60), every=Every.HOUR, per="team")
 RED = Budget(name="red", limit=Money(40), every=Every.ONCE, per="team", only="red")
 
 
-def opened(
-    number: int, hold: int | None, *, team: str | None = None, at_ns: int = T0, snapshot: bool = False
-) -> Receipt:
+def opened(number: int, hold: int | None, *, team: str | None = None, at_ns: int = T0) -> Receipt:
     attempt = Attempt(1, "fake", "here", "fake", Role.INFERENCE, at_ns)
     return Receipt(
         id=f"rcpt_{number}",
@@ -202,8 +200,8 @@ class Spending(RuleBasedStateMachine):
         receipt, _ = data.draw(st.sampled_from(self.done))
         self.count += 1
         self.connection.execute(
-            "INSERT INTO lines VALUES (?, ?, 1, 'adjustment', 'other', '1', 'each', NULL, ?, 'measured', 0, 0, 'actual',"
-            " NULL)",
+            "INSERT INTO lines VALUES"
+            " (?, ?, 1, 'adjustment', 'other', '1', 'each', NULL, ?, 'measured', 0, 0, 'actual', NULL)",
             (receipt.id, self.count, amount),
         )
         self.book(receipt, amount)

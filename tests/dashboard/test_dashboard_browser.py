@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +65,13 @@ def ended(page: Any, state: str) -> None:
 
 def under_way(page: Any) -> None:
     sync_api.expect(page.locator("#meter-tokens")).to_have_text(re.compile(r", ([3-9]|\d\d+) out"))
+
+
+def next_round(page: Any, after_ms: int = 2_000) -> None:
+    """Let the live table's timer fire, and its answer be shown."""
+    with page.expect_response("**/receipts/rows*"):
+        page.clock.fast_forward(after_ms)
+    page.wait_for_timeout(50)
 
 
 def test_the_meter_ticks_while_the_answer_streams_and_ends_on_the_final_usage(page: Any, api: Any) -> None:
@@ -146,7 +152,7 @@ def test_a_new_chat_stops_the_answer_in_progress(page: Any, api: Any) -> None:
 def test_a_busy_server_is_told_in_words_and_the_retry_waits_as_asked(page: Any, api: Any) -> None:
     ask(page, "busy")
     page.wait_for_selector("#chat-error:visible")
-    assert "the queue is full; try again" in page.text_content("#chat-error")
+    assert "The queue is full; try again." in page.text_content("#chat-error")
     retry = page.get_by_role("button", name="Try again")
     assert "wait 1 s" in page.text_content("#chat-error")
     retry.click()  # waits until it is enabled
@@ -173,6 +179,31 @@ def test_an_answer_cut_off_is_told_and_keeps_its_receipt(page: Any) -> None:
     assert page.locator(".turn-foot a").count() == 1
 
 
+def test_a_question_that_was_never_answered_gives_way_to_the_next(page: Any, api: Any) -> None:
+    ask(page, "busy")
+    page.wait_for_selector("#chat-error:visible")
+    ask(page, "hello")
+    ended(page, "done")
+    assert page.locator(".turn.user").all_text_contents() == ["Youhello"]
+    assert [message["content"] for message in api.calls[-1]["body"]["messages"]] == ["hello"]
+
+
+def test_the_conversation_follows_the_answer_until_the_reader_scrolls_up(page: Any) -> None:
+    below = "(n => n.scrollHeight - n.scrollTop - n.clientHeight)(document.getElementById('transcript'))"
+    page.set_viewport_size({"width": 1280, "height": 500})
+    ask(page, "slow")
+    sync_api.expect(page.locator("#meter-tokens")).to_have_text(re.compile(r", (9\d|\d\d\d) out"))
+    page.click(".options summary")
+    sync_api.expect(page.locator("#meter-tokens")).to_have_text(re.compile(r", 1[1-9]\d out"))
+    assert page.evaluate(below) < 60
+    page.evaluate("document.getElementById('transcript').scrollTop = 0")
+    under_way(page)
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.getElementById('transcript').scrollTop") == 0
+    page.click("#stop")
+    ended(page, "stopped")
+
+
 def test_an_unpriced_answer_says_so_instead_of_zero(page: Any) -> None:
     ask(page, "unpriced")
     ended(page, "done")
@@ -180,11 +211,14 @@ def test_an_unpriced_answer_says_so_instead_of_zero(page: Any) -> None:
 
 
 def test_new_receipts_appear_without_reloading_and_are_marked(page: Any, live_receipts: list[Receipt]) -> None:
+    page.clock.install()
+    page.reload()
     page.evaluate("window.kept = true")
-    page.wait_for_timeout(2_200)  # the first round, which marks nothing
+    next_round(page)
     assert page.locator("tr.new").count() == 0
     fresh = _copy(live_receipts[0], 90)
     live_receipts.append(fresh)
+    next_round(page)
     page.wait_for_selector(f"tr.new[data-receipt={fresh.id}]")
     assert page.evaluate("window.kept")
 
@@ -203,10 +237,14 @@ def test_a_filter_changes_the_tables_and_the_address_and_leaves_the_chat(page: A
 
 
 def test_the_live_table_says_when_it_does_not_update_and_recovers(page: Any) -> None:
+    page.clock.install()
+    page.reload()
     page.route("**/receipts/rows*", lambda route: route.fulfill(status=503))
     state = page.locator("#live-state")
+    next_round(page)
     sync_api.expect(state).to_have_text("not updating (the server answered 503); trying again in 4 s")
     page.unroute("**/receipts/rows*")
+    next_round(page, 4_000)
     sync_api.expect(state).to_have_text("live")
 
 
@@ -251,17 +289,20 @@ def test_the_browser_tells_amounts_as_the_server_does(page: Any) -> None:
 
 
 def test_the_live_table_asks_once_every_two_seconds_and_not_while_hidden(page: Any) -> None:
-    asked: list[float] = []
-    page.on("request", lambda request: asked.append(time.monotonic()) if "/receipts/rows" in request.url else None)
-    page.wait_for_timeout(2_500)
-    assert 1 <= len(asked) <= 2
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/receipts/rows" in request.url else None)
+    page.clock.install()
+    page.reload()
+    for _ in range(3):
+        next_round(page)
+    assert len(asked) == 3
     page.evaluate(
         """() => { Object.defineProperty(document, "hidden", {value: true, configurable: true});
         document.dispatchEvent(new Event("visibilitychange")); }"""
     )
-    asked.clear()
-    page.wait_for_timeout(2_500)
-    assert len(asked) == 0
+    page.clock.fast_forward(3_600_000)
+    page.evaluate("document.title")  # a round trip, so that a request would have been seen
+    assert len(asked) == 3
 
 
 def _copy(receipt: Receipt, number: int) -> Receipt:

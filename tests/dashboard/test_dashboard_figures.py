@@ -42,7 +42,7 @@ def test_a_short_duration_keeps_three_digits(ns: int) -> None:
 def test_what_is_unknown_or_unpriced_is_never_shown_as_zero() -> None:
     assert figures.amount(None).text == "unpriced"
     assert figures.count(None).text == "unknown"
-    assert figures.duration(None).text == "–"
+    assert figures.duration(None).text == "—"
     assert figures.rate(None).text == "unpriced"
 
 

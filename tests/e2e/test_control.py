@@ -58,7 +58,7 @@ def check_ledger(server: LiveServer) -> None:
 
 
 def test_64_calls_at_once_on_a_nearly_empty_hard_budget_never_overspend(server: LiveServer) -> None:
-    _, answer, headers = post(server, SHORT)
+    _, _, headers = post(server, SHORT)
     hold = Decimal(server.get(f"/v1/receipts/{headers['x-millicent-receipt']}")[1]["hold_usd"])
     admin(server, "POST", "/budgets", {"name": "small", "limit_usd": str(hold * Decimal("2.5"))})
     with ThreadPoolExecutor(64) as pool:

@@ -230,10 +230,10 @@ def test_a_page_after_no_receipt_is_refused_by_name(run: Run) -> None:
 @pytest.mark.parametrize("field", ["key", "team", "user", "feature", "tier", "conversation", "run"])
 def test_receipts_are_filtered_by_whom_they_are_for(run: Run, opened: Make, field: str) -> None:
     async def test(ledger: MemoryLedger | SqliteLedger, queries: LedgerQueries) -> None:
-        await ledger.open(opened(1, attribution=Attribution(**{field: "x"})))
-        await ledger.open(opened(2, attribution=Attribution(**{field: "y"})))
+        await ledger.open(opened(1, attribution=msgspec.structs.replace(Attribution(), **{field: "x"})))
+        await ledger.open(opened(2, attribution=msgspec.structs.replace(Attribution(), **{field: "y"})))
         await ledger.open(opened(3))
-        found = queries.receipts(ReceiptFilter(**{field: "x"})).receipts
+        found = queries.receipts(msgspec.structs.replace(ReceiptFilter(), **{field: "x"})).receipts
         assert [receipt.id for receipt in found] == ["rcpt_0001"]
 
     run(test)

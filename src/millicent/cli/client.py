@@ -46,8 +46,14 @@ class Client:
         self._connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
 
     def models(self) -> list[str]:
+        """Names that can be asked for. Raises Unavailable also where something else than a model server answers."""
         with self._request("GET", "/v1/models", None) as response:
-            return [str(model["id"]) for model in _decoder.decode(response.read())["data"]]
+            try:
+                return [str(model["id"]) for model in _decoder.decode(response.read())["data"]]
+            except (msgspec.DecodeError, KeyError, TypeError) as error:
+                raise Unavailable(
+                    f"what answers at {self.url} is no model server: look what else runs there."
+                ) from error
 
     def chat(self, body: dict[str, Any], answered: Answered) -> Generator[str, None, None]:
         """The answer's text as it comes. Closing this early tells the server to stop."""
@@ -99,7 +105,7 @@ def _refusal(response: http.client.HTTPResponse) -> MillicentError:
     try:
         message = str(_decoder.decode(body)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
-        message = f"the server says {response.status} {response.reason}"
+        return Unavailable(f"the server says {response.status} {response.reason}: is it a Millicent?")
     return MillicentError(message)
 
 

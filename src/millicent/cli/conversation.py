@@ -84,11 +84,11 @@ def run(
 
     turns = [{"role": "user", "content": sys.stdin.read() if prompt == "-" else prompt}]
     answered = Answered()
-    with _server_for(model, url) as client:
-        answer = client.chat(_body(model, turns, temperature, max_tokens, seed), answered)
+    with _server_for(model, url) as (client, name):
+        answer = client.chat(_body(name, turns, temperature, max_tokens, seed), answered)
         if json_:
             text = "".join(answer)
-            as_json({"model": model, "text": text, "receipt": answered.receipt, "usage": answered.usage})
+            as_json({"model": name, "text": text, "receipt": answered.receipt, "usage": answered.usage})
             return
         for piece in answer:
             print(piece, end="", flush=True)
@@ -97,7 +97,8 @@ def run(
 
 
 @contextlib.contextmanager
-def _server_for(model: str, url: str) -> Iterator[Client]:
+def _server_for(model: str, url: str) -> Iterator[tuple[Client, str]]:
+    """A client, and the name under which its server knows the model, which may have been given by a path."""
     from millicent.cli.client import Client, private_server
 
     client = Client(url)
@@ -106,10 +107,10 @@ def _server_for(model: str, url: str) -> Iterator[Client]:
     except Unavailable:
         serves = False
     if serves:
-        yield client
+        yield client, model
         return
     with private_server(model) as private:
-        yield private
+        yield private, _first_model(private)
 
 
 def _first_model(client: Client) -> str:

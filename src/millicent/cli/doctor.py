@@ -20,12 +20,13 @@ import psutil
 from millicent import config as configuration
 from millicent.cli.show import size
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
+from millicent.engine.config import EngineConfig
+from millicent.engine.machine import memory_budget_bytes, usable_cores
 from millicent.hub import CATALOGUE, list_installed, resolve
 from millicent.ledger.queries import LedgerQueries
 
 _GB = 10**9
 _CPUINFO = Path("/proc/cpuinfo")
-_CGROUP = Path("/sys/fs/cgroup")
 # What the kernels make use of, as Linux names it: x86-64, then arm64.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16")
 
@@ -55,7 +56,7 @@ def examine() -> Iterator[Finding]:
     checks: tuple[Callable[[], Finding], ...] = (
         python,
         processor,
-        memory,
+        lambda: memory(settings.engine),
         torch,
         compiler,
         lambda: folder("home", configuration.home()),
@@ -74,19 +75,12 @@ def python() -> Finding:
 
 
 def processor() -> Finding:
-    cores = usable_cores()
+    cores = usable_cores(EngineConfig())
     features = cpu_features()
-    found = f"{cores:g} cores, {' '.join(features) or 'no vector extensions known'}"
+    found = f"{cores} cores, {' '.join(features) or 'no vector extensions known'}"
     if platform.machine() in {"x86_64", "AMD64"} and "avx2" not in features and _CPUINFO.exists():
         return Finding("processor", State.LIMITED, found, "without AVX2 every answer is slow: use a newer machine.")
     return Finding("processor", State.GOOD, found)
-
-
-def usable_cores() -> float:
-    """Cores this process may run on, and at most what its cgroup may use."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    return min(cores, int(quota) / int(period)) if quota.isdecimal() and period.strip().isdecimal() else cores
 
 
 def cpu_features() -> list[str]:
@@ -97,12 +91,9 @@ def cpu_features() -> list[str]:
     return ["asimd"] if platform.machine() == "arm64" else []
 
 
-def memory() -> Finding:
-    available, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
-    if limit.isdecimal() and used.isdecimal():
-        total, available = min(total, int(limit)), min(available, max(int(limit) - int(used), 0))
-    found = f"{size(available)} free of {size(total)}"
+def memory(config: EngineConfig) -> Finding:
+    available = psutil.virtual_memory().available
+    found = f"{size(available)} free; models may take {size(memory_budget_bytes(config))}"
     if available < _GB:
         return Finding("memory", State.LIMITED, found, "end other programs, or serve a small model.")
     return Finding("memory", State.GOOD, found)

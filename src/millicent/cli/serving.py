@@ -49,12 +49,13 @@ def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
 
 def placement_of(settings: Config) -> Placement:
     """The one that is configured; a machine that nobody priced has an assumed rate."""
-    from millicent.cli.doctor import usable_cores
     from millicent.core.errors import ConfigError
+    from millicent.engine.config import EngineConfig
+    from millicent.engine.machine import usable_cores
     from millicent.meter.placements import assumed_placement
 
     if not settings.placements:
-        return assumed_placement("local", max(1, round(usable_cores())))
+        return assumed_placement("local", usable_cores(EngineConfig()))
     if len(settings.placements) > 1:
         names = ", ".join(settings.placements)
         raise ConfigError(f"[placements] holds {names}, and this machine is one of them: keep that one.")

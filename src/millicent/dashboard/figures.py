@@ -60,7 +60,7 @@ def count(number: int | None, unit: str = "") -> Figure:
 
 def duration(ns: int | None) -> Figure:
     if ns is None:
-        return Figure("–", "", "did not happen, or was not seen")
+        return Figure("—", "", "did not happen, or was not seen")
     if ns == 0:
         return Figure("0", "s", "")
     exact = f"{ns:,} ns"

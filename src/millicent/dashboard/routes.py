@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,7 +25,7 @@ from millicent.core.money import ZERO, Money
 from millicent.core.receipts import Receipt, Status
 from millicent.core.usage import Provenance, weakest
 from millicent.dashboard import exports, figures
-from millicent.dashboard.selection import FIELDS, GROUPS, RANGES, Selection, parse
+from millicent.dashboard.selection import FIELDS, FILTERS, GROUPED, GROUPS, PAGED, RANGES, TIMES, Selection, parse
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
 
 LIVE_ROWS = 15
@@ -121,21 +121,27 @@ class _Pages:
             try:
                 return await handler(request)
             except MillicentError as error:
-                response = self._render("error.html", status=error.status, error=error, path=request.url.path)
+                response = self._error(request.url.path, error)
                 if error.retry_after_s is not None:
                     response.headers["Retry-After"] = str(error.retry_after_s)
                 return response
 
         return handle
 
+    def _error(self, path: str, error: MillicentError) -> Response:
+        if path.endswith(".json"):
+            told = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
+            return JSONResponse({"error": told}, error.status)
+        return self._render("error.html", status=error.status, error=error, path=path)
+
     async def overview(self, request: Request) -> Response:
-        selection = self._selection(request, default_range="24h")
+        selection = self._selection(request, FILTERS, default_range="24h")
         live = await run_in_threadpool(self._live, selection)
         return self._render("overview.html", models=self._models(), origin=str(request.base_url).rstrip("/"), **live)
 
     async def rows(self, request: Request) -> Response:
         """The live part of the overview, alone: what its script asks for every two seconds."""
-        selection = self._selection(request, default_range="24h")
+        selection = self._selection(request, FILTERS, default_range="24h")
         live = await run_in_threadpool(self._live, selection)
         return self._render("live.html", origin=str(request.base_url).rstrip("/"), **live)
 
@@ -167,7 +173,7 @@ class _Pages:
         return sorted(self._queries.totals(by, where), key=lambda group: (-group.cost.nanousd, -group.requests))
 
     async def receipts(self, request: Request) -> Response:
-        selection = self._selection(request, default_range="all")
+        selection = self._selection(request, GROUPED, default_range="all")
 
         def read() -> tuple[ReceiptPage, list[Totals]]:
             page = self._queries.receipts(selection.where, limit=selection.limit or PAGE_ROWS, after=selection.after)
@@ -194,7 +200,7 @@ class _Pages:
 
     async def _export(self, request: Request) -> Iterator[ReceiptPage]:
         """The selection's pages. The first is read at once, so that a ledger out of reach is told as an error."""
-        selection = self._selection(request, default_range="all")
+        selection = self._selection(request, PAGED, default_range="all")
         pages = exports.pages(
             lambda limit, after: self._queries.receipts(selection.where, limit=limit, after=after),
             after=selection.after,
@@ -214,7 +220,7 @@ class _Pages:
         return self._render("receipt.html", receipt=receipt, now_ns=self._clock.now_ns())
 
     async def accounts(self, request: Request) -> Response:
-        selection = self._selection(request, default_range="24h")
+        selection = self._selection(request, TIMES, default_range="24h")
         stale = None
         try:
             await self._refresh()
@@ -229,8 +235,10 @@ class _Pages:
             devices.setdefault((account.device, account.placement), []).append(account)
         return self._render("accounts.html", selection=selection, devices=devices, stale=stale, now_ns=now_ns)
 
-    def _selection(self, request: Request, *, default_range: str) -> Selection:
-        return parse(request.query_params.multi_items(), now_ns=self._clock.now_ns(), default_range=default_range)
+    def _selection(self, request: Request, known: frozenset[str], *, default_range: str) -> Selection:
+        return parse(
+            request.query_params.multi_items(), known, now_ns=self._clock.now_ns(), default_range=default_range
+        )
 
     def _render(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(self._templates.get_template(template).render(**values), status_code=status)

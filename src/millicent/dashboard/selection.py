@@ -27,7 +27,10 @@ RANGES: dict[str, tuple[str, int | None]] = {
 MAX_LIMIT = 500
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_KNOWN = {*FIELDS, "range", "from", "to", "by", "after", "limit"}
+TIMES = frozenset({"range", "from", "to"})
+FILTERS = TIMES | frozenset(FIELDS)
+PAGED = FILTERS | {"after", "limit"}
+GROUPED = PAGED | {"by"}
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +56,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join([f"from {start}"] * bool(start) + [f"to {end}"] * bool(end))
 
     def query(self, **changes: str | None) -> str:
-        """This selection's query string with `changes` made (None removes). Going elsewhere starts at the first page,
-        and a range and explicit times replace each other."""
+        """The query string of this selection with `changes` made (None removes). Going elsewhere starts at the first
+        page, and a range and explicit times replace each other."""
         params = {name: value for name, value in self.params.items() if name not in {"after", *changes}}
         if changes.get("range"):
             params = {name: value for name, value in params.items() if name not in {"from", "to"}}
@@ -62,13 +65,14 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         return f"?{urlencode(params)}" if params else ""
 
 
-def parse(items: Iterable[tuple[str, str]], *, now_ns: int, default_range: str) -> Selection:
-    """Read a query string's pairs. Empty values, as forms send them, count as absent. Raises InvalidRequest."""
+def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: int, default_range: str) -> Selection:
+    """Read a query string's pairs, of which `known` mean something here; another is refused by name. Empty values, as
+    forms send them, count as absent. Raises InvalidRequest."""
     params: dict[str, str] = {}
     for name, value in items:
-        if name not in _KNOWN:
+        if name not in known:
             raise InvalidRequest(
-                f"unknown parameter {name!r} in the address; use one of {', '.join(sorted(_KNOWN))}", param=name
+                f"unknown parameter {name!r} in the address; use one of {', '.join(sorted(known))}", param=name
             )
         if name in params:
             raise InvalidRequest(f"parameter {name!r} stands twice in the address; give it once", param=name)

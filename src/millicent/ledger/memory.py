@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -36,6 +37,8 @@ class MemoryLedger:
         self._connection.execute("PRAGMA foreign_keys = ON")
         migrate(self._connection, ManualClock())
         self.queries: LedgerQueries = _MemoryQueries(self._connection, self._lock)
+        # For those who don't call stop: an open connection that is forgotten warns.
+        weakref.finalize(self.queries, self._connection.close)
 
     async def start(self) -> None:
         """Nothing to open."""

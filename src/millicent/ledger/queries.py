@@ -82,12 +82,11 @@ _GROUPS: dict[GroupBy, str] = {
 # Per receipt: its total (NULL when a line is unpriced or there is none), and whether an assumption is in it.
 _TOTALS = """
     WITH priced AS (
-        SELECT r.*,
-            (SELECT CASE WHEN count(*) = count(amount_nanousd) THEN sum(amount_nanousd) END
-             FROM lines WHERE receipt = r.id AND book = 'actual') AS total_nanousd,
-            EXISTS (SELECT 1 FROM lines
-             WHERE receipt = r.id AND book = 'actual' AND provenance = 'assumed') AS assumed
-        FROM receipts AS r WHERE status IS NOT NULL AND {where}
+        SELECT created_at_ns, status, model, key, team, user, feature, tier, input_tokens, output_tokens, serving_ns,
+            CASE WHEN count(l.receipt) = count(amount_nanousd) THEN sum(amount_nanousd) END AS total_nanousd,
+            coalesce(max(l.provenance = 'assumed'), 0) AS assumed
+        FROM receipts AS r LEFT JOIN lines AS l ON l.receipt = r.id AND l.book = 'actual'
+        WHERE status IS NOT NULL AND {where} GROUP BY created_at_ns, r.id
     )
     SELECT {group} AS grouped, count(*) AS requests,
         coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(output_tokens), 0) AS output_tokens,
@@ -166,7 +165,7 @@ class LedgerQueries:
         with self._snapshot() as connection:
             if connection is None:
                 return []
-            found = select(connection, _ACCOUNTS, (from_ns - NS_PER_HOUR, to_ns))
+            found = select(connection, _ACCOUNTS, (_storable(from_ns - NS_PER_HOUR), _storable(to_ns)))
         sums: dict[_Account, list[int]] = {}
         for row in found:
             hour = HourTime(row["hour_ns"], row["wall_ns"], row["overhead_ns"], row["lost_ns"], row["down_ns"])
@@ -259,5 +258,10 @@ def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:
     for name, value in msgspec.structs.asdict(where).items():
         if value is not None:
             parts.append({"from_ns": "created_at_ns >= ?", "to_ns": "created_at_ns < ?"}.get(name, f"{name} = ?"))
-            values.append(value)
+            values.append(_storable(value) if isinstance(value, int) else value)
     return " AND ".join(parts), values
+
+
+def _storable(ns: int) -> int:
+    """The nearest time that SQLite can hold: the year 9999 is beyond it."""
+    return max(-(2**63), min(ns, 2**63 - 1))

@@ -140,7 +140,7 @@ def _ended(connection: sqlite3.Connection, session: DeviceSession, now_ns: int) 
     )
     hours = []
     for hour_ns in sorted({*gap, *(hour_ns for (hour_ns,) in written)}):
-        hour, serving_ns, served_since_ns = _hour(connection, session.id, hour_ns)
+        hour, serving_ns, served_since_ns = _hour(connection, session, hour_ns)
         gap_ns = gap.get(hour_ns, 0)
         unserved_ns = max(0, gap_ns * session.accelerators - served_since_ns)
         lost_ns = min(lost_left, unserved_ns)
@@ -155,12 +155,15 @@ def _ended(connection: sqlite3.Connection, session: DeviceSession, now_ns: int) 
     return msgspec.structs.replace(session, seen_at_ns=until_ns, closed=True, hours=tuple(hours))
 
 
-def _hour(connection: sqlite3.Connection, session: str, hour_ns: int) -> tuple[HourTime, int, int]:
-    """What is written of the hour, its serving time, and how much of that was posted since the session was seen."""
+def _hour(connection: sqlite3.Connection, session: DeviceSession, hour_ns: int) -> tuple[HourTime, int, int]:
+    """What is written of the hour, its serving time, and how much of that was served since the session was seen:
+    at least what doesn't fit before."""
     found = connection.execute(
-        "SELECT wall_ns, overhead_ns, lost_ns, down_ns, serving_ns, serving_ns - seen_serving_ns FROM device_hours"
+        "SELECT wall_ns, overhead_ns, lost_ns, down_ns, serving_ns, seen_serving_ns FROM device_hours"
         " WHERE session = ? AND hour_ns = ?",
-        (session, hour_ns),
+        (session.id, hour_ns),
     ).fetchone()
-    wall_ns, overhead_ns, lost_ns, down_ns, serving_ns, since_ns = found or (0, 0, 0, 0, 0, 0)
+    wall_ns, overhead_ns, lost_ns, down_ns, serving_ns, seen_serving_ns = found or (0, 0, 0, 0, 0, 0)
+    excess_ns = serving_ns + overhead_ns + lost_ns + down_ns - wall_ns * session.accelerators
+    since_ns = max(serving_ns - seen_serving_ns, excess_ns)
     return HourTime(hour_ns, wall_ns, overhead_ns, lost_ns, down_ns), serving_ns, since_ns

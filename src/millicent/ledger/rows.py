@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import cache
 
 import msgspec
 
@@ -25,6 +26,9 @@ from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
 
 _ATTRIBUTES = ("key", "team", "user", "feature", "tier", "conversation", "run")
+# What the indices are made of: fixed when a receipt is opened, which keeps closing it cheap.
+FIXED_COLUMNS = frozenset({"id", "created_at_ns", *_ATTRIBUTES})
+
 _usage_decoder = msgspec.json.Decoder(Usage)
 _strings_decoder = msgspec.json.Decoder(dict[str, str])
 _nanousd_decoder = msgspec.json.Decoder(dict[str, int])
@@ -174,12 +178,22 @@ def attempt_of(row: sqlite3.Row) -> Attempt:
 
 def insert(table: str, columns: Iterable[str], conflict: str = "") -> str:
     """`INSERT` with one named parameter per column."""
-    names = list(columns)
-    values = ", ".join(f":{name}" for name in names)
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({values}) {conflict}"  # noqa: S608 - our own names
+    return _insert(table, tuple(columns), conflict)
 
 
 def assignments(columns: Iterable[str]) -> str:
+    return _assignments(tuple(columns))
+
+
+# The same few statements are asked for with every receipt.
+@cache
+def _insert(table: str, columns: tuple[str, ...], conflict: str) -> str:
+    values = ", ".join(f":{name}" for name in columns)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) {conflict}"  # noqa: S608 - our own names
+
+
+@cache
+def _assignments(columns: tuple[str, ...]) -> str:
     return ", ".join(f"{name} = :{name}" for name in columns)
 
 

@@ -41,7 +41,10 @@ def close_receipt(
     answer: str | None = None,
 ) -> None:
     """Settle the receipt with its lines, attempts and device time, its holds, and its claim with the `answer`; one that
-    was never opened is written whole, and its cost booked."""
+    was never opened is written whole, and its cost booked.
+
+    Whom it is for and when it was created were fixed when it was opened.
+    """
     if receipt.status is None or receipt.settled_at_ns is None:
         raise ValueError(f"receipt {receipt.id} has no status or settlement time: it cannot be closed")
     status = _status(connection, receipt.id)
@@ -56,7 +59,8 @@ def close_receipt(
         row = rows.line_row(receipt.id, ordinal, line)
         connection.execute(rows.insert("lines", row), row)
     base = rows.receipt_row(receipt)
-    connection.execute(f"UPDATE receipts SET {rows.assignments(base)} WHERE id = :id", base)  # noqa: S608 - our own names
+    changing = rows.assignments(name for name in base if name not in rows.FIXED_COLUMNS)
+    connection.execute(f"UPDATE receipts SET {changing} WHERE id = :id", base)  # noqa: S608 - our own names
     budgets.settle(connection, receipt)
     claims.answer_claim(connection, receipt, answer)
 

@@ -111,7 +111,7 @@ class Writer:
             if self._connection is None:
                 self._connection = self._connect()
             self._commit(self._connection, batch)
-        except (sqlite3.Error, OSError, LedgerUnavailable) as error:
+        except Exception as error:  # noqa: BLE001 - told to everyone who waits; this thread must not end
             problem = error if isinstance(error, LedgerUnavailable) else unavailable(self._path, error)
             self._disconnect()
             for queued in batch:

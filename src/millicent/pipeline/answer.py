@@ -90,11 +90,6 @@ class Answer:
         self._waiting.clear()
         return text
 
-    async def wait_settled(self) -> None:
-        while self._receipt is None and self._error is None:
-            self._news.clear()
-            await self._news.wait()
-
     def push(self, text: str) -> None:
         if text:
             self._waiting.append(text)

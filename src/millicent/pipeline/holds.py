@@ -27,16 +27,17 @@ def cautious_hold(call: Call, placement: Placement) -> Money | None:
 
 
 class HoldWatch:
-    """Tells when a running cost comes so near the hold that the next chunks could pass it."""
+    """Tells when a running cost comes so near the hold that the next two steps could pass it: one that runs already,
+    and one until the work has stopped."""
 
     def __init__(self, hold: Money) -> None:
         self.hold = hold
-        self._cost = Money(0)
-        self._largest = Money(0)
+        self._cost: Money | None = None
+        self._dearest = hold.nanousd // 64  # until a step has been seen
 
     def is_near(self, cost: Money) -> bool:
-        """An eighth of the hold is left, or less than twice the dearest chunk so far."""
-        self._largest = max(self._largest, cost - self._cost)
+        """The first cost is that of reading the prompt: later steps are judged by each other."""
+        if self._cost is not None:
+            self._dearest = max(self._dearest, cost.nanousd - self._cost.nanousd)
         self._cost = cost
-        margin = max(self._largest.nanousd * 2, self.hold.nanousd // 8)
-        return cost.nanousd + margin > self.hold.nanousd
+        return cost.nanousd + 2 * self._dearest > self.hold.nanousd

@@ -93,10 +93,12 @@ class Pipeline:
         if self._checkpoints is not None:
             self._checkpoints.cancel()
             await asyncio.gather(self._checkpoints, return_exceptions=True)
+        await self._close_unsettled()
         await self._ledger.checkpoint(self._meter.stop())
 
     async def checkpoint(self) -> None:
         """Write down where everything stands: after this, accounts in the ledger are current."""
+        await self._close_unsettled()
         checkpoint = self._meter.checkpoint()
         await self._ledger.checkpoint(checkpoint)
         self._meter.written(checkpoint)
@@ -285,7 +287,6 @@ class Pipeline:
         while True:
             await asyncio.sleep(CHECKPOINT_INTERVAL_S)
             try:
-                await self._close_unsettled()
                 await self.checkpoint()
                 failing = False
             except LedgerUnavailable as error:

@@ -16,6 +16,7 @@ let turns = []; // {role, content, receipt?, figures?}
 let running = null; // the AbortController of the answer being written
 let key = ""; // pasted by the user when the server asks; kept in memory only
 let countdown = null;
+let following = true; // the end of the conversation is in sight
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -49,10 +50,15 @@ function closeTurn(foot, turn) {
   if (turn.receipt) foot.append(" · ", receiptLink(turn.receipt, "receipt"));
 }
 
+/** Makes a change and keeps the end in sight, unless the reader scrolled up. */
 function followed(change) {
-  const near = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 60;
   change();
-  if (near) transcript.scrollTop = transcript.scrollHeight;
+  if (following) transcript.scrollTop = transcript.scrollHeight;
+}
+
+function sentence(text) {
+  const ended = /[.!?]$/.test(text) ? text : `${text}.`;
+  return ended.charAt(0).toUpperCase() + ended.slice(1);
 }
 
 function save() {
@@ -166,7 +172,7 @@ function hideError() {
 function explain(problem) {
   hideError();
   const message = problem instanceof Problem ? problem.message : `The answer could not be read: ${problem.message}`;
-  errorBox.append(make("p", "", message));
+  errorBox.append(make("p", "", sentence(message)));
   if (problem.status === 401) errorBox.append(keyField());
   const retry = make("button", "", "Try again");
   retry.type = "button";
@@ -212,11 +218,14 @@ function submit() {
   const text = prompt.value.trim();
   if (!text || running || send.disabled) return;
   hideError();
-  // A question that was never answered is asked anew, not twice.
-  if (turns.at(-1)?.role === "user") turns.pop();
+  if (turns.at(-1)?.role === "user") {
+    // It was never answered: the new question takes its place.
+    turns.pop();
+    transcript.lastElementChild.remove();
+  }
   turns.push({ role: "user", content: text });
-  addTurn(turns.at(-1));
-  transcript.scrollTop = transcript.scrollHeight;
+  following = true;
+  followed(() => addTurn(turns.at(-1)));
   prompt.value = "";
   save();
   answer();
@@ -231,6 +240,9 @@ prompt.addEventListener("keydown", (event) => {
     event.preventDefault();
     submit();
   }
+});
+transcript.addEventListener("scroll", () => {
+  following = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 60;
 });
 stop.addEventListener("click", () => running?.abort());
 at("new-chat").addEventListener("click", () => {
@@ -253,5 +265,4 @@ try {
 } catch {
   turns = []; // not written by this page: begin anew
 }
-turns.forEach(addTurn);
-transcript.scrollTop = transcript.scrollHeight;
+followed(() => turns.forEach(addTurn));

@@ -25,7 +25,7 @@ export function human(usd) {
 
 /** `cost` as the API gives it: a number of dollars, null when unpriced, absent before the first report. */
 export function cost(usd) {
-  if (usd === undefined) return "–";
+  if (usd === undefined) return "—";
   return usd === null ? "unpriced" : human(usd);
 }
 

@@ -21,10 +21,11 @@ function apply(text) {
     for (const row of fresh.querySelectorAll("[data-receipt]")) if (!known.has(row.dataset.receipt)) row.classList.add("new");
   }
   const focused = live.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-  const scrolled = live.querySelector(".scroll")?.scrollLeft ?? 0;
+  const scrolled = [...live.querySelectorAll(".scroll")].map((table) => table.scrollLeft);
   live.replaceChildren(...fresh.childNodes);
-  const table = live.querySelector(".scroll");
-  if (table) table.scrollLeft = scrolled;
+  live.querySelectorAll(".scroll").forEach((table, i) => {
+    table.scrollLeft = scrolled[i] ?? 0;
+  });
   if (focused) live.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
 

@@ -40,7 +40,7 @@ export class Meter {
     clearInterval(this.#timer);
     this.#usage = null;
     this.#root.dataset.state = "idle";
-    for (const name of ["cost", "tokens", "time", "speed"]) show(field(name), "–");
+    for (const name of ["cost", "tokens", "time", "speed"]) show(field(name), "—");
   }
 
   /** The receipt's amount, where the stream ended before it could tell one. */
@@ -68,8 +68,8 @@ export class Meter {
     const usage = this.#usage;
     const usd = usage?.cost;
     show(field("cost"), cost(usd), typeof usd === "number" ? `${usd} USD` : null);
-    show(field("tokens"), usage ? `${count(usage.prompt_tokens)} in, ${count(usage.completion_tokens)} out` : "–");
+    show(field("tokens"), usage ? `${count(usage.prompt_tokens)} in, ${count(usage.completion_tokens)} out` : "—");
     show(field("time"), `${this.seconds.toFixed(1)} s`);
-    show(field("speed"), this.speed === null ? "–" : `${this.speed.toFixed(1)} tokens/s`);
+    show(field("speed"), this.speed === null ? "—" : `${this.speed.toFixed(1)} tokens/s`);
   }
 }

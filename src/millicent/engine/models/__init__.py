@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from millicent.core.errors import ModelError
 from millicent.engine.batch import Model
 from millicent.engine.layers import has_fast_bf16
 from millicent.engine.models import llama
@@ -27,19 +26,13 @@ def load_model(path: Path, *, dtype: str, name: str, deterministic: bool = False
     Raises ModelError for files that are missing, damaged or not of a family in `FAMILIES`.
     """
     torch.set_num_threads(threads or min(torch.get_num_threads(), _usable_processors()))
-    checkpoint = open_checkpoint(path)
-    build_layer = FAMILIES.get(checkpoint.spec.family)
-    if build_layer is None:
-        raise ModelError(
-            f"{checkpoint.label}: architecture {checkpoint.spec.family!r} is not supported "
-            f"(supported: {', '.join(FAMILIES)}); use another model"
-        )
+    checkpoint = open_checkpoint(path, FAMILIES)
     tokenizer = load_tokenizer(path)
     with torch.inference_mode():
         return Decoder(
             name,
             Loader(checkpoint, _torch_dtype(dtype)),
-            build_layer,
+            FAMILIES[checkpoint.spec.family],
             eos_tokens=tokenizer.eos_tokens,
             deterministic=deterministic,
         )
