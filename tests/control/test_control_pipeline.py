@@ -32,6 +32,7 @@ from millicent.ledger.memory import MemoryLedger
 from millicent.ledger.queries import ReceiptFilter
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
+from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.holds import HoldOf, HoldWatch, cautious_hold
 from millicent.pipeline.pipeline import Pipeline
@@ -56,9 +57,7 @@ class World:
 
     async def settle(self, request: Request, claim: Claim | None = None) -> tuple[Receipt, str]:
         answer = await self.pipeline.admit(request, claim)
-        text = ""
-        while (piece := await answer.take()) is not None:
-            text += piece
+        text = await read(answer)
         assert answer.settled is not None
         return answer.settled, text
 
@@ -67,6 +66,13 @@ class World:
         assert budget is not None
         [found] = await self.ledger.write(lambda connection: read_balances(connection, budget, self.clock.now_ns()))
         return found
+
+
+async def read(answer: Answer) -> str:
+    text = ""
+    while (piece := await answer.take()) is not None:
+        text += piece
+    return text
 
 
 @asynccontextmanager
@@ -225,7 +231,7 @@ def test_rates_are_reserved_from_the_call_and_settled_from_the_usage() -> None:
             with pytest.raises(RateLimited) as caught:
                 await here.pipeline.admit(here.request(limits=Limits(max_tokens=900)))
             assert caught.value.retry_after_s is not None
-            await first.wait_settled()
+            await read(first)
 
     run(scenario)
 
@@ -283,13 +289,15 @@ def test_what_did_not_end_well_leaves_the_key_free(how: str) -> None:
             keeper = Idempotency(here.ledger.queries, here.clock)
             request = here.request()
             claim = claimed(here, request)
+            ended: Exception | None = None
             try:
                 answer = await here.pipeline.admit(request, claim)
                 if how == "cancelled":
                     answer.cancel()
-                await answer.wait_settled()
-            except InvalidRequest:
-                assert how == "refused"
+                await read(answer)
+            except (InvalidRequest, EngineCrashed) as error:
+                ended = error
+            assert isinstance(ended, {"failed": EngineCrashed, "refused": InvalidRequest}.get(how, type(None)))
             assert await keeper.earlier(claim) is None
             assert await here.ledger.write(_claims) == 0
 

@@ -52,7 +52,7 @@ class Pipeline:
         placements: Mapping[str, Placement],
         clock: Clock,
         limits: LimitsConfig,
-        limiter: RateLimiter,
+        limiter: RateLimiter | None = None,
         hold: HoldOf = cautious_hold,
     ) -> None:
         self._backends = backends
@@ -61,7 +61,7 @@ class Pipeline:
         self._placements = placements
         self._clock = clock
         self._limits = limits
-        self._limiter = limiter
+        self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._hold = hold
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
