@@ -37,6 +37,7 @@ struct Workspace {
   Scratch values, scales, initial, sums;       // panels
   Scratch qkv, attended, activated;            // activations of a layer
   Scratch positions, pieces;                   // of each row
+  Scratch runs;                                // of tiles
 };
 
 // Never destroyed: the pool's threads may outlive the last statement of the process.
@@ -46,7 +47,6 @@ Workspace& workspace() {
 }
 
 constexpr int64_t kSerialElements = 16384;  // less than this is done sooner than other threads would join in
-constexpr int64_t kTasksPerThread = 16;
 constexpr int64_t kPanelsPerTask = 16;
 
 Panels make_panels(Workspace& work, const Kernels& kernels, int32_t format, int64_t rows, int64_t inputs) {
@@ -65,6 +65,16 @@ Panels make_panels(Workspace& work, const Kernels& kernels, int32_t format, int6
   return panels;
 }
 
+// Cuts tiles into runs, each a share of what is left: answers how many, and writes where each ends.
+int64_t guided_runs(int64_t threads, int64_t tiles, int64_t* ends) {
+  int64_t runs = 0;
+  for (int64_t done = 0; done < tiles; runs++) {
+    done += divide_up(tiles - done, 2 * threads);
+    if (ends != nullptr) ends[runs] = done;
+  }
+  return runs;
+}
+
 void linear(Workspace& work, const mk_weight& weight, const float* x, int64_t rows, const float* norm, float epsilon,
             int32_t epilogue, float* y) {
   const Kernels& kernels = kernels_in_use();
@@ -75,14 +85,18 @@ void linear(Workspace& work, const mk_weight& weight, const float* x, int64_t ro
       kernels.fill_panel(panels, p, x, norm, epsilon);
     }
   });
-  // Few rows: runs of tiles, read from memory once. Many rows: a tile and some panels, so that both fit the cache.
+  // Few rows: runs of tiles, each read from memory once, long ones first so that threads end together. Many rows: a tile
+  // and some panels at a time, so that both fit the cache.
   const int64_t tiles = divide_up(weight.outputs, kTile);
   const int64_t chunks = divide_up(panels.count, kPanelsPerTask);
-  const int64_t runs = least(tiles, divide_up(work.pool.threads() * kTasksPerThread, chunks));
+  const int64_t runs = chunks > 1 ? tiles : guided_runs(work.pool.threads(), tiles, nullptr);
+  int64_t* ends = nullptr;
+  if (chunks == 1) guided_runs(work.pool.threads(), tiles, ends = work.runs.take<int64_t>(runs));
   work.pool.run(runs * chunks, [&](int64_t task) {
     const int64_t run = task / chunks;
     const int64_t chunk = task % chunks;
-    for (int64_t tile = tiles * run / runs; tile < tiles * (run + 1) / runs; tile++) {
+    const int64_t end = ends == nullptr ? run + 1 : ends[run];
+    for (int64_t tile = ends == nullptr ? run : run == 0 ? 0 : ends[run - 1]; tile < end; tile++) {
       kernels.linear_tile(weight, panels, tile, panels.count * chunk / chunks, panels.count * (chunk + 1) / chunks,
                           epilogue, y);
     }

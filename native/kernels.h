@@ -21,7 +21,6 @@ namespace {
 #include MK_SIMD
 
 constexpr int kRegisters = MK_REGISTERS;
-constexpr int64_t kPrefetchBytes = 4096;
 
 // e^x to about 2 units in the last place; 0 below -87, where floats run out. Cephes' reduction and polynomial.
 inline Floats exponential(Floats x) {

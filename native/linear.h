@@ -99,10 +99,37 @@ struct PanelView {
   const float* sums;
 };
 
+// The next tile is fetched while this one is multiplied, a share of it with each pass over this one: then memory and
+// arithmetic keep each other's time instead of taking turns.
+struct Ahead {
+  const uint8_t* at;
+  int64_t lines;  // cache lines that one panel fetches
+};
+
+class Fetcher {
+ public:
+  // For the pass over `width` of the tile's outputs that begins with `first`.
+  Fetcher(const Ahead& ahead, int first, int width, int64_t steps)
+      : at_(ahead.at + ahead.lines * first / kTile * 64),
+        left_(ahead.lines * (first + width) / kTile - ahead.lines * first / kTile),
+        step_lines_(divide_up(left_, steps)) {}
+  void step() {
+    const int64_t lines = least(step_lines_, left_);
+    for (int64_t i = 0; i < lines; i++) prefetch(at_ + i * 64);
+    at_ += lines * 64;
+    left_ -= lines;
+  }
+
+ private:
+  const uint8_t* at_;
+  int64_t left_;
+  int64_t step_lines_;
+};
+
 // One panel times one tile of quantized weights: out [R][64].
 template <int R, int32_t Format>
 void multiply_quantized(const uint8_t* weights, const uint16_t* scales, const uint16_t* mins, const PanelView& x,
-                        int64_t groups, float* out) {
+                        int64_t groups, const Ahead& ahead, float* out) {
   constexpr int V = vectors_at_once(R, true);
   constexpr int kSteps = Format == MK_Q8 ? 8 : 4;  // vectors of weights per lane and group
   constexpr int64_t kSubtileBytes = kSteps * 4 * kSubtile;
@@ -111,7 +138,9 @@ void multiply_quantized(const uint8_t* weights, const uint16_t* scales, const ui
     const uint8_t* w = weights + first / kSubtile * kSubtileBytes + first % kSubtile * 4;
     Floats sum[R][V];
     MK_UNROLL for (int r = 0; r < R; r++) MK_UNROLL for (int v = 0; v < V; v++) sum[r][v] = splat(0.0F);
+    Fetcher fetcher(ahead, first, V * kLanes, groups);
     for (int64_t g = 0; g < groups; g++, w += kGroupBytes) {
+      fetcher.step();
       Ints dot[R][V];
       MK_UNROLL for (int r = 0; r < R; r++) {
         const Ints initial = splat_int(x.initial[g * R + r]);
@@ -124,7 +153,6 @@ void multiply_quantized(const uint8_t* weights, const uint16_t* scales, const ui
         MK_UNROLL for (int v = 0; v < V; v++) {
           constexpr int kPerSubtile = kSubtile / kLanes;
           const uint8_t* at = w + v / kPerSubtile * kSubtileBytes + v % kPerSubtile * kLanes * 4 + step * 4 * kSubtile;
-          if (R <= 2) prefetch(at + kPrefetchBytes);
           low[v] = load_words(at);
           if (Format != MK_Q8) {
             high[v] = high_nibbles(low[v]);
@@ -162,7 +190,7 @@ void multiply_quantized(const uint8_t* weights, const uint16_t* scales, const ui
 
 // The same for bfloat16 (two inputs a step) and float weights.
 template <int R, bool Pairs>
-void multiply_plain(const uint8_t* weights, const void* x, int64_t inputs, float* out) {
+void multiply_plain(const uint8_t* weights, const void* x, int64_t inputs, const Ahead& ahead, float* out) {
   constexpr int V = vectors_at_once(R, false);
   const int64_t steps = Pairs ? inputs / 2 : inputs;
   for (int first = 0; first < kTile; first += V * kLanes) {
@@ -170,10 +198,11 @@ void multiply_plain(const uint8_t* weights, const void* x, int64_t inputs, float
     const uint8_t* values = static_cast<const uint8_t*>(x);
     Floats sum[R][V];
     MK_UNROLL for (int r = 0; r < R; r++) MK_UNROLL for (int v = 0; v < V; v++) sum[r][v] = splat(0.0F);
+    Fetcher fetcher(ahead, first, V * kLanes, steps);
     for (int64_t step = 0; step < steps; step++, w += 4 * kTile, values += 4 * R) {
+      fetcher.step();
       MK_UNROLL for (int v = 0; v < V; v++) {
         const uint8_t* at = w + v * kLanes * 4;
-        if (R <= 2) prefetch(at + kPrefetchBytes);
         if (Pairs) {
           const Ints pair = load_words(at);
           MK_UNROLL for (int r = 0; r < R; r++) sum[r][v] = dot_bfloats(sum[r][v], pair, splat_word(values + 4 * r));
@@ -192,7 +221,8 @@ void multiply_plain(const uint8_t* weights, const void* x, int64_t inputs, float
 }
 
 template <int R>
-void multiply_panel(const mk_weight& weight, const Panels& panels, int64_t tile, int64_t first_row, float* out) {
+void multiply_panel(const mk_weight& weight, const Panels& panels, int64_t tile, int64_t first_row,
+                    const Ahead& ahead, float* out) {
   const uint8_t* w = static_cast<const uint8_t*>(weight.values) + tile * tile_bytes(weight.format, weight.inputs);
   const int64_t groups = weight.inputs / kGroup;
   const uint16_t* scales = advance(weight.scales, tile * groups * kTile);
@@ -200,28 +230,29 @@ void multiply_panel(const mk_weight& weight, const Panels& panels, int64_t tile,
   const int64_t at = first_row * groups;
   const PanelView x = {static_cast<const int8_t*>(panels.values) + first_row * weight.inputs, advance(panels.scales, at),
                        advance(panels.initial, at), advance(panels.sums, at)};
+  const int64_t element = first_row * weight.inputs;
   switch (weight.format) {
     case MK_F32:
-      multiply_plain<R, false>(w, static_cast<const float*>(panels.values) + first_row * weight.inputs, weight.inputs, out);
+      multiply_plain<R, false>(w, static_cast<const float*>(panels.values) + element, weight.inputs, ahead, out);
       break;
     case MK_BF16:
-      multiply_plain<R, true>(w, static_cast<const uint16_t*>(panels.values) + first_row * weight.inputs, weight.inputs,
-                              out);
+      multiply_plain<R, true>(w, static_cast<const uint16_t*>(panels.values) + element, weight.inputs, ahead, out);
       break;
-    case MK_Q8: multiply_quantized<R, MK_Q8>(w, scales, mins, x, groups, out); break;
-    case MK_Q4: multiply_quantized<R, MK_Q4>(w, scales, mins, x, groups, out); break;
-    case MK_Q4_MIN: multiply_quantized<R, MK_Q4_MIN>(w, scales, mins, x, groups, out); break;
+    case MK_Q8: multiply_quantized<R, MK_Q8>(w, scales, mins, x, groups, ahead, out); break;
+    case MK_Q4: multiply_quantized<R, MK_Q4>(w, scales, mins, x, groups, ahead, out); break;
+    case MK_Q4_MIN: multiply_quantized<R, MK_Q4_MIN>(w, scales, mins, x, groups, ahead, out); break;
     default: break;
   }
 }
 
-void multiply_rows(const mk_weight& weight, const Panels& panels, int64_t tile, int64_t first_row, int64_t rows, float* out) {
+void multiply_rows(const mk_weight& weight, const Panels& panels, int64_t tile, int64_t first_row, int64_t rows,
+                   const Ahead& ahead, float* out) {
   switch (rows) {
-    case 1: multiply_panel<1>(weight, panels, tile, first_row, out); break;
-    case 2: multiply_panel<2>(weight, panels, tile, first_row, out); break;
+    case 1: multiply_panel<1>(weight, panels, tile, first_row, ahead, out); break;
+    case 2: multiply_panel<2>(weight, panels, tile, first_row, ahead, out); break;
 #define MK_ROWS(n) \
   case n: \
-    if constexpr (kPanelRows >= n) multiply_panel<n>(weight, panels, tile, first_row, out); \
+    if constexpr (kPanelRows >= n) multiply_panel<n>(weight, panels, tile, first_row, ahead, out); \
     break
     MK_ROWS(3);
     MK_ROWS(4);
@@ -259,10 +290,13 @@ void linear_tile(const mk_weight& weight, const Panels& panels, int64_t tile, in
                  int32_t epilogue, float* y) {
   const int64_t columns = epilogue == MK_SILU_MUL ? weight.outputs / 2 : weight.outputs;
   alignas(64) float products[kPanelRows * kTile];
+  const int64_t bytes = tile_bytes(weight.format, weight.inputs);
+  const int64_t lines = (tile + 1) * kTile < weight.outputs ? bytes / 64 / (last_panel - first_panel) : 0;
+  const uint8_t* next_tile = static_cast<const uint8_t*>(weight.values) + (tile + 1) * bytes;
   for (int64_t panel = first_panel; panel < last_panel; panel++) {
     const int64_t first = panels.first_row(panel);
     const int64_t rows = panels.first_row(panel + 1) - first;
-    multiply_rows(weight, panels, tile, first, rows, products);
+    multiply_rows(weight, panels, tile, first, rows, {next_tile + (panel - first_panel) * lines * 64, lines}, products);
     for (int64_t r = 0; r < rows; r++) {
       finish_row(weight, tile, epilogue, products + r * kTile, y + (first + r) * columns);
     }

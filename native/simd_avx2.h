@@ -72,7 +72,7 @@ inline Ints dot_bytes(Ints sum, Ints w, Ints x) {
   w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
   return dot_nibbles(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
 }
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 inline Floats dot_bfloats(Floats sum, Ints w, Ints x) {
   const Ints high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
   sum = multiply_add(_mm256_castsi256_ps(_mm256_slli_epi32(w, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), sum);

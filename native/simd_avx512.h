@@ -50,7 +50,7 @@ inline Ints low_nibbles(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15
 inline Ints high_nibbles(Ints v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
 inline Ints dot_nibbles(Ints sum, Ints w, Ints x) { return _mm512_dpbusd_epi32(sum, w, x); }
 inline Ints dot_bytes(Ints sum, Ints w, Ints x) { return _mm512_dpbusd_epi32(sum, w, x); }
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #if defined(__AVX512BF16__)
 inline Floats dot_bfloats(Floats sum, Ints w, Ints x) {
