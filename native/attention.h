@@ -285,7 +285,7 @@ void write_head(const mk_shape& shape, int64_t lane, bool clear_next, const floa
     keys[(i / kPerWord * kCacheTile + lane) * kPerWord + i % kPerWord] = CacheTraits<Wide>::narrow(key[i]);
     const int64_t at = (lane / kPerWord * shape.head_dim + i) * kPerWord;
     values[at + lane % kPerWord] = CacheTraits<Wide>::narrow(value[i]);
-    // A last token's partner holds whatever the block's former owner left, perhaps NaN, and will be multiplied by 0.
+    // A last token's partner holds whatever the block's former owner left, perhaps NaN, and would be multiplied by 0.
     if (clear_next) values[at + 1] = 0;
   }
 }
@@ -298,7 +298,8 @@ void write_row(const WriteTask& task) {
   const int64_t block = task.table[task.position / cache.block_tokens];
   const int64_t within = task.position % cache.block_tokens;
   const int64_t lane = within % kCacheTile;
-  const bool clear_next = !Wide && lane % 2 == 0 && task.last_of_piece;
+  const bool ends = task.last_of_piece || within + 1 == cache.block_tokens;
+  const bool clear_next = !Wide && lane % 2 == 0 && ends;
   for (int32_t head = 0; head < shape.heads; head++) {
     rotate_head(shape, task.query_norm, task.position, task.qkv + head * shape.head_dim);
   }
