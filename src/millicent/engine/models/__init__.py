@@ -1,0 +1,55 @@
+"""Models that the engine runs. A family is a file that builds its layer from shared parts, and a line in `FAMILIES`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from millicent.core.errors import ModelError
+from millicent.engine.batch import Model
+from millicent.engine.layers import has_fast_bf16
+from millicent.engine.models import llama
+from millicent.engine.models.decoder import BuildLayer, Decoder, Loader
+from millicent.engine.weights import open_checkpoint
+from millicent.text import load_tokenizer
+
+FAMILIES: dict[str, BuildLayer] = {
+    "llama": llama.build_layer,
+    "mistral": llama.build_layer,
+}
+
+
+def load_model(path: Path, *, dtype: str, name: str, deterministic: bool = False, threads: int = 0) -> Model:
+    """The model at `path`, ready for `allocate`. `threads` 0 leaves torch's choice, at most the processors we may use.
+
+    Raises ModelError for files that are missing, damaged or not of a family in `FAMILIES`.
+    """
+    torch.set_num_threads(threads or min(torch.get_num_threads(), _usable_processors()))
+    checkpoint = open_checkpoint(path)
+    build_layer = FAMILIES.get(checkpoint.spec.family)
+    if build_layer is None:
+        raise ModelError(
+            f"{checkpoint.label}: architecture {checkpoint.spec.family!r} is not supported "
+            f"(supported: {', '.join(FAMILIES)}); use another model"
+        )
+    tokenizer = load_tokenizer(path)
+    with torch.inference_mode():
+        return Decoder(
+            name,
+            Loader(checkpoint, _torch_dtype(dtype)),
+            build_layer,
+            eos_tokens=tokenizer.eos_tokens,
+            deterministic=deterministic,
+        )
+
+
+def _torch_dtype(dtype: str) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if has_fast_bf16() else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+
+
+def _usable_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,78 @@
+"""GGML's quantizations: how blocks are laid out, and back to floating point.
+
+The common ones (F32, F16, BF16, Q8_0, Q4_0, Q4_1) are done here with torch, straight into the wanted type, several
+times as fast as by way of float32 arrays; all others go through the `gguf` library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+_BLOCK = 32
+
+
+# GGML's numbers, with elements and bytes per block.
+_F32, _F16, _Q4_0, _Q4_1, _Q8_0, _BF16 = 0, 1, 2, 3, 8, 30
+_LAYOUTS = {_F32: (1, 4), _F16: (1, 2), _Q4_0: (32, 18), _Q4_1: (32, 20), _Q8_0: (32, 34), _BF16: (1, 2)}
+_PLAIN = {_F32: torch.float32, _F16: torch.float16, _BF16: torch.bfloat16}
+
+
+def block_layout(quantization: int) -> tuple[int, int] | None:
+    """Elements and bytes per block; None for an unknown number."""
+    if quantization in _LAYOUTS:
+        return _LAYOUTS[quantization]
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        elements, size_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(quantization)]
+    except (ValueError, KeyError):
+        return None
+    return elements, size_bytes
+
+
+def dequantize(
+    raw: np.ndarray[Any, Any], quantization: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    """`raw` bytes as a tensor of `shape` and `dtype`, in memory of its own."""
+    if quantization in _PLAIN:
+        return torch.from_numpy(raw).view(_PLAIN[quantization]).reshape(shape).to(dtype, copy=True)
+    if quantization in _FAST:
+        return _FAST[quantization](torch.from_numpy(raw), dtype).reshape(shape)
+    from gguf import GGMLQuantizationType
+    from gguf import dequantize as dequantize_any
+
+    return torch.from_numpy(dequantize_any(raw, GGMLQuantizationType(quantization))).reshape(shape).to(dtype)
+
+
+def _q8_0(raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Blocks of a float16 scale and 32 signed bytes: `scale * q`."""
+    blocks = raw.view(-1, 2 + _BLOCK)
+    scale = blocks[:, :2].contiguous().view(torch.float16).float()
+    return (blocks[:, 2:].view(torch.int8) * scale).to(dtype)
+
+
+def _q4_0(raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Blocks of a float16 scale and 16 bytes, whose low nibbles come first, then the high ones: `scale * (q - 8)`."""
+    blocks = raw.view(-1, 2 + _BLOCK // 2)
+    scale = blocks[:, :2].contiguous().view(torch.float16).float()
+    return ((_nibbles(blocks[:, 2:]) - 8) * scale).to(dtype)
+
+
+def _q4_1(raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """As Q4_0, with a float16 minimum after the scale: `scale * q + minimum`."""
+    blocks = raw.view(-1, 4 + _BLOCK // 2)
+    pair = blocks[:, :4].contiguous().view(torch.float16).float()
+    return torch.addcmul(pair[:, 1:], _nibbles(blocks[:, 4:]).float(), pair[:, :1]).to(dtype)
+
+
+def _nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """int8 [blocks, 32] from uint8 [blocks, 16]."""
+    return torch.cat((packed & 0x0F, packed >> 4), dim=1).view(torch.int8)
+
+
+_FAST: dict[int, Callable[[torch.Tensor, torch.dtype], torch.Tensor]] = {_Q8_0: _q8_0, _Q4_0: _q4_0, _Q4_1: _q4_1}

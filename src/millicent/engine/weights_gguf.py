@@ -1,0 +1,159 @@
+"""GGUF checkpoints: llama.cpp's names and layouts turned into Hugging Face's."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from millicent.core.errors import ModelError
+from millicent.engine.weights import Checkpoint, ModelSpec, RopeScaling
+from millicent.text.gguf import GgufHead, TensorInfo, read_gguf_head
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+
+_OUTSIDE_LAYERS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Converters reorder the rows of query and key projections of these architectures for interleaved rotation.
+_INTERLEAVED = frozenset({"llama"})
+_ROPE_DIVISORS = "rope_freqs.weight"
+
+
+class GgufCheckpoint(Checkpoint):
+    def __init__(self, path: Path) -> None:
+        head = read_gguf_head(path)
+        self.label = path.name
+        self._path = path
+        self._architecture = str(head.metadata.get("general.architecture"))
+        self._tensors = {_hugging_face_name(name): info for name, info in head.tensors.items()}
+        self.shapes = {name: info.shape for name, info in self._tensors.items()}
+        self._byte_counts = {name: _stored_bytes(self.label, info) for name, info in self._tensors.items()}
+        for name, info in self._tensors.items():
+            if info.offset + self._byte_counts[name] > head.file_bytes:
+                raise ModelError(f"{self.label}: cut off in tensor {info.name}; fetch the model again")
+        self._data = _map_file(path)
+        try:
+            self.spec = self._read_spec(head)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ModelError(f"{self.label}: its metadata makes no sense ({error}); fetch the model again") from None
+
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        from millicent.engine.quantization import dequantize
+
+        info = self._tensors[name]
+        raw = self._data[info.offset : info.offset + self._byte_counts[name]]
+        tensor = dequantize(raw, info.quantization, info.shape, dtype)
+        if self._architecture in _INTERLEAVED:
+            if name.endswith(("q_proj.weight", "q_proj.bias")):
+                tensor = _halves_from_interleaved(tensor, self.spec.heads)
+            elif name.endswith(("k_proj.weight", "k_proj.bias")):
+                tensor = _halves_from_interleaved(tensor, self.spec.kv_heads)
+        return tensor
+
+    def _read_spec(self, head: GgufHead) -> ModelSpec:
+        metadata, architecture = head.metadata, self._architecture
+
+        def number(key: str, default: Any = None) -> Any:
+            found = metadata.get(f"{architecture}.{key}", default)
+            if not isinstance(found, int | float):
+                raise ModelError(f"{self.label}: {architecture}.{key} is {found!r}, not a number; use another build")
+            return found
+
+        heads, hidden = int(number("attention.head_count")), int(number("embedding_length"))
+        head_dim = int(number("attention.key_length", hidden // max(heads, 1)))
+        if int(number("attention.value_length", head_dim)) != head_dim:
+            raise ModelError(f"{self.label}: keys and values of different widths are not supported; use another model")
+        if int(number("rope.dimension_count", head_dim)) != head_dim:
+            raise ModelError(f"{self.label}: rotating part of a head is not supported; use another model")
+        if int(number("expert_count", 0)):
+            raise ModelError(f"{self.label}: mixtures of experts are not supported; use another model")
+        return ModelSpec(
+            family=architecture,
+            layers=int(number("block_count")),
+            hidden=hidden,
+            heads=heads,
+            kv_heads=int(number("attention.head_count_kv", heads)),
+            head_dim=head_dim,
+            intermediate=int(number("feed_forward_length")),
+            vocabulary=self.shapes.get("model.embed_tokens.weight", (0,))[0],
+            context_tokens=int(number("context_length")),
+            norm_eps=float(number("attention.layer_norm_rms_epsilon")),
+            rope_theta=float(number("rope.freq_base", 10_000.0)),
+            rope_scaling=self._rope_scaling(metadata),
+            tied_embeddings="lm_head.weight" not in self.shapes,
+            qkv_bias="model.layers.0.self_attn.q_proj.bias" in self.shapes,
+            attention_output_bias="model.layers.0.self_attn.o_proj.bias" in self.shapes,
+            mlp_bias="model.layers.0.mlp.down_proj.bias" in self.shapes,
+        )
+
+    def _rope_scaling(self, metadata: dict[str, Any]) -> RopeScaling | None:
+        import torch
+
+        if _ROPE_DIVISORS in self._tensors:
+            divisors = self.read(_ROPE_DIVISORS, torch.float32)
+            return RopeScaling("llama3", divisors=tuple(divisors.tolist()))
+        kind = metadata.get(f"{self._architecture}.rope.scaling.type", "none")
+        if kind == "none":
+            return None
+        if kind != "linear":
+            raise ModelError(
+                f"{self.label}: rotary scaling {kind!r} is not supported (supported: linear, llama3); use another model"
+            )
+        return RopeScaling("linear", factor=float(metadata[f"{self._architecture}.rope.scaling.factor"]))
+
+
+def _hugging_face_name(name: str) -> str:
+    """`blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`. Unknown names stay as they are."""
+    stem, _, suffix = name.rpartition(".")
+    if stem in _OUTSIDE_LAYERS:
+        return f"{_OUTSIDE_LAYERS[stem]}.{suffix}"
+    parts = stem.split(".")
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in _IN_LAYER:
+        return f"model.layers.{parts[1]}.{_IN_LAYER[parts[2]]}.{suffix}"
+    return name
+
+
+def _halves_from_interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows (0, 1), (2, 3), ... of a head rotate together in GGUF; in Hugging Face's layout, row i and i + half do."""
+    split = tensor.view(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
+    return split.transpose(1, 2).reshape(tensor.shape)
+
+
+def _stored_bytes(label: str, info: TensorInfo) -> int:
+    from millicent.engine.quantization import block_layout
+
+    layout = block_layout(info.quantization)
+    if layout is None:
+        raise ModelError(
+            f"{label}: tensor {info.name} has an unknown quantization {info.quantization}; update Millicent"
+        )
+    elements, size_bytes = layout
+    if info.shape and info.shape[-1] % elements:
+        raise ModelError(f"{label}: tensor {info.name} has rows of {info.shape[-1]}; fetch the model again")
+    return prod(info.shape) // elements * size_bytes
+
+
+def _map_file(path: Path) -> np.ndarray[Any, Any]:
+    """The file's bytes, read as they are touched. Copy on write, because torch takes only writable memory."""
+    import numpy as np
+
+    return np.memmap(path, dtype=np.uint8, mode="c")

@@ -1,0 +1,7 @@
+"""Where models come from and where they lie: catalogue, download, the cache on disk."""
+
+from millicent.hub.catalogue import CATALOGUE
+from millicent.hub.files import Progress
+from millicent.hub.store import InstalledModel, list_installed, pull, remove, resolve, verify
+
+__all__ = ["CATALOGUE", "InstalledModel", "Progress", "list_installed", "pull", "remove", "resolve", "verify"]

@@ -1,0 +1,156 @@
+"""Chat templates: a model's own Jinja, run in a sandbox, in which a message's content cannot speak for the template.
+
+A template writes its turns with special tokens (`<|im_start|>`). If a user's text holds the same characters, it must
+stay text. So each message is rendered with a guard, a character that occurs in none of them, put inside whatever
+looks like a special token, and at its edges where it could complete one with its neighbour. What the template does
+with content (trim, split, compare) works as before; what comes out and still looks like a special token is the
+template's own. The guards are taken out again before the rest is encoded as plain text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from millicent.core.clock import NS_PER_S, Clock
+from millicent.core.errors import InvalidRequest, ModelError
+from millicent.core.request import Message
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+class ChatTemplate:
+    """`tokens` are the names that templates expect: bos_token, eos_token and the like."""
+
+    def __init__(self, source: str, tokens: Mapping[str, str], clock: Clock) -> None:
+        self._source = source
+        self._tokens = dict(tokens)
+        self._clock = clock
+        self._compiled: jinja2.Template | None = None
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        import jinja2
+
+        if self._compiled is None:
+            self._compiled = self._compile()
+        try:
+            return self._compiled.render(messages=messages, add_generation_prompt=True, **self._tokens)
+        except jinja2.TemplateError as error:
+            reason = error.message or type(error).__name__
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            reason = str(error)
+        raise InvalidRequest(
+            f"messages: this model's chat template cannot take them ({reason}); change the roles or their order",
+            param="messages",
+        )
+
+    def _compile(self) -> jinja2.Template:
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = self._strftime_now
+        try:
+            return environment.from_string(self._source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(
+                f"the model's chat template is not valid Jinja (line {error.lineno}: {error.message}); "
+                "use /v1/completions or another build of the model"
+            ) from None
+
+    def _strftime_now(self, form: str) -> str:
+        return datetime.fromtimestamp(self._clock.now_ns() / NS_PER_S).astimezone().strftime(form)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON: Jinja's own filter escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    import jinja2
+
+    raise jinja2.TemplateError(message)
+
+
+class SpecialTokens:
+    """The texts that stand for one control token each, and how to keep them out of what users wrote.
+
+    `strips` holds those that swallow white space on their left and right.
+    """
+
+    def __init__(self, tokens: Mapping[str, int], strips: Mapping[str, tuple[bool, bool]]) -> None:
+        self._tokens = dict(tokens)
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self._found = _alternatives(_with_strips(token, *strips.get(token, (False, False))) for token in longest_first)
+        # A guard goes between two characters, so a token of a single one cannot be guarded.
+        guarded = [token for token in longest_first if len(token) > 1]
+        self._guarded = _alternatives(re.escape(token) for token in guarded)
+        self._beginnings = tuple({token[:end] for token in guarded for end in range(1, len(token))})
+        self._endings = tuple({token[start:] for token in guarded for start in range(1, len(token))})
+
+    def guard(self, messages: Sequence[Message]) -> tuple[str, list[dict[str, str]]]:
+        """The guard that was chosen and the messages as templates take them, guarded."""
+        fields = [
+            {field: text for field in ("role", "content", "name") if (text := getattr(message, field)) is not None}
+            for message in messages
+        ]
+        guard = _unused_character(text for each in fields for text in each.values())
+        return guard, [{field: self._guard_text(text, guard) for field, text in each.items()} for each in fields]
+
+    def encode(self, text: str, encode_plain: Callable[[str], list[int]]) -> list[int]:
+        """Token ids of a text whose special tokens count; what lies between goes to `encode_plain`."""
+        tokens: list[int] = []
+        position = 0
+        for match in self._found.finditer(text):
+            tokens += encode_plain(text[position : match.start()])
+            found = match[0]
+            tokens.append(self._tokens[found] if found in self._tokens else self._tokens[found.strip()])
+            position = match.end()
+        return tokens + encode_plain(text[position:])
+
+    def _guard_text(self, text: str, guard: str) -> str:
+        # Again until nothing is left, because matches may overlap.
+        while self._guarded.search(text):
+            text = self._guarded.sub(lambda match: match[0][0] + guard + match[0][1:], text)
+        bare = text.strip()
+        if not bare:
+            return text
+        start = text.index(bare)
+        end = start + len(bare)
+        left = guard if bare.startswith(self._endings) else ""
+        right = guard if bare.endswith(self._beginnings) else ""
+        return text[:start] + left + bare + right + text[end:]
+
+
+def _alternatives(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(patterns) or r"(?!)")
+
+
+def _with_strips(token: str, left: bool, right: bool) -> str:
+    space = r"\s*"
+    return (space if left else "") + re.escape(token) + (space if right else "")
+
+
+def _unused_character(texts: Iterable[str]) -> str:
+    """A character that is in none of the texts: noncharacters first, which text isn't meant to hold."""
+    used = set(chain.from_iterable(texts))
+    for code in chain(range(0xFDD0, 0xFDF0), range(0xE000, 0x110000)):
+        if chr(code) not in used:
+            return chr(code)
+    raise InvalidRequest("messages: they hold every private character of Unicode; leave one out", param="messages")

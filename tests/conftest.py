@@ -1,0 +1,26 @@
+"""Fixtures that every room may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from millicent.core.errors import ModelError
+from millicent.hub import pull
+
+
+@pytest.fixture(scope="session")
+def model_cache() -> Path:
+    """Where real models lie: MILLICENT_CACHE or its default, so that they are fetched once and not once per run."""
+    return Path(os.environ.get("MILLICENT_CACHE") or "~/.cache/millicent").expanduser()
+
+
+@pytest.fixture(scope="session")
+def smollm2_path(model_cache: Path) -> Path:
+    """The default model's GGUF file. Tests that use it are marked `model`."""
+    try:
+        return pull("smollm2:135m", model_cache).path
+    except ModelError as error:
+        pytest.skip(f"the default model cannot be fetched: {error}")

@@ -1,0 +1,247 @@
+"""Model files as they come: GGUF built here and now, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from millicent.core.errors import ModelError
+from millicent.engine.batch import Piece
+from millicent.engine.layers import rotary_frequencies
+from millicent.engine.models import load_model
+from millicent.engine.quantization import dequantize
+from millicent.engine.weights import open_checkpoint
+from support.tiny_models import TinyLlama, write_tiny_model
+
+SHAPE_EPS = 1e-5
+SHAPE = TinyLlama(tied=False, seed=5)
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    stem = name.removesuffix(".weight")
+    if stem.startswith("model.layers."):
+        _, _, layer, part = stem.split(".", 3)
+        return f"blk.{layer}.{GGUF_NAMES[part]}.weight"
+    return f"{GGUF_NAMES[stem]}.weight"
+
+
+def interleaved(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """What llama.cpp's converter does to query and key projections."""
+    split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return split.swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_gguf(
+    path: Path, directory: Path, *, architecture: str = "llama", change: Callable[[gguf.GGUFWriter], None] | None = None
+) -> Path:
+    """The tiny checkpoint of `directory` as llama.cpp would convert it."""
+    checkpoint = open_checkpoint(directory)
+    spec = checkpoint.spec
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(spec.layers)
+    writer.add_context_length(spec.context_tokens)
+    writer.add_embedding_length(spec.hidden)
+    writer.add_feed_forward_length(spec.intermediate)
+    writer.add_head_count(spec.heads)
+    writer.add_head_count_kv(spec.kv_heads)
+    writer.add_layer_norm_rms_eps(spec.norm_eps)
+    writer.add_rope_freq_base(spec.rope_theta)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(list(tokenizer["model"]["vocab"]))
+    writer.add_token_types([3, 3, 3, *[1] * (spec.vocabulary - 3)])
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_eos_token_id(2)
+    if change is not None:
+        change(writer)
+    for name in checkpoint.shapes:
+        tensor = checkpoint.read(name, torch.float32).numpy()
+        if "q_proj" in name:
+            tensor = interleaved(tensor, spec.heads)
+        if "k_proj" in name:
+            tensor = interleaved(tensor, spec.kv_heads)
+        writer.add_tensor(gguf_name(name), np.ascontiguousarray(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "tiny", SHAPE)
+
+
+@pytest.fixture
+def gguf_path(tmp_path: Path, directory: Path) -> Path:
+    return write_gguf(tmp_path / "tiny.gguf", directory)
+
+
+def last_logits(path: Path) -> torch.Tensor:
+    model = load_model(path, dtype="fp32", name="tiny")
+    model.allocate(2, 16)
+    return model.forward([Piece(0, list(range(3, 25)), 0, [1, 0], True)])[0]
+
+
+def test_a_gguf_gives_the_logits_of_the_checkpoint_it_was_made_from(directory: Path, gguf_path: Path) -> None:
+    torch.testing.assert_close(last_logits(gguf_path), last_logits(directory), atol=1e-5, rtol=1e-5)
+    spec = replace(open_checkpoint(gguf_path).spec, norm_eps=SHAPE_EPS)  # a float32 there
+    assert spec == open_checkpoint(directory).spec
+
+
+def test_a_directory_with_one_gguf_is_that_gguf(tmp_path: Path, gguf_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    gguf_path.rename(tmp_path / "alone" / "model.gguf")
+    assert open_checkpoint(tmp_path / "alone").label == "model.gguf"
+
+
+def test_linear_scaling_in_a_gguf_divides_positions(tmp_path: Path, directory: Path) -> None:
+    def scale(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    scaled = open_checkpoint(write_gguf(tmp_path / "scaled.gguf", directory, change=scale)).spec
+    plain = open_checkpoint(directory).spec
+    torch.testing.assert_close(rotary_frequencies(scaled) * 4, rotary_frequencies(plain))
+
+
+def test_rotary_divisors_in_a_gguf_divide_frequencies(tmp_path: Path, directory: Path) -> None:
+    divisors = np.array([1, 1, 4, 8], dtype=np.float32)
+    path = write_gguf(
+        tmp_path / "scaled.gguf", directory, change=lambda writer: writer.add_tensor("rope_freqs.weight", divisors)
+    )
+    found, plain = rotary_frequencies(open_checkpoint(path).spec), rotary_frequencies(open_checkpoint(directory).spec)
+    torch.testing.assert_close(found * torch.from_numpy(divisors), plain)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K"])
+def test_dequantized_blocks_equal_those_of_the_gguf_library(kind: str) -> None:
+    quantization = gguf.GGMLQuantizationType[kind]
+    elements, size_bytes = gguf.GGML_QUANT_SIZES[quantization]
+    blocks = 512 // elements * 4
+    raw = np.random.default_rng(3).integers(0, 256, (4, blocks // 4 * size_bytes), dtype=np.uint8)
+    if kind in {"F32", "F16", "BF16"}:
+        values = np.random.default_rng(3).standard_normal((4, 512)).astype(np.float32)
+        raw = gguf.quantize(values, quantization).view(np.uint8)
+    elif kind not in {"Q4_K", "Q6_K"}:
+        raw = gguf.quantize(np.random.default_rng(3).standard_normal((4, 512)).astype(np.float32), quantization)
+    else:
+        raw &= 0x3B  # keeps the float16 scales finite
+    expected = torch.from_numpy(np.array(gguf.dequantize(raw, quantization), dtype=np.float32)).reshape(4, 512)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = dequantize(raw.reshape(-1).copy(), quantization.value, (4, 512), torch.float32)
+    assert torch.equal(found, expected)
+    rounded = dequantize(raw.reshape(-1).copy(), quantization.value, (4, 512), torch.bfloat16)
+    assert torch.equal(rounded, expected.bfloat16())
+
+
+def refusal(path: Path, dtype: str = "fp32") -> str:
+    with pytest.raises(ModelError) as caught:
+        load_model(path, dtype=dtype, name="tiny")
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize("kept", [0, 3, 20, 400, 5000, 0.5, 0.99])
+def test_a_gguf_cut_off_anywhere_is_refused_in_one_line(gguf_path: Path, kept: float) -> None:
+    data = gguf_path.read_bytes()
+    gguf_path.write_bytes(data[: int(kept if kept >= 3 or kept == 0 else len(data) * kept)])
+    message = refusal(gguf_path)
+    assert "tiny.gguf" in message
+    assert "fetch the model again" in message
+
+
+def test_a_damaged_gguf_never_ends_in_a_traceback(gguf_path: Path) -> None:
+    whole = gguf_path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in random.integers(0, 6000, 3):
+            data[place] = random.integers(0, 256)
+        gguf_path.write_bytes(data)
+        try:
+            load_model(gguf_path, dtype="fp32", name="tiny")
+        except ModelError as error:
+            refused += 1
+            assert "\n" not in error.message
+    assert refused
+
+
+def test_an_architecture_that_is_not_known_is_refused_with_those_that_are(tmp_path: Path, directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    message = refusal(directory)
+    assert "'mamba'" in message
+    assert "llama, mistral" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"sliding_window": 4096}, "sliding-window"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"quantization_config": {"bits": 4}}, "quantized safetensors"),
+        ({"num_key_value_heads": 3}, "evenly"),
+        ({"head_dim": 7}, "odd"),
+        ({"num_hidden_layers": "many"}, "many"),
+        ({"intermediate_size": 64}, "gate_proj"),
+        ({"num_hidden_layers": 3}, "model.layers.2"),
+    ],
+)
+def test_a_configuration_we_cannot_honour_is_refused_by_name(
+    directory: Path, change: dict[str, Any], named: str
+) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **change}))
+    assert named in refusal(directory)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(directory: Path, missing: str) -> None:
+    (directory / missing).unlink()
+    assert missing in refusal(directory)
+
+
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_truncated_file_is_named(directory: Path, broken: str) -> None:
+    data = (directory / broken).read_bytes()
+    (directory / broken).write_bytes(data[: len(data) // 2])
+    assert broken in refusal(directory)
+
+
+def test_an_index_that_points_outside_its_directory_is_refused(directory: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "outside" in refusal(directory)
+
+
+def test_a_path_without_a_model_says_how_to_get_one(tmp_path: Path) -> None:
+    assert "millicent pull" in refusal(tmp_path / "nothing")
