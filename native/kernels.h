@@ -15,6 +15,9 @@
 #define MK_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// Inner loops stay functions of their own: inlined side by side, they cost each other registers.
+#define MK_KERNEL __attribute__((noinline))
+
 namespace millicent {
 namespace {
 

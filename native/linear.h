@@ -128,7 +128,7 @@ class Fetcher {
 
 // One panel times one tile of quantized weights: out [R][64].
 template <int R, int32_t Format>
-void multiply_quantized(const uint8_t* weights, const uint16_t* scales, const uint16_t* mins, const PanelView& x,
+MK_KERNEL void multiply_quantized(const uint8_t* weights, const uint16_t* scales, const uint16_t* mins, const PanelView& x,
                         int64_t groups, const Ahead& ahead, float* out) {
   constexpr int V = vectors_at_once(R, true);
   constexpr int kSteps = Format == MK_Q8 ? 8 : 4;  // vectors of weights per lane and group
@@ -190,7 +190,7 @@ void multiply_quantized(const uint8_t* weights, const uint16_t* scales, const ui
 
 // The same for bfloat16 (two inputs a step) and float weights.
 template <int R, bool Pairs>
-void multiply_plain(const uint8_t* weights, const void* x, int64_t inputs, const Ahead& ahead, float* out) {
+MK_KERNEL void multiply_plain(const uint8_t* weights, const void* x, int64_t inputs, const Ahead& ahead, float* out) {
   constexpr int V = vectors_at_once(R, false);
   const int64_t steps = Pairs ? inputs / 2 : inputs;
   for (int first = 0; first < kTile; first += V * kLanes) {
