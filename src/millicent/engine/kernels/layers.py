@@ -20,7 +20,7 @@ MAX_HEADS_PER_KV_HEAD = 48
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """What the layers share. `cosines` and `sines` are float32 [context, rotated / 2]; with `interleaved`, elements
+    """What the layers share. `frequencies` are radians per position, float32 [rotated / 2]; with `interleaved`, elements
     2i and 2i + 1 of a head turn together, otherwise i and i + rotated / 2."""
 
     hidden: int
@@ -29,10 +29,14 @@ class DecoderShape:
     head_dim: int
     intermediate: int
     norm_epsilon: float
-    cosines: torch.Tensor
-    sines: torch.Tensor
+    frequencies: torch.Tensor
     interleaved: bool = False
     cache_dtype: torch.dtype = torch.bfloat16
+
+    def angles(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of the first so many positions, float32 [positions, rotated / 2]."""
+        angles = torch.outer(torch.arange(positions).float(), self.frequencies)
+        return angles.cos(), angles.sin()
 
     def unsupported(self) -> str | None:
         """Why the kernels can't run this shape; None where they can."""
@@ -85,17 +89,19 @@ class DecoderLayers:
         self._layers = tuple(layers)
         self._structs = (LayerStruct * len(layers))()
         self._cache: list[torch.Tensor] = []
+        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
         self._shape_struct = ShapeStruct()
 
     def allocate(self, blocks: int, block_tokens: int) -> None:
         """A cache of zeros. What a block holds stays in it until it is written over; nothing reads beyond a context."""
         shape = self._shape
+        cosines, sines = self._angles = shape.angles(blocks * block_tokens)
         self._shape_struct = ShapeStruct(
             shape.hidden,
             shape.heads,
             shape.kv_heads,
             shape.head_dim,
-            shape.cosines.shape[1] * 2,
+            len(shape.frequencies) * 2,
             shape.interleaved,
             shape.intermediate,
             block_tokens,
@@ -103,8 +109,8 @@ class DecoderLayers:
             shape.norm_epsilon,
             shape.head_dim**-0.5,
             0,
-            address(shape.cosines),
-            address(shape.sines),
+            address(cosines),
+            address(sines),
         )
         block_bytes = library().mk_cache_block_bytes(ctypes.byref(self._shape_struct))
         self._cache = [torch.zeros(2, blocks, block_bytes, dtype=torch.uint8) for _ in self._layers]

@@ -60,8 +60,7 @@ class ReferenceAttention:
         return heads if norm is None else functional.rms_norm(heads, norm.shape, norm, self._shape.norm_epsilon)
 
     def _rotated(self, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        cosine = self._shape.cosines[positions][:, None]
-        sine = self._shape.sines[positions][:, None]
+        cosine, sine = (found[positions][:, None] for found in self._shape.angles(int(positions[-1]) + 1))
         rotated = cosine.shape[-1] * 2
         turning, rest = heads[..., :rotated], heads[..., rotated:]
         if self._shape.interleaved:
