@@ -169,6 +169,12 @@ void attend_rows(AttentionState<Wide>& state, int64_t row, const int64_t* visibl
   }
 }
 
+inline void fetch_tiles(const uint8_t* const* tiles, int count, int64_t bytes) {
+  for (int t = 0; t < count; t++) {
+    for (int64_t at = 0; at < bytes; at += 64) prefetch(tiles[t] + at);
+  }
+}
+
 template <bool Wide>
 void attend_step(AttentionState<Wide>& state, int64_t rows, const int64_t* visible, const StepTiles& tiles,
                  const mk_shape& shape) {
@@ -232,10 +238,15 @@ void attend_cache(const AttentionTask& task) {
   __builtin_memset(state.sums, 0, static_cast<size_t>(rows * head_dim) * sizeof(float));
   __builtin_memset(state.weights, 0, static_cast<size_t>(rows) * kCacheTile * sizeof(float));
   const int64_t end = visible[rows - 1];
-  for (int64_t tile = 0;; tile += kStep) {
-    const StepTiles tiles = step_tiles<Wide>(task, cache, tile, end);
-    if (tiles.count == 0) break;
+  // Blocks lie anywhere in memory: while one step's keys and values are used, the next one's are fetched.
+  const int64_t tile_bytes = cache.tile_elements * static_cast<int64_t>(sizeof(state.queries[0]));
+  StepTiles tiles = step_tiles<Wide>(task, cache, 0, end);
+  for (int64_t tile = kStep; tiles.count > 0; tile += kStep) {
+    const StepTiles next = step_tiles<Wide>(task, cache, tile, end);
+    fetch_tiles(next.keys, next.count, tile_bytes);
+    fetch_tiles(next.values, next.count, tile_bytes);
     attend_step<Wide>(state, rows, visible, tiles, shape);
+    tiles = next;
   }
   for (int64_t row = 0; row < rows; row++) {
     const int64_t token = task.first_token + row / group;
