@@ -55,7 +55,7 @@ def seconds(body: Callable[[], Any], least: float = 0.15) -> float:
 
 
 def linears(rounds: int) -> tuple[Samples, dict[str, float]]:
-    """Multiply-adds per second of a layer's linears, in billions; weights of 12 layers, so that caches don't hold them."""
+    """Billions of multiply-adds per second in a layer's linears; 12 layers of weights, more than the caches hold."""
     torch.manual_seed(0)
     plain = [torch.randn(shape) * 0.02 for shape in SHAPES]
     contenders: dict[str, list[list[Callable[[torch.Tensor], torch.Tensor]]]] = {}
@@ -90,8 +90,11 @@ def linears(rounds: int) -> tuple[Samples, dict[str, float]]:
 
 
 def _torch_linear(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    onednn: Any = torch.ops.mkldnn
+    packed = onednn._reorder_linear_weight(weight, None)  # noqa: SLF001 - torch has no public name for it
+    return lambda x: onednn._linear_pointwise(  # noqa: SLF001
+        x, packed, None, "none", [], ""
+    )
 
 
 def model(path: Path, llama_cpp: Path | None, threads: int, rounds: int) -> tuple[Samples, dict[str, float]]:

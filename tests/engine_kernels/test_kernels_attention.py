@@ -19,7 +19,9 @@ BLOCKS = 64
 TOLERANCE = {torch.bfloat16: 1.2e-2, torch.float32: 4e-6}
 
 
-def shape_of(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, *, interleaved: bool = False) -> DecoderShape:
+def shape_of(
+    heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, *, interleaved: bool = False
+) -> DecoderShape:
     frequencies = 10000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
     return DecoderShape(32, heads, kv_heads, head_dim, 32, 1e-5, frequencies, interleaved, dtype)
 
@@ -66,7 +68,9 @@ def qkv_of(shape: DecoderShape, pieces: list[Piece]) -> torch.Tensor:
     wide=st.booleans(),
     interleaved=st.booleans(),
     normed=st.booleans(),
-    steps=st.lists(st.lists(st.sampled_from([0, 1, 1, 1, 2, 7, 33, 70]), min_size=3, max_size=3), min_size=1, max_size=4),
+    steps=st.lists(
+        st.lists(st.sampled_from([0, 1, 1, 1, 2, 7, 33, 70]), min_size=3, max_size=3), min_size=1, max_size=4
+    ),
 )
 def test_attention_is_torchs_for_any_heads_blocks_and_mixture_of_pieces(
     instruction_set: str,
@@ -103,7 +107,7 @@ def test_a_rows_bits_depend_neither_on_the_batch_nor_on_how_its_prompt_was_cut(
     torch.manual_seed(1)
     shape = shape_of(heads, kv_heads, head_dim, dtype)
     qkv = torch.randn(150, (heads + 2 * kv_heads) * head_dim)
-    outcomes = []
+    outcomes: list[torch.Tensor] = []
     for cuts in ([150], [1] * 150, [64, 1, 85], [37, 100, 13]):
         layers, sequences, found, done = attention_of(shape, 16), Sequences(16), [], 0
         for cut in cuts:

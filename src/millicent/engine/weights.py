@@ -82,8 +82,9 @@ class Checkpoint(ABC):
         return False
 
     def read_quantized(self, name: str) -> Quantized | None:
-        """The matrix as it is stored, nothing rounded again; None unless it is in a format that the kernels compute in."""
+        """The matrix as stored, nothing rounded again; None unless it is in a format that the kernels compute in."""
         del name
+        return None
 
     def tensor(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         self.require(name, shape)

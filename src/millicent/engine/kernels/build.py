@@ -1,4 +1,4 @@
-"""Compiles `native/` into one shared library. Standard library only: the wheel's build hook loads this file by its path."""
+"""Compiles `native/` into a shared library. Standard library only: the build hook loads this file by its path."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _COMMON_UNITS: dict[str, tuple[str, ...]] = {
     "pool.cpp": (),
     "kernels_portable.cpp": (),
 }
-_X86_UNITS = {
+_X86_UNITS: dict[str, tuple[str, ...]] = {
     "kernels_avx2.cpp": _AVX2,
     "kernels_avx512.cpp": _AVX512,
     "kernels_avx512bf16.cpp": (*_AVX512, "-mavx512bf16"),
 }
-_ARM_UNITS = {"kernels_neon.cpp": ("-march=armv8.2-a+dotprod",)}
+_ARM_UNITS: dict[str, tuple[str, ...]] = {"kernels_neon.cpp": ("-march=armv8.2-a+dotprod",)}
 
 
 class BuildError(Exception):

@@ -20,8 +20,8 @@ MAX_HEADS_PER_KV_HEAD = 48
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """What the layers share. `frequencies` are radians per position, float32 [rotated / 2]; with `interleaved`, elements
-    2i and 2i + 1 of a head turn together, otherwise i and i + rotated / 2."""
+    """What the layers share. `frequencies` are radians per position, float32 [rotated / 2]; with `interleaved`,
+    elements 2i and 2i + 1 of a head turn together, otherwise i and i + rotated / 2."""
 
     hidden: int
     heads: int

@@ -35,13 +35,13 @@ class ReferenceAttention:
     def __call__(self, qkv: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
         """float32 [rows, (heads + 2 kv_heads) head_dim] to [rows, heads head_dim]."""
         counts = [len(piece.tokens) for piece in pieces]
-        outputs = [self._piece(rows, piece) for rows, piece in zip(qkv.split(counts), pieces, strict=True)]
+        outputs = [self._piece(rows, piece) for rows, piece in zip(torch.split(qkv, counts), pieces, strict=True)]
         return torch.cat(outputs)
 
     def _piece(self, rows: torch.Tensor, piece: Piece) -> torch.Tensor:
         shape = self._shape
         heads = rows.view(len(rows), -1, shape.head_dim)
-        query, key, value = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+        query, key, value = torch.split(heads, [shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
         positions = torch.arange(piece.start, piece.start + len(rows))
         query = self._rotated(self._normed(query, self._query_norm), positions)
         key = self._rotated(self._normed(key, self._key_norm), positions)

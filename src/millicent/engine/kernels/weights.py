@@ -136,8 +136,8 @@ class PackedWeight:
         has_mins = quantized is not None and quantized.mins is not None
         self._mins = torch.empty(scale_count, dtype=torch.float16) if has_mins else None
         self._bias = None if bias is None else bias.float().contiguous()
-        sources = (values, quantized.scales if quantized else None, quantized.mins if quantized else None)
-        sources = tuple(None if source is None else source.contiguous() for source in sources)
+        parts = (values, quantized.scales if quantized else None, quantized.mins if quantized else None)
+        sources = [None if part is None else part.contiguous() for part in parts]
         native.mk_pack(
             self.format,
             self.outputs,
@@ -166,7 +166,7 @@ class PackedWeight:
         epilogue: Epilogue = Epilogue.STORE,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x float32 [rows, inputs] times the transposed weight, float32. With `norm`, x is RMS-normalised first."""
+        """`x`, float32 [rows, inputs], times the transposed weight, float32. With `norm`, x is RMS-normalised first."""
         assert x.dtype is torch.float32
         assert x.is_contiguous()
         columns = self.outputs // 2 if epilogue is Epilogue.SILU_MUL else self.outputs

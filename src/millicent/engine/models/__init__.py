@@ -57,9 +57,7 @@ def load_model(
     with torch.inference_mode():
         if not obstacle:
             kernels.use_threads(threads)
-            return KernelDecoder(
-                name, checkpoint, _torch_dtype(dtype), quantization, eos_tokens=tokenizer.eos_tokens
-            )
+            return KernelDecoder(name, checkpoint, _torch_dtype(dtype), quantization, eos_tokens=tokenizer.eos_tokens)
         return Decoder(
             name,
             Loader(checkpoint, _torch_dtype(dtype)),

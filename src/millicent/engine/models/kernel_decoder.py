@@ -102,9 +102,7 @@ class _Loader:
             feed_forward_norm=self.vector(f"{prefix}.post_attention_layernorm.weight", spec.hidden),
             qkv=self.packed(qkv, spec.hidden, bias=spec.qkv_bias),
             output=self.packed([(f"{attention}.o_proj", spec.hidden)], query_size, bias=spec.attention_output_bias),
-            gate_up=self.packed(
-                gate_up, spec.hidden, bias=spec.mlp_bias, rows=interleaved_rows(spec.intermediate)
-            ),
+            gate_up=self.packed(gate_up, spec.hidden, bias=spec.mlp_bias, rows=interleaved_rows(spec.intermediate)),
             down=self.packed([(f"{prefix}.mlp.down_proj", spec.hidden)], spec.intermediate, bias=spec.mlp_bias),
             query_norm=self._head_norm(f"{attention}.q_norm.weight"),
             key_norm=self._head_norm(f"{attention}.k_norm.weight"),
@@ -144,7 +142,11 @@ class _Loader:
         stored = checkpoint.read_quantized(name)
         if stored is not None:
             return stored
-        return quantize(self._float(name), Format.Q8) if checkpoint.is_quantized(name) else checkpoint.read(name, self._dtype)
+        return (
+            quantize(self._float(name), Format.Q8)
+            if checkpoint.is_quantized(name)
+            else checkpoint.read(name, self._dtype)
+        )
 
     def _float(self, name: str) -> torch.Tensor:
         return self._checkpoint.read(name, torch.float32)
