@@ -100,7 +100,9 @@ def _torch_linear(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor
 def model(path: Path, llama_cpp: Path | None, threads: int, rounds: int) -> tuple[Samples, dict[str, float]]:
     """Tokens per second: prefill of 512, and decoding 16 tokens in a batch after 240 cached ones each."""
     with torch.inference_mode():
-        ours = KernelDecoder(path.stem, open_checkpoint(path), torch.bfloat16, "native", eos_tokens=frozenset())
+        ours = KernelDecoder(
+            path.stem, open_checkpoint(path, ("llama", "qwen3")), torch.bfloat16, "native", eos_tokens=frozenset()
+        )
         ours.allocate(max(BATCHES) * CONTEXT // BLOCK, BLOCK)
     probe = torch.ones(64 << 20)
     samples: Samples = defaultdict(list)

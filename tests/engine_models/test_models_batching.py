@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def in_pieces(model: Model, sequence: int, cuts: list[int]) -> torch.Tensor:
     prompt = PROMPTS[sequence]
     edges = sorted({0, *[cut for cut in cuts if cut < len(prompt)], len(prompt)})
     logits = torch.empty(0)
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         last = stop == len(prompt)
         logits = model.forward([Piece(sequence, prompt[start:stop], start, BLOCK_TABLES[sequence], last)])
         assert len(logits) == last

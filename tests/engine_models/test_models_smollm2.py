@@ -21,14 +21,14 @@ def test_smollm2_knows_the_capital_of_japan_and_that_two_and_two_are_four(smollm
 
     def answer(question: str) -> str:
         tokens = tokenizer.encode_chat([Message("user", question)])
-        done = 0
-        while len(tokens) < 100:
+        done, prompt_tokens = 0, len(tokens)
+        while len(tokens) < prompt_tokens + 14:
             logits = model.forward([Piece(0, tokens[done:], done, range(8), True)])
             done = len(tokens)
             tokens.append(int(logits[0].argmax()))
             if tokens[-1] in model.eos_tokens:
                 break
-        return tokenizer.decode(tokens)
+        return tokenizer.decode(tokens[prompt_tokens:])
 
     assert "Tokyo" in answer("What is the capital city of Japan?")
-    assert "4" in answer("What is 2 + 2?").rpartition("assistant")[2]
+    assert "4" in answer("What is 2 + 2?")

@@ -103,20 +103,25 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, plan: 
         # A group's query heads stand where positions would: they share a key-value head, and there is no causality.
         found[:count] = functional.scaled_dot_product_attention(
             query[:count].view(count, kv_heads, heads // kv_heads, head_dim),
-            keys[blocks].view(context).transpose(1, 2),
-            values[blocks].view(context).transpose(1, 2),
+            _gather(keys, blocks).view(context).transpose(1, 2),
+            _gather(values, blocks).view(context).transpose(1, 2),
             attn_mask=plan.decode.mask,
         ).view(count, heads, head_dim)
     for piece in plan.prefill:
         found[piece.start : piece.stop] = functional.scaled_dot_product_attention(
             query[None, piece.start : piece.stop].transpose(1, 2),
-            keys[piece.blocks].view(1, -1, kv_heads, head_dim)[:, : piece.context_tokens].transpose(1, 2),
-            values[piece.blocks].view(1, -1, kv_heads, head_dim)[:, : piece.context_tokens].transpose(1, 2),
+            _gather(keys, piece.blocks).view(1, -1, kv_heads, head_dim)[:, : piece.context_tokens].transpose(1, 2),
+            _gather(values, piece.blocks).view(1, -1, kv_heads, head_dim)[:, : piece.context_tokens].transpose(1, 2),
             attn_mask=piece.mask,
             is_causal=piece.mask is None,
             enable_gqa=heads != kv_heads,
         )[0].transpose(0, 1)
     return found.view(rows, heads * head_dim)
+
+
+def _gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """The blocks of a table, or of several, one after the other. Whole blocks are copied, not elements."""
+    return cache.index_select(0, blocks.flatten())
 
 
 class Attention:
@@ -151,8 +156,8 @@ class Attention:
             query = self._query_norm(query)
         if self._key_norm is not None:
             key = self._key_norm(key)
-        keys.view(-1, *keys.shape[2:])[plan.slots] = rotate(key, angles)[plan.written]
-        values.view(-1, *values.shape[2:])[plan.slots] = value[plan.written]
+        keys.view(-1, *keys.shape[2:]).index_copy_(0, plan.slots, rotate(key, angles)[plan.written])
+        values.view(-1, *values.shape[2:]).index_copy_(0, plan.slots, value[plan.written])
         return self._output(attend(rotate(query, angles), keys, values, plan))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,16 +102,24 @@ class Checkpoint(ABC):
             )
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def check_family(label: str, family: str, families: Collection[str]) -> None:
+    """Before anything else is read: another architecture's metadata means other things."""
+    if family not in families:
+        raise ModelError(
+            f"{label}: architecture {family!r} is not supported (supported: {', '.join(families)}); use another model"
+        )
+
+
+def open_checkpoint(path: Path, families: Collection[str]) -> Checkpoint:
     """The model at `path`: a GGUF file, or a directory with one or with config.json and safetensors.
 
-    Raises ModelError, in one line, for what is missing, cut off, damaged or unsupported.
+    Raises ModelError, in one line, for what is missing, cut off, damaged or not of one of these families.
     """
     gguf_path = find_gguf(path)
     if gguf_path is not None:
         from millicent.engine.weights_gguf import GgufCheckpoint
 
-        return GgufCheckpoint(gguf_path)
+        return GgufCheckpoint(gguf_path, families)
     from millicent.engine.weights_safetensors import SafetensorsCheckpoint
 
-    return SafetensorsCheckpoint(path)
+    return SafetensorsCheckpoint(path, families)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from millicent.core.errors import ModelError
-from millicent.engine.weights import Checkpoint, ModelSpec, RopeScaling
+from millicent.engine.weights import Checkpoint, ModelSpec, RopeScaling, check_family
 from millicent.text.gguf import GgufHead, TensorInfo, read_gguf_head
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ _ROPE_DIVISORS = "rope_freqs.weight"
 
 
 class GgufCheckpoint(Checkpoint):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, families: Collection[str]) -> None:
         head = read_gguf_head(path)
         self.label = path.name
         self._path = path
         self._architecture = str(head.metadata.get("general.architecture"))
+        check_family(self.label, self._architecture, families)
         self._tensors = {_hugging_face_name(name): info for name, info in head.tensors.items()}
         self.shapes = {name: info.shape for name, info in self._tensors.items()}
         self._byte_counts = {name: _stored_bytes(self.label, info) for name, info in self._tensors.items()}
@@ -55,7 +57,7 @@ class GgufCheckpoint(Checkpoint):
         self._data = _map_file(path)
         try:
             self.spec = self._read_spec(head)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"{self.label}: its metadata makes no sense ({error}); fetch the model again") from None
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -114,6 +116,10 @@ class GgufCheckpoint(Checkpoint):
             raise ModelError(f"{self.label}: keys and values of different widths are not supported; use another model")
         if int(number("rope.dimension_count", head_dim)) != head_dim:
             raise ModelError(f"{self.label}: rotating part of a head is not supported; use another model")
+        if window := int(number("attention.sliding_window", 0)):
+            raise ModelError(
+                f"{self.label}: sliding-window attention ({window} tokens) is not supported; use another model"
+            )
         if int(number("expert_count", 0)):
             raise ModelError(f"{self.label}: mixtures of experts are not supported; use another model")
         return ModelSpec(

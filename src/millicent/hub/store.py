@@ -55,7 +55,7 @@ def resolve(name_or_path: str, cache: Path) -> InstalledModel:
     if name_or_path in CATALOGUE or (directory is not None and "/" in name_or_path and not Path(name_or_path).exists()):
         raise ModelNotFound(f"{name_or_path} is not installed; fetch it with `millicent pull {name_or_path}`")
     path = Path(name_or_path).expanduser()
-    if path.exists():
+    if name_or_path and path.exists():
         return InstalledModel(path.stem if path.is_file() else path.resolve().name, path, _size(path), "local")
     raise ModelNotFound(f"no model {name_or_path!r}; {_suggestion(name_or_path, cache)}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from millicent.core.errors import ConfigError, ModelError
+from millicent.core.errors import ConfigError
 from millicent.engine import kernels
 from millicent.engine.batch import Model
 from millicent.engine.layers import has_fast_bf16
@@ -42,13 +42,7 @@ def load_model(
     """
     threads = threads or min(torch.get_num_threads(), _usable_processors())
     torch.set_num_threads(threads)
-    checkpoint = open_checkpoint(path)
-    build_layer = FAMILIES.get(checkpoint.spec.family)
-    if build_layer is None:
-        raise ModelError(
-            f"{checkpoint.label}: architecture {checkpoint.spec.family!r} is not supported "
-            f"(supported: {', '.join(FAMILIES)}); use another model"
-        )
+    checkpoint = open_checkpoint(path, FAMILIES)
     tokenizer = load_tokenizer(path)
     quantization = quantize or ("native" if dtype == "auto" else "none")
     obstacle = kernels.available().reason or unsupported(checkpoint.spec)
@@ -61,7 +55,7 @@ def load_model(
         return Decoder(
             name,
             Loader(checkpoint, _torch_dtype(dtype)),
-            build_layer,
+            FAMILIES[checkpoint.spec.family],
             eos_tokens=tokenizer.eos_tokens,
             deterministic=deterministic,
         )
