@@ -91,6 +91,8 @@ MK_EXPORT int32_t mk_use_threads(int32_t threads);
 // Bytes of the packed values of a matrix. Scales and mins have mk_packed_scales entries each.
 MK_EXPORT int64_t mk_packed_value_bytes(int32_t format, int64_t outputs, int64_t inputs);
 MK_EXPORT int64_t mk_packed_scales(int64_t outputs, int64_t inputs);
+// Asks the system for large pages behind memory that is read through once a step. Does nothing where there are none.
+MK_EXPORT void mk_use_large_pages(void* memory, int64_t bytes);
 // values: [outputs][inputs] of float, bf16 or uint8 q; scales, mins: float16 [outputs][inputs / 32].
 MK_EXPORT void mk_pack(int32_t format, int64_t outputs, int64_t inputs, const void* values, const uint16_t* scales,
                        const uint16_t* mins, void* packed_values, uint16_t* packed_scales, uint16_t* packed_mins);

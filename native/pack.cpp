@@ -5,6 +5,10 @@
 //   4 bits    [tile][group][4 subtiles][4 steps][16 outputs][4 bytes], inputs 0..3 of a step's 8 in the low nibbles
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "internal.h"
 
 namespace millicent {
@@ -73,6 +77,18 @@ int64_t mk_packed_value_bytes(int32_t format, int64_t outputs, int64_t inputs) {
 }
 
 int64_t mk_packed_scales(int64_t outputs, int64_t inputs) { return divide_up(outputs, kTile) * kTile * (inputs / kGroup); }
+
+void mk_use_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2U << 20;
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  if (end > start) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
 
 void mk_pack(int32_t format, int64_t outputs, int64_t inputs, const void* values, const uint16_t* scales,
              const uint16_t* mins, void* packed_values, uint16_t* packed_scales, uint16_t* packed_mins) {

@@ -114,6 +114,8 @@ class DecoderLayers:
         )
         block_bytes = library().mk_cache_block_bytes(ctypes.byref(self._shape_struct))
         self._cache = [torch.zeros(2, blocks, block_bytes, dtype=torch.uint8) for _ in self._layers]
+        for cache in self._cache:
+            library().mk_use_large_pages(address(cache), cache.nbytes)
         for struct, layer, cache in zip(self._structs, self._layers, self._cache, strict=True):
             struct.attention_norm = address(layer.attention_norm)
             struct.feed_forward_norm = address(layer.feed_forward_norm)

@@ -82,6 +82,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "mk_use_threads": (c_int32, (c_int32,)),
     "mk_packed_value_bytes": (c_int64, (c_int32, c_int64, c_int64)),
     "mk_packed_scales": (c_int64, (c_int64, c_int64)),
+    "mk_use_large_pages": (None, (c_void_p, c_int64)),
     "mk_pack": (
         None,
         (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),

@@ -131,6 +131,7 @@ class PackedWeight:
         self._values = torch.empty(
             native.mk_packed_value_bytes(self.format, self.outputs, self.inputs), dtype=torch.uint8
         )
+        native.mk_use_large_pages(address(self._values), self._values.nbytes)
         scale_count = native.mk_packed_scales(self.outputs, self.inputs)
         self._scales = torch.empty(scale_count, dtype=torch.float16) if quantized else None
         has_mins = quantized is not None and quantized.mins is not None
