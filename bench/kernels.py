@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -31,7 +32,6 @@ from millicent.engine.weights import open_checkpoint
 CONTEXT = 256
 PROMPT = 512
 BLOCK = 16
-BATCHES = (1, 8, 16, 32)
 SHAPES = ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072))  # outputs, inputs of a 0.6B model's layer
 ROWS = (1, 4, 8, 16, 32, 128, 512)
 Samples = dict[str, list[float]]
@@ -97,30 +97,32 @@ def _torch_linear(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor
     )
 
 
-def model(path: Path, llama_cpp: Path | None, threads: int, rounds: int) -> tuple[Samples, dict[str, float]]:
+def model(
+    path: Path, llama_cpp: Path | None, threads: int, rounds: int, batches: list[int]
+) -> tuple[Samples, dict[str, float]]:
     """Tokens per second: prefill of 512, and decoding 16 tokens in a batch after 240 cached ones each."""
     with torch.inference_mode():
         ours = KernelDecoder(
             path.stem, open_checkpoint(path, ("llama", "qwen3")), torch.bfloat16, "native", eos_tokens=frozenset()
         )
-        ours.allocate(max(BATCHES) * CONTEXT // BLOCK, BLOCK)
+        ours.allocate(max(*batches, 2) * CONTEXT // BLOCK, BLOCK)
     probe = torch.ones(64 << 20)
     samples: Samples = defaultdict(list)
     for _ in range(rounds):
         samples["bandwidth GB/s"].append(bandwidth_gb_s(probe))
-        for key, value in _measure_ours(ours).items():
+        for key, value in _measure_ours(ours, batches).items():
             samples[f"ours {key}"].append(value)
-        for key, value in _measure_llama_cpp(llama_cpp, path, threads).items() if llama_cpp else ():
+        for key, value in _measure_llama_cpp(llama_cpp, path, threads, batches).items() if llama_cpp else ():
             samples[f"llama.cpp {key}"].append(value)
-    keys = [f"decode batch={batch}" for batch in BATCHES] + [f"prefill {PROMPT}"]
+    keys = [f"decode batch={batch}" for batch in batches] + [f"prefill {PROMPT}"]
     return samples, {key: _ratio(samples, f"ours {key}", f"llama.cpp {key}") for key in keys if llama_cpp}
 
 
-def _measure_ours(ours: KernelDecoder) -> dict[str, float]:
+def _measure_ours(ours: KernelDecoder, batches: list[int]) -> dict[str, float]:
     tokens = torch.randint(0, ours.vocabulary_size, (PROMPT,)).tolist()
     prompt = [Piece(0, tokens, 0, range(PROMPT // BLOCK), True)]
     found = {f"prefill {PROMPT}": PROMPT / seconds(lambda: ours.forward(prompt), 0.0)}
-    for batch in BATCHES:
+    for batch in batches:
         tables = [range(i * CONTEXT // BLOCK, (i + 1) * CONTEXT // BLOCK) for i in range(batch)]
 
         def decode(tables: list[range] = tables) -> None:
@@ -133,14 +135,23 @@ def _measure_ours(ours: KernelDecoder) -> dict[str, float]:
     return found
 
 
-def _measure_llama_cpp(binaries: Path, path: Path, threads: int) -> dict[str, float]:
+def _measure_llama_cpp(binaries: Path, path: Path, threads: int, batches: list[int]) -> dict[str, float]:
     """Its own benchmarks. The prompt's cache is shared there (-pps), which spares it memory reads that ours makes."""
     common = ["-m", str(path), "-t", str(threads)]
     prefill = _json_lines([binaries / "llama-bench", *common, "-p", str(PROMPT), "-n", "0", "-r", "2", "-o", "jsonl"])
     found = {f"prefill {PROMPT}": float(prefill[-1]["avg_ts"])}
     decode = [binaries / "llama-batched-bench", *common, "-tb", str(threads), "-c", "8704", "-b", "2048", "-ub", "512"]
-    batches = ",".join(map(str, BATCHES))
-    decode += ["-npp", str(CONTEXT - 16), "-ntg", "16", "-pps", "-npl", batches, "--output-format", "jsonl"]
+    decode += [
+        "-npp",
+        str(CONTEXT - 16),
+        "-ntg",
+        "16",
+        "-pps",
+        "-npl",
+        ",".join(map(str, batches)),
+        "--output-format",
+        "jsonl",
+    ]
     for line in _json_lines(decode):
         found[f"decode batch={line['pl']}"] = float(line["speed_tg"])
     return found
@@ -171,17 +182,21 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 32])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     kernels.use_threads(arguments.threads)
     if arguments.what == "linears":
         samples, ratios = linears(arguments.rounds)
     else:
-        samples, ratios = model(arguments.gguf, arguments.llama_cpp, arguments.threads, arguments.rounds)
+        samples, ratios = model(
+            arguments.gguf, arguments.llama_cpp, arguments.threads, arguments.rounds, arguments.batches
+        )
     record = {
         "bench": f"kernels {arguments.what}",
         "commit": _commit(),
         "machine": f"{_processor()}, {arguments.threads} threads",
+        "load_average": os.getloadavg(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "configuration": {
             "instruction_set": kernels.available().instruction_set,

@@ -48,6 +48,7 @@ Workspace& workspace() {
 
 constexpr int64_t kSerialElements = 16384;  // less than this is done sooner than other threads would join in
 constexpr int64_t kPanelsPerTask = 16;
+constexpr int64_t kMostTasks = 1 << 19;  // the pool counts to twice that
 
 Panels make_panels(Workspace& work, const Kernels& kernels, int32_t format, int64_t rows, int64_t inputs) {
   Panels panels = {};
@@ -88,7 +89,8 @@ void linear(Workspace& work, const mk_weight& weight, const float* x, int64_t ro
   // Few rows: runs of tiles, each read from memory once, long ones first so that threads end together. Many rows: a tile
   // and some panels at a time, so that both fit the cache.
   const int64_t tiles = divide_up(weight.outputs, kTile);
-  const int64_t chunks = divide_up(panels.count, kPanelsPerTask);
+  const int64_t least_panels = divide_up(panels.count * tiles, kMostTasks);
+  const int64_t chunks = divide_up(panels.count, least_panels > kPanelsPerTask ? least_panels : kPanelsPerTask);
   const int64_t runs = chunks > 1 ? tiles : guided_runs(work.pool.threads(), tiles, nullptr);
   int64_t* ends = nullptr;
   if (chunks == 1) guided_runs(work.pool.threads(), tiles, ends = work.runs.take<int64_t>(runs));
