@@ -139,7 +139,9 @@ class _Answers:
         below = above - 1
         found: list[int] = []
         for _ in range(min(_SCANNED, len(answers))):
-            if above == len(answers) or (below >= 0 and input_tokens - answers[below][0] <= answers[above][0] - input_tokens):
+            if above == len(answers) or (
+                below >= 0 and input_tokens - answers[below][0] <= answers[above][0] - input_tokens
+            ):
                 _, length, cut = answers[below]
                 below -= 1
             else:

@@ -71,6 +71,12 @@ class Meter:
             receipt.sequences.append(sequence)
             self._sequences[sequence] = (receipt, attempt)
 
+    def stop_at(self, receipt_id: str, serving_ns: int, stop: Callable[[], None]) -> None:
+        """Call `stop`, once, as soon as one more step would take the receipt beyond `serving_ns`."""
+        receipt = self._receipts[receipt_id]
+        receipt.limit_ns = serving_ns
+        receipt.stop = stop
+
     def note_usage(self, receipt_id: str, usage: Usage) -> None:
         """The receipt's usage so far, all of it."""
         self._receipts[receipt_id].usage = usage
@@ -103,13 +109,16 @@ class Meter:
                     continue
                 receipt, attempt = entry
                 receipt.shares[attempt, session.id, hour_ns] += part_ns
+                receipt.step_ns += part_ns
                 if work.prefill_rows:
                     receipt.prefill_ns += part_ns
                 else:
                     receipt.decode_ns += part_ns
-        for entry in entries:
+        for entry, work in zip(entries, record.sequences, strict=True):
             if entry is not None:
                 receipt = entry[0]
+                # After the last of the prompt come steps of another size; else the next is like this one.
+                receipt.expect(0 if work.prefill_rows and work.sampled_rows else receipt.step_ns)
                 receipt.device = record.device
                 if receipt.first_step_at_ns is None:
                     receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
@@ -162,8 +171,8 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "batch_sum", "decode_ns", "device", "first_step_at_ns", "id", "known", "prefill_ns", "sequences", "shares",
-        "steps", "usage",
+        "batch_sum", "decode_ns", "device", "first_step_at_ns", "id", "known", "limit_ns", "prefill_ns", "sequences",
+        "shares", "step_ns", "steps", "stop", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -176,8 +185,19 @@ class _Receipt:
         self.shares: dict[tuple[int, str, int], int] = defaultdict(int)
         self.prefill_ns = 0
         self.decode_ns = 0
+        self.step_ns = 0  # the share of the step that is being counted
         self.steps = 0
         self.batch_sum = 0
+        self.limit_ns: int | None = None
+        self.stop: Callable[[], None] | None = None
+
+    def expect(self, next_step_ns: int) -> None:
+        """A step has been counted and another is about to begin: is there room for it?"""
+        self.step_ns = 0
+        if self.limit_ns is not None and self.stop is not None:
+            if self.prefill_ns + self.decode_ns + next_step_ns > self.limit_ns:
+                stop, self.stop = self.stop, None
+                stop()
 
     def reading(self) -> Reading:
         provenance = weakest(Provenance.MEASURED if known else Provenance.UNKNOWN for known in self.known)
