@@ -59,7 +59,9 @@ class PaymentRequired(MillicentError):
     kind = "insufficient_quota"
     code = "budget_exceeded"
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, quote: Quote | None = None):
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, quote: Quote | None = None
+    ) -> None:
         super().__init__(message, param=param, code=code)
         self.quote = quote
 

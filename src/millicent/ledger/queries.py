@@ -21,6 +21,7 @@ from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
 from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
+from millicent.ledger.rows import receipt_of
 from millicent.ledger.schema import unavailable
 from millicent.ledger.verification import problems
 
@@ -135,6 +136,13 @@ class LedgerQueries:
             ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
             page = read_receipts(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
+
+    def recent(self, limit: int) -> list[Receipt]:
+        """The newest that succeeded, oldest first, without their lines and attempts."""
+        sql = "SELECT * FROM receipts WHERE status = 'succeeded' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        with self._snapshot() as connection:
+            found = [] if connection is None else select(connection, sql, (limit,))
+        return [receipt_of(row) for row in reversed(found)]
 
     def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]:
         """Dearest first; days and hours in order."""

@@ -63,11 +63,12 @@ class DurationModel:
         )
         known = seen is not None or rates is not None
         spreads = seen.spreads() if seen is not None else _unseen(known=known)
-        figures = [
+        serving, ttft, total = (
             Interval(*(value * ratio // _PERMILLE for value, ratio in zip(values, spread, strict=True)))
             for values, spread in zip(zip(low, expected, high, strict=True), spreads, strict=True)
-        ]
-        return Durations(*figures, Provenance.ESTIMATED if known or fit is not None else Provenance.ASSUMED)
+        )
+        provenance = Provenance.ESTIMATED if known or fit is not None else Provenance.ASSUMED
+        return Durations(serving, ttft, total, provenance)
 
     def learn(
         self, model: str, fit: Coefficients | None, input_tokens: int, output_tokens: int, batch: int, took: Times

@@ -194,10 +194,11 @@ class _Receipt:
     def expect(self, next_step_ns: int) -> None:
         """A step has been counted and another is about to begin: is there room for it?"""
         self.step_ns = 0
-        if self.limit_ns is not None and self.stop is not None:
-            if self.prefill_ns + self.decode_ns + next_step_ns > self.limit_ns:
-                stop, self.stop = self.stop, None
-                stop()
+        if self.limit_ns is None or self.stop is None:
+            return
+        if self.prefill_ns + self.decode_ns + next_step_ns > self.limit_ns:
+            stop, self.stop = self.stop, None
+            stop()
 
     def reading(self) -> Reading:
         provenance = weakest(Provenance.MEASURED if known else Provenance.UNKNOWN for known in self.known)

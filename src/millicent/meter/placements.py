@@ -70,7 +70,7 @@ class PlacementConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             given = {field: value for field, value in msgspec.structs.asdict(terms).items() if value is not None}
             effective_from = given.pop("effective_from")
             config = msgspec.structs.replace(config, **given)
-            later.append((day_start_ns(effective_from), config._undated(name)))
+            later.append((day_start_ns(effective_from), config._undated(name)))  # noqa: SLF001 - one of its own
         return msgspec.structs.replace(self._undated(name), later=tuple(later))
 
     def _undated(self, name: str) -> Placement:

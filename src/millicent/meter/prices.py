@@ -1,7 +1,7 @@
 """`[prices.NAME]`: what a model costs per token, and where such prices come from.
 
-Money follows one rule here: a price that isn't there is not known. Nothing falls back to a neighbour's price, except that
-reasoning is output. An entry of ours replaces the published one whole.
+One rule: a price that isn't there is not known. Nothing falls back to a neighbour's price, except that reasoning is
+output. An entry of ours replaces the published one whole.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Service = Literal["standard", "batch", "flex", "priority"]
 
 
 class TokenPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """US dollars per million tokens; `cache_storage` for an hour of them; `request_fee` per request, `tools` per call."""
+    """US dollars per million tokens; `cache_storage` for an hour of them; a `request_fee` and `tools` per call."""
 
     input: Decimal | None = None
     input_cached: Decimal | None = None

@@ -47,14 +47,14 @@ def published_prices(model: str, at_ns: int, provider: str | None) -> tuple[str,
     standard = _price_list(info.get_prices(when))
     if standard is None:
         return None
-    services = {
+    fields: dict[str, Any] = {field: getattr(standard, field) for field in PriceList.__struct_fields__}
+    fields |= {
         name: _price_list(info.get_prices(when, context))
         for name, context in _SERVICES.items()
         # Without prices of its own for it, the package would answer with the standard ones.
         if any(variant.when == context for variant in info.price_variants or ())
     }
-    fields = {field: getattr(standard, field) for field in PriceList.__struct_fields__}
-    return f"genai-prices {genai_prices.__version__} {found.id}/{info.id}", PriceEntry(**fields, **services)
+    return f"genai-prices {genai_prices.__version__} {found.id}/{info.id}", PriceEntry(**fields)
 
 
 def _price_list(published: Any) -> PriceList | None:

@@ -21,14 +21,18 @@ from millicent.core.errors import (
     Unavailable,
 )
 from millicent.core.protocols import Backend, Call, Ledger
+from millicent.core.quotes import Quote
 from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
+from millicent.meter.prices import PriceBook
 from millicent.meter.pricing import price
+from millicent.meter.quotes import Asked, Quoter
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
+from millicent.pipeline.estimates import Estimates, Plan
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class Pipeline:
         placements: Mapping[str, Placement],
         clock: Clock,
         limits: LimitsConfig,
+        estimates: Estimates | None = None,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
@@ -55,6 +60,7 @@ class Pipeline:
         self._placements = placements
         self._clock = clock
         self._limits = limits
+        self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...]]] = {}
@@ -98,7 +104,7 @@ class Pipeline:
     async def admit(self, request: Request) -> Answer:
         """Start answering. Returns once the open receipt is durable and the work is under way.
 
-        Raises what a client should be told: RateLimited, ModelNotFound, InvalidRequest, Unavailable,
+        Raises what a client should be told: RateLimited, ModelNotFound, InvalidRequest, PaymentRequired, Unavailable,
         LedgerUnavailable. Nothing was spent then, and there is no receipt.
         """
         if self._draining:
@@ -112,7 +118,10 @@ class Pipeline:
         try:
             backend = self._route(request.model)
             call = await backend.prepare(request)
-            receipt = self._opening(request, backend, call)
+            asked = self._asked(request, call)
+            plan = await self._estimates.within(request, backend, call, asked)
+            call = plan.call
+            receipt = self._opening(request, backend, plan)
             await self._ledger.open(receipt)
         except BaseException:
             self._admitted -= 1
@@ -120,10 +129,34 @@ class Pipeline:
         answer = Answer(receipt)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequence)
-        task = asyncio.create_task(self._drive(answer, call))
+        if plan.serving_ns is not None:
+            self._meter.stop_at(receipt.id, plan.serving_ns, answer.stop)
+        task = asyncio.create_task(self._drive(answer, plan))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return answer
+
+    async def quotes(self, request: Request, models: Sequence[str]) -> list[Quote]:
+        """What the request would be on each of these models, wherever one is placed. Nothing is spent, though a model
+        may have to be loaded for its tokenizer. Raises as `admit` does."""
+        prepared: list[Asked] = []
+        for model in models:
+            wanted = msgspec.structs.replace(request, model=model)
+            serving = [backend for backend in self._backends if model in backend.models()]
+            prepared += [self._asked(wanted, await backend.prepare(wanted)) for backend in serving]
+            elsewhere = [place for place in self._placements.values() if model in place.models]
+            if not serving and not elsewhere:
+                self._route(model)
+        asked: list[Asked] = []
+        for model in models:
+            wanted = msgspec.structs.replace(request, model=model)
+            asked += [each for each in prepared if each.model == model]
+            for place in self._placements.values():
+                if model in place.models and all(
+                    each.placement.name != place.name for each in asked if each.model == model
+                ):
+                    asked.append(self._estimates.asked_elsewhere(wanted, place, prepared, self._clock.now_ns()))
+        return [self._estimates.quote(each) for each in asked]
 
     def running(self, answer: Answer) -> Receipt:
         """The receipt as it stands, priced so far."""
@@ -140,9 +173,15 @@ class Pipeline:
         advice = f"did you mean `{close[0]}`?" if close else f"this server has {', '.join(known) or 'none'}."
         raise ModelNotFound(f"Model `{model[:100]}` is not served here: {advice}", param="model")
 
-    def _opening(self, request: Request, backend: Backend, call: Call) -> Receipt:
+    def _asked(self, request: Request, call: Call) -> Asked:
+        beside = sum(answer.opened.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
-        placement = self._placements[call.placement]
+        return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
+
+    def _opening(self, request: Request, backend: Backend, plan: Plan) -> Receipt:
+        now_ns = self._clock.now_ns()
+        call = plan.call
+        placement = self._placements[call.placement].at(now_ns)
         attempt = Attempt(_ATTEMPT, backend.name, call.placement, call.served_model, Role.INFERENCE, now_ns)
         return Receipt(
             id=request.id,
@@ -155,13 +194,14 @@ class Pipeline:
             stream=request.stream,
             attribution=request.attribution,
             attempts=(attempt,),
+            hold=plan.hold,
             prices=placement.prices,
             basis=placement.basis,
         )
 
-    async def _drive(self, answer: Answer, call: Call) -> None:
+    async def _drive(self, answer: Answer, plan: Plan) -> None:
         try:
-            end = await self._consume(answer, call)
+            end = await self._consume(answer, plan.call)
         except MillicentError as error:  # the backend went away between prepare and start
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
@@ -169,7 +209,10 @@ class Pipeline:
             bug = MillicentError("The server failed while answering: retry, and report this if it happens again.")
             end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, bug)
         try:
+            if end.reason is FinishReason.CANCELLED and answer.stopped_at_limit:
+                end = End(FinishReason.LENGTH, end.usage)
             await self._settle(answer, end)
+            self._estimates.learn(answer.settled, plan)
         finally:
             del self._answers[answer.receipt_id]
             self._admitted -= 1
@@ -221,14 +264,16 @@ class Pipeline:
         )
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
-        placement = self._placements[receipt.placement or ""]
-        priced = price(reading, receipt.attempts, placement, self._clock.now_ns())
+        placement = self._placements[receipt.placement or ""].at(receipt.created_at_ns)
+        prices = self._estimates.prices(receipt.served_model or receipt.model, placement, receipt.created_at_ns)
+        priced = price(reading, receipt.attempts, placement, self._clock.now_ns(), prices)
         return msgspec.structs.replace(
             receipt,
             usage=reading.usage,
             accelerator=reading.accelerator,
             lines=priced.lines,
             list_price=priced.list_price,
+            saved=priced.saved,
             prices=priced.prices,
             basis=priced.basis,
         )
