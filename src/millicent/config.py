@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -18,6 +19,7 @@ from millicent.core.errors import ConfigError
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
 from millicent.meter.placements import PlacementConfig
+from millicent.meter.prices import PriceConfig
 from millicent.pipeline.config import LimitsConfig
 from millicent.server.config import ServerConfig
 
@@ -33,6 +35,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineConfig = EngineConfig()
     models: dict[str, ModelConfig] = {}
     placements: dict[str, PlacementConfig] = {}
+    prices: dict[str, PriceConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig = LedgerConfig()
 
@@ -64,11 +67,21 @@ def load(path: Path) -> Config:
         _check_section(path, text, section, value)
     config = msgspec.convert(table, Config)
     for name, placement in config.placements.items():
-        try:
+        with _at(path, text, ("placements", name)):
             placement.placement(name)
-        except ConfigError as error:
-            raise ConfigError(f"{path}:{_line_of(text, ('placements', name))}: {error.message}") from error
+    for name, prices in config.prices.items():
+        with _at(path, text, ("prices", name)):
+            prices.check(name)
     return config
+
+
+@contextlib.contextmanager
+def _at(path: Path, text: str, keys: tuple[str, ...]) -> Iterator[None]:
+    """What is wrong is wrong on the line of `keys`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}:{_line_of(text, keys)}: {error.message}") from error
 
 
 def _check_section(path: Path, text: str, section: str, value: Any) -> None:

@@ -69,7 +69,7 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Quoter:
-    """Learns from every answer and forgets on restart: then `learn` is called with what the ledger holds.
+    """Learns from every answer, and forgets at the end of the process: the ledger holds what to learn from again.
 
     `fit` gives a model's step-time coefficients, where there are any.
     """
@@ -100,6 +100,12 @@ class Quoter:
             cost=cost,
             provenance=known if cost is None else weakest((known, length.provenance, Provenance.ESTIMATED)),
         )
+
+    def learn_from(self, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> None:
+        """A closed receipt: see Answered.of."""
+        answered = Answered.of(receipt, batch, limit)
+        if answered is not None:
+            self.learn(answered)
 
     def learn(self, answered: Answered) -> None:
         """Costs some 0.3 ms."""

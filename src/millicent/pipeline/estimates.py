@@ -15,7 +15,7 @@ from millicent.core.request import Request
 from millicent.core.usage import Provenance
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook, Prices
-from millicent.meter.quotes import Answered, Asked, Quoter, output_tokens_within, serving_ns_within
+from millicent.meter.quotes import Asked, Quoter, output_tokens_within, serving_ns_within
 
 MAX_COST_HEADER = "x-millicent-max-cost-usd"
 _MOST_TOKENS = 1 << 24
@@ -109,9 +109,8 @@ class Estimates:
 
     def learn(self, receipt: Receipt | None, plan: Plan) -> None:
         """An answer was settled; None: it could not be."""
-        answered = None if receipt is None else Answered.of(receipt, plan.asked.batch, plan.asked.limit)
-        if answered is not None:
-            self._quoter.learn(answered)
+        if receipt is not None:
+            self._quoter.learn_from(receipt, plan.asked.batch, plan.asked.limit)
 
 
 def _refusal(what: str, quote: Quote) -> PaymentRequired:
