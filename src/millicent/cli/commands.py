@@ -9,6 +9,7 @@ from millicent.cli.checks import config, doctor
 from millicent.cli.conversation import chat, run
 from millicent.cli.ledger import receipts, report
 from millicent.cli.models import models, pull
+from millicent.cli.prices import quote, reprice
 from millicent.cli.serving import serve
 
 
@@ -18,5 +19,5 @@ def millicent() -> None:
     """The inference server with the meter built in: every answer comes with a durable receipt."""
 
 
-for _command in (serve, chat, run, pull, models, receipts, report, config, doctor):
+for _command in (serve, chat, run, pull, models, quote, receipts, report, reprice, config, doctor):
     millicent.add_command(_command)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import ManualClock
 from millicent.core.errors import LedgerUnavailable
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.receipts import HourShare, Line, Receipt
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import migrate
-from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
+from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
 from millicent.ledger.writer import Operation
 
 
@@ -46,6 +46,9 @@ class MemoryLedger:
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         self._write(lambda connection: write_checkpoint(connection, checkpoint))
+
+    async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
+        self._write(lambda connection: add_lines(connection, entries))
 
     async def recover(self) -> int:
         """A gateway that is gone took its memory along: there is never anything to settle."""

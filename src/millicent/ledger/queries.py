@@ -84,9 +84,9 @@ _TOTALS = """
     WITH priced AS (
         SELECT r.*,
             (SELECT CASE WHEN count(*) = count(amount_nanousd) THEN sum(amount_nanousd) END
-             FROM lines WHERE receipt = r.id AND book = 'actual') AS total_nanousd,
+             FROM lines WHERE receipt = r.id AND book = ?) AS total_nanousd,
             EXISTS (SELECT 1 FROM lines
-             WHERE receipt = r.id AND book = 'actual' AND provenance = 'assumed') AS assumed
+             WHERE receipt = r.id AND book = ? AND provenance = 'assumed') AS assumed
         FROM receipts AS r WHERE status IS NOT NULL AND {where}
     )
     SELECT {group} AS grouped, count(*) AS requests,
@@ -144,14 +144,16 @@ class LedgerQueries:
             found = [] if connection is None else select(connection, sql, (limit,))
         return [receipt_of(row) for row in reversed(found)]
 
-    def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]:
-        """Dearest first; days and hours in order."""
+    def totals(self, by: GroupBy, where: ReceiptFilter, book: str = "actual") -> list[Totals]:
+        """Dearest first; days and hours in order. In another book, receipts that aren't in it count as unpriced."""
         with self._snapshot() as connection:
             if connection is None:
                 return []
             condition, values = _condition(where)
             order = "grouped" if by in {"day", "hour"} else "cost_nanousd DESC, grouped"
-            found = select(connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), values)
+            found = select(
+                connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), [book, book, *values]
+            )
         return [
             Totals(
                 group=row["grouped"],
@@ -166,6 +168,12 @@ class LedgerQueries:
             )
             for row in found
         ]
+
+    def books(self) -> list[str]:
+        """Their names; the one that stands is `actual`. Reads every line."""
+        with self._snapshot() as connection:
+            found = [] if connection is None else connection.execute("SELECT DISTINCT book FROM lines").fetchall()
+        return sorted({"actual", *(book for (book,) in found)})
 
     def accounts(self, from_ns: int, to_ns: int) -> list[Account]:
         """Hours that overlap [from_ns, to_ns), oldest first, as of the last checkpoint; ask the writer for one first

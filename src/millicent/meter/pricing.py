@@ -15,7 +15,7 @@ from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceList, Prices, TokenPrices
 
 # Which meter a leaf is charged on, which price it has, and what tells it from its neighbours on the same meter.
-_METERS: dict[Leaf, tuple[Meter, str, str | None]] = {
+METERS: dict[Leaf, tuple[Meter, str, str | None]] = {
     Leaf.INPUT_FRESH: (Meter.INPUT, "input", None),
     Leaf.INPUT_CACHE_READ: (Meter.INPUT_CACHED, "input_cached", None),
     Leaf.INPUT_CACHE_WRITE_5M: (Meter.CACHE_WRITE, "cache_write_5m", "kept for 5 minutes"),
@@ -71,8 +71,8 @@ def token_lines(
     quantities: list[tuple[Meter, Decimal | None, str, Decimal | None, Provenance, str | None]] = []
     for leaf, count in consumption.usage.leaves.items():
         if count.tokens != 0:
-            meter, field, note = _METERS[leaf]
-            per_million = _price_of(prices, field)
+            meter, field, note = METERS[leaf]
+            per_million = price_of(prices, field)
             each = None if per_million is None else per_million.scaleb(-6)
             tokens = None if count.tokens is None else Decimal(count.tokens)
             quantities.append((meter, tokens, "token", each, count.provenance, note))
@@ -105,7 +105,7 @@ def total(lines: tuple[Line, ...]) -> Money | None:
     return Money.total(amounts) if amounts and len(amounts) == len(lines) else None
 
 
-def _price_of(prices: TokenPrices, field: str) -> Decimal | None:
+def price_of(prices: TokenPrices, field: str) -> Decimal | None:
     found: Decimal | None = getattr(prices, field)
     return prices.output if found is None and field == "reasoning" else found
 
