@@ -20,7 +20,10 @@ MillicentError
 
 from __future__ import annotations
 
-from millicent.core.quotes import Quote
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from millicent.core.quotes import Quote
 
 
 class MillicentError(Exception):

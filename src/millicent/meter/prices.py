@@ -66,8 +66,13 @@ class PriceEntry(PriceList, frozen=True, kw_only=True):
     priority: PriceList | None = None
 
     def of(self, service: Service) -> PriceList | None:
-        found: PriceList | None = self if service == "standard" else getattr(self, service)
-        return found
+        lists: dict[Service, PriceList | None] = {
+            "standard": self,
+            "batch": self.batch,
+            "flex": self.flex,
+            "priority": self.priority,
+        }
+        return lists[service]
 
 
 class DatedPriceEntry(PriceEntry, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 import msgspec
@@ -14,18 +14,29 @@ from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceList, Prices, TokenPrices
 
-# Which meter a leaf is charged on, which price it has, and what tells it from its neighbours on the same meter.
-METERS: dict[Leaf, tuple[Meter, str, str | None]] = {
-    Leaf.INPUT_FRESH: (Meter.INPUT, "input", None),
-    Leaf.INPUT_CACHE_READ: (Meter.INPUT_CACHED, "input_cached", None),
-    Leaf.INPUT_CACHE_WRITE_5M: (Meter.CACHE_WRITE, "cache_write_5m", "kept for 5 minutes"),
-    Leaf.INPUT_CACHE_WRITE_1H: (Meter.CACHE_WRITE, "cache_write_1h", "kept for 1 hour"),
-    Leaf.INPUT_IMAGE: (Meter.IMAGE, "input_image", "input"),
-    Leaf.INPUT_AUDIO: (Meter.AUDIO, "input_audio", "input"),
-    Leaf.OUTPUT_TEXT: (Meter.OUTPUT, "output", None),
-    Leaf.OUTPUT_REASONING: (Meter.REASONING, "reasoning", None),
-    Leaf.OUTPUT_IMAGE: (Meter.IMAGE, "output_image", "output"),
-    Leaf.OUTPUT_AUDIO: (Meter.AUDIO, "output_audio", "output"),
+
+class Charge(msgspec.Struct, frozen=True):
+    """Which meter a leaf is charged on, at which price per million, and what tells it from others on that meter."""
+
+    meter: Meter
+    price: Callable[[TokenPrices], Decimal | None]
+    note: str | None = None
+
+
+CHARGES: dict[Leaf, Charge] = {
+    Leaf.INPUT_FRESH: Charge(Meter.INPUT, lambda prices: prices.input),
+    Leaf.INPUT_CACHE_READ: Charge(Meter.INPUT_CACHED, lambda prices: prices.input_cached),
+    Leaf.INPUT_CACHE_WRITE_5M: Charge(Meter.CACHE_WRITE, lambda prices: prices.cache_write_5m, "kept for 5 minutes"),
+    Leaf.INPUT_CACHE_WRITE_1H: Charge(Meter.CACHE_WRITE, lambda prices: prices.cache_write_1h, "kept for 1 hour"),
+    Leaf.INPUT_IMAGE: Charge(Meter.IMAGE, lambda prices: prices.input_image, "input"),
+    Leaf.INPUT_AUDIO: Charge(Meter.AUDIO, lambda prices: prices.input_audio, "input"),
+    Leaf.OUTPUT_TEXT: Charge(Meter.OUTPUT, lambda prices: prices.output),
+    # Providers that name no price for reasoning charge it as output.
+    Leaf.OUTPUT_REASONING: Charge(
+        Meter.REASONING, lambda prices: prices.output if prices.reasoning is None else prices.reasoning
+    ),
+    Leaf.OUTPUT_IMAGE: Charge(Meter.IMAGE, lambda prices: prices.output_image, "output"),
+    Leaf.OUTPUT_AUDIO: Charge(Meter.AUDIO, lambda prices: prices.output_audio, "output"),
 }
 _CACHE_LEAVES = (Leaf.INPUT_CACHE_READ, Leaf.INPUT_CACHE_WRITE_5M, Leaf.INPUT_CACHE_WRITE_1H)
 
@@ -71,16 +82,14 @@ def token_lines(
     quantities: list[tuple[Meter, Decimal | None, str, Decimal | None, Provenance, str | None]] = []
     for leaf, count in consumption.usage.leaves.items():
         if count.tokens != 0:
-            meter, field, note = METERS[leaf]
-            per_million = price_of(prices, field)
-            each = None if per_million is None else per_million.scaleb(-6)
+            charge = CHARGES[leaf]
             tokens = None if count.tokens is None else Decimal(count.tokens)
-            quantities.append((meter, tokens, "token", each, count.provenance, note))
+            each = per_token(charge.price(prices))
+            quantities.append((charge.meter, tokens, "token", each, count.provenance, charge.note))
     known = Provenance.MEASURED
     if consumption.stored_token_hours:
-        per_hour = None if prices.cache_storage is None else prices.cache_storage.scaleb(-6)
-        hours = consumption.stored_token_hours
-        quantities.append((Meter.CACHE_STORAGE, hours, "token-hour", per_hour, known, None))
+        per_hour = per_token(prices.cache_storage)
+        quantities.append((Meter.CACHE_STORAGE, consumption.stored_token_hours, "token-hour", per_hour, known, None))
     for tool, calls in consumption.tool_calls.items():
         quantities.append((Meter.TOOL_CALL, Decimal(calls), "call", prices.tools.get(tool), known, tool))
     if prices.request_fee is not None and consumption.requests:
@@ -105,9 +114,8 @@ def total(lines: tuple[Line, ...]) -> Money | None:
     return Money.total(amounts) if amounts and len(amounts) == len(lines) else None
 
 
-def price_of(prices: TokenPrices, field: str) -> Decimal | None:
-    found: Decimal | None = getattr(prices, field)
-    return prices.output if found is None and field == "reasoning" else found
+def per_token(per_million: Decimal | None) -> Decimal | None:
+    return None if per_million is None else per_million.scaleb(-6)
 
 
 def _line(

@@ -12,11 +12,11 @@ from millicent.core.receipts import Line, Meter, Receipt, device_line
 from millicent.core.usage import Leaf, Provenance, weakest
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook, TokenPrices
-from millicent.meter.pricing import METERS, price_of, tier_of
+from millicent.meter.pricing import CHARGES, per_token, tier_of
 
 ACTUAL = "actual"
 # Read back from a line: its meter and note tell which leaf it charged.
-_LEAVES = {(meter, note): (leaf, field) for leaf, (meter, field, note) in METERS.items()}
+_LEAVES = {(charge.meter, charge.note): leaf for leaf, charge in CHARGES.items()}
 
 
 def repriced(
@@ -76,15 +76,14 @@ def _quantity(receipt: Receipt, line: Line, tier: TokenPrices, discount: Decimal
     known = Provenance.MEASURED
     each: Decimal | None
     if line.meter is Meter.CACHE_STORAGE:
-        each = None if tier.cache_storage is None else tier.cache_storage.scaleb(-6)
+        each = per_token(tier.cache_storage)
     elif line.meter is Meter.TOOL_CALL:
         each = tier.tools.get(line.note or "")
     elif line.meter is Meter.REQUEST_FEE:
         each = tier.request_fee
     else:
-        leaf, field = _LEAVES[line.meter, line.note]
-        per_million = price_of(tier, field)
-        each = None if per_million is None else per_million.scaleb(-6)
+        leaf = _LEAVES[line.meter, line.note]
+        each = per_token(CHARGES[leaf].price(tier))
         known = _provenance(receipt, leaf)
     each = None if each is None else each * (1 - discount)
     amount = None if each is None or known is Provenance.UNKNOWN else Money.price(line.quantity, each)
