@@ -25,7 +25,7 @@ from millicent.server.config import ServerConfig
 
 FILE_NAME = "millicent.toml"
 
-_SECRET = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|(access|auth|bearer|api)_token|token)")
+_SECRET = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,10 +110,8 @@ def _check(path: Path, text: str, where: tuple[str, ...], value: Any, kind: Any)
     except msgspec.ValidationError as error:
         problem, _, inner = str(error).partition(" - at `$")
         keys = re.findall(r"\w+", inner)
-        line = _line_of(text, (*where, *keys[:1]))
-        raise ConfigError(
-            f"{path}:{line}: [{'.'.join(where)}] {'.'.join(keys)}: {problem}.".replace("] :", "]:")
-        ) from error
+        what = " ".join((f"[{'.'.join(where)}]", *keys))
+        raise ConfigError(f"{path}:{_line_of(text, (*where, *keys[:1]))}: {what}: {problem}.") from error
 
 
 def _settings_of(kind: Any) -> list[str]:

@@ -16,9 +16,9 @@ import millicent
 from millicent.backends.local import EngineState, LocalBackend, LocalModel, ModelState
 from millicent.core.chunks import End, FinishReason, Text
 from millicent.core.clock import SystemClock
-from millicent.core.errors import EngineCrashed, ModelError, Unavailable
+from millicent.core.errors import EngineCrashed, InvalidRequest, ModelError, ModelNotFound, Unavailable
 from millicent.core.protocols import Run
-from millicent.core.request import Limits, Request
+from millicent.core.request import Limits, Request, Sampling
 from millicent.core.steps import DeviceState, OverheadKind
 from millicent.core.usage import Leaf
 from millicent.engine.config import EngineConfig
@@ -68,8 +68,17 @@ def kill(subject: LocalBackend) -> None:
     subject._engine._process.kill()
 
 
-def request(model: str = "m") -> Request:
-    return Request(id="r", dialect="test", model=model, prompt="hello", limits=Limits(max_tokens=20))
+def request(
+    model: str = "m", prompt: str | tuple[int, ...] = "hello", max_tokens: int | None = 20, seed: int | None = None
+) -> Request:
+    return Request(
+        id="r",
+        dialect="test",
+        model=model,
+        prompt=prompt,
+        sampling=Sampling(seed=seed),
+        limits=Limits(max_tokens=max_tokens),
+    )
 
 
 async def read(run: Run) -> tuple[list[Text], End]:
@@ -278,5 +287,43 @@ def test_an_engine_busy_in_a_long_step_is_made_to_leave(
             assert engine is not None
             engine._process.send_signal(19)  # SIGSTOP: it hears nothing
         assert engine._process.returncode == -9
+
+    run(test())
+
+
+def test_closing_ends_what_runs(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with playing(ANSWER, tiny, tmp_path) as (subject, notes):
+            running = (await subject.prepare(request())).start()
+            await until(lambda: notes.steps)
+        _, end = await read(running)
+        assert isinstance(end.error, Unavailable)
+        assert subject.status().state is EngineState.STOPPED
+
+    run(test())
+
+
+def test_what_cannot_run_is_refused_before_anything_is_spent(tiny: Path, tmp_path: Path) -> None:
+    """The script's model has a context of 64 tokens."""
+
+    async def test() -> None:
+        async with playing([["load"]], tiny, tmp_path) as (subject, notes):
+            with pytest.raises(ModelNotFound, match="available: m"):
+                await subject.prepare(request("other"))
+            with pytest.raises(InvalidRequest, match=r"64 tokens leave no room.*context of 64") as refused:
+                await subject.prepare(request(prompt=(5,) * 64))
+            assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
+            with pytest.raises(InvalidRequest, match="token 100000 is not one"):
+                await subject.prepare(request(prompt=(5, 100_000)))
+            with pytest.raises(InvalidRequest, match="no tokens"):
+                await subject.prepare(request(prompt=""))
+            with pytest.raises(InvalidRequest, match="seed"):
+                await subject.prepare(request(seed=2**64))
+            with pytest.raises(InvalidRequest, match="context of 64"):
+                await subject.prepare(request(prompt="a b " * 6_000))  # encoded on another thread
+            for max_tokens in (500, 14, None):
+                call = await subject.prepare(request(prompt=(5,) * 50, max_tokens=max_tokens))
+                assert (call.input_tokens, call.max_output_tokens) == (50, 14)
+            assert notes.steps == []
 
     run(test())

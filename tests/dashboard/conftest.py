@@ -172,19 +172,9 @@ def _api_lines(at_ns: int) -> tuple[Line, ...]:
     )
 
 
-def varied_receipts(now_ns: int) -> list[Receipt]:
-    """One of each kind a ledger may hold, among ordinary ones."""
-
-    def at(minutes: int) -> int:
-        return now_ns - minutes * 60 * NS_PER_S - 123_456_789
-
-    ordinary = [make_receipt(n, at(90 - n)) for n in range(1, 31)]
-    nobody = {"usage": Usage(), "accelerator": Accelerator(), "lines": (), "attempts": ()}
-    unpriced = tuple(msgspec.structs.replace(ordinary[0].lines[0], unit_price_usd=None, amount=None) for _ in range(1))
-    unknown = {Leaf.INPUT_FRESH: Count(204, Provenance.COUNTED), Leaf.OUTPUT_TEXT: Count(None, Provenance.UNKNOWN)}
-    hostile = Attribution(user=HOSTILE, feature='"><img src=x onerror=alert(1)>', tags={"<b>": "&amp;"})
-    api_at = at(40)
-    api = {
+def _retried(api_at: int) -> dict[str, object]:
+    """A provider's answer whose first attempt failed, with a later credit."""
+    return {
         "model": "gpt-large",
         "served_model": "gpt-large-2026-05-01",
         "placement": "openai",
@@ -227,12 +217,25 @@ def varied_receipts(now_ns: int) -> list[Receipt]:
         ),
         "timing": Timing(2_100_000, 1_420 * NS_PER_MS, 4_350_000, 9_312 * NS_PER_MS),
     }
+
+
+def varied_receipts(now_ns: int) -> list[Receipt]:
+    """One of each kind a ledger may hold, among ordinary ones."""
+
+    def at(minutes: int) -> int:
+        return now_ns - minutes * 60 * NS_PER_S - 123_456_789
+
+    ordinary = [make_receipt(n, at(90 - n)) for n in range(1, 31)]
+    nobody = {"usage": Usage(), "accelerator": Accelerator(), "lines": (), "attempts": ()}
+    unpriced = tuple(msgspec.structs.replace(ordinary[0].lines[0], unit_price_usd=None, amount=None) for _ in range(1))
+    unknown = {Leaf.INPUT_FRESH: Count(204, Provenance.COUNTED), Leaf.OUTPUT_TEXT: Count(None, Provenance.UNKNOWN)}
+    hostile = Attribution(user=HOSTILE, feature='"><img src=x onerror=alert(1)>', tags={"<b>": "&amp;"})
     open_fields = {"settled_at_ns": None, "status": None, "finish_reason": None, "timing": Timing(), "lines": ()}
     failed = {"status": Status.FAILED, "finish_reason": "error", "error": "the engine process ended while this ran"}
     cut_off = {"status": Status.INTERRUPTED, "finish_reason": None, "error": "cut off by a crash; closed by recovery"}
     return [
         *ordinary,
-        make_receipt(41, api_at, **api),
+        make_receipt(41, at(40), **_retried(at(40))),
         make_receipt(42, at(30), **failed, attribution=Attribution()),
         make_receipt(43, at(26), status=Status.CANCELLED, finish_reason="cancelled"),
         make_receipt(44, at(22), **cut_off),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from millicent.engine.batch import Model, Piece
-from millicent.engine.models import load_model
+from millicent.engine.models import FAMILIES, load_model
 from millicent.engine.weights import open_checkpoint
 from support.tiny_models import TinyLlama, write_tiny_model, write_tiny_tokenizer
 
@@ -133,7 +133,7 @@ def test_the_tiny_model_of_the_tests_is_a_llama_to_transformers_too(tmp_path: Pa
 
 @pytest.mark.model
 def test_smollm2_gives_the_logits_of_transformers_on_its_dequantized_weights(smollm2_path: Path) -> None:
-    checkpoint = open_checkpoint(smollm2_path)
+    checkpoint = open_checkpoint(smollm2_path, FAMILIES)
     spec = checkpoint.spec
     config = transformers.LlamaConfig(
         vocab_size=spec.vocabulary,

@@ -18,7 +18,7 @@ import torch
 from millicent.core.errors import ModelError
 from millicent.engine.batch import Piece
 from millicent.engine.layers import rotary_frequencies
-from millicent.engine.models import load_model
+from millicent.engine.models import FAMILIES, load_model
 from millicent.engine.quantization import dequantize
 from millicent.engine.weights import open_checkpoint
 from support.tiny_models import TinyLlama, write_tiny_model
@@ -59,7 +59,7 @@ def write_gguf(
     path: Path, directory: Path, *, architecture: str = "llama", change: Callable[[gguf.GGUFWriter], None] | None = None
 ) -> Path:
     """The tiny checkpoint of `directory` as llama.cpp would convert it."""
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, FAMILIES)
     spec = checkpoint.spec
     tokenizer = json.loads((directory / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(path, architecture)
@@ -111,14 +111,14 @@ def last_logits(path: Path) -> torch.Tensor:
 
 def test_a_gguf_gives_the_logits_of_the_checkpoint_it_was_made_from(directory: Path, gguf_path: Path) -> None:
     torch.testing.assert_close(last_logits(gguf_path), last_logits(directory), atol=1e-5, rtol=1e-5)
-    spec = replace(open_checkpoint(gguf_path).spec, norm_eps=SHAPE_EPS)  # a float32 there
-    assert spec == open_checkpoint(directory).spec
+    spec = replace(open_checkpoint(gguf_path, FAMILIES).spec, norm_eps=SHAPE_EPS)  # a float32 there
+    assert spec == open_checkpoint(directory, FAMILIES).spec
 
 
 def test_a_directory_with_one_gguf_is_that_gguf(tmp_path: Path, gguf_path: Path) -> None:
     (tmp_path / "alone").mkdir()
     gguf_path.rename(tmp_path / "alone" / "model.gguf")
-    assert open_checkpoint(tmp_path / "alone").label == "model.gguf"
+    assert open_checkpoint(tmp_path / "alone", FAMILIES).label == "model.gguf"
 
 
 def test_linear_scaling_in_a_gguf_divides_positions(tmp_path: Path, directory: Path) -> None:
@@ -126,8 +126,8 @@ def test_linear_scaling_in_a_gguf_divides_positions(tmp_path: Path, directory: P
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(4.0)
 
-    scaled = open_checkpoint(write_gguf(tmp_path / "scaled.gguf", directory, change=scale)).spec
-    plain = open_checkpoint(directory).spec
+    scaled = open_checkpoint(write_gguf(tmp_path / "scaled.gguf", directory, change=scale), FAMILIES).spec
+    plain = open_checkpoint(directory, FAMILIES).spec
     torch.testing.assert_close(rotary_frequencies(scaled) * 4, rotary_frequencies(plain))
 
 
@@ -136,7 +136,10 @@ def test_rotary_divisors_in_a_gguf_divide_frequencies(tmp_path: Path, directory:
     path = write_gguf(
         tmp_path / "scaled.gguf", directory, change=lambda writer: writer.add_tensor("rope_freqs.weight", divisors)
     )
-    found, plain = rotary_frequencies(open_checkpoint(path).spec), rotary_frequencies(open_checkpoint(directory).spec)
+    found, plain = (
+        rotary_frequencies(open_checkpoint(path, FAMILIES).spec),
+        rotary_frequencies(open_checkpoint(directory, FAMILIES).spec),
+    )
     torch.testing.assert_close(found * torch.from_numpy(divisors), plain)
 
 
@@ -195,11 +198,17 @@ def test_a_damaged_gguf_never_ends_in_a_traceback(gguf_path: Path) -> None:
 
 
 def test_an_architecture_that_is_not_known_is_refused_with_those_that_are(tmp_path: Path, directory: Path) -> None:
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
-    message = refusal(directory)
-    assert "'mamba'" in message
-    assert "llama, mistral" in message
+    (directory / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    other = write_gguf(tmp_path / "other.gguf", write_tiny_model(tmp_path / "other"), architecture="mamba")
+    for path in (directory, other):
+        message = refusal(path)
+        assert "'mamba'" in message
+        assert "llama, mistral" in message
+
+
+def test_a_sliding_window_in_a_gguf_is_refused_by_name(tmp_path: Path, directory: Path) -> None:
+    path = write_gguf(tmp_path / "window.gguf", directory, change=lambda writer: writer.add_sliding_window(4096))
+    assert "sliding-window" in refusal(path)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class FakeHub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(with_body=True)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Quiet."""
 
     def _answer(self, *, with_body: bool) -> None:

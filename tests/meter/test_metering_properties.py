@@ -6,6 +6,7 @@ The expectation is worked out from the raw events by another way than the meter'
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections import defaultdict
 from contextlib import contextmanager
 from decimal import Decimal
@@ -247,6 +248,7 @@ def perform(world: World, event: tuple[Any, ...]) -> None:
 @given(st.integers(1, 3), st.lists(st.one_of(quiet_events), max_size=40))
 def test_without_a_crash_every_account_is_what_happened(accelerators: int, events: list[tuple[Any, ...]]) -> None:
     world = World(accelerators)
+    weakref.finalize(world, world.connection.close)
     for event in events:
         perform(world, event)
         world.balance()
@@ -273,6 +275,7 @@ def test_without_a_crash_every_account_is_what_happened(accelerators: int, event
 @given(st.integers(1, 3), st.lists(st.one_of(crash_events), max_size=40))
 def test_through_any_crashes_every_account_balances(accelerators: int, events: list[tuple[Any, ...]]) -> None:
     world = World(accelerators)
+    weakref.finalize(world, world.connection.close)
     begun_ns = world.begun_ns
     for event in events:
         perform(world, event)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.tiny_models import SPECIAL_TOKENS, write_tiny_model
 
 from millicent.core.clock import ManualClock
 from millicent.core.errors import InvalidRequest, ModelError
 from millicent.core.request import Message
 from millicent.text import TextStream, Tokenizer, load_tokenizer
+from support.tiny_models import SPECIAL_TOKENS, write_tiny_model
 
 NASTY_TEXTS = [
     "",

@@ -15,9 +15,9 @@ from typing import Any, cast
 import msgspec
 
 from millicent.core.errors import Unavailable
-from millicent.engine.config import EngineConfig
 from millicent.engine.protocol import (
     MAX_FRAME_BYTES,
+    EngineConfig,
     FromEngine,
     Hello,
     Shutdown,

@@ -32,8 +32,18 @@ from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError,
 from millicent.core.protocols import Observer
 from millicent.core.request import Request
 from millicent.core.steps import DeviceState, Overhead
-from millicent.engine.config import EngineConfig
-from millicent.engine.protocol import Cancel, FromEngine, Load, Loaded, LoadFailed, Step, Submit, Unload, Unloaded
+from millicent.engine.protocol import (
+    Cancel,
+    EngineConfig,
+    FromEngine,
+    Load,
+    Loaded,
+    LoadFailed,
+    Step,
+    Submit,
+    Unload,
+    Unloaded,
+)
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer

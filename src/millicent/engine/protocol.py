@@ -11,6 +11,7 @@ import msgspec
 
 from millicent.core.request import Limits, Sampling
 from millicent.core.steps import Overhead, StepRecord
+from millicent.engine.config import EngineConfig as EngineConfig  # noqa: PLC0414 - the process is started with it
 
 MAX_FRAME_BYTES = 64 << 20
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ from millicent.text.gguf import find_gguf
 
 if TYPE_CHECKING:
     import torch
+
+    from millicent.engine.kernels.weights import Quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,16 @@ class Checkpoint(ABC):
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The tensor, dequantized, in `dtype`. It is there: `shapes` has it."""
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether the tensor is stored in fewer bits than its values have."""
+        del name
+        return False
+
+    def read_quantized(self, name: str) -> Quantized | None:
+        """The matrix as stored, nothing rounded again; None unless it is in a format that the kernels compute in."""
+        del name
+        return None
+
     def tensor(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         self.require(name, shape)
         return self.read(name, dtype)
@@ -90,16 +102,24 @@ class Checkpoint(ABC):
             )
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def check_family(label: str, family: str, families: Collection[str]) -> None:
+    """Before anything else is read: another architecture's metadata means other things."""
+    if family not in families:
+        raise ModelError(
+            f"{label}: architecture {family!r} is not supported (supported: {', '.join(families)}); use another model"
+        )
+
+
+def open_checkpoint(path: Path, families: Collection[str]) -> Checkpoint:
     """The model at `path`: a GGUF file, or a directory with one or with config.json and safetensors.
 
-    Raises ModelError, in one line, for what is missing, cut off, damaged or unsupported.
+    Raises ModelError, in one line, for what is missing, cut off, damaged or not of one of these families.
     """
     gguf_path = find_gguf(path)
     if gguf_path is not None:
         from millicent.engine.weights_gguf import GgufCheckpoint
 
-        return GgufCheckpoint(gguf_path)
+        return GgufCheckpoint(gguf_path, families)
     from millicent.engine.weights_safetensors import SafetensorsCheckpoint
 
-    return SafetensorsCheckpoint(path)
+    return SafetensorsCheckpoint(path, families)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from millicent.core.errors import ModelError
-from millicent.engine.weights import Checkpoint, ModelSpec, RopeScaling
+from millicent.engine.weights import Checkpoint, ModelSpec, RopeScaling, check_family
 from millicent.text.gguf import GgufHead, TensorInfo, read_gguf_head
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+
+    from millicent.engine.kernels.weights import Quantized
 
 _OUTSIDE_LAYERS = {
     "token_embd": "model.embed_tokens",
@@ -39,11 +42,12 @@ _ROPE_DIVISORS = "rope_freqs.weight"
 
 
 class GgufCheckpoint(Checkpoint):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, families: Collection[str]) -> None:
         head = read_gguf_head(path)
         self.label = path.name
         self._path = path
         self._architecture = str(head.metadata.get("general.architecture"))
+        check_family(self.label, self._architecture, families)
         self._tensors = {_hugging_face_name(name): info for name, info in head.tensors.items()}
         self.shapes = {name: info.shape for name, info in self._tensors.items()}
         self._byte_counts = {name: _stored_bytes(self.label, info) for name, info in self._tensors.items()}
@@ -53,21 +57,49 @@ class GgufCheckpoint(Checkpoint):
         self._data = _map_file(path)
         try:
             self.spec = self._read_spec(head)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"{self.label}: its metadata makes no sense ({error}); fetch the model again") from None
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         from millicent.engine.quantization import dequantize
 
         info = self._tensors[name]
-        raw = self._data[info.offset : info.offset + self._byte_counts[name]]
-        tensor = dequantize(raw, info.quantization, info.shape, dtype)
-        if self._architecture in _INTERLEAVED:
-            if name.endswith(("q_proj.weight", "q_proj.bias")):
-                tensor = _halves_from_interleaved(tensor, self.spec.heads)
-            elif name.endswith(("k_proj.weight", "k_proj.bias")):
-                tensor = _halves_from_interleaved(tensor, self.spec.kv_heads)
-        return tensor
+        tensor = dequantize(self._raw(name), info.quantization, info.shape, dtype)
+        order = self._row_order(name)
+        return tensor if order is None else tensor[order]
+
+    def is_quantized(self, name: str) -> bool:
+        from millicent.engine.quantization import is_plain
+
+        return not is_plain(self._tensors[name].quantization)
+
+    def read_quantized(self, name: str) -> Quantized | None:
+        from millicent.engine.quantization import quantized
+
+        info = self._tensors[name]
+        found = quantized(self._raw(name), info.quantization, info.shape)
+        order = self._row_order(name)
+        return found if found is None or order is None else found.rows(order)
+
+    def _raw(self, name: str) -> np.ndarray[Any, Any]:
+        offset = self._tensors[name].offset
+        return self._data[offset : offset + self._byte_counts[name]]
+
+    def _row_order(self, name: str) -> torch.Tensor | None:
+        """Which stored row is which of Hugging Face's: in GGUF, rows (0, 1), (2, 3), ... of a head rotate together; in
+        Hugging Face's layout, rows i and i + half do. None where both are the same."""
+        import torch
+
+        if self._architecture not in _INTERLEAVED:
+            return None
+        if name.endswith(("q_proj.weight", "q_proj.bias")):
+            heads = self.spec.heads
+        elif name.endswith(("k_proj.weight", "k_proj.bias")):
+            heads = self.spec.kv_heads
+        else:
+            return None
+        rows = torch.arange(self.shapes[name][0]).view(heads, -1, 2)
+        return rows.transpose(1, 2).reshape(-1)
 
     def _read_spec(self, head: GgufHead) -> ModelSpec:
         metadata, architecture = head.metadata, self._architecture
@@ -84,6 +116,10 @@ class GgufCheckpoint(Checkpoint):
             raise ModelError(f"{self.label}: keys and values of different widths are not supported; use another model")
         if int(number("rope.dimension_count", head_dim)) != head_dim:
             raise ModelError(f"{self.label}: rotating part of a head is not supported; use another model")
+        if window := int(number("attention.sliding_window", 0)):
+            raise ModelError(
+                f"{self.label}: sliding-window attention ({window} tokens) is not supported; use another model"
+            )
         if int(number("expert_count", 0)):
             raise ModelError(f"{self.label}: mixtures of experts are not supported; use another model")
         return ModelSpec(
@@ -130,12 +166,6 @@ def _hugging_face_name(name: str) -> str:
     if len(parts) == 3 and parts[0] == "blk" and parts[2] in _IN_LAYER:
         return f"model.layers.{parts[1]}.{_IN_LAYER[parts[2]]}.{suffix}"
     return name
-
-
-def _halves_from_interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows (0, 1), (2, 3), ... of a head rotate together in GGUF; in Hugging Face's layout, row i and i + half do."""
-    split = tensor.view(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
-    return split.transpose(1, 2).reshape(tensor.shape)
 
 
 def _stored_bytes(label: str, info: TensorInfo) -> int:

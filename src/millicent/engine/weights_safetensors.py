@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millicent.core.errors import ModelError
-from millicent.engine.weights import Checkpoint, ModelSpec, RopeScaling
+from millicent.engine.weights import Checkpoint, ModelSpec, RopeScaling, check_family
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +18,12 @@ _SINGLE = "model.safetensors"
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, families: Collection[str]) -> None:
         from safetensors import SafetensorError, safe_open
 
         self.label = path.name
         config = _read_object(path / "config.json")
+        check_family(self.label, str(config.get("model_type")), families)
         self._files: dict[str, Any] = {}
         self.shapes = {}
         for file in _weight_files(path):

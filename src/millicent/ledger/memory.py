@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -30,6 +31,8 @@ class MemoryLedger:
         self._lock = threading.RLock()
         migrate(self._connection, ManualClock())
         self.queries: LedgerQueries = _MemoryQueries(self._connection, self._lock)
+        # For those who don't call stop: an open connection that is forgotten warns.
+        weakref.finalize(self.queries, self._connection.close)
 
     async def start(self) -> None:
         """Nothing to open."""

@@ -82,12 +82,11 @@ _GROUPS: dict[GroupBy, str] = {
 # Per receipt: its total (NULL when a line is unpriced or there is none), and whether an assumption is in it.
 _TOTALS = """
     WITH priced AS (
-        SELECT r.*,
-            (SELECT CASE WHEN count(*) = count(amount_nanousd) THEN sum(amount_nanousd) END
-             FROM lines WHERE receipt = r.id AND book = ?) AS total_nanousd,
-            EXISTS (SELECT 1 FROM lines
-             WHERE receipt = r.id AND book = ? AND provenance = 'assumed') AS assumed
-        FROM receipts AS r WHERE status IS NOT NULL AND {where}
+        SELECT created_at_ns, status, model, key, team, user, feature, tier, input_tokens, output_tokens, serving_ns,
+            CASE WHEN count(l.receipt) = count(amount_nanousd) THEN sum(amount_nanousd) END AS total_nanousd,
+            coalesce(max(l.provenance = 'assumed'), 0) AS assumed
+        FROM receipts AS r LEFT JOIN lines AS l ON l.receipt = r.id AND l.book = ?
+        WHERE status IS NOT NULL AND {where} GROUP BY created_at_ns, r.id
     )
     SELECT {group} AS grouped, count(*) AS requests,
         coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(output_tokens), 0) AS output_tokens,
@@ -152,7 +151,7 @@ class LedgerQueries:
             condition, values = _condition(where)
             order = "grouped" if by in {"day", "hour"} else "cost_nanousd DESC, grouped"
             found = select(
-                connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), [book, book, *values]
+                connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), [book, *values]
             )
         return [
             Totals(

@@ -11,6 +11,8 @@ from millicent.core.clock import Clock
 from millicent.core.errors import LedgerUnavailable
 from millicent.ledger.config import LedgerConfig
 
+_OLDEST = (3, 37, 0)  # strict tables
+
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full: free some space",
     sqlite3.SQLITE_READONLY: "it is read-only: give this user write permission",
@@ -33,6 +35,9 @@ def unavailable(path: Path | str, error: Exception) -> LedgerUnavailable:
 
 def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
     """A connection that may write, for one thread at a time. Transactions are opened by hand."""
+    if sqlite3.sqlite_version_info < _OLDEST:
+        needed = ".".join(map(str, _OLDEST))
+        raise LedgerUnavailable(f"SQLite is {sqlite3.sqlite_version} and {needed} is needed: use a newer Python build")
     connection = sqlite3.connect(
         path, timeout=config.busy_timeout_ms / 1000, isolation_level=None, check_same_thread=False
     )
