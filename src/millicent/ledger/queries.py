@@ -150,9 +150,7 @@ class LedgerQueries:
                 return []
             condition, values = _condition(where)
             order = "grouped" if by in {"day", "hour"} else "cost_nanousd DESC, grouped"
-            found = select(
-                connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), [book, *values]
-            )
+            found = select(connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), [book, *values])
         return [
             Totals(
                 group=row["grouped"],

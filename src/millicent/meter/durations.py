@@ -134,9 +134,9 @@ class _Rates:
     """What tokens took lately: sums that fade, so that each of the last hundred answers or so counts."""
 
     _FADING = 128
+    _SCALE = 1 << 20  # so that fading rounds nothing away
 
     def __init__(self) -> None:
-        self._answers = 0
         self._input_tokens = 0
         self._output_tokens = 0
         self._serving_ns = 0
@@ -154,8 +154,7 @@ class _Rates:
             ("_after_ns", max(0, took.total_ns - took.ttft_ns)),
         ):
             before = getattr(self, name)
-            setattr(self, name, before - before // self._FADING + value)
-        self._answers += 1
+            setattr(self, name, before - before // self._FADING + value * self._SCALE)
 
     def times(self, input_tokens: int, output_tokens: int) -> tuple[int, int, int]:
         """Device time is split like the time on the clock, between the prompt and the answer."""
@@ -177,7 +176,7 @@ class _Seen:
         actual = (took.serving_ns, took.ttft_ns, took.total_ns)
         for ratios, said_ns, was_ns in zip(self._ratios, predicted, actual, strict=True):
             if was_ns is not None and said_ns > 0:
-                ratios.add(was_ns * _PERMILLE // said_ns)
+                ratios.add((was_ns * _PERMILLE + said_ns // 2) // said_ns)
 
     def spreads(self) -> tuple[tuple[int, int, int], ...]:
         return tuple(ratios.spread() for ratios in self._ratios)
@@ -211,4 +210,5 @@ class _Ratios:
         middle = self._sorted[count // 2]
         if count < _LEAST_RATIOS:
             return middle // _FACTOR_AT_FIRST, middle, middle * _FACTOR_AT_FIRST
-        return self._sorted[count * 4 // 100], middle, self._sorted[count - 1 - count * 4 // 100]
+        cut = count * 4 // 100
+        return self._sorted[cut] - 1, middle, self._sorted[count - 1 - cut] + 1  # ratios are known to a permille

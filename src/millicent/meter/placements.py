@@ -215,6 +215,8 @@ class Placement(msgspec.Struct, frozen=True):
         snapshot = {RATE_KEY: format(rate, "f"), "rate_provenance": str(self.rate_provenance), **self.inputs}
         if self.usd_per_hour is not None:
             snapshot["usd_per_hour"] = format(self.usd_per_hour, "f")
+        if self.discount and self.list_usd_per_hour is not None:
+            snapshot["list_usd_per_hour"] = format(self.list_usd_per_hour, "f")
         if self.standard_utilization is not None:
             snapshot["standard_utilization"] = format(self.standard_utilization, "f")
         return PriceSource(source, snapshot)

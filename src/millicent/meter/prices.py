@@ -52,7 +52,7 @@ class LongContext(TokenPrices, frozen=True, kw_only=True):
 class PriceList(TokenPrices, frozen=True, kw_only=True):
     long_context: tuple[LongContext, ...] = ()
 
-    def at(self, input_tokens: int) -> TokenPrices:
+    def tier(self, input_tokens: int) -> TokenPrices:
         """The tier that an input of this length falls into."""
         reached = [tier for tier in self.long_context if input_tokens > tier.above_input_tokens]
         return max(reached, key=lambda tier: tier.above_input_tokens) if reached else self
@@ -95,7 +95,7 @@ class PriceConfig(PriceEntry, frozen=True, kw_only=True):
                 if value is not None and not (value.is_finite() and value >= 0):
                     raise ConfigError(f"[prices.{name}] {where}{field} = {value}: must be a number of 0 or more")
 
-    def at(self, at_ns: int) -> PriceEntry:
+    def in_force(self, at_ns: int) -> PriceEntry:
         """What holds at that UTC instant."""
         due = [entry for entry in self.dated if day_start_ns(entry.effective_from) <= at_ns]
         return max(due, key=lambda entry: entry.effective_from) if due else self
@@ -143,7 +143,7 @@ class PriceBook:
 
     def _entry(self, model: str, at_ns: int, provider: str | None) -> tuple[str, PriceEntry] | None:
         if model in self._overrides:
-            return f"prices.{model}", self._overrides[model].at(at_ns)
+            return f"prices.{model}", self._overrides[model].in_force(at_ns)
         if self._published is None:
             return None
         day_ns = at_ns - at_ns % _NS_PER_DAY  # published prices change at most once a day

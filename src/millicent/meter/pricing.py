@@ -105,7 +105,7 @@ def tier_of(prices: PriceList | None, usage: Usage) -> TokenPrices:
     """The prices that hold for an input of this length; none where it isn't known and they depend on it."""
     if prices is None or (prices.long_context and usage.input_tokens is None):
         return TokenPrices()
-    return prices.at(usage.input_tokens or 0)
+    return prices.tier(usage.input_tokens or 0)
 
 
 def total(lines: tuple[Line, ...]) -> Money | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -52,9 +53,13 @@ def published_prices(model: str, at_ns: int, provider: str | None) -> tuple[str,
         name: _price_list(info.get_prices(when, context))
         for name, context in _SERVICES.items()
         # Without prices of its own for it, the package would answer with the standard ones.
-        if any(variant.when == context for variant in info.price_variants or ())
+        if any(variant.when == context and _in_force(variant, when) for variant in info.price_variants or ())
     }
     return f"genai-prices {genai_prices.__version__} {found.id}/{info.id}", PriceEntry(**fields)
+
+
+def _in_force(variant: Any, when: datetime) -> bool:
+    return variant.constraint is None or bool(variant.constraint.active(when))
 
 
 def _price_list(published: Any) -> PriceList | None:
