@@ -118,7 +118,7 @@ def test_a_new_rate_begins_a_new_session_and_loses_no_time() -> None:
     clock.advance(3 * NS_PER_S)
     checkpoint = meter.checkpoint()
     old, new = checkpoint.sessions
-    assert (old.id, old.closed, old.usd_per_hour, new.usd_per_hour) == (first.id, True, 3, 2)
+    assert (old.id, old.closed, old.usd_per_hour, new.usd_per_hour) == (first.id, True, Decimal(3), Decimal(2))
     assert meter.checkpoint().sessions[0] == old  # until the ledger has it
     meter.written(checkpoint)
     clock.advance(4 * NS_PER_S)

@@ -96,7 +96,7 @@ class World:
 
 
 def run(story: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(story(), 60))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(story(), 60))
 
 
 def test_the_quotes_upper_bound_is_held_before_anything_runs() -> None:

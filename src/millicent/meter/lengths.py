@@ -22,7 +22,8 @@ _MISS_PPM = 80_000
 _MOST_MISS_PPM = 500_000
 # How far one answer moves the part: 0.5% of its surprise.
 _LEARNING_DIVISOR = 200
-_NEIGHBOURS = 80
+_NEIGHBOURS = 120
+_CLOSEST = 20
 _LEAST_NEIGHBOURS = 12  # fewer can't bound nine in ten
 _SCANNED = 4 * _NEIGHBOURS
 _WINDOW = 4096
@@ -51,12 +52,13 @@ class OutputLengths:
     def forecast(self, model: str, feature: str | None, input_tokens: int, limit: int | None) -> Length:
         """`limit` is the most the request can produce; None where nobody knows."""
         most = _ASSUMED_MOST_TOKENS if limit is None else limit
-        lengths = self._nearest(model, feature, input_tokens, limit)
-        if len(lengths) < _LEAST_NEIGHBOURS:
-            middle = lengths[len(lengths) // 2] if lengths else _ASSUMED_TOKENS
-            expected = max(1, min(middle, most))
-            return Length(Interval(min(1, most), expected, max(most, expected)), Provenance.ASSUMED)
-        expected = lengths[(len(lengths) - 1) // 2]
+        nearest = self._nearest(model, feature, input_tokens, limit)
+        # What is likeliest is a question to the very nearest; what is possible, to more of them.
+        closest = sorted(nearest[:_CLOSEST]) or [_ASSUMED_TOKENS]
+        expected = min(closest[(len(closest) - 1) // 2], most)
+        if len(nearest) < _LEAST_NEIGHBOURS:
+            return Length(Interval(min(1, expected), expected, most), Provenance.ASSUMED)
+        lengths = sorted(nearest)
         low, high = _shortest(lengths, self._miss_ppm(model, feature))
         if high is None:
             low, high = min(1, expected), max(most, expected)
@@ -75,6 +77,7 @@ class OutputLengths:
             self._answers(key).add(input_tokens, output_tokens, cut=cut)
 
     def _nearest(self, model: str, feature: str | None, input_tokens: int, limit: int | None) -> list[int]:
+        """Lengths of answers to the nearest inputs, nearest first."""
         lengths: list[int] = []
         for key in _keys(model, feature):
             answers = self._seen.get(key)
@@ -82,7 +85,7 @@ class OutputLengths:
                 found = answers.nearest(input_tokens, limit, _NEIGHBOURS)
                 # A coarser key holds the finer one's answers too: it only tops up.
                 lengths += found[len(lengths) :]
-        return sorted(lengths)
+        return lengths
 
     def _miss_ppm(self, model: str, feature: str | None) -> int:
         for key in _keys(model, feature):
