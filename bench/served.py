@@ -3,9 +3,9 @@
     python bench/served.py --model smollm2:135m --clients 1,16 --rounds 3 \
         [--trace AzureLLMInferenceTrace_conv.csv] [--peer-python /path/to/venv/bin/python --peer-model FILE.gguf]
 
-Clients are closed loops: each sends its next request when the last one is answered. Prompts are random token ids, so no
-prefix is shared; outputs are forced to their length. With a trace, lengths are its own, scaled so that none exceeds 1,024
-tokens in all; without, 128 in and 64 out. The peer (package xllamacpp in an environment of its own) gets as many slots
+Clients are closed loops: each sends its next request when the last is answered. Prompts are random token ids, so no
+prefix is shared; outputs are forced to their length. With a trace, lengths are its own, scaled to at most 1,024 tokens
+in all; without, 128 in and 64 out. The peer (package xllamacpp in an environment of its own) gets as many slots
 as there are clients. Rounds are interleaved; medians and ratios go to bench/results/served.jsonl.
 """
 

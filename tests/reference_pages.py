@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -98,7 +99,9 @@ def _values(hint: Any, room: type[msgspec.Struct]) -> str:
         return f"list of {_values(arguments[0], room)}"
     if origin is dict:
         return f"table of {_values(arguments[1], room)}"
-    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+    if issubclass(hint, Enum):
+        return ", ".join(_toml(each) for each in hint)
+    if issubclass(hint, msgspec.Struct):
         known = {field.name for field in msgspec.structs.fields(room)}
         more = [f"`{field.name}`" for field in msgspec.structs.fields(hint) if field.name not in known]
         return " and ".join(["table of settings as here", *more])

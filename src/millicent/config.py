@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from millicent.backends.config import ModelConfig
+from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
@@ -36,6 +37,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: dict[str, ModelConfig] = {}
     placements: dict[str, PlacementConfig] = {}
     prices: dict[str, PriceConfig] = {}
+    budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig = LedgerConfig()
 
@@ -66,22 +68,18 @@ def load(path: Path) -> Config:
     for section, value in table.items():
         _check_section(path, text, section, value)
     config = msgspec.convert(table, Config)
-    for name, placement in config.placements.items():
-        with _at(path, text, ("placements", name)):
-            placement.placement(name)
-    for name, prices in config.prices.items():
-        with _at(path, text, ("prices", name)):
-            prices.check(name)
+    checks: list[tuple[tuple[str, str], Callable[[], object]]] = [
+        *((("placements", name), partial(each.placement, name)) for name, each in config.placements.items()),
+        *((("prices", name), partial(each.check, name)) for name, each in config.prices.items()),
+        *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
+        (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
+    ]
+    for where, check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            raise ConfigError(f"{path}:{_line_of(text, where)}: {error.message}") from error
     return config
-
-
-@contextlib.contextmanager
-def _at(path: Path, text: str, keys: tuple[str, ...]) -> Iterator[None]:
-    """What is wrong is wrong on the line of `keys`."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{path}:{_line_of(text, keys)}: {error.message}") from error
 
 
 def _check_section(path: Path, text: str, section: str, value: Any) -> None:

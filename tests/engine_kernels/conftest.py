@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 
 import pytest
 
 from millicent.engine import kernels
 
+_X86 = ["avx512-bf16", "avx512-vnni", "avx2", "portable"]
+_ARM = ["neon-dotprod", "portable"]
 
-@pytest.fixture(params=["avx512-bf16", "avx512-vnni", "avx2", "neon-dotprod", "portable"])
+
+@pytest.fixture(params=_ARM if platform.machine().lower() in {"arm64", "aarch64"} else _X86)
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     if kernels.available().instruction_set is None:
         pytest.skip(kernels.available().reason)

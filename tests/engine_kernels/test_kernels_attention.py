@@ -31,7 +31,7 @@ def attention_of(shape: DecoderShape, block_tokens: int, norm: torch.Tensor | No
     blank = PackedWeight(torch.zeros(32, 32))
     ones = torch.ones(32)
     layers = DecoderLayers(shape, [LayerWeights(ones, ones, blank, blank, blank, blank, norm, norm)])
-    layers.allocate(BLOCKS, block_tokens)
+    layers.allocate(BLOCKS, block_tokens, BLOCKS * block_tokens)
     layers._cache[0].fill_(255)
     return layers
 

@@ -63,9 +63,15 @@ class PaymentRequired(MillicentError):
     code = "budget_exceeded"
 
     def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None, quote: Quote | None = None
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+        quote: Quote | None = None,
     ) -> None:
-        super().__init__(message, param=param, code=code)
+        super().__init__(message, param=param, code=code, retry_after_s=retry_after_s)
         self.quote = quote
 
 

@@ -17,7 +17,7 @@ _MAX_COST = "x-millicent-max-cost-usd"
 _MOST_USD = 1_000_000
 
 # Headers that promise something this server can't keep yet: refused, because to ignore one would cost money.
-_REFUSED_HEADERS = ("x-millicent-latency-target-ms", "idempotency-key")
+_REFUSED_HEADERS = ("x-millicent-latency-target-ms",)
 
 
 def read_attribution(

@@ -12,6 +12,7 @@ import torch
 from millicent.engine.batch import Piece
 from millicent.engine.kernels.library import BatchStruct, LayerStruct, ShapeStruct, library
 from millicent.engine.kernels.weights import Format, PackedWeight, address
+from millicent.engine.kv_cache import lazy_zeros
 
 CACHE_TILE_TOKENS = 16
 MAX_HEAD_DIM = 256
@@ -92,10 +93,13 @@ class DecoderLayers:
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
         self._shape_struct = ShapeStruct()
 
-    def allocate(self, blocks: int, block_tokens: int) -> None:
-        """A cache of zeros. What a block holds stays in it until it is written over; nothing reads beyond a context."""
+    def allocate(self, blocks: int, block_tokens: int, context_tokens: int) -> None:
+        """A cache of zeros, for contexts of up to `context_tokens`.
+
+        What a block holds stays in it until it is written over; nothing reads beyond a context.
+        """
         shape = self._shape
-        cosines, sines = self._angles = shape.angles(blocks * block_tokens)
+        cosines, sines = self._angles = shape.angles(min(context_tokens, blocks * block_tokens))
         self._shape_struct = ShapeStruct(
             shape.hidden,
             shape.heads,
@@ -113,7 +117,7 @@ class DecoderLayers:
             address(sines),
         )
         block_bytes = library().mk_cache_block_bytes(ctypes.byref(self._shape_struct))
-        self._cache = [torch.zeros(2, blocks, block_bytes, dtype=torch.uint8) for _ in self._layers]
+        self._cache = [lazy_zeros((2, blocks, block_bytes), torch.uint8) for _ in self._layers]
         for cache in self._cache:
             library().mk_use_large_pages(address(cache), cache.nbytes)
         for struct, layer, cache in zip(self._structs, self._layers, self._cache, strict=True):

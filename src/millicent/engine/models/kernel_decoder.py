@@ -53,7 +53,7 @@ class KernelDecoder:
         self.kv_bytes_per_token = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
 
     def allocate(self, blocks: int, block_tokens: int) -> None:
-        self._layers.allocate(blocks, block_tokens)
+        self._layers.allocate(blocks, block_tokens, self.context_tokens)
 
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
         with torch.inference_mode():
