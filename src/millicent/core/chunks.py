@@ -1,4 +1,4 @@
-"""What a backend answers with: text as it comes, then exactly one end."""
+"""What a backend answers with: text or vectors as they come, then exactly one end."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ class Text(msgspec.Struct, frozen=True):
     tokens: int
 
 
+class Vector(msgspec.Struct, frozen=True):
+    """The vector of input number `index`, little-endian float32; `input_tokens` is what was read for it."""
+
+    index: int
+    values: bytes
+    input_tokens: int
+
+
 class End(msgspec.Struct, frozen=True):
     """The last chunk. `error` is set exactly when `reason` is error; usage covers what was done until then."""
 
@@ -32,4 +40,4 @@ class End(msgspec.Struct, frozen=True):
     error: MillicentError | None = None
 
 
-Chunk = Text | End
+Chunk = Text | Vector | End

@@ -39,6 +39,8 @@ class Answer:
         self.opened = opened
         self.closing: Receipt | None = None  # final, and on its way to the ledger
         self.progress = Progress()
+        self.vectors: dict[int, bytes] = {}  # by input; all of them once `take` says None
+        self.vector_tokens = 0  # what was read for them
         self._run: Run | None = None
         self._cancelled = False
         self._receipt: Receipt | None = None

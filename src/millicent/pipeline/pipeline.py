@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from millicent.core.accounts import Reading
-from millicent.core.chunks import End, FinishReason, Text
+from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
 from millicent.core.errors import (
     EngineCrashed,
@@ -119,7 +119,7 @@ class Pipeline:
             raise
         answer = Answer(receipt)
         self._answers[receipt.id] = answer
-        self._meter.open(receipt.id, _ATTEMPT, call.sequence)
+        self._meter.open(receipt.id, _ATTEMPT, call.sequences)
         task = asyncio.create_task(self._drive(answer, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -180,8 +180,12 @@ class Pipeline:
         async for chunk in run:
             if isinstance(chunk, End):
                 return chunk
-            self._note(answer, call, chunk)
-            answer.push(chunk.text)
+            if isinstance(chunk, Vector):
+                self._note_vector(answer, chunk)
+                answer.vectors[chunk.index] = chunk.values
+            else:
+                self._note(answer, call, chunk)
+                answer.push(chunk.text)
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
 
@@ -191,6 +195,10 @@ class Pipeline:
         if call.input_tokens is not None:
             leaves[Leaf.INPUT_FRESH.value] = call.input_tokens
         self._meter.note_usage(answer.receipt_id, Usage.of(Provenance.MEASURED, **leaves))
+
+    def _note_vector(self, answer: Answer, chunk: Vector) -> None:
+        answer.vector_tokens += chunk.input_tokens
+        self._meter.note_usage(answer.receipt_id, Usage.of(Provenance.MEASURED, input_fresh=answer.vector_tokens))
 
     async def _settle(self, answer: Answer, end: End) -> None:
         self._meter.note_usage(answer.receipt_id, end.usage)

@@ -23,6 +23,7 @@ from millicent.core.identifiers import Ids
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.config import ServerConfig
+from millicent.server.embeddings import EmbeddingsEndpoint
 from millicent.server.guard import Guard
 from millicent.server.inference import CHAT, COMPLETIONS, InferenceEndpoint
 from millicent.wire import openai_common
@@ -85,6 +86,7 @@ class Server:
         ]
         for path, dialect in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETIONS)):
             routes.append(Route(path, InferenceEndpoint(dialect, pipeline, ids, config), methods=["POST"]))
+        routes.append(Route("/v1/embeddings", EmbeddingsEndpoint(pipeline, ids, config), methods=["POST"]))
         middleware = [Middleware(Guard, config=config)]
         if config.allowed_origins:
             middleware.insert(0, _cors(config))

@@ -1,4 +1,4 @@
-"""The routes that run models: one ASGI endpoint, parametrised by dialect."""
+"""The routes that make text, parametrised by dialect."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
 from millicent.core.errors import MillicentError
 from millicent.core.identifiers import Ids
@@ -17,8 +15,8 @@ from millicent.core.receipts import Receipt
 from millicent.core.request import Request
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.pipeline import Pipeline
-from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
+from millicent.server.endpoint import Endpoint, cost_header
 from millicent.server.responses import send_error, send_json
 from millicent.wire import openai_chat, openai_common, openai_completions
 from millicent.wire.openai_common import StreamShape
@@ -49,37 +47,18 @@ CHAT = Dialect(openai_chat.decode, openai_chat.answer_body, openai_chat.Stream)
 COMPLETIONS = Dialect(openai_completions.decode, openai_completions.answer_body, openai_completions.Stream)
 
 
-class InferenceEndpoint:
-    """Reads, decodes, admits, and writes the answer whole or as a stream. A client that goes stops the work."""
+class InferenceEndpoint(Endpoint[StreamShape]):
+    """Writes the answer whole or as a stream."""
 
     def __init__(self, dialect: Dialect, pipeline: Pipeline, ids: Ids, config: ServerConfig) -> None:
+        super().__init__(dialect.decode, pipeline, ids, config)
         self._dialect = dialect
-        self._pipeline = pipeline
-        self._ids = ids
-        self._config = config
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            body = await read_body(
-                scope, receive, max_mb=self._config.max_body_mb, timeout_s=self._config.body_timeout_s
-            )
-            receipt_id = self._ids.new("rcpt")
-            request, shape = self._dialect.decode(body, Headers(scope=scope), receipt_id)
-            answer = await self._pipeline.admit(request)
-        except ClientDisconnect:
-            return
-        except MillicentError as error:
-            await send_error(send, error)
-            return
-        watch = asyncio.create_task(_cancel_on_disconnect(receive, answer))
-        try:
-            if request.stream:
-                await self._stream(send, answer, shape)
-            else:
-                await self._whole(send, answer)
-        finally:
-            answer.cancel()
-            watch.cancel()
+    async def answer(self, send: Send, request: Request, answer: Answer, shape: StreamShape) -> None:
+        if request.stream:
+            await self._stream(send, answer, shape)
+        else:
+            await self._whole(send, answer)
 
     async def _whole(self, send: Send, answer: Answer) -> None:
         text: list[str] = []
@@ -88,12 +67,12 @@ class InferenceEndpoint:
             while (piece := await answer.take()) is not None:
                 text.append(piece)
         except MillicentError as error:
-            await send_error(send, error, headers=headers | _cost_header(answer))
+            await send_error(send, error, headers=headers | cost_header(answer))
             return
         receipt = answer.settled
         assert receipt is not None
         body = openai_common.encode(self._dialect.answer_body(receipt, "".join(text)))
-        await send_json(send, body, headers=headers | _cost_header(answer))
+        await send_json(send, body, headers=headers | cost_header(answer))
 
     async def _stream(self, send: Send, answer: Answer, shape: StreamShape) -> None:
         writer = self._dialect.stream(shape)
@@ -122,16 +101,5 @@ class InferenceEndpoint:
                 await _send_part(send, openai_common.HEARTBEAT)
 
 
-def _cost_header(answer: Answer) -> dict[str, str]:
-    total = answer.settled.total if answer.settled is not None else None
-    return {} if total is None else {"x-millicent-cost-usd": str(total)}
-
-
 async def _send_part(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def _cancel_on_disconnect(receive: Receive, answer: Answer) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    answer.cancel()
