@@ -216,7 +216,7 @@ class LocalBackend:
         if run.submitted_ns is None:
             self._end(run, FinishReason.CANCELLED)
         elif self._engine is not None:
-            for sequence in run.pending:
+            for sequence in run.unfinished:
                 self._engine.send(Cancel(sequence))
 
     def _end(self, run: LocalRun | EmbeddingRun, reason: FinishReason, error: MillicentError | None = None) -> None:
@@ -255,7 +255,7 @@ class LocalBackend:
             self._observer.step(record)
             for work in record.sequences:
                 if work.prefill_rows and (run := self._runs.get(work.sequence)):
-                    run.prefilled(work.prefill_rows - work.recomputed_rows)
+                    run.prefilled(work.sequence, work.prefill_rows - work.recomputed_rows)
         for output in step.outputs:
             run = self._runs.get(output.sequence)
             if run is not None:
@@ -450,7 +450,7 @@ class LocalBackend:
             model.keep()
             if model.state is not ModelState.FAILED:
                 model.state = ModelState.UNLOADED
-        for run in list(self._runs.values()):
+        for run in set(self._runs.values()):
             self._end(run, FinishReason.ERROR, error)
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)

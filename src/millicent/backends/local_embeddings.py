@@ -59,8 +59,8 @@ class EmbeddingRun:
         return self._end is not None
 
     @property
-    def pending(self) -> tuple[int, ...]:
-        """What the engine has and hasn't answered."""
+    def unfinished(self) -> tuple[int, ...]:
+        """The sequences that the engine has and hasn't ended."""
         return tuple(self._pending)
 
     def next_frames(self) -> list[Embed]:
@@ -73,8 +73,9 @@ class EmbeddingRun:
             frames.append(frame)
         return frames
 
-    def prefilled(self, rows: int) -> None:
+    def prefilled(self, sequence: int, rows: int) -> None:
         """A step has computed this many rows."""
+        assert sequence in self._pending
         self._rows_done += rows
 
     def take(self, output: Output) -> None:

@@ -57,8 +57,8 @@ class LocalRun:
         return self._end is not None
 
     @property
-    def pending(self) -> tuple[int, ...]:
-        """What the engine has and hasn't answered."""
+    def unfinished(self) -> tuple[int, ...]:
+        """The sequences that the engine has and hasn't ended."""
         return () if self.ended else self.sequences
 
     def next_frames(self) -> list[Submit]:
@@ -66,8 +66,9 @@ class LocalRun:
         frames, self._unsent = self._unsent, []
         return frames
 
-    def prefilled(self, rows: int) -> None:
+    def prefilled(self, sequence: int, rows: int) -> None:
         """A step has computed this many more rows of the prompt."""
+        assert sequence == self.submit.sequence
         self._prefilled_tokens += rows
 
     def take(self, output: Output) -> None:
