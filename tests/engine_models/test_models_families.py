@@ -171,5 +171,5 @@ def test_a_qwen3_without_its_head_norms_is_refused_by_the_tensor_s_name(tmp_path
 
 def test_an_architecture_that_is_not_known_is_refused_with_all_that_are(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    with pytest.raises(ModelError, match="'mamba' is not supported.*llama, mistral, qwen2, qwen3, bert"):
+    with pytest.raises(ModelError, match=r"'mamba' is not supported.*llama, mistral, qwen2, qwen3, bert"):
         is_encoder(tmp_path)

@@ -7,13 +7,14 @@ import json
 import struct
 from typing import Any
 
+import msgspec
 import pytest
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Embedding
 from millicent.core.usage import Provenance, Usage
 from millicent.wire.openai_embeddings import EmbeddingShape, answer_body, decode
-from support.receipts import receipt
+from support.receipts import settled
 
 
 def decoded(**body: Any) -> tuple[Embedding, EmbeddingShape]:
@@ -77,18 +78,18 @@ def test_what_makes_no_sense_is_refused_by_the_field_s_name(body: dict[str, Any]
 
 def test_an_answer_lists_vectors_by_input_with_usage_and_cost() -> None:
     vectors = {1: struct.pack("<2f", 0.25, -1), 0: struct.pack("<2f", 0.5, 2)}
-    settled = receipt(usage=Usage.of(Provenance.MEASURED, input_fresh=9))
-    body = answer_body(settled, vectors, EmbeddingShape(base64=False))
+    receipt = msgspec.structs.replace(settled(), usage=Usage.of(Provenance.MEASURED, input_fresh=9))
+    body = answer_body(receipt, vectors, EmbeddingShape(base64=False))
     assert body["data"] == [
         {"object": "embedding", "index": 0, "embedding": [0.5, 2.0]},
         {"object": "embedding", "index": 1, "embedding": [0.25, -1.0]},
     ]
-    assert (body["object"], body["model"]) == ("list", settled.model)
+    assert (body["object"], body["model"]) == ("list", receipt.model)
     usage = body["usage"]
     assert (usage["prompt_tokens"], usage["total_tokens"]) == (9, 9)
     assert usage["prompt_tokens_details"]["cached_tokens"] == 0
-    assert settled.total is not None
-    assert usage["cost"] == settled.total.usd
+    assert receipt.total is not None
+    assert usage["cost"] == receipt.total.usd
     assert "completion_tokens" not in usage
-    packed = answer_body(settled, vectors, EmbeddingShape(base64=True))["data"][1]["embedding"]
+    packed = answer_body(receipt, vectors, EmbeddingShape(base64=True))["data"][1]["embedding"]
     assert base64.b64decode(packed) == vectors[1]
