@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from millicent.core.chunks import Vector
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Embedding
 from millicent.core.usage import Provenance, Usage
@@ -77,9 +78,10 @@ def test_what_makes_no_sense_is_refused_by_the_field_s_name(body: dict[str, Any]
 
 
 def test_an_answer_lists_vectors_by_input_with_usage_and_cost() -> None:
-    vectors = {1: struct.pack("<2f", 0.25, -1), 0: struct.pack("<2f", 0.5, 2)}
+    vectors = [Vector(1, struct.pack("<2f", 0.25, -1), 5), Vector(0, struct.pack("<2f", 0.5, 2), 4)]
+    text = "".join(vector.line for vector in vectors)
     receipt = msgspec.structs.replace(settled(), usage=Usage.of(Provenance.MEASURED, input_fresh=9))
-    body = answer_body(receipt, vectors, EmbeddingShape(base64=False))
+    body = answer_body(receipt, text, EmbeddingShape(base64=False))
     assert body["data"] == [
         {"object": "embedding", "index": 0, "embedding": [0.5, 2.0]},
         {"object": "embedding", "index": 1, "embedding": [0.25, -1.0]},
@@ -91,5 +93,5 @@ def test_an_answer_lists_vectors_by_input_with_usage_and_cost() -> None:
     assert receipt.total is not None
     assert usage["cost"] == receipt.total.usd
     assert "completion_tokens" not in usage
-    packed = answer_body(receipt, vectors, EmbeddingShape(base64=True))["data"][1]["embedding"]
-    assert base64.b64decode(packed) == vectors[1]
+    packed = answer_body(receipt, text, EmbeddingShape(base64=True))["data"][1]["embedding"]
+    assert base64.b64decode(packed) == vectors[0].values

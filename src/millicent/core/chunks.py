@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from enum import StrEnum
 
 import msgspec
@@ -30,6 +31,17 @@ class Vector(msgspec.Struct, frozen=True):
     index: int
     values: bytes
     input_tokens: int
+
+    @property
+    def line(self) -> str:
+        """As text, in which an answer keeps it until it is written or given again."""
+        return f"{self.index} {base64.b64encode(self.values).decode()}\n"
+
+
+def vector_lines(text: str) -> list[str]:
+    """The base64 of each vector in an answer's lines, in the order of the inputs."""
+    found = (line.split(" ") for line in text.splitlines())
+    return [values for _, values in sorted((int(index), values) for index, values in found)]
 
 
 class End(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from millicent.core.chunks import vector_lines
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Receipt
 from millicent.core.request import Embedding, Request
@@ -36,10 +37,10 @@ class EmbeddingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     metadata: dict[str, str] | None = None
 
 
-class EmbeddingShape(msgspec.Struct, frozen=True):
-    """How vectors are written."""
+class EmbeddingShape(common.StreamShape, frozen=True):
+    """How vectors are written: as base64 of little-endian float32, or as numbers. They never stream."""
 
-    base64: bool
+    base64: bool = False
 
 
 _decoder = msgspec.json.Decoder(EmbeddingBody)
@@ -90,27 +91,24 @@ def _input(given: Any, where: str) -> str | tuple[int, ...]:
         ) from None
 
 
-def answer_body(receipt: Receipt, vectors: Mapping[int, bytes], shape: EmbeddingShape) -> dict[str, Any]:
-    """`vectors` are little-endian float32, by the place of their input."""
+def answer_body(receipt: Receipt, text: str, shape: common.StreamShape) -> dict[str, Any]:
+    """A whole answer. `text` has a line for each vector (`core.chunks.Vector.line`)."""
+    as_base64 = isinstance(shape, EmbeddingShape) and shape.base64
     usage = common.usage_body(receipt)
+    told = ("prompt_tokens", "total_tokens", "prompt_tokens_details", "cost", "cost_details")
     return {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": _written(vectors[index], shape)}
-            for index in sorted(vectors)
+            {"object": "embedding", "index": index, "embedding": vector if as_base64 else _numbers(vector)}
+            for index, vector in enumerate(vector_lines(text))
         ],
         "model": receipt.model,
-        "usage": {
-            name: usage[name]
-            for name in ("prompt_tokens", "total_tokens", "prompt_tokens_details", "cost", "cost_details")
-        },
+        "usage": {name: usage[name] for name in told},
     }
 
 
-def _written(vector: bytes, shape: EmbeddingShape) -> str | list[float]:
-    if shape.base64:
-        return base64.b64encode(vector).decode()
-    numbers = array("f", vector)
+def _numbers(vector: str) -> list[float]:
+    numbers = array("f", base64.b64decode(vector))
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers.tolist()
