@@ -57,14 +57,22 @@ class KernelDecoder:
 
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
         with torch.inference_mode():
-            hidden = self._embedding.unpack_rows(torch.tensor([token for piece in pieces for token in piece.tokens]))
-            self._layers.forward(hidden, Batch(pieces))
+            hidden = self.states(pieces)
             ends = torch.tensor([len(piece.tokens) for piece in pieces]).cumsum(0) - 1
             sampled = ends[torch.tensor([piece.sample for piece in pieces])]
             if not len(sampled):
                 return torch.empty(0, self.vocabulary_size)
-            rows = hidden if len(sampled) == len(hidden) else hidden[sampled]
-            return self._output(rows, norm=self._norm, norm_epsilon=self._norm_epsilon)
+            return self.logits(hidden if len(sampled) == len(hidden) else hidden[sampled])
+
+    def states(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        """What the layers make of every row, float32 [rows, hidden]."""
+        hidden = self._embedding.unpack_rows(torch.tensor([token for piece in pieces for token in piece.tokens]))
+        self._layers.forward(hidden, Batch(pieces))
+        return hidden
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, vocabulary] of some rows of `states`."""
+        return self._output(states, norm=self._norm, norm_epsilon=self._norm_epsilon)
 
 
 def _shape(spec: ModelSpec, dtype: torch.dtype) -> DecoderShape:
