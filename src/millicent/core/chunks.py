@@ -17,19 +17,45 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class Candidate(msgspec.Struct, frozen=True):
+    """A token, as the bytes it stands for, and its log probability."""
+
+    bytes: bytes
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of the answer, or of the prompt, whose first has no probability. `top` holds the likeliest in its place."""
+
+    bytes: bytes
+    logprob: float | None
+    top: tuple[Candidate, ...] = ()
+
+
 class Text(msgspec.Struct, frozen=True):
-    """Decoded output, whole characters only. `tokens` is how many output tokens stand behind it (may be 0)."""
+    """Decoded output of one choice, whole characters only. `tokens` is how many output tokens stand behind it (may be
+    0). `logprobs` holds an entry for each token since the last chunk, where they were asked for.
+
+    `cached_tokens` is how many of the prompt's tokens came from a cache; None until that is known.
+    """
 
     text: str
     tokens: int
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
 
 
 class End(msgspec.Struct, frozen=True):
-    """The last chunk. `error` is set exactly when `reason` is error; usage covers what was done until then."""
+    """The last chunk. `error` is set exactly when `reason` is error; usage covers what was done until then.
+
+    `choices` says how each choice ended, where there are several; `reason` is then length if any was cut off.
+    """
 
     reason: FinishReason
     usage: Usage
     error: MillicentError | None = None
+    choices: tuple[FinishReason, ...] = ()
 
 
 Chunk = Text | End

@@ -31,12 +31,13 @@ class Run(Protocol):
 class Call(Protocol):
     """A request that a backend has looked at and could run: counted, checked, not started. Nothing was spent.
 
-    `sequence` is the number under which this call appears in step records; None where the backend shows no steps.
+    `sequences` are the numbers under which this call appears in step records, one for each choice; none where the
+    backend shows no steps.
     """
 
     served_model: str
     placement: str
-    sequence: int | None
+    sequences: tuple[int, ...]
     input_tokens: int | None
     max_output_tokens: int | None
 

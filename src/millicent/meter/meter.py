@@ -63,11 +63,11 @@ class Meter:
             session, self._gateway, device, placement, accelerators, self._clock.now_ns(), not_before_ns
         )
 
-    def open(self, receipt_id: str, attempt: int, sequence: int | None) -> None:
-        """Before the attempt starts. `sequence` None: its device time cannot be known."""
+    def open(self, receipt_id: str, attempt: int, sequences: Sequence[int]) -> None:
+        """Before the attempt starts. Without sequences its device time cannot be known."""
         receipt = self._receipts.setdefault(receipt_id, _Receipt(receipt_id))
-        receipt.known.append(sequence is not None)
-        if sequence is not None:
+        receipt.known.append(bool(sequences))
+        for sequence in sequences:
             receipt.sequences.append(sequence)
             self._sequences[sequence] = (receipt, attempt)
 
