@@ -7,13 +7,18 @@ engine is started again with its models. Nothing an engine does can take the gat
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import math
+import secrets
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from millicent.backends.engine_process import EngineProcess
 from millicent.backends.local_models import (
@@ -23,11 +28,13 @@ from millicent.backends.local_models import (
     LocalModel,
     ModelState,
     check_fits,
+    check_tokens,
     encode,
+    truncate,
 )
-from millicent.backends.local_runs import LocalCall, LocalRun
+from millicent.backends.local_runs import Label, LocalCall, LocalRun
 from millicent.core.chunks import FinishReason
-from millicent.core.clock import NS_PER_S, Clock
+from millicent.core.clock import NS_PER_MS, NS_PER_S, Clock
 from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError, ModelError, ModelNotFound, Unavailable
 from millicent.core.protocols import Observer
 from millicent.core.request import Request
@@ -97,6 +104,7 @@ class LocalBackend:
         self._tasks: set[asyncio.Task[None]] = set()
         self._runs: dict[int, LocalRun] = {}
         self._sequences = itertools.count(1)
+        self._tenant_secret = secrets.token_bytes(16)
         # One change of what is loaded at a time, so that making room is decided once.
         self._changing_models = asyncio.Lock()
         self._answer: asyncio.Future[Loaded | LoadFailed | Unloaded] | None = None
@@ -158,25 +166,42 @@ class LocalBackend:
         self._unload_later(model, _START_GRACE_S)
         assert model.tokenizer is not None
         tokens = await encode(request, model.tokenizer)
-        return LocalCall(
-            sequence=next(self._sequences),
-            model=model.name,
-            placement=model.spec.placement,
-            tokens=tokens,
-            max_output_tokens=check_fits(request, len(tokens), model.context_tokens),
-            sampling=request.sampling,
-            limits=request.limits,
-            begin=self._begin,
+        tokens = truncate(request, tokens, model.context_tokens)
+        check_tokens(request, model.tokenizer.vocabulary_size)
+        max_tokens = check_fits(request, len(tokens), model.context_tokens)
+        sequences = tuple(next(self._sequences) for _ in range(request.choices))
+        submit = Submit(
+            sequences[0],
+            model.name,
+            tokens,
+            request.sampling,
+            msgspec.structs.replace(request.limits, max_tokens=max_tokens),
+            tenant=self._tenant(request.attribution.key),
+            priority=request.priority,
+            deadline_ns=self._deadline_ns(request.latency_target_ms),
         )
+        echo = model.tokenizer.decode(tokens) if request.echo else ""
+        begin = functools.partial(self._begin, model.tokenizer.label, echo)
+        return LocalCall(submit, sequences, placement=model.spec.placement, begin=begin)
+
+    def _tenant(self, key: str | None) -> int:
+        """A number that says nothing of the key it stands for. Callers without a key are one tenant, 0."""
+        if key is None:
+            return 0
+        digest = blake2b(key.encode(), key=self._tenant_secret, digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
+
+    def _deadline_ns(self, latency_target_ms: int | None) -> int | None:
+        return None if latency_target_ms is None else self._clock.monotonic_ns() + latency_target_ms * NS_PER_MS
 
     # Runs.
 
-    def _begin(self, submit: Submit) -> LocalRun:
-        run = LocalRun(submit, self._cancel)
-        model = self._models[submit.model]
+    def _begin(self, label: Label, echo: str, submits: tuple[Submit, ...]) -> LocalRun:
+        run = LocalRun(submits, label, echo, self._cancel)
+        model = self._models[run.model]
         model.running += 1
         model.keep()
-        self._runs[submit.sequence] = run
+        self._runs.update({submit.sequence: run for submit in submits})
         if model.state is ModelState.LOADED and self._engine is not None:
             self._submit(run, self._engine)
         else:  # it was unloaded, or the engine crashed, since the call was prepared
@@ -194,13 +219,15 @@ class LocalBackend:
 
     def _submit(self, run: LocalRun, engine: EngineProcess) -> None:
         run.submitted_ns = self._clock.monotonic_ns()
-        engine.send(run.submit)
+        for submit in run.submits:
+            engine.send(submit)
 
     def _cancel(self, run: LocalRun) -> None:
         if run.submitted_ns is None:
             self._end(run, FinishReason.CANCELLED)
         elif self._engine is not None:
-            self._engine.send(Cancel(run.submit.sequence))
+            for sequence in run.unfinished:
+                self._engine.send(Cancel(sequence))
 
     def _end(self, run: LocalRun, reason: FinishReason, error: MillicentError | None = None) -> None:
         run.end(reason, error)
@@ -208,9 +235,10 @@ class LocalBackend:
 
     def _forget(self, run: LocalRun) -> None:
         """The run has ended."""
-        if self._runs.pop(run.submit.sequence, None) is None:
+        known = [self._runs.pop(submit.sequence, None) for submit in run.submits]
+        if known[0] is None:
             return
-        model = self._models[run.submit.model]
+        model = self._models[run.model]
         model.running -= 1
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model)
@@ -236,13 +264,15 @@ class LocalBackend:
             self._observer.step(record)
             for work in record.sequences:
                 if work.prefill_rows and (run := self._runs.get(work.sequence)):
-                    run.prefilled(work.prefill_rows - work.recomputed_rows)
+                    run.prefilled(work.sequence, work.prefill_rows - work.recomputed_rows)
         for output in step.outputs:
             run = self._runs.get(output.sequence)
             if run is not None:
                 run.take(output)
-                if output.finish:
+                if run.ended:
                     self._forget(run)
+                elif output.finish == FinishReason.ERROR.value:  # no choice is worth more than the whole answer
+                    self._cancel(run)
 
     def _take_overhead(self, overhead: Overhead) -> None:
         self._accounted_ns = overhead.start_ns + overhead.wall_ns
@@ -425,7 +455,7 @@ class LocalBackend:
             model.keep()
             if model.state is not ModelState.FAILED:
                 model.state = ModelState.UNLOADED
-        for run in list(self._runs.values()):
+        for run in set(self._runs.values()):
             self._end(run, FinishReason.ERROR, error)
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)

@@ -103,7 +103,8 @@ class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     `finish` is empty while it runs; then stop, length, cancelled or error, with `error` saying why. The end also
     carries the sequence's totals. `scored` are the tokens produced now and `scored_prompt` those of the prompt, where
-    they were asked for. `cached_tokens` of the prompt weren't computed.
+    they were asked for. `cached_tokens` of the prompt weren't
+    computed; None before it began.
     """
 
     sequence: int
@@ -112,7 +113,7 @@ class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     finish: str = ""
     error: str = ""
     total_output_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
     scored: tuple[ScoredToken, ...] = ()
     scored_prompt: tuple[ScoredToken, ...] = ()
 

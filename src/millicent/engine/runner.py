@@ -79,9 +79,9 @@ class _Answer:
 
     def news(self, tokens: int, text: str, scored: tuple[ScoredToken, ...] = ()) -> Output:
         told, self.scored_prompt = tuple(self.scored_prompt), []
-        cached_tokens = self.sequence.cached_tokens or 0
+        sequence = self.sequence
         return Output(
-            self.sequence.id, tokens, text, cached_tokens=cached_tokens, scored=scored, scored_prompt=told
+            sequence.id, tokens, text, cached_tokens=sequence.cached_tokens, scored=scored, scored_prompt=told
         )
 
     def end(self, finish: FinishReason, *, news: Output | None = None, error: str = "") -> Output:
@@ -198,9 +198,8 @@ class Runner:
         if not answers:
             return []
         tokens = sample(logits, [answer.draw() for answer in answers])
-        return [
-            self._accept(answer, token, row) for answer, token, row in zip(answers, tokens, logits.numpy(), strict=True)
-        ]
+        rows = logits.numpy(force=True)
+        return [self._accept(answer, token, row) for answer, token, row in zip(answers, tokens, rows, strict=True)]
 
     def _score_prompts(self, pieces: list[Piece], logits: torch.Tensor) -> torch.Tensor:
         """Score the tokens of prompts that asked for it. The logits after the pieces that sample are left."""
@@ -211,7 +210,7 @@ class Runner:
             if piece.sample:
                 sampled.append(stop - 1)
             if piece.every_row:
-                self._score_prompt(self._answers[piece.sequence], piece, logits[start:stop].numpy())
+                self._score_prompt(self._answers[piece.sequence], piece, logits[start:stop].numpy(force=True))
         return logits[sampled]
 
     @staticmethod
@@ -241,7 +240,7 @@ class Runner:
             answer.adjust.note(token)
         top = answer.sampling.logprobs
         scored = () if top is None else (score(logits, token, top),)
-        text = words.push(token, heed_stops=sequence.output_tokens > limits.min_tokens)
+        text = words.push(token, heed_stops=sequence.output_tokens >= limits.min_tokens)
         if words.stopped:
             return self._finish(answer, FinishReason.STOP, answer.news(1, text, scored))
         full = limits.max_tokens is not None and sequence.output_tokens >= limits.max_tokens

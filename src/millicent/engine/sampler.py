@@ -50,14 +50,6 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 12) / 2**52
 
 
-def choice_seed(seed: int, choice: int) -> int:
-    """The seed of one of a request's choices; the first has the request's own."""
-    if choice == 0:
-        return seed
-    key = (seed % 2**64).to_bytes(8, "little") + choice.to_bytes(8, "little")
-    return int.from_bytes(blake2b(key, digest_size=8, person=b"choice").digest(), "little")
-
-
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int | None]:
     """One token per row of `logits` (float32 [rows, vocabulary]); None where a row isn't a distribution (NaN, inf)."""
     import numpy as np
@@ -119,7 +111,8 @@ def _weights(scores: np.ndarray, largest: float, temperature: float, out: np.nda
     else:
         np.subtract(scores, largest, out=out)
         np.multiply(out, 1 / temperature, out=out)
-    return np.exp(out, out=out)
+    np.exp(out, out=out)
+    return out
 
 
 def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -154,7 +147,8 @@ def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
             break
     # A token is kept when what is likelier than it doesn't yet hold top_p.
     last = ordered[np.count_nonzero(mass[:-1] < top_p * whole)]
-    return candidates[likely >= last]
+    kept: np.ndarray = candidates[likely >= last]
+    return kept
 
 
 def _typical(weights: np.ndarray, typical_p: float) -> np.ndarray:
