@@ -188,14 +188,15 @@ class FakeRun:
 
     def _end(self, reason: FinishReason, error: MillicentError | None = None) -> End:
         answer = self._answer
+        choices = (reason,) * (1 + max((chunk.choice for chunk in answer.chunks), default=0))
         if answer.usage is not None:
-            return End(reason, answer.usage, error)
+            return End(reason, answer.usage, error, choices)
         if answer.provenance is Provenance.UNKNOWN:
-            return End(reason, Usage(), error)
+            return End(reason, Usage(), error, choices)
         usage = Usage.of(
             answer.provenance,
             input_fresh=max(0, self._input_tokens - answer.cached_tokens),
             input_cache_read=min(self._input_tokens, answer.cached_tokens),
             output_text=self._output_tokens,
         )
-        return End(reason, usage, error)
+        return End(reason, usage, error, choices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -44,6 +45,23 @@ class Text(msgspec.Struct, frozen=True):
     choice: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
+
+
+def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
+    """One text per choice that has any, in the order of choices."""
+    by_choice: dict[int, list[Text]] = {}
+    for text in texts:
+        by_choice.setdefault(text.choice, []).append(text)
+    return tuple(
+        Text(
+            "".join(part.text for part in parts),
+            sum(part.tokens for part in parts),
+            choice,
+            tuple(logprob for part in parts for logprob in part.logprobs),
+            parts[-1].cached_tokens,
+        )
+        for choice, parts in sorted(by_choice.items())
+    )
 
 
 class End(msgspec.Struct, frozen=True):

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-
 PrefixCache = Literal["off", "tenant", "shared"]
 
 

@@ -58,9 +58,7 @@ class Adjustments:
             scores[self._ends] = -np.inf
 
 
-def adjustments(
-    sampling: Sampling, limits: Limits, prompt: Sequence[int], ends: Collection[int]
-) -> Adjustments | None:
+def adjustments(sampling: Sampling, limits: Limits, prompt: Sequence[int], ends: Collection[int]) -> Adjustments | None:
     """None where nothing is to be changed, which is what most requests ask for."""
     penalized = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
     if not (penalized or sampling.logit_bias or limits.min_tokens):

@@ -10,7 +10,7 @@ candidates, and everything exact happens among those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -89,17 +89,25 @@ def _draw(scores: np.ndarray, largest: float, draw: Draw, scratch: np.ndarray) -
     if ids is not None:
         scores, scratch = scores[ids], scratch[: len(ids)]
     weights = _weights(scores, largest, draw.temperature, scratch)
-    for threshold, keep in (
-        (1 - draw.top_p, lambda: _nucleus(weights, draw.top_p)),
-        (draw.min_p, lambda: np.flatnonzero(weights >= draw.min_p * weights.max())),
-        (1 - draw.typical_p, lambda: _typical(weights, draw.typical_p)),
-    ):
-        if threshold > 0:
-            kept = keep()
-            weights = weights[kept]
-            ids = kept if ids is None else ids[kept]
+    for kept in _filters(weights, draw):
+        ids = kept if ids is None else ids[kept]
+        weights = weights[kept]
     index = _invert(weights, uniform(draw.seed, draw.position))
     return index if ids is None else int(ids[index])
+
+
+def _filters(weights: np.ndarray, draw: Draw) -> Iterator[np.ndarray]:
+    """What each filter keeps, in order, as indices of what the one before kept."""
+    import numpy as np
+
+    if draw.top_p < 1:
+        yield (kept := _nucleus(weights, draw.top_p))
+        weights = weights[kept]
+    if draw.min_p > 0:
+        yield (kept := np.flatnonzero(weights >= draw.min_p * weights.max()))
+        weights = weights[kept]
+    if draw.typical_p < 1:
+        yield _typical(weights, draw.typical_p)
 
 
 def _weights(scores: np.ndarray, largest: float, temperature: float, out: np.ndarray) -> np.ndarray:

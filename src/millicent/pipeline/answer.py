@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from millicent.core.chunks import End
+from millicent.core.chunks import End, FinishReason, Text, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
@@ -42,7 +42,8 @@ class Answer:
         self._run: Run | None = None
         self._cancelled = False
         self._receipt: Receipt | None = None
-        self._waiting: list[str] = []
+        self._waiting: list[Text] = []
+        self._reasons: tuple[FinishReason, ...] = ()
         self._error: MillicentError | None = None
         self._news = asyncio.Event()
 
@@ -54,6 +55,11 @@ class Answer:
     def settled(self) -> Receipt | None:
         """The closed receipt, once it is durable."""
         return self._receipt
+
+    @property
+    def reasons(self) -> tuple[FinishReason, ...]:
+        """How each choice ended, once the receipt is durable."""
+        return self._reasons
 
     def cancel(self) -> None:
         """Stop the work within one step; the answer then ends as cancelled. Safe at any time, and twice."""
@@ -67,8 +73,9 @@ class Answer:
         if self._cancelled:
             run.cancel()
 
-    async def take(self) -> str | None:
-        """The next text; None at the end, when the receipt is durable. Raises what went wrong, after the text before.
+    async def take(self) -> tuple[Text, ...] | None:
+        """The next text, merged for each choice; None at the end, when the receipt is durable. Raises what went wrong,
+        after the text before.
 
         Cancelling a wait loses nothing: call again.
         """
@@ -79,18 +86,19 @@ class Answer:
                 return None
             self._news.clear()
             await self._news.wait()
-        text = "".join(self._waiting)
+        texts = merge_texts(self._waiting)
         self._waiting.clear()
-        return text
+        return texts
 
-    def push(self, text: str) -> None:
-        if text:
+    def push(self, text: Text) -> None:
+        if text.text or text.logprobs:
             self._waiting.append(text)
             self._news.set()
 
     def finish(self, receipt: Receipt, end: End) -> None:
         """The receipt is durable: let the reader see the end."""
         self._receipt = receipt
+        self._reasons = end.choices or (end.reason,)
         self._error = end.error
         self._news.set()
 

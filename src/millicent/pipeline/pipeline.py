@@ -119,7 +119,7 @@ class Pipeline:
             raise
         answer = Answer(receipt)
         self._answers[receipt.id] = answer
-        self._meter.open(receipt.id, _ATTEMPT, call.sequence)
+        self._meter.open(receipt.id, _ATTEMPT, call.sequences)
         task = asyncio.create_task(self._drive(answer, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -181,7 +181,7 @@ class Pipeline:
             if isinstance(chunk, End):
                 return chunk
             self._note(answer, call, chunk)
-            answer.push(chunk.text)
+            answer.push(chunk)
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
 
@@ -189,7 +189,9 @@ class Pipeline:
         answer.progress.note(chunk.tokens, self._clock.now_ns())
         leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
         if call.input_tokens is not None:
-            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens
+            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
+        if chunk.cached_tokens is not None:
+            leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
         self._meter.note_usage(answer.receipt_id, Usage.of(Provenance.MEASURED, **leaves))
 
     async def _settle(self, answer: Answer, end: End) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from millicent.core.chunks import FinishReason, Text, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.identifiers import Ids
 from millicent.core.receipts import Receipt
@@ -32,8 +33,8 @@ _STREAM_HEADERS = [
 
 class StreamWriter(Protocol):
     def start(self, receipt: Receipt) -> bytes: ...
-    def text(self, receipt: Receipt, text: str) -> bytes: ...
-    def end(self, receipt: Receipt) -> bytes: ...
+    def text(self, receipt: Receipt, text: Text) -> bytes: ...
+    def end(self, receipt: Receipt, reasons: Sequence[FinishReason]) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Dialect:
     """One dialect's both ways."""
 
     decode: Callable[[bytes, Mapping[str, str], str], tuple[Request, StreamShape]]
-    answer_body: Callable[[Receipt, str], dict[str, Any]]
+    answer_body: Callable[[Receipt, Sequence[Text], Sequence[FinishReason]], dict[str, Any]]
     stream: Callable[[StreamShape], StreamWriter]
 
 
@@ -82,17 +83,19 @@ class InferenceEndpoint:
             watch.cancel()
 
     async def _whole(self, send: Send, answer: Answer) -> None:
-        text: list[str] = []
+        pieces: list[Text] = []
         headers = {"x-millicent-receipt": answer.receipt_id}
         try:
-            while (piece := await answer.take()) is not None:
-                text.append(piece)
+            while (news := await answer.take()) is not None:
+                pieces += news
         except MillicentError as error:
             await send_error(send, error, headers=headers | _cost_header(answer))
             return
         receipt = answer.settled
         assert receipt is not None
-        body = openai_common.encode(self._dialect.answer_body(receipt, "".join(text)))
+        # An empty piece for each choice, so that one without any text is there too.
+        texts = merge_texts([*pieces, *(Text("", 0, choice) for choice in range(len(answer.reasons)))])
+        body = openai_common.encode(self._dialect.answer_body(receipt, texts, answer.reasons))
         await send_json(send, body, headers=headers | _cost_header(answer))
 
     async def _stream(self, send: Send, answer: Answer, shape: StreamShape) -> None:
@@ -105,15 +108,16 @@ class InferenceEndpoint:
 
         await _send_part(send, writer.start(so_far()))
         try:
-            while (text := await self._take_or_beat(send, answer)) is not None:
-                await _send_part(send, writer.text(so_far(), text))
+            while (texts := await self._take_or_beat(send, answer)) is not None:
+                receipt = so_far()
+                await _send_part(send, b"".join(writer.text(receipt, text) for text in texts))
             assert answer.settled is not None
-            last = writer.end(answer.settled)
+            last = writer.end(answer.settled, answer.reasons)
         except MillicentError as error:
             last = openai_common.event(openai_common.error_body(error))
         await send({"type": "http.response.body", "body": last})
 
-    async def _take_or_beat(self, send: Send, answer: Answer) -> str | None:
+    async def _take_or_beat(self, send: Send, answer: Answer) -> tuple[Text, ...] | None:
         while True:
             try:
                 async with asyncio.timeout(self._config.heartbeat_s):
