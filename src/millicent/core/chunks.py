@@ -26,7 +26,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """A token of the answer, or of the prompt, whose first has no probability. `top` holds the likeliest in its place."""
+    """A token of the answer, or of the prompt, whose first has no probability. `top`: the likeliest in its place."""
 
     bytes: bytes
     logprob: float | None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from millicent.core.chunks import End, FinishReason, Text, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.protocols import Run
@@ -29,13 +31,26 @@ class Progress:
             self.first_token_at_ns = at_ns
 
 
+class KeptAnswer(msgspec.Struct, frozen=True):
+    """An answer as the ledger keeps it, to be given again."""
+
+    texts: tuple[Text, ...]
+    reasons: tuple[FinishReason, ...]
+
+    @classmethod
+    def read(cls, kept: str) -> KeptAnswer:
+        """One that a crash cut off is kept as nothing."""
+        return msgspec.json.decode(kept, type=cls) if kept else cls((), (FinishReason.STOP,))
+
+
 class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
-    The answer is driven, and its receipt closed, whether or not anybody reads.
+    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept for
+    the ledger.
     """
 
-    def __init__(self, opened: Receipt) -> None:
+    def __init__(self, opened: Receipt, *, keep: bool = False) -> None:
         self.opened = opened
         self.closing: Receipt | None = None  # final, and on its way to the ledger
         self.progress = Progress()
@@ -44,12 +59,19 @@ class Answer:
         self._receipt: Receipt | None = None
         self._waiting: list[Text] = []
         self._reasons: tuple[FinishReason, ...] = ()
+        self._kept: list[Text] | None = [] if keep else None
         self._error: MillicentError | None = None
         self._news = asyncio.Event()
 
     @property
     def receipt_id(self) -> str:
         return self.opened.id
+
+    def kept(self, end: End) -> str | None:
+        """The whole answer, where it is kept: what `KeptAnswer.read` reads."""
+        if self._kept is None:
+            return None
+        return msgspec.json.encode(KeptAnswer(merge_texts(self._kept), _reasons(end))).decode()
 
     @property
     def settled(self) -> Receipt | None:
@@ -93,12 +115,14 @@ class Answer:
     def push(self, text: Text) -> None:
         if text.text or text.logprobs:
             self._waiting.append(text)
+            if self._kept is not None:
+                self._kept.append(text)
             self._news.set()
 
     def finish(self, receipt: Receipt, end: End) -> None:
         """The receipt is durable: let the reader see the end."""
         self._receipt = receipt
-        self._reasons = end.choices or (end.reason,)
+        self._reasons = _reasons(end)
         self._error = end.error
         self._news.set()
 
@@ -106,3 +130,7 @@ class Answer:
         """The receipt could not be made durable: no answer ends as if it had been."""
         self._error = error
         self._news.set()
+
+
+def _reasons(end: End) -> tuple[FinishReason, ...]:
+    return end.choices or (end.reason,)
