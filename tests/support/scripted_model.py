@@ -55,8 +55,8 @@ class ScriptedModel:
                 self._cache[self._slot(piece, position)] = token
             context = [self._cache[self._slot(piece, i)] for i in range(piece.start + len(piece.tokens))]
             assert None not in context, "a row was read before it was written"
-            for size in range(len(context) - piece.logit_rows + 1, len(context) + 1):
-                rows.append(self.logits(token for token in context[:size] if token is not None))
+            sizes = range(len(context) - piece.logit_rows + 1, len(context) + 1)
+            rows += [self.logits(token for token in context[:size] if token is not None) for size in sizes]
         return torch.stack(rows) if rows else torch.empty(0, self.vocabulary_size)
 
     def logits(self, context: Iterable[int]) -> torch.Tensor:

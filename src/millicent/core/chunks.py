@@ -21,14 +21,14 @@ class FinishReason(StrEnum):
 class Candidate(msgspec.Struct, frozen=True):
     """A token, as the bytes it stands for, and its log probability."""
 
-    bytes: bytes
+    content: bytes
     logprob: float
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
     """A token of the answer, or of the prompt, whose first has no probability. `top`: the likeliest in its place."""
 
-    bytes: bytes
+    content: bytes
     logprob: float | None
     top: tuple[Candidate, ...] = ()
 

@@ -15,8 +15,8 @@ def chat_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
     if not entries:
         return None
     content = [
-        _chat_token(entry.bytes, entry.logprob or 0.0)
-        | {"top_logprobs": [_chat_token(one.bytes, one.logprob) for one in entry.top]}
+        _chat_token(entry.content, entry.logprob or 0.0)
+        | {"top_logprobs": [_chat_token(one.content, one.logprob) for one in entry.top]}
         for entry in entries
     ]
     return {"content": content, "refusal": None}
@@ -38,10 +38,10 @@ class CompletionLogprobs:
         if not entries:
             return None
         return {
-            "tokens": [_completion_token(entry.bytes) for entry in entries],
+            "tokens": [_completion_token(entry.content) for entry in entries],
             "token_logprobs": [None if entry.logprob is None else max(entry.logprob, _LEAST) for entry in entries],
             "top_logprobs": [_likeliest(entry) for entry in entries],
-            "text_offset": [self._offset(entry.bytes) for entry in entries],
+            "text_offset": [self._offset(entry.content) for entry in entries],
         }
 
     def _offset(self, content: bytes) -> int:
@@ -55,8 +55,8 @@ def _likeliest(entry: TokenLogprob) -> dict[str, float] | None:
     if entry.logprob is None:
         return None
     found: dict[str, float] = {}
-    for one in (*entry.top, Candidate(entry.bytes, entry.logprob)):
-        found.setdefault(_completion_token(one.bytes), max(one.logprob, _LEAST))
+    for one in (*entry.top, Candidate(entry.content, entry.logprob)):
+        found.setdefault(_completion_token(one.content), max(one.logprob, _LEAST))
     return found
 
 
