@@ -32,9 +32,9 @@ from millicent.ledger.memory import MemoryLedger
 from millicent.ledger.queries import ReceiptFilter
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
+from millicent.pipeline.answer import Answer, KeptAnswer
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.holds import HoldOf, HoldWatch, cautious_hold
-from millicent.pipeline.answer import Answer, KeptAnswer
 from millicent.pipeline.pipeline import Pipeline
 
 # A dollar a second: a chunk takes a second, so each costs a dollar.

@@ -196,7 +196,7 @@ def test_tenants_with_work_waiting_stay_within_one_engine_full_of_each_other(
     """Whatever their requests look like: what they were given differs by less than what fits in at once, twice."""
     story = Story(scheduler(max_sequences=max_sequences), output=6)
     serial = iter(range(1, 100_000))
-    given_ns = Counter({tenant: 0 for tenant in range(tenants)})
+    given_ns = Counter(dict.fromkeys(range(tenants), 0))
     longest = {tenant: data.draw(st.integers(4, 100)) for tenant in range(tenants)}
     one_ns = max(standalone_ns(SequenceWork(1, size, 0, 1, size)) for size in longest.values())
     one_ns += 8 * standalone_ns(SequenceWork(1, 0, 1, 1, 110)) + 10 * standalone_ns(SequenceWork(1, 1, 0, 0, 1))

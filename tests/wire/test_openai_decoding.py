@@ -95,7 +95,7 @@ def test_nulls_and_neutral_values_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("tools", [{"type": "function"}]),
-     ("response_format", {"type": "json_object"}), ("audio", {}), ("store", True), ("reasoning_effort", "high"),],
+     ("response_format", {"type": "json_object"}), ("audio", {}), ("store", True), ("reasoning_effort", "high")],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> None:
     error = complaint(**{field: value})
