@@ -11,12 +11,14 @@ from millicent.core.receipts import Receipt
 
 
 class Progress:
-    """When output came: times are UTC nanoseconds, `tokens` how many came so far."""
+    """When output came: times are UTC nanoseconds, `tokens` how many came so far, `vector_tokens`
+    how many were read for the vectors that did."""
 
-    __slots__ = ("first_token_at_ns", "last_token_at_ns", "tokens")
+    __slots__ = ("first_token_at_ns", "last_token_at_ns", "tokens", "vector_tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.vector_tokens = 0
         self.first_token_at_ns: int | None = None
         self.last_token_at_ns: int | None = None
 

@@ -11,13 +11,14 @@ import msgspec
 
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.accounts import Reading
-from millicent.core.chunks import End, FinishReason, Text
+from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
 from millicent.core.errors import (
     EngineCrashed,
     LedgerUnavailable,
     MillicentError,
     ModelNotFound,
+    PaymentRequired,
     RateLimited,
     Unavailable,
 )
@@ -138,7 +139,7 @@ class Pipeline:
             raise
         answer = Answer(receipt, keep=claim is not None)
         self._answers[receipt.id] = answer
-        self._meter.open(receipt.id, _ATTEMPT, call.sequence)
+        self._meter.open(receipt.id, _ATTEMPT, call.sequences)
         if plan.serving_ns is not None:
             self._meter.stop_at(receipt.id, plan.serving_ns, answer.stop)
         watch = HoldWatch(receipt.hold) if bounded and receipt.hold is not None else None
@@ -234,9 +235,9 @@ class Pipeline:
         async for chunk in run:
             if isinstance(chunk, End):
                 stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
-                return End(FinishReason.LENGTH, chunk.usage) if stopped else chunk
+                return _cut_short(answer, chunk) if stopped else chunk
             self._note(answer, call, chunk)
-            answer.push(chunk.text)
+            answer.push(chunk.line if isinstance(chunk, Vector) else chunk.text)
             if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
                 answer.stop()
         message = "The backend stopped without saying how the answer ended: retry."
@@ -257,7 +258,12 @@ class Pipeline:
             answer.opened = msgspec.structs.replace(answer.opened, hold=wanted)
         return extended
 
-    def _note(self, answer: Answer, call: Call, chunk: Text) -> None:
+    def _note(self, answer: Answer, call: Call, chunk: Text | Vector) -> None:
+        if isinstance(chunk, Vector):
+            answer.progress.vector_tokens += chunk.input_tokens
+            usage = Usage.of(Provenance.MEASURED, input_fresh=answer.progress.vector_tokens)
+            self._meter.note_usage(answer.receipt_id, usage)
+            return
         answer.progress.note(chunk.tokens, self._clock.now_ns())
         leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
         if call.input_tokens is not None:
@@ -342,6 +348,14 @@ class Pipeline:
 def _tokens(usage: Usage) -> int | None:
     read, written = usage.input_tokens, usage.output_tokens
     return None if read is None or written is None else read + written
+
+
+def _cut_short(answer: Answer, end: End) -> End:
+    """The budget ran out: of a text there is the beginning; some of the vectors are no answer."""
+    if not answer.progress.vector_tokens:
+        return End(FinishReason.LENGTH, end.usage)
+    message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
+    return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
 
 
 def _status(end: End) -> Status:
