@@ -155,8 +155,8 @@ class LocalRun:
             input_cache_read=cached,
             output_text=self._output_tokens,
         )
-        choices = tuple(choice.reason or reason for choice in self._choices.values())
-        self._end = End(reason, usage, error, choices)
+        reasons = tuple(choice.reason or reason for choice in self._choices.values())
+        self._end = End(reason, usage, error, reasons if len(reasons) > 1 else ())
         self._news.set()
 
     @property
