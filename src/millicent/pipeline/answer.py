@@ -44,6 +44,7 @@ class Answer:
         self.progress = Progress()
         self._run: Run | None = None
         self._cancelled = False
+        self._stopped = False
         self._receipt: Receipt | None = None
         self._waiting: list[str] = []
         self._kept: list[str] | None = [] if keep else None
@@ -70,10 +71,21 @@ class Answer:
         if self._run is not None:
             self._run.cancel()
 
+    def stop(self) -> None:
+        """Stop the work as if the output's limit were reached: the caller's maximum cost is, or a budget's end."""
+        self._stopped = True
+        if self._run is not None:
+            self._run.cancel()
+
+    @property
+    def stopped_at_limit(self) -> bool:
+        """It was `stop` that ended it, not whoever asked."""
+        return self._stopped and not self._cancelled
+
     def attach(self, run: Run) -> None:
         """The work has begun; a cancellation that came before reaches it now."""
         self._run = run
-        if self._cancelled:
+        if self._cancelled or self._stopped:
             run.cancel()
 
     async def take(self) -> str | None:
