@@ -115,15 +115,15 @@ class Meter:
                     receipt.prefill_ns += part_ns
                 else:
                     receipt.decode_ns += part_ns
+        read_whole = {
+            entry[0].id
+            for entry, work in zip(entries, record.sequences, strict=True)
+            if entry is not None and work.prefill_rows and work.sampled_rows
+        }
         # Several sequences of a receipt in a step are one step to it.
-        touched: dict[str, tuple[_Receipt, bool]] = {}
-        for entry, work in zip(entries, record.sequences, strict=True):
-            if entry is not None:
-                _, ends_prompt = touched.get(entry[0].id, (entry[0], False))
-                touched[entry[0].id] = (entry[0], ends_prompt or bool(work.prefill_rows and work.sampled_rows))
-        for receipt, ends_prompt in touched.values():
+        for receipt in {entry[0].id: entry[0] for entry in entries if entry is not None}.values():
             # After the last of the prompt come steps of another size; else the next is like this one.
-            receipt.expect(0 if ends_prompt else receipt.step_ns)
+            receipt.expect(0 if receipt.id in read_whole else receipt.step_ns)
             receipt.device = record.device
             if receipt.first_step_at_ns is None:
                 receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)

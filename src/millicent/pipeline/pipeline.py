@@ -354,7 +354,7 @@ def _cut_short(call: Call, end: End) -> End:
     """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
     if call.max_output_tokens != 0:
         return End(FinishReason.LENGTH, end.usage)
-    message = "The budget or maximum cost was reached before all inputs were read: send fewer, or raise it."
+    message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
     return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
 
 
