@@ -235,7 +235,7 @@ class Pipeline:
         async for chunk in run:
             if isinstance(chunk, End):
                 stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
-                return _cut_short(answer, chunk) if stopped else chunk
+                return _cut_short(call, chunk) if stopped else chunk
             self._note(answer, call, chunk)
             answer.push(chunk.line if isinstance(chunk, Vector) else chunk.text)
             if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
@@ -350,9 +350,9 @@ def _tokens(usage: Usage) -> int | None:
     return None if read is None or written is None else read + written
 
 
-def _cut_short(answer: Answer, end: End) -> End:
-    """The budget ran out: of a text there is the beginning; some of the vectors are no answer."""
-    if not answer.progress.vector_tokens:
+def _cut_short(call: Call, end: End) -> End:
+    """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
+    if call.max_output_tokens != 0:
         return End(FinishReason.LENGTH, end.usage)
     message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
     return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
