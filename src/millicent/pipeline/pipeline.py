@@ -237,7 +237,7 @@ class Pipeline:
                 stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
                 return _cut_short(call, chunk) if stopped else chunk
             self._note(answer, call, chunk)
-            answer.push(chunk.line if isinstance(chunk, Vector) else chunk.text)
+            answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
             if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
                 answer.stop()
         message = "The backend stopped without saying how the answer ended: retry."
@@ -267,7 +267,9 @@ class Pipeline:
         answer.progress.note(chunk.tokens, self._clock.now_ns())
         leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
         if call.input_tokens is not None:
-            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens
+            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
+        if chunk.cached_tokens is not None:
+            leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
         self._meter.note_usage(answer.receipt_id, Usage.of(Provenance.MEASURED, **leaves))
 
     async def _settle(self, answer: Answer, end: End) -> None:
@@ -275,9 +277,9 @@ class Pipeline:
         reading = self._meter.close(answer.receipt_id)
         receipt = answer.closing = self._closing(answer, end, reading)
         try:
-            await self._ledger.close(receipt, reading.shares, answer.kept)
+            await self._ledger.close(receipt, reading.shares, answer.kept(end))
         except LedgerUnavailable as error:
-            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept)
+            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept(end))
             answer.fail(error)
             return
         answer.finish(receipt, end)
@@ -353,7 +355,8 @@ def _tokens(usage: Usage) -> int | None:
 def _cut_short(call: Call, end: End) -> End:
     """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
     if call.max_output_tokens != 0:
-        return End(FinishReason.LENGTH, end.usage)
+        cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
+        return End(FinishReason.LENGTH, end.usage, choices=tuple(cut.get(reason, reason) for reason in end.choices))
     message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
     return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
 
