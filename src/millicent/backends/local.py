@@ -121,6 +121,10 @@ class LocalBackend:
     def models(self) -> tuple[str, ...]:
         return tuple(self._models)
 
+    def makes_vectors(self, model: str) -> bool:
+        """False too while the model hasn't been loaded."""
+        return self._models[model].dimensions > 0
+
     def status(self) -> EngineStatus:
         return EngineStatus(
             device=self._config.device,

@@ -132,7 +132,7 @@ class Pipeline:
             call = plan.call
             receipt = self._opening(request, backend, plan)
             ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
-            bounded = await self._ledger.open(receipt, claim)
+            bounded = await self._open(receipt, claim, plan)
         except BaseException:
             self._admitted -= 1
             ticket.withdraw()
@@ -190,6 +190,14 @@ class Pipeline:
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
+    async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
+        """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
+        try:
+            return await self._ledger.open(receipt, claim)
+        except PaymentRequired as error:
+            error.quote = plan.quote
+            raise
+
     def _opening(self, request: Request, backend: Backend, plan: Plan) -> Receipt:
         now_ns = self._clock.now_ns()
         call = plan.call
@@ -235,7 +243,7 @@ class Pipeline:
         async for chunk in run:
             if isinstance(chunk, End):
                 stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
-                return _cut_short(answer, chunk) if stopped else chunk
+                return _cut_short(call, chunk) if stopped else chunk
             self._note(answer, call, chunk)
             answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
             if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
@@ -352,9 +360,9 @@ def _tokens(usage: Usage) -> int | None:
     return None if read is None or written is None else read + written
 
 
-def _cut_short(answer: Answer, end: End) -> End:
-    """The budget ran out: of a text there is the beginning; some of the vectors are no answer."""
-    if not answer.progress.vector_tokens:
+def _cut_short(call: Call, end: End) -> End:
+    """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
+    if call.max_output_tokens != 0:
         cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
         return End(FinishReason.LENGTH, end.usage, choices=tuple(cut.get(reason, reason) for reason in end.choices))
     message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
