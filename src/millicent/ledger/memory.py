@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import ManualClock
 from millicent.core.errors import LedgerUnavailable
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.fits import StepTimeFit
+from millicent.core.receipts import Feedback, HourShare, Line, Receipt
+from millicent.ledger import late
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import migrate
 from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
@@ -49,6 +51,19 @@ class MemoryLedger:
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         self._write(lambda connection: write_checkpoint(connection, checkpoint))
+
+    async def add_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+        self._write(lambda connection: late.add_lines(connection, receipt_id, lines))
+
+    async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
+        self._write(lambda connection: late.add_feedback(connection, feedback))
+
+    async def save_fits(self, fits: tuple[StepTimeFit, ...]) -> None:
+        self._write(lambda connection: late.save_fits(connection, fits))
+
+    async def latest_fits(self, device: str, configuration: str) -> list[StepTimeFit]:
+        with self._lock:
+            return late.latest_fits(self._connection, device, configuration)
 
     async def recover(self) -> int:
         """A gateway that is gone took its memory along: there is never anything to settle."""

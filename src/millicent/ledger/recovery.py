@@ -15,7 +15,7 @@ import msgspec
 from millicent.core.accounts import DeviceSession, HourTime
 from millicent.core.clock import NS_PER_S, hour_start_ns, hours_between
 from millicent.core.money import Money
-from millicent.core.receipts import RATE_KEY, Attempt, HourShare, Line, Receipt, Status, device_line
+from millicent.core.receipts import RATE_KEY, Attempt, Energy, HourShare, Line, Receipt, Status, device_line
 from millicent.core.usage import Count, Provenance, Usage, weakest
 from millicent.ledger.reading import read_receipts, session_of, wall_covering
 from millicent.ledger.store import close_receipt, write_session
@@ -66,7 +66,8 @@ def _interrupted(
         settled_at_ns=max(now_ns, receipt.created_at_ns),
         usage=Usage(estimated),
         accelerator=msgspec.structs.replace(receipt.accelerator, provenance=provenance),
-        lines=_lines(connection, receipt, shares, gateway, now_ns) if known else (),
+        energy=Energy(receipt.energy.joules, weakest((receipt.energy.provenance, Provenance.ESTIMATED))),
+        lines=(*receipt.lines, *(_lines(connection, receipt, shares, gateway, now_ns) if known else ())),
         attempts=tuple(_ended_attempt(attempt, now_ns) for attempt in receipt.attempts),
         error=_ERROR,
     )

@@ -10,7 +10,9 @@ from typing import cast
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import Clock
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.fits import StepTimeFit
+from millicent.core.receipts import Feedback, HourShare, Line, Receipt
+from millicent.ledger import late
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
 from millicent.ledger.recovery import recover, unsettled_gateways
@@ -58,6 +60,20 @@ class SqliteLedger:
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self._writer.submit(partial(write_checkpoint, checkpoint=checkpoint))
+
+    async def add_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+        await self._writer.submit(partial(late.add_lines, receipt_id=receipt_id, lines=lines))
+
+    async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
+        await self._writer.submit(partial(late.add_feedback, feedback=feedback))
+
+    async def save_fits(self, fits: tuple[StepTimeFit, ...]) -> None:
+        await self._writer.submit(partial(late.save_fits, fits=fits))
+
+    async def latest_fits(self, device: str, configuration: str) -> list[StepTimeFit]:
+        """The newest fit of each model on this device, as it is configured now."""
+        found = await self._writer.submit(partial(late.latest_fits, device=device, configuration=configuration))
+        return cast("list[StepTimeFit]", found)
 
     async def recover(self) -> int:
         """Settle what gateways that no longer live left open; how many receipts that closed. Call it now and then."""

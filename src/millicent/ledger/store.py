@@ -14,13 +14,14 @@ from millicent.ledger import rows
 
 
 def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str) -> None:
-    """Insert the receipt unless it is there, and those of its attempts that are new."""
+    """Insert the receipt unless it is there, those of its attempts that are new, and the costs it came with."""
     if receipt.status is not None:
         raise ValueError(f"receipt {receipt.id} is {receipt.status} already: only an open one can be opened")
     if _status(connection, receipt.id) != "closed":
         row = {**rows.receipt_row(receipt), "gateway": gateway}
         connection.execute(rows.insert("receipts", row, "ON CONFLICT DO NOTHING"), row)
         _write_attempts(connection, receipt.id, receipt.attempts)
+        _write_lines(connection, receipt)
 
 
 def close_receipt(
@@ -36,12 +37,11 @@ def close_receipt(
     if status == "closed":
         return
     if status is None:
-        open_receipt(connection, msgspec.structs.replace(receipt, status=None, settled_at_ns=None), gateway)
+        opening = msgspec.structs.replace(receipt, status=None, settled_at_ns=None, lines=())
+        open_receipt(connection, opening, gateway)
     _write_attempts(connection, receipt.id, receipt.attempts)
     _write_shares(connection, receipt.id, shares)
-    for ordinal, line in enumerate(receipt.lines):
-        row = rows.line_row(receipt.id, ordinal, line)
-        connection.execute(rows.insert("lines", row), row)
+    _write_lines(connection, receipt)
     base = rows.receipt_row(receipt)
     changing = rows.assignments(name for name in base if name not in rows.FIXED_COLUMNS)
     connection.execute(f"UPDATE receipts SET {changing} WHERE id = :id", base)  # noqa: S608 - our own names
@@ -78,6 +78,7 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
         "checkpointed_at_ns": at_ns,
         **rows.usage_columns(reading.usage),
         **rows.accelerator_columns(reading.accelerator),
+        **rows.energy_columns(reading.energy),
     }
     updated = connection.execute(
         f"UPDATE receipts SET {rows.assignments(row)} WHERE id = :id AND status IS NULL",  # noqa: S608 - our own names
@@ -92,6 +93,13 @@ def _write_attempts(connection: sqlite3.Connection, receipt_id: str, attempts: I
         row = rows.attempt_row(receipt_id, attempt)
         upsert = f"ON CONFLICT DO UPDATE SET {rows.assignments(row)} WHERE ended_at_ns IS NULL"
         connection.execute(rows.insert("attempts", row, upsert), row)
+
+
+def _write_lines(connection: sqlite3.Connection, receipt: Receipt) -> None:
+    """In order: those written at opening come first in a receipt, and are there already when it closes."""
+    for ordinal, line in enumerate(receipt.lines):
+        row = rows.line_row(receipt.id, ordinal, line)
+        connection.execute(rows.insert("lines", row, "ON CONFLICT (receipt, ordinal) DO NOTHING"), row)
 
 
 def _write_shares(connection: sqlite3.Connection, receipt_id: str, shares: Iterable[HourShare]) -> None:
