@@ -5,6 +5,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millicent.core.clock import ManualClock
+from millicent.core.identifiers import SequentialIds
 from millicent.core.money import apportion
 from millicent.core.steps import SequenceWork, StepRecord
 from millicent.meter.attribution import StepTimeShares
@@ -27,7 +29,7 @@ def record(*sequences: SequenceWork) -> StepRecord:
 
 
 def learned() -> StepTimeShares:
-    shares = StepTimeShares()
+    shares = StepTimeShares(ManualClock(), SequentialIds())
     draw = random.Random(3)
     for _ in range(600):
         works = [decode(i, draw.randrange(1, 4000)) for i in range(draw.randrange(1, 17))]
@@ -38,7 +40,7 @@ def learned() -> StepTimeShares:
 
 
 def test_a_step_of_an_unknown_model_is_split_evenly() -> None:
-    assert StepTimeShares()(record(decode(1, 10), prefill(2, 512))) == [1, 1]
+    assert StepTimeShares(ManualClock(), SequentialIds())(record(decode(1, 10), prefill(2, 512))) == [1, 1]
 
 
 def test_a_long_prefill_pays_for_the_time_it_adds_and_not_its_neighbour() -> None:
@@ -59,7 +61,7 @@ def test_models_and_devices_are_learned_apart() -> None:
 
 @given(st.lists(st.integers(1, 4000), max_size=32), st.integers(0, 10**12))
 def test_weights_can_always_be_apportioned(contexts: list[int], wall_ns: int) -> None:
-    shares = StepTimeShares()
+    shares = StepTimeShares(ManualClock(), SequentialIds())
     for _ in range(20):
         step = StepRecord("cpu", "m", 0, 0, wall_ns, tuple(decode(i, c) for i, c in enumerate(contexts)))
         weights = shares(step)

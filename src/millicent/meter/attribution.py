@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
+from millicent.core.clock import Clock
+from millicent.core.fits import StepTimeFit
+from millicent.core.identifiers import Ids
 from millicent.core.steps import SequenceWork, StepRecord
 from millicent.step_time import Coefficients, Fitter, Work
 
@@ -12,46 +16,160 @@ _WEIGHTS_PER_NS = 1000
 _REFIT_STEPS = 256
 # Observing a step costs some 40 microseconds of the gateway's time; steps that come faster are sampled.
 _OBSERVED_EVERY_NS = 10_000_000
+# A new version replaces the one in use when its predictions of the latest steps differ by this much on average.
+_WORTH_A_VERSION = 0.02
+_LATEST_STEPS = 32
 
 
 class StepTimeShares:
     """Weights for `Meter`: each sequence by what the model predicts it added to the step.
 
     Until there is a fit for a device and model, a step is split evenly, as if reading the weights were all of it.
+    A fit in use is a version, which the ledger must be given: `take_unsaved`. `configuration` names what else step
+    times depend on, so that fits made under another aren't taken for this one's.
     """
 
-    def __init__(self) -> None:
-        self._fits: dict[tuple[str, str], _Fit] = {}
+    def __init__(self, clock: Clock, ids: Ids, configuration: str = "") -> None:
+        self._clock = clock
+        self._ids = ids
+        self._configuration = configuration
+        self._models: dict[tuple[str, str], _Model] = {}
+        self._unsaved: list[StepTimeFit] = []
+
+    def load(self, fits: Iterable[StepTimeFit]) -> None:
+        """Go on from these, one per device and model, which the ledger has."""
+        for fit in fits:
+            self._models[fit.device, fit.model] = _Model(fit)
 
     def __call__(self, record: StepRecord) -> Sequence[int]:
-        fit = self._fits.get((record.device, record.model))
-        if fit is None:
-            fit = self._fits[record.device, record.model] = _Fit()
-        weights = fit.weights(record.sequences)
-        fit.learn(record)
+        model = self._of(record)
+        weights = model.weights(record.sequences)
+        if model.learn(record):
+            self._adopt(record, model)
         return weights
 
+    def calibrate(self, steps: Sequence[StepRecord]) -> None:
+        """Learn from steps that were run for that: all of them, and at once."""
+        for record in steps:
+            self._of(record).observe(record)
+        if steps:
+            self._adopt(steps[-1], self._of(steps[-1]))
 
-class _Fit:
-    def __init__(self) -> None:
-        self._fitter = Fitter()
-        self._coefficients: Coefficients | None = None
+    def version(self, device: str, model: str) -> str | None:
+        """The fit by which steps are split now; None while they are split evenly."""
+        found = self._models.get((device, model))
+        return None if found is None or found.fit is None else found.fit.version
+
+    def knows(self, device: str, model: str) -> bool:
+        return self.version(device, model) is not None
+
+    def coefficients(self, model: str) -> Coefficients | None:
+        """The model's fit, on whichever device it ran last; None until there is one."""
+        known = [held.coefficients for (_, name), held in self._models.items() if name == model]
+        return next((coefficients for coefficients in reversed(known) if coefficients is not None), None)
+
+    def error(self, device: str, model: str) -> float | None:
+        """Mean absolute relative error of late: of predictions made before their step was seen."""
+        found = self._models.get((device, model))
+        return None if found is None else found.error
+
+    def unsaved(self) -> tuple[StepTimeFit, ...]:
+        """Versions in use that the ledger doesn't have yet."""
+        return tuple(self._unsaved)
+
+    def saved(self, fits: Sequence[StepTimeFit]) -> None:
+        self._unsaved = [fit for fit in self._unsaved if fit not in fits]
+
+    def _of(self, record: StepRecord) -> _Model:
+        key = (record.device, record.model)
+        if key not in self._models:
+            self._models[key] = _Model()
+        return self._models[key]
+
+    def _adopt(self, record: StepRecord, model: _Model) -> None:
+        coefficients = model.better()
+        if coefficients is None:
+            return
+        fit = StepTimeFit(
+            version=self._ids.new("fit"),
+            device=record.device,
+            model=record.model,
+            configuration=self._configuration,
+            fixed_ns=coefficients.fixed_ns,
+            weights_ns=coefficients.weights_ns,
+            row_ns=coefficients.row_ns,
+            sampled_row_ns=coefficients.sampled_row_ns,
+            kv_token_ns=coefficients.kv_token_ns,
+            pair_ns=coefficients.pair_ns,
+            steps=model.steps,
+            error=model.error,
+            fitted_at_ns=self._clock.now_ns(),
+        )
+        model.use(fit)
+        self._unsaved.append(fit)
+
+
+class _Model:
+    """One model on one device."""
+
+    def __init__(self, fit: StepTimeFit | None = None) -> None:
+        self.fit: StepTimeFit | None = None
+        self.coefficients: Coefficients | None = None
+        self._steps_before = 0
+        if fit is not None:
+            self.use(fit)
+            self._steps_before = fit.steps
+        self._fitter = Fitter(known=self.coefficients)
         self._next_fit = 16
         self._unobserved_ns = _OBSERVED_EVERY_NS
+        self._latest: deque[Work] = deque(maxlen=_LATEST_STEPS)
+
+    @property
+    def steps(self) -> int:
+        return self._steps_before + self._fitter.steps
+
+    @property
+    def error(self) -> float | None:
+        return self._fitter.error
+
+    def use(self, fit: StepTimeFit) -> None:
+        self.fit = fit
+        self.coefficients = Coefficients(
+            fit.fixed_ns, fit.weights_ns, fit.row_ns, fit.sampled_row_ns, fit.kv_token_ns, fit.pair_ns
+        )
 
     def weights(self, sequences: Sequence[SequenceWork]) -> Sequence[int]:
-        if self._coefficients is None or not sequences:
+        if self.coefficients is None or not sequences:
             return [1] * len(sequences)
-        shares = self._coefficients.shares([Work.of(work) for work in sequences])
+        shares = self.coefficients.shares([Work.of(work) for work in sequences])
         return [int(share * _WEIGHTS_PER_NS) for share in shares]
 
-    def learn(self, record: StepRecord) -> None:
+    def learn(self, record: StepRecord) -> bool:
+        """Whether it is time for a new fit."""
         self._unobserved_ns += record.wall_ns
         if self._unobserved_ns < _OBSERVED_EVERY_NS or not record.sequences:
-            return
+            return False
         self._unobserved_ns = 0
-        self._fitter.observe(Work.total(Work.of(work) for work in record.sequences), record.wall_ns)
-        if self._fitter.steps >= self._next_fit:
-            self._coefficients = self._fitter.coefficients()
-            # Early fits are refined soon, later ones now and then.
-            self._next_fit += min(self._fitter.steps, _REFIT_STEPS)
+        self.observe(record)
+        if self._fitter.steps < self._next_fit:
+            return False
+        # Early fits are refined soon, later ones now and then.
+        self._next_fit += min(self._fitter.steps, _REFIT_STEPS)
+        return True
+
+    def observe(self, record: StepRecord) -> None:
+        work = Work.total(Work.of(work) for work in record.sequences)
+        self._fitter.observe(work, record.wall_ns)
+        self._latest.append(work)
+
+    def better(self) -> Coefficients | None:
+        """A new fit, if there is one that differs from the one in use by enough to be a version of its own."""
+        found = self._fitter.coefficients()
+        if found is None or self.coefficients is None:
+            return found
+        differences = [
+            abs(found.step_ns(work) - before_ns) / before_ns
+            for work in self._latest
+            if (before_ns := self.coefficients.step_ns(work)) > 0
+        ]
+        return found if not differences or sum(differences) > _WORTH_A_VERSION * len(differences) else None

@@ -17,10 +17,13 @@ from millicent.core.money import apportion
 from millicent.core.receipts import Accelerator, HourShare
 from millicent.core.steps import DeviceState, Overhead, StepRecord
 from millicent.core.usage import Provenance, Usage, weakest
+from millicent.meter.attribution import StepTimeShares
+from millicent.meter.energy import EnergyAccount, EnergyShare, EnergySource
 from millicent.meter.placements import Placement
 
 Shares = Callable[[StepRecord], Sequence[int]]
-"""A step's sequences to the weights by which its time is split: whole numbers, none negative."""
+"""A step's sequences to the weights by which its time is split: whole numbers, none negative. Those that learn
+(StepTimeShares) are also given calibrations, and name the fit they used."""
 
 
 # A report of an idle device reaches the meter within a day of its start; older hours are settled and forgotten.
@@ -43,14 +46,23 @@ class Meter:
         self._gateway = gateway
         self._ids = ids
         self._shares = shares
+        self._fits = shares if isinstance(shares, StepTimeShares) else None
         self._sessions: dict[str, _Session] = {}
+        self._energy: dict[str, EnergyAccount] = {}
         self._receipts: dict[str, _Receipt] = {}
         self._sequences: dict[int, tuple[_Receipt, int]] = {}
 
     def add_device(
-        self, device: str, placement: Placement, accelerators: int | None = None, *, not_before_ns: int = 0
+        self,
+        device: str,
+        placement: Placement,
+        accelerators: int | None = None,
+        *,
+        not_before_ns: int = 0,
+        energy: EnergySource | None = None,
     ) -> None:
         """Begin to watch a device, down until it is said to be up. Write a checkpoint before its first request.
+        `energy` says what it draws; None where nobody knows.
 
         `not_before_ns` is the end of its last session (`device_seen_ns` of the ledger). Where the system clock was
         set back since, this session's accounts run ahead of it by the difference, rather than over old ones.
@@ -62,6 +74,8 @@ class Meter:
         self._sessions[device] = _Session(
             session, self._gateway, device, placement, accelerators, self._clock.now_ns(), not_before_ns
         )
+        if energy is not None:
+            self._energy[device] = EnergyAccount(energy, self._clock.monotonic_ns())
 
     def open(self, receipt_id: str, attempt: int, sequence: int | None) -> None:
         """Before the attempt starts. `sequence` None: its device time cannot be known."""
@@ -81,6 +95,8 @@ class Meter:
     def close(self, receipt_id: str) -> Reading:
         """The final reading. What its sequences do from now on is lost."""
         receipt = self._receipts.pop(receipt_id)
+        if receipt.device is not None:
+            self._settle_energy(receipt.device)
         for sequence in receipt.sequences:
             del self._sequences[sequence]
         return receipt.reading()
@@ -90,14 +106,21 @@ class Meter:
 
     def step(self, record: StepRecord) -> None:
         session = self._session(record.device)
+        # Before the shares: they learn from this step, and may go on with another fit.
+        version = None if self._fits is None else self._fits.version(record.device, record.model)
         weights = self._shares(record)
+        energy = self._energy.get(record.device)
         entries = [self._sequences.get(work.sequence) for work in record.sequences]
         for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(record.start_ns), record.wall_ns):
             if not entries:
                 session.hours[hour_ns].lost_ns += accelerator_ns
+                if energy is not None:
+                    energy.used(None, accelerator_ns)
                 continue
             parts = apportion(accelerator_ns, weights)
             for entry, work, part_ns in zip(entries, record.sequences, parts, strict=True):
+                if energy is not None:
+                    energy.used(None if entry is None else entry[0].energy, part_ns)
                 if entry is None:
                     session.hours[hour_ns].lost_ns += part_ns
                     continue
@@ -107,19 +130,25 @@ class Meter:
                     receipt.prefill_ns += part_ns
                 else:
                     receipt.decode_ns += part_ns
-        for entry in entries:
+        for entry, work in zip(entries, record.sequences, strict=True):
             if entry is not None:
                 receipt = entry[0]
                 receipt.device = record.device
+                receipt.step_time_version = version
+                receipt.recomputed_tokens += work.recomputed_rows
                 if receipt.first_step_at_ns is None:
                     receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
                 receipt.steps += 1
                 receipt.batch_sum += len(entries)
+        if energy is not None and energy.is_due(self._clock.monotonic_ns()):
+            self._settle_energy(record.device)
 
     def overhead(self, overhead: Overhead) -> None:
         session = self._session(overhead.device)
         for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(overhead.start_ns), overhead.wall_ns):
             session.hours[hour_ns].overhead_ns += accelerator_ns
+        if self._fits is not None:
+            self._fits.calibrate(overhead.steps)
 
     def lost(self, device: str, start_ns: int, wall_ns: int) -> None:
         session = self._session(device)
@@ -140,16 +169,23 @@ class Meter:
         """End the watch over all devices: the last checkpoint, with their sessions closed. Stop backends first."""
         checkpoint = self._checkpoint(closed=True)
         self._sessions.clear()
+        self._energy.clear()
         return checkpoint
 
     def _checkpoint(self, *, closed: bool) -> Checkpoint:
         now_ns = self._clock.now_ns()
+        for device in self._energy:
+            self._settle_energy(device)
         waiting = [receipt.device for receipt in self._receipts.values() if receipt.sequences]
         sessions = []
         for session in self._sessions.values():
             busy = not closed and any(device in {None, session.device} for device in waiting)
             sessions.append(session.seen(now_ns, busy=busy, closed=closed))
         return Checkpoint(now_ns, tuple(sessions), tuple(receipt.reading() for receipt in self._receipts.values()))
+
+    def _settle_energy(self, device: str) -> None:
+        if device in self._energy:
+            self._energy[device].settle(self._clock.monotonic_ns(), self._sessions[device].accelerators)
 
     def _session(self, device: str) -> _Session:
         try:
@@ -162,8 +198,8 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "batch_sum", "decode_ns", "device", "first_step_at_ns", "id", "known", "prefill_ns", "sequences", "shares",
-        "steps", "usage",
+        "batch_sum", "decode_ns", "device", "energy", "first_step_at_ns", "id", "known", "prefill_ns",
+        "recomputed_tokens", "sequences", "shares", "step_time_version", "steps", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -178,13 +214,25 @@ class _Receipt:
         self.decode_ns = 0
         self.steps = 0
         self.batch_sum = 0
+        self.recomputed_tokens = 0
+        self.step_time_version: str | None = None
+        self.energy = EnergyShare()
 
     def reading(self) -> Reading:
         provenance = weakest(Provenance.MEASURED if known else Provenance.UNKNOWN for known in self.known)
         shares = tuple(HourShare(*key, serving_ns) for key, serving_ns in self.shares.items())
         serving_ns = self.prefill_ns + self.decode_ns
-        accelerator = Accelerator(serving_ns, self.prefill_ns, self.decode_ns, self.steps, self.batch_sum, provenance)
-        return Reading(self.id, self.usage, accelerator, shares, self.first_step_at_ns)
+        accelerator = Accelerator(
+            serving_ns,
+            self.prefill_ns,
+            self.decode_ns,
+            self.steps,
+            self.batch_sum,
+            provenance,
+            self.recomputed_tokens,
+            self.step_time_version,
+        )
+        return Reading(self.id, self.usage, accelerator, shares, self.first_step_at_ns, self.energy.energy)
 
 
 class _Hour:
@@ -219,7 +267,7 @@ class _Session:
         self.hours: dict[int, _Hour] = defaultdict(_Hour)
         self._gateway = gateway
         self._placement = placement
-        self._accelerators = accelerators
+        self.accelerators = accelerators
         self._ahead_ns = max(0, not_before_ns - now_ns)
         self._started_at_ns = now_ns + self._ahead_ns
         self._seen_at_ns = self._started_at_ns
@@ -235,7 +283,7 @@ class _Session:
             return []
         self._claimed_until_ns = end_ns
         self._see(end_ns)
-        return [(hour_ns, part_ns * self._accelerators) for hour_ns, part_ns in hours_between(start_ns, end_ns)]
+        return [(hour_ns, part_ns * self.accelerators) for hour_ns, part_ns in hours_between(start_ns, end_ns)]
 
     def set_state(self, state: DeviceState, at_ns: int) -> None:
         if state is DeviceState.DOWN and self._down_since_ns is None:
@@ -259,7 +307,7 @@ class _Session:
             gateway=self._gateway,
             device=self.device,
             placement=self._placement.name,
-            accelerators=self._accelerators,
+            accelerators=self.accelerators,
             usd_per_hour=self._placement.usd_per_hour,
             rate_provenance=self._placement.rate_provenance,
             started_at_ns=self._started_at_ns,
