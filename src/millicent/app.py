@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import uvicorn
@@ -20,15 +21,19 @@ from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes
+from millicent.engine.machine import usable_cores
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
+from millicent.meter.energy import energy_source
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
+from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server
 from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
+from millicent.server.late import LateEntries
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +86,7 @@ class _Health:
 async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     """Everything but the socket. On leaving, what runs is finished or settled, and everything is stopped."""
     config, home = options.config, options.home
+    features = Features(config.features)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     clock = SystemClock()
     ids = SystemIds(clock)
@@ -90,9 +96,15 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     try:
         device = config.engine.device
         placement = options.placement
-        meter = Meter(clock, gateway, ids, StepTimeShares())
-        meter.add_device(device, placement, not_before_ns=await ledger.device_seen_ns(device))
-        backend = LocalBackend(config.engine, options.models, meter, clock, home)
+        shares = await _known_shares(ledger, config, clock, ids)
+        meter = Meter(clock, gateway, ids, shares)
+        meter.add_device(
+            device,
+            placement,
+            not_before_ns=await ledger.device_seen_ns(device),
+            energy=energy_source(device, _watts(placement)),
+        )
+        backend = LocalBackend(config.engine, options.models, meter, clock, home, knows=shares.knows)
         pipeline = Pipeline(
             backends=[backend],
             ledger=ledger,
@@ -100,6 +112,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             placements={placement.name: placement},
             clock=clock,
             limits=config.limits,
+            fits=shares,
+            features=features,
         )
         queries = LedgerQueries(home / "ledger.db")
         server = Server(
@@ -109,6 +123,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             health=_Health(ledger, backend),
             clock=clock,
             ids=ids,
+            late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
             pages=dashboard_routes(
                 queries, models=lambda: list(pipeline.models()), clock=clock, refresh=pipeline.checkpoint
             ),
@@ -122,6 +137,20 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             await pipeline.close()
     finally:
         await ledger.stop()
+
+
+async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock, ids: SystemIds) -> StepTimeShares:
+    """With the fits that the ledger has for this device as it is configured now."""
+    engine = config.engine
+    configuration = f"dtype={engine.dtype} threads={usable_cores(engine)} deterministic={engine.deterministic}".lower()
+    shares = StepTimeShares(clock, ids, configuration)
+    shares.load(await ledger.latest_fits(engine.device, configuration))
+    return shares
+
+
+def _watts(placement: Placement) -> Decimal | None:
+    watts = placement.inputs.get("watts")
+    return None if watts is None else Decimal(watts)
 
 
 def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:

@@ -19,6 +19,7 @@ from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
 from millicent.meter.placements import PlacementConfig
 from millicent.pipeline.config import LimitsConfig
+from millicent.pipeline.features import FeatureConfig, Features
 from millicent.server.config import ServerConfig
 
 FILE_NAME = "millicent.toml"
@@ -33,6 +34,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineConfig = EngineConfig()
     models: dict[str, ModelConfig] = {}
     placements: dict[str, PlacementConfig] = {}
+    features: dict[str, FeatureConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig = LedgerConfig()
 
@@ -68,6 +70,11 @@ def load(path: Path) -> Config:
             placement.placement(name)
         except ConfigError as error:
             raise ConfigError(f"{path}:{_line_of(text, ('placements', name))}: {error.message}") from error
+    for name, feature in config.features.items():
+        try:
+            Features({name: feature})
+        except ConfigError as error:
+            raise ConfigError(f"{path}:{_line_of(text, ('features', name))}: {error.message}") from error
     return config
 
 

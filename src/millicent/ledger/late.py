@@ -45,8 +45,9 @@ def _is_there(connection: sqlite3.Connection, row: dict[str, object]) -> bool:
     if not there:
         return False
     if different := [name for name in _SAME if there[0][name] != row[name]]:
+        what = different[0].removesuffix("_nanousd")
         raise Conflict(
-            f"Receipt `{row['receipt']}` has a line `{row['id']}` with another {different[0].removesuffix('_nanousd')}: "
+            f"Receipt `{row['receipt']}` has a line `{row['id']}` with another {what}: "
             "lines never change; post a correction with role `adjustment` and an id of its own.",
             param="id",
         )

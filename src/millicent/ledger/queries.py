@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -23,6 +23,7 @@ from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
 from millicent.ledger.schema import unavailable
 from millicent.ledger.verification import problems
+from millicent.ledger.worth import RoleCosts, Usefulness, role_costs, usefulness, verdicts
 
 GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "day", "hour", "status"]
 
@@ -112,9 +113,13 @@ class LedgerQueries:
         self._path = path
 
     def receipt(self, receipt_id: str) -> Receipt | None:
-        with self._snapshot() as connection:
-            found = [] if connection is None else read_receipts(connection, [receipt_id])
+        found = self.receipts_of([receipt_id])
         return found[0] if found else None
+
+    def receipts_of(self, receipt_ids: Sequence[str]) -> list[Receipt]:
+        """Those that exist, in the order asked for."""
+        with self._snapshot() as connection:
+            return [] if connection is None else _judged(connection, receipt_ids)
 
     def receipts(self, where: ReceiptFilter, *, limit: int = 50, after: str | None = None) -> ReceiptPage:
         """Raises InvalidRequest when `after` is no receipt."""
@@ -132,7 +137,7 @@ class LedgerQueries:
                 values = [*values, *last]
             sql = f"SELECT id FROM receipts WHERE {condition} ORDER BY created_at_ns DESC, id DESC LIMIT ?"  # noqa: S608 - columns are ours
             ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
-            page = read_receipts(connection, ids[:limit])
+            page = _judged(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
     def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]:
@@ -157,6 +162,16 @@ class LedgerQueries:
             )
             for row in found
         ]
+
+    def usefulness(self, by: GroupBy, where: ReceiptFilter) -> list[Usefulness]:
+        """In order of the groups."""
+        with self._snapshot() as connection:
+            return [] if connection is None else usefulness(connection, _GROUPS[by], *_condition(where))
+
+    def role_costs(self, by: GroupBy, where: ReceiptFilter) -> list[RoleCosts]:
+        """In order of the groups; those without a line are left out."""
+        with self._snapshot() as connection:
+            return [] if connection is None else role_costs(connection, _GROUPS[by], *_condition(where))
 
     def accounts(self, from_ns: int, to_ns: int) -> list[Account]:
         """Hours that overlap [from_ns, to_ns), oldest first, as of the last checkpoint; ask the writer for one first
@@ -244,6 +259,13 @@ class _Account:
             rate_provenance=Provenance(self.rate_provenance),
             cost=None if rate is None else Money.of_time(accelerator_ns, rate),
         )
+
+
+def _judged(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> list[Receipt]:
+    """With `useful` as it stands now: feedback that came later counts."""
+    found = read_receipts(connection, receipt_ids)
+    useful = verdicts(connection, receipt_ids)
+    return [msgspec.structs.replace(receipt, useful=useful[receipt.id]) for receipt in found]
 
 
 def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:

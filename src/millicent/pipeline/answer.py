@@ -39,6 +39,7 @@ class Answer:
         self.opened = opened
         self.closing: Receipt | None = None  # final, and on its way to the ledger
         self.progress = Progress()
+        self.output: list[str] = []  # kept only where a rule judges it at the end
         self._run: Run | None = None
         self._cancelled = False
         self._receipt: Receipt | None = None

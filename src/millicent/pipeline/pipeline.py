@@ -21,14 +21,16 @@ from millicent.core.errors import (
     Unavailable,
 )
 from millicent.core.protocols import Backend, Call, Ledger
-from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing
+from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing, outside_line
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
+from millicent.meter.attribution import StepTimeShares
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.meter.pricing import price
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
+from millicent.pipeline.features import Features
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ class Pipeline:
         placements: Mapping[str, Placement],
         clock: Clock,
         limits: LimitsConfig,
+        fits: StepTimeShares | None = None,
+        features: Features | None = None,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
@@ -55,6 +59,8 @@ class Pipeline:
         self._placements = placements
         self._clock = clock
         self._limits = limits
+        self._fits = fits
+        self._features = features or Features({})
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...]]] = {}
@@ -90,6 +96,7 @@ class Pipeline:
 
     async def checkpoint(self) -> None:
         """Write down where everything stands: after this, accounts in the ledger are current."""
+        await self._save_fits()
         await self._close_unsettled()
         checkpoint = self._meter.checkpoint()
         await self._ledger.checkpoint(checkpoint)
@@ -155,6 +162,7 @@ class Pipeline:
             stream=request.stream,
             attribution=request.attribution,
             attempts=(attempt,),
+            lines=tuple(outside_line(cost, now_ns) for cost in request.outside_costs),
             prices=placement.prices,
             basis=placement.basis,
         )
@@ -177,11 +185,14 @@ class Pipeline:
     async def _consume(self, answer: Answer, call: Call) -> End:
         run = call.start()
         answer.attach(run)
+        judged = self._features.judges_output(answer.opened.attribution.feature)
         async for chunk in run:
             if isinstance(chunk, End):
                 return chunk
             self._note(answer, call, chunk)
             answer.push(chunk.text)
+            if judged:
+                answer.output.append(chunk.text)
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
 
@@ -197,6 +208,7 @@ class Pipeline:
         reading = self._meter.close(answer.receipt_id)
         receipt = answer.closing = self._closing(answer, end, reading)
         try:
+            await self._save_fits()
             await self._ledger.close(receipt, reading.shares)
         except LedgerUnavailable as error:
             self._unsettled[receipt.id] = (receipt, reading.shares)
@@ -218,7 +230,15 @@ class Pipeline:
             timing=self._timing(answer, reading, now_ns),
             attempts=(attempt,),
             error=message,
+            useful=self._verdict(answer, status),
         )
+
+    def _verdict(self, answer: Answer, status: Status) -> bool | None:
+        """The feature's rule on the output. An answer that failed is of no use; nobody knows of one that was cancelled."""
+        feature = answer.opened.attribution.feature
+        if status is Status.CANCELLED or not self._features.judges_output(feature):
+            return None
+        return status is Status.SUCCEEDED and self._features.output(feature, "".join(answer.output))
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
         placement = self._placements[receipt.placement or ""]
@@ -227,7 +247,8 @@ class Pipeline:
             receipt,
             usage=reading.usage,
             accelerator=reading.accelerator,
-            lines=priced.lines,
+            energy=reading.energy,
+            lines=(*receipt.lines, *priced.lines),
             list_price=priced.list_price,
             prices=priced.prices,
             basis=priced.basis,
@@ -258,6 +279,12 @@ class Pipeline:
                 if not failing:
                     log.warning("the ledger can't be written: %s", error.message)
                 failing = True
+
+    async def _save_fits(self) -> None:
+        """Before the receipts that refer to them."""
+        if self._fits is not None and (unsaved := self._fits.unsaved()):
+            await self._ledger.save_fits(unsaved)
+            self._fits.saved(unsaved)
 
     async def _close_unsettled(self) -> None:
         for receipt_id, (receipt, shares) in list(self._unsettled.items()):

@@ -25,6 +25,7 @@ from millicent.pipeline.pipeline import Pipeline
 from millicent.server.config import ServerConfig
 from millicent.server.guard import Guard
 from millicent.server.inference import CHAT, COMPLETIONS, InferenceEndpoint
+from millicent.server.late import LateEntries
 from millicent.wire import openai_common
 from millicent.wire import receipts as receipts_wire
 
@@ -67,6 +68,7 @@ class Server:
         health: Health,
         clock: Clock,
         ids: Ids,
+        late: LateEntries,
         pages: Sequence[BaseRoute] = (),
     ) -> None:
         self._pipeline = pipeline
@@ -82,9 +84,10 @@ class Server:
             Route("/v1/receipts", self._receipts),
             Route("/v1/receipts/{receipt_id}", self._receipt),
             Route("/v1/accounts", self._accounts),
+            *late.routes,
         ]
         for path, dialect in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETIONS)):
-            routes.append(Route(path, InferenceEndpoint(dialect, pipeline, ids, config), methods=["POST"]))
+            routes.append(Route(path, InferenceEndpoint(dialect, pipeline, ids, clock, config), methods=["POST"]))
         middleware = [Middleware(Guard, config=config)]
         if config.allowed_origins:
             middleware.insert(0, _cors(config))

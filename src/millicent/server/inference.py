@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from millicent.core.clock import Clock
 from millicent.core.errors import MillicentError
 from millicent.core.identifiers import Ids
 from millicent.core.receipts import Receipt
@@ -21,6 +23,7 @@ from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.responses import send_error, send_json
 from millicent.wire import openai_chat, openai_common, openai_completions
+from millicent.wire.late import read_lines
 from millicent.wire.openai_common import StreamShape
 
 _STREAM_HEADERS = [
@@ -52,10 +55,11 @@ COMPLETIONS = Dialect(openai_completions.decode, openai_completions.answer_body,
 class InferenceEndpoint:
     """Reads, decodes, admits, and writes the answer whole or as a stream. A client that goes stops the work."""
 
-    def __init__(self, dialect: Dialect, pipeline: Pipeline, ids: Ids, config: ServerConfig) -> None:
+    def __init__(self, dialect: Dialect, pipeline: Pipeline, ids: Ids, clock: Clock, config: ServerConfig) -> None:
         self._dialect = dialect
         self._pipeline = pipeline
         self._ids = ids
+        self._clock = clock
         self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +68,10 @@ class InferenceEndpoint:
                 scope, receive, max_mb=self._config.max_body_mb, timeout_s=self._config.body_timeout_s
             )
             receipt_id = self._ids.new("rcpt")
-            request, shape = self._dialect.decode(body, Headers(scope=scope), receipt_id)
+            headers = Headers(scope=scope)
+            request, shape = self._dialect.decode(body, headers, receipt_id)
+            costs = read_lines(headers, self._clock.now_ns())
+            request = msgspec.structs.replace(request, outside_costs=costs) if costs else request
             answer = await self._pipeline.admit(request)
         except ClientDisconnect:
             return

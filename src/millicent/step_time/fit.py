@@ -114,9 +114,9 @@ class _System:
         if known is None:
             return self
         copy = _System(self._break_rows)
-        copy._products = [row.copy() for row in self._products]  # noqa: SLF001 - one of its own
-        copy._targets = self._targets.copy()  # noqa: SLF001
-        copy._square = self._square  # noqa: SLF001
+        copy._products = [row.copy() for row in self._products]
+        copy._targets = self._targets.copy()
+        copy._square = self._square
         for work in _ANCHORS:
             if wall_ns := known.step_ns(work):
                 copy.add(work, wall_ns, _ANCHORS_WEIGH / len(_ANCHORS), 1.0)
