@@ -234,7 +234,7 @@ class Pipeline:
         )
 
     def _verdict(self, answer: Answer, status: Status) -> bool | None:
-        """The feature's rule on the output. An answer that failed is of no use; nobody knows of one that was cancelled."""
+        """The feature's rule on the output. A failed answer is of no use; of a cancelled one nobody knows."""
         feature = answer.opened.attribution.feature
         if status is Status.CANCELLED or not self._features.judges_output(feature):
             return None
