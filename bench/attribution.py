@@ -40,6 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "attribution.jsonl"
 MODEL = "smollm2:135m"
 BLOCK_TOKENS = 16
 CONTEXT_TOKENS = 2048
+LANES = 33
 GREEDY = Draw(0.0, 1.0, 0, 0, 0)
 WAYS = ("meter", "equal", "tokens", "wall")
 
@@ -78,13 +79,13 @@ class Machine:
         path = pull(MODEL, cache).path
         self.model: Model = load_model(path, dtype="auto", name=MODEL, threads=usable_cores(self.config))
         self.per_lane = CONTEXT_TOKENS // BLOCK_TOKENS
-        self.model.allocate(self.per_lane * 33, BLOCK_TOKENS)
+        self.model.allocate(self.per_lane * LANES, BLOCK_TOKENS)
 
-    def fill(self, lanes: int) -> None:
-        """Write real keys and values everywhere that will be read: pages never written are quick to read."""
-        for lane in range(lanes):
-            for start in range(0, CONTEXT_TOKENS, 512):
-                self.model.forward([self.piece(lane, Member(512, start))])
+    def fill(self) -> None:
+        """Write something into every page of the KV cache: memory that was never written is quick to read."""
+        ends = [(block, at) for block in range(self.per_lane * LANES) for at in (BLOCK_TOKENS // 2, BLOCK_TOKENS - 1)]
+        for first in range(0, len(ends), 256):
+            self.model.forward([Piece(0, [1], at, [block], sample=False) for block, at in ends[first : first + 256]])
 
     def piece(self, lane: int, member: Member) -> Piece:
         blocks = range(lane * self.per_lane, (lane + 1) * self.per_lane)
@@ -167,7 +168,7 @@ def variation(fit: Coefficients, costs: dict[frozenset[int], float], members: Se
 
 def learned(machine: Machine, steps: int) -> tuple[Coefficients, Coefficients, float | None]:
     """What calibration knows, what a while of ordinary traffic makes of it, and the latter's error."""
-    overhead = calibrate(machine.model, machine.config, machine.clock, blocks=machine.per_lane * 33)
+    overhead = calibrate(machine.model, machine.config, machine.clock, blocks=machine.per_lane * LANES)
     shares = StepTimeShares(machine.clock, SequentialIds())
     shares.calibrate(overhead.steps)
     calibrated = shares.coefficients(MODEL)
@@ -209,7 +210,7 @@ def sampled_shapley(machine: Machine, members: Sequence[Member], orders: int) ->
 
 def report(rounds: int, orders: int, steps: int) -> dict[str, object]:
     machine = Machine()
-    machine.fill(33)
+    machine.fill()
     calibrated, fit, fit_error = learned(machine, steps)
     mixes: dict[str, object] = {}
     for name, members in MIXES.items():
