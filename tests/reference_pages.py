@@ -6,6 +6,7 @@ import re
 import types
 from collections.abc import Iterator
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -91,6 +92,8 @@ def _values(hint: Any) -> str:
         return ", ".join(_toml(each) for each in arguments)
     if origin in {tuple, list}:
         return f"list of {_values(arguments[0])}"
+    if issubclass(hint, Enum):
+        return ", ".join(_toml(each) for each in hint)
     return {bool: "`true`, `false`", int: "whole number", float: "number", Decimal: "number", str: "text"}[hint]
 
 

@@ -11,18 +11,24 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.config import Config
+from millicent.control.access import KeyRing
+from millicent.control.budgets import follow_config
+from millicent.control.keys import read_keys
+from millicent.control.limits import RateLimiter
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
-from millicent.dashboard.routes import dashboard_routes
+from millicent.dashboard.routes import dashboard_routes, sign_in_page
 from millicent.engine.machine import usable_cores
 from millicent.ledger.queries import LedgerQueries
+from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
 from millicent.meter.energy import energy_source
@@ -105,6 +111,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             energy=energy_source(device, _watts(placement)),
         )
         backend = LocalBackend(config.engine, options.models, meter, clock, home, knows=shares.knows)
+        await ledger.write(partial(follow_config, configured=config.budgets))
+        queries = LedgerQueries(home / "ledger.db")
+        keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
+        limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
         pipeline = Pipeline(
             backends=[backend],
             ledger=ledger,
@@ -114,8 +124,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limits=config.limits,
             fits=shares,
             features=features,
+            limiter=limiter,
         )
-        queries = LedgerQueries(home / "ledger.db")
         server = Server(
             config=config.server,
             pipeline=pipeline,
@@ -124,6 +134,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             clock=clock,
             ids=ids,
             late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
+            ledger=ledger,
+            keys=keys,
+            limiter=limiter,
+            sign_in_page=sign_in_page,
             pages=dashboard_routes(
                 queries, models=lambda: list(pipeline.models()), clock=clock, refresh=pipeline.checkpoint
             ),
@@ -156,10 +170,10 @@ def _watts(placement: Placement) -> Decimal | None:
 def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError for an address that can't be had, ModelError for a model."""
     server = options.config.server
-    if not is_loopback(server.host):
+    if not is_loopback(server.host) and not _has_keys(options):
         raise ConfigError(
-            f"host {server.host} would be reachable from other machines, and there are no keys to tell callers apart: "
-            "listen on 127.0.0.1 and put a proxy that authenticates in front."
+            f"host {server.host} would be reachable from other machines, and there is no key to tell callers apart: "
+            "make one with `millicent keys create`, or listen on 127.0.0.1."
         )
     with (
         _listen(server) as listener,
@@ -167,6 +181,12 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
         runner.run(_serve(options, listener, say))
+
+
+def _has_keys(options: ServeOptions) -> bool:
+    clock = SystemClock()
+    keys = write_once(options.home / "ledger.db", options.config.ledger, clock, read_keys)
+    return any(key.state(clock.now_ns()) == "active" for key in keys)
 
 
 async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[str], None]) -> None:

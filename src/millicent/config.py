@@ -6,14 +6,16 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from millicent.backends.config import ModelConfig
+from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
@@ -35,6 +37,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: dict[str, ModelConfig] = {}
     placements: dict[str, PlacementConfig] = {}
     features: dict[str, FeatureConfig] = {}
+    budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig = LedgerConfig()
 
@@ -65,16 +68,17 @@ def load(path: Path) -> Config:
     for section, value in table.items():
         _check_section(path, text, section, value)
     config = msgspec.convert(table, Config)
-    for name, placement in config.placements.items():
+    checks: list[tuple[tuple[str, str], Callable[[], object]]] = [
+        *((("placements", name), partial(each.placement, name)) for name, each in config.placements.items()),
+        *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
+        *((("features", name), partial(Features, {name: each})) for name, each in config.features.items()),
+        (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
+    ]
+    for where, check in checks:
         try:
-            placement.placement(name)
+            check()
         except ConfigError as error:
-            raise ConfigError(f"{path}:{_line_of(text, ('placements', name))}: {error.message}") from error
-    for name, feature in config.features.items():
-        try:
-            Features({name: feature})
-        except ConfigError as error:
-            raise ConfigError(f"{path}:{_line_of(text, ('features', name))}: {error.message}") from error
+            raise ConfigError(f"{path}:{_line_of(text, where)}: {error.message}") from error
     return config
 
 

@@ -100,7 +100,7 @@ def test_a_full_queue_refuses_at_once(tmp_path: Path, opened: Make) -> None:
         return list(results)
 
     results = asyncio.run(scenario())
-    assert results[:3] == [None] * 3
+    assert results[:3] == [False] * 3
     assert all(isinstance(result, LedgerUnavailable) for result in results[3:])
     assert "wait for the disk" in str(results[4])
 

@@ -6,6 +6,7 @@ import click
 
 from millicent import __version__
 from millicent.cli.checks import config, doctor
+from millicent.cli.control import budgets, keys
 from millicent.cli.conversation import chat, run
 from millicent.cli.ledger import receipts, report
 from millicent.cli.models import models, pull
@@ -18,5 +19,5 @@ def millicent() -> None:
     """The inference server with the meter built in: every answer comes with a durable receipt."""
 
 
-for _command in (serve, chat, run, pull, models, receipts, report, config, doctor):
+for _command in (serve, chat, run, pull, models, receipts, report, keys, budgets, config, doctor):
     millicent.add_command(_command)

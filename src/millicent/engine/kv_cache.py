@@ -23,11 +23,11 @@ class KVCache:
     ) -> None:
         shape = (blocks, block_tokens, kv_heads, head_dim)
         self.block_tokens = block_tokens
-        self.keys = [_zeros(shape, dtype) for _ in range(layers)]
-        self.values = [_zeros(shape, dtype) for _ in range(layers)]
+        self.keys = [lazy_zeros(shape, dtype) for _ in range(layers)]
+        self.values = [lazy_zeros(shape, dtype) for _ in range(layers)]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Zeros that take no memory until they are written: NumPy leaves the clearing to the system, torch does it."""
     nothing_yet = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(nothing_yet).view(dtype).view(shape)

@@ -13,6 +13,9 @@ import torch
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from millicent.engine.kernels.weights import Quantized
+
 _BLOCK = 32
 
 
@@ -47,6 +50,28 @@ def dequantize(
     from gguf import dequantize as dequantize_any
 
     return torch.from_numpy(dequantize_any(raw, GGMLQuantizationType(quantization))).reshape(shape).to(dtype)
+
+
+def is_plain(quantization: int) -> bool:
+    """Whether these are just floating-point numbers."""
+    return quantization in _PLAIN
+
+
+def quantized(raw: np.ndarray[Any, Any], quantization: int, shape: tuple[int, ...]) -> Quantized | None:
+    """A matrix of Q8_0, Q4_0 or Q4_1 blocks as the kernels take it, value for value; None for anything else."""
+    if quantization not in _FAST or len(shape) != 2:
+        return None
+    from millicent.engine.kernels.weights import Format, Quantized
+
+    layout_bytes = _LAYOUTS[quantization][1]
+    blocks = torch.from_numpy(raw).view(-1, layout_bytes)
+    head_bytes = 4 if quantization == _Q4_1 else 2
+    heads = blocks[:, :head_bytes].contiguous().view(torch.float16).view(shape[0], -1, head_bytes // 2)
+    body = blocks[:, head_bytes:]
+    values = (body ^ 0x80) if quantization == _Q8_0 else _nibbles(body).view(torch.uint8)
+    format_ = {_Q8_0: Format.Q8, _Q4_0: Format.Q4, _Q4_1: Format.Q4_MIN}[quantization]
+    mins = heads[..., 1].contiguous() if quantization == _Q4_1 else None
+    return Quantized(format_, values.reshape(shape), heads[..., 0].contiguous(), mins)
 
 
 def _q8_0(raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -14,6 +14,8 @@ from millicent.text.gguf import find_gguf
 if TYPE_CHECKING:
     import torch
 
+    from millicent.engine.kernels.weights import Quantized
+
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
@@ -73,6 +75,16 @@ class Checkpoint(ABC):
     @abstractmethod
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The tensor, dequantized, in `dtype`. It is there: `shapes` has it."""
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the tensor is stored in fewer bits than its values have."""
+        del name
+        return False
+
+    def read_quantized(self, name: str) -> Quantized | None:
+        """The matrix as stored, nothing rounded again; None unless it is in a format that the kernels compute in."""
+        del name
+        return None
 
     def tensor(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         self.require(name, shape)

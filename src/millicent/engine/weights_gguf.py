@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from millicent.engine.kernels.weights import Quantized
+
 _OUTSIDE_LAYERS = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -62,14 +64,42 @@ class GgufCheckpoint(Checkpoint):
         from millicent.engine.quantization import dequantize
 
         info = self._tensors[name]
-        raw = self._data[info.offset : info.offset + self._byte_counts[name]]
-        tensor = dequantize(raw, info.quantization, info.shape, dtype)
-        if self._architecture in _INTERLEAVED:
-            if name.endswith(("q_proj.weight", "q_proj.bias")):
-                tensor = _halves_from_interleaved(tensor, self.spec.heads)
-            elif name.endswith(("k_proj.weight", "k_proj.bias")):
-                tensor = _halves_from_interleaved(tensor, self.spec.kv_heads)
-        return tensor
+        tensor = dequantize(self._raw(name), info.quantization, info.shape, dtype)
+        order = self._row_order(name)
+        return tensor if order is None else tensor[order]
+
+    def is_quantized(self, name: str) -> bool:
+        from millicent.engine.quantization import is_plain
+
+        return not is_plain(self._tensors[name].quantization)
+
+    def read_quantized(self, name: str) -> Quantized | None:
+        from millicent.engine.quantization import quantized
+
+        info = self._tensors[name]
+        found = quantized(self._raw(name), info.quantization, info.shape)
+        order = self._row_order(name)
+        return found if found is None or order is None else found.rows(order)
+
+    def _raw(self, name: str) -> np.ndarray[Any, Any]:
+        offset = self._tensors[name].offset
+        return self._data[offset : offset + self._byte_counts[name]]
+
+    def _row_order(self, name: str) -> torch.Tensor | None:
+        """Which stored row is which of Hugging Face's: in GGUF, rows (0, 1), (2, 3), ... of a head rotate together; in
+        Hugging Face's layout, rows i and i + half do. None where both are the same."""
+        import torch
+
+        if self._architecture not in _INTERLEAVED:
+            return None
+        if name.endswith(("q_proj.weight", "q_proj.bias")):
+            heads = self.spec.heads
+        elif name.endswith(("k_proj.weight", "k_proj.bias")):
+            heads = self.spec.kv_heads
+        else:
+            return None
+        rows = torch.arange(self.shapes[name][0]).view(heads, -1, 2)
+        return rows.transpose(1, 2).reshape(-1)
 
     def _read_spec(self, head: GgufHead) -> ModelSpec:
         metadata, architecture = head.metadata, self._architecture
@@ -136,12 +166,6 @@ def _hugging_face_name(name: str) -> str:
     if len(parts) == 3 and parts[0] == "blk" and parts[2] in _IN_LAYER:
         return f"model.layers.{parts[1]}.{_IN_LAYER[parts[2]]}.{suffix}"
     return name
-
-
-def _halves_from_interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows (0, 1), (2, 3), ... of a head rotate together in GGUF; in Hugging Face's layout, row i and i + half do."""
-    split = tensor.view(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
-    return split.transpose(1, 2).reshape(tensor.shape)
 
 
 def _stored_bytes(label: str, info: TensorInfo) -> int:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import ManualClock
 from millicent.core.errors import LedgerUnavailable
 from millicent.core.fits import StepTimeFit
+from millicent.core.idempotency import Claim
+from millicent.core.money import Money
 from millicent.core.receipts import Feedback, HourShare, Line, Receipt
 from millicent.ledger import late
+from millicent.ledger.budgets import extend
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import migrate
 from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
-from millicent.ledger.writer import Operation
+
+T = TypeVar("T")
 
 
 class MemoryLedger:
@@ -31,6 +36,7 @@ class MemoryLedger:
         self._gateway = gateway
         self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         self._lock = threading.RLock()
+        self._connection.execute("PRAGMA foreign_keys = ON")
         migrate(self._connection, ManualClock())
         self.queries: LedgerQueries = _MemoryQueries(self._connection, self._lock)
         # For those who don't call stop: an open connection that is forgotten warns.
@@ -43,27 +49,29 @@ class MemoryLedger:
         """Forget everything."""
         self._connection.close()
 
-    async def open(self, receipt: Receipt) -> None:
-        self._write(lambda connection: open_receipt(connection, receipt, self._gateway))
+    async def open(self, receipt: Receipt, claim: Claim | None = None) -> bool:
+        return await self.write(lambda connection: open_receipt(connection, receipt, self._gateway, claim))
 
-    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...]) -> None:
-        self._write(lambda connection: close_receipt(connection, receipt, shares, self._gateway))
+    async def extend(self, receipt_id: str, hold: Money) -> bool:
+        return await self.write(lambda connection: extend(connection, receipt_id, hold))
+
+    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
+        await self.write(lambda connection: close_receipt(connection, receipt, shares, self._gateway, answer))
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
-        self._write(lambda connection: write_checkpoint(connection, checkpoint))
+        await self.write(lambda connection: write_checkpoint(connection, checkpoint))
 
     async def add_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
-        self._write(lambda connection: late.add_lines(connection, receipt_id, lines))
+        await self.write(lambda connection: late.add_lines(connection, receipt_id, lines))
 
     async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
-        self._write(lambda connection: late.add_feedback(connection, feedback))
+        await self.write(lambda connection: late.add_feedback(connection, feedback))
 
     async def save_fits(self, fits: tuple[StepTimeFit, ...]) -> None:
-        self._write(lambda connection: late.save_fits(connection, fits))
+        await self.write(lambda connection: late.save_fits(connection, fits))
 
     async def latest_fits(self, device: str, configuration: str) -> list[StepTimeFit]:
-        with self._lock:
-            return late.latest_fits(self._connection, device, configuration)
+        return await self.write(lambda connection: late.latest_fits(connection, device, configuration))
 
     async def recover(self) -> int:
         """A gateway that is gone took its memory along: there is never anything to settle."""
@@ -77,17 +85,18 @@ class MemoryLedger:
     def healthy(self) -> str | None:
         return self.problem
 
-    def _write(self, operation: Operation) -> None:
+    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         if self.problem is not None:
             raise LedgerUnavailable(self.problem)
         with self._lock:
             self._connection.execute("BEGIN")
             try:
-                operation(self._connection)
+                result = operation(self._connection)
             except BaseException:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+        return result
 
 
 class _MemoryQueries(LedgerQueries):

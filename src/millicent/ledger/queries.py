@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -25,6 +25,7 @@ from millicent.ledger.schema import unavailable
 from millicent.ledger.verification import problems
 from millicent.ledger.worth import RoleCosts, Usefulness, role_costs, usefulness, verdicts
 
+T = TypeVar("T")
 GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "day", "hour", "status"]
 
 
@@ -203,6 +204,11 @@ class LedgerQueries:
                 return 0
             (count,) = connection.execute("SELECT count(*) FROM receipts WHERE status IS NULL").fetchone()
         return int(count)
+
+    def ask(self, question: Callable[[sqlite3.Connection], T]) -> T | None:
+        """One question of a room that keeps tables of its own here; None where there is no ledger yet."""
+        with self._snapshot() as connection:
+            return None if connection is None else question(connection)
 
     def verify(self) -> list[str]:
         """What is wrong with the ledger, one line each; empty when all is well. Reads everything: takes a while."""

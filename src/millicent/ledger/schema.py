@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from millicent.core.clock import Clock
 from millicent.core.errors import LedgerUnavailable
 from millicent.ledger.config import LedgerConfig
+
+T = TypeVar("T")
 
 _OLDEST = (3, 37, 0)  # strict tables
 
@@ -47,10 +51,26 @@ def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
         # On macOS an fsync leaves data in the drive's cache; this asks for the real thing. No effect elsewhere.
         connection.execute(f"PRAGMA fullfsync = {int(config.durability == 'power')}")
         connection.execute("PRAGMA foreign_keys = ON")
+        # What is purged is gone from the file too, not only from its tables.
+        connection.execute("PRAGMA secure_delete = ON")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def write_once(path: Path, config: LedgerConfig, clock: Clock, operation: Callable[[sqlite3.Connection], T]) -> T:
+    """One operation in a transaction of its own, beside a gateway that runs or without one: for the command line."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with closing(open_writer(path, config)) as connection:
+            migrate(connection, clock)
+            connection.execute("BEGIN IMMEDIATE")
+            result = operation(connection)
+            connection.execute("COMMIT")
+    except (sqlite3.Error, OSError) as error:
+        raise unavailable(path, error) from error
+    return result
 
 
 def migrate(connection: sqlite3.Connection, clock: Clock) -> None:

@@ -9,25 +9,41 @@ from typing import Literal
 import msgspec
 
 from millicent.core.accounts import Checkpoint, DeviceSession, Reading
+from millicent.core.idempotency import Claim
 from millicent.core.receipts import Attempt, HourShare, Receipt
-from millicent.ledger import rows
+from millicent.ledger import budgets, claims, rows
 
 
-def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str) -> None:
-    """Insert the receipt unless it is there, those of its attempts that are new, and the costs it came with."""
+def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str, claim: Claim | None = None) -> bool:
+    """Insert the receipt unless it is there, with its holds and claim, those of its attempts that are new, and the
+    costs it came with.
+
+    Whether a hard budget bounds it. Raises PaymentRequired or Conflict; nothing is written then.
+    """
     if receipt.status is not None:
         raise ValueError(f"receipt {receipt.id} is {receipt.status} already: only an open one can be opened")
-    if _status(connection, receipt.id) != "closed":
-        row = {**rows.receipt_row(receipt), "gateway": gateway}
-        connection.execute(rows.insert("receipts", row, "ON CONFLICT DO NOTHING"), row)
-        _write_attempts(connection, receipt.id, receipt.attempts)
-        _write_lines(connection, receipt)
+    status = _status(connection, receipt.id)
+    if status == "closed":
+        return False
+    if status is None:
+        _insert_receipt(connection, receipt, gateway)
+        if claim is not None:
+            claims.claim(connection, claim, receipt.id, receipt.created_at_ns)
+        budgets.reserve(connection, receipt)
+    _write_attempts(connection, receipt.id, receipt.attempts)
+    _write_lines(connection, receipt)
+    return budgets.is_bounded(connection, receipt.id)
 
 
 def close_receipt(
-    connection: sqlite3.Connection, receipt: Receipt, shares: tuple[HourShare, ...], gateway: str
+    connection: sqlite3.Connection,
+    receipt: Receipt,
+    shares: tuple[HourShare, ...],
+    gateway: str,
+    answer: str | None = None,
 ) -> None:
-    """Settle the receipt with its lines, attempts and device time; one that was never opened is written whole.
+    """Settle the receipt with its lines, attempts and device time, its holds, and its claim with the `answer`; one that
+    was never opened is written whole, and its cost booked.
 
     Whom it is for and when it was created were fixed when it was opened.
     """
@@ -37,14 +53,16 @@ def close_receipt(
     if status == "closed":
         return
     if status is None:
-        opening = msgspec.structs.replace(receipt, status=None, settled_at_ns=None, lines=())
-        open_receipt(connection, opening, gateway)
+        _insert_receipt(connection, msgspec.structs.replace(receipt, status=None, settled_at_ns=None), gateway)
+        budgets.reserve(connection, receipt, enforce=False)
     _write_attempts(connection, receipt.id, receipt.attempts)
     _write_shares(connection, receipt.id, shares)
     _write_lines(connection, receipt)
     base = rows.receipt_row(receipt)
     changing = rows.assignments(name for name in base if name not in rows.FIXED_COLUMNS)
     connection.execute(f"UPDATE receipts SET {changing} WHERE id = :id", base)  # noqa: S608 - our own names
+    budgets.settle(connection, receipt)
+    claims.answer_claim(connection, receipt, answer)
 
 
 def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:
@@ -52,6 +70,7 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
         _write_reading(connection, reading, checkpoint.at_ns)
     for session in checkpoint.sessions:
         write_session(connection, session)
+    claims.drop_expired(connection, checkpoint.at_ns)
 
 
 def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:
@@ -71,6 +90,11 @@ def write_session(connection: sqlite3.Connection, session: DeviceSession) -> Non
         " lost_ns = excluded.lost_ns, down_ns = excluded.down_ns, seen_serving_ns = serving_ns",
         [(session.id, *msgspec.structs.astuple(hour)) for hour in session.hours],
     )
+
+
+def _insert_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str) -> None:
+    row = {**rows.receipt_row(receipt), "gateway": gateway}
+    connection.execute(rows.insert("receipts", row), row)
 
 
 def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int) -> None:

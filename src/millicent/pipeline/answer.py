@@ -32,24 +32,30 @@ class Progress:
 class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
-    The answer is driven, and its receipt closed, whether or not anybody reads.
+    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept for
+    the ledger.
     """
 
-    def __init__(self, opened: Receipt) -> None:
+    def __init__(self, opened: Receipt, *, keep: bool = False) -> None:
         self.opened = opened
         self.closing: Receipt | None = None  # final, and on its way to the ledger
         self.progress = Progress()
-        self.output: list[str] = []  # kept only where a rule judges it at the end
         self._run: Run | None = None
         self._cancelled = False
         self._receipt: Receipt | None = None
         self._waiting: list[str] = []
+        self._kept: list[str] | None = [] if keep else None
         self._error: MillicentError | None = None
         self._news = asyncio.Event()
 
     @property
     def receipt_id(self) -> str:
         return self.opened.id
+
+    @property
+    def kept(self) -> str | None:
+        """All text so far, where it is kept."""
+        return None if self._kept is None else "".join(self._kept)
 
     @property
     def settled(self) -> Receipt | None:
@@ -87,6 +93,8 @@ class Answer:
     def push(self, text: str) -> None:
         if text:
             self._waiting.append(text)
+            if self._kept is not None:
+                self._kept.append(text)
             self._news.set()
 
     def finish(self, receipt: Receipt, end: End) -> None:

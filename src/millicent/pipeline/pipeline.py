@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.accounts import Reading
 from millicent.core.chunks import End, FinishReason, Text
 from millicent.core.clock import Clock
@@ -20,6 +21,8 @@ from millicent.core.errors import (
     RateLimited,
     Unavailable,
 )
+from millicent.core.idempotency import Claim
+from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing, outside_line
 from millicent.core.request import Request
@@ -31,6 +34,7 @@ from millicent.meter.pricing import price
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.features import Features
+from millicent.pipeline.holds import HoldOf, HoldWatch, cautious_hold
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,8 @@ class Pipeline:
         limits: LimitsConfig,
         fits: StepTimeShares | None = None,
         features: Features | None = None,
+        limiter: RateLimiter | None = None,
+        hold: HoldOf = cautious_hold,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
@@ -61,9 +67,11 @@ class Pipeline:
         self._limits = limits
         self._fits = fits
         self._features = features or Features({})
+        self._limiter = limiter or RateLimiter(clock, lambda _: limits)
+        self._hold = hold
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
-        self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...]]] = {}
+        self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoints: asyncio.Task[None] | None = None
         self._draining = False
@@ -102,11 +110,11 @@ class Pipeline:
         await self._ledger.checkpoint(checkpoint)
         self._meter.written(checkpoint)
 
-    async def admit(self, request: Request) -> Answer:
-        """Start answering. Returns once the open receipt is durable and the work is under way.
+    async def admit(self, request: Request, claim: Claim | None = None) -> Answer:
+        """Start answering. Returns once the open receipt, its hold and its claim are durable and the work is under way.
 
-        Raises what a client should be told: RateLimited, ModelNotFound, InvalidRequest, Unavailable,
-        LedgerUnavailable. Nothing was spent then, and there is no receipt.
+        Raises what a client should be told: RateLimited, PaymentRequired, ModelNotFound, InvalidRequest, Conflict,
+        Unavailable, LedgerUnavailable. Nothing was spent then, and there is no receipt.
         """
         if self._draining:
             raise Unavailable("The server is shutting down: retry against another, or in a moment.", retry_after_s=2)
@@ -115,19 +123,24 @@ class Pipeline:
                 f"{self._admitted} requests are running, the limit ([limits] max_concurrent): retry in a moment.",
                 retry_after_s=1,
             )
+        ticket = self._limiter.enter(request.attribution.key)
         self._admitted += 1
         try:
             backend = self._route(request.model)
             call = await backend.prepare(request)
             receipt = self._opening(request, backend, call)
-            await self._ledger.open(receipt)
+            ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
+            bounded = await self._ledger.open(receipt, claim)
         except BaseException:
             self._admitted -= 1
+            ticket.withdraw()
             raise
-        answer = Answer(receipt)
+        judged = self._features.judges_output(receipt.attribution.feature)
+        answer = Answer(receipt, keep=judged or claim is not None)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequence)
-        task = asyncio.create_task(self._drive(answer, call))
+        watch = HoldWatch(receipt.hold) if bounded and receipt.hold is not None else None
+        task = asyncio.create_task(self._drive(answer, call, ticket, watch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return answer
@@ -150,6 +163,8 @@ class Pipeline:
     def _opening(self, request: Request, backend: Backend, call: Call) -> Receipt:
         now_ns = self._clock.now_ns()
         placement = self._placements[call.placement]
+        hold = self._hold(call, placement)
+        lines = tuple(outside_line(cost, now_ns) for cost in request.outside_costs)
         attempt = Attempt(_ATTEMPT, backend.name, call.placement, call.served_model, Role.INFERENCE, now_ns)
         return Receipt(
             id=request.id,
@@ -162,14 +177,15 @@ class Pipeline:
             stream=request.stream,
             attribution=request.attribution,
             attempts=(attempt,),
-            lines=tuple(outside_line(cost, now_ns) for cost in request.outside_costs),
+            lines=lines,
+            hold=None if hold is None else Money.total((hold, *(line.amount or ZERO for line in lines))),
             prices=placement.prices,
             basis=placement.basis,
         )
 
-    async def _drive(self, answer: Answer, call: Call) -> None:
+    async def _drive(self, answer: Answer, call: Call, ticket: Ticket, watch: HoldWatch | None) -> None:
         try:
-            end = await self._consume(answer, call)
+            end = await self._consume(answer, call, watch)
         except MillicentError as error:  # the backend went away between prepare and start
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
@@ -181,20 +197,39 @@ class Pipeline:
         finally:
             del self._answers[answer.receipt_id]
             self._admitted -= 1
+            used = answer.closing or answer.opened
+            ticket.leave(_tokens(used.usage), used.total)
 
-    async def _consume(self, answer: Answer, call: Call) -> End:
+    async def _consume(self, answer: Answer, call: Call, watch: HoldWatch | None) -> End:
         run = call.start()
         answer.attach(run)
-        judged = self._features.judges_output(answer.opened.attribution.feature)
+        out_of_money = False
         async for chunk in run:
             if isinstance(chunk, End):
-                return chunk
+                stopped = out_of_money and chunk.reason is FinishReason.CANCELLED
+                return End(FinishReason.LENGTH, chunk.usage) if stopped else chunk
             self._note(answer, call, chunk)
             answer.push(chunk.text)
-            if judged:
-                answer.output.append(chunk.text)
+            if watch is not None and not out_of_money and not await self._within_hold(answer, watch):
+                out_of_money = True
+                run.cancel()
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
+
+    async def _within_hold(self, answer: Answer, watch: HoldWatch) -> bool:
+        """Extend the hold where the cost comes near it. False: no budget left for more, so the output must stop."""
+        cost = self.running(answer).total
+        if cost is None or not watch.is_near(cost):
+            return True
+        wanted = Money(max(watch.hold.nanousd, cost.nanousd, 1) * 2)
+        try:
+            extended = await self._ledger.extend(answer.receipt_id, wanted)
+        except LedgerUnavailable:
+            return False
+        if extended:
+            watch.hold = wanted
+            answer.opened = msgspec.structs.replace(answer.opened, hold=wanted)
+        return extended
 
     def _note(self, answer: Answer, call: Call, chunk: Text) -> None:
         answer.progress.note(chunk.tokens, self._clock.now_ns())
@@ -209,18 +244,18 @@ class Pipeline:
         receipt = answer.closing = self._closing(answer, end, reading)
         try:
             await self._save_fits()
-            await self._ledger.close(receipt, reading.shares)
+            await self._ledger.close(receipt, reading.shares, answer.kept)
         except LedgerUnavailable as error:
-            self._unsettled[receipt.id] = (receipt, reading.shares)
+            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept)
             answer.fail(error)
             return
         answer.finish(receipt, end)
 
     def _closing(self, answer: Answer, end: End, reading: Reading) -> Receipt:
-        now_ns = self._clock.now_ns()
         status = _status(end)
         message = end.error.message if end.error else None
         opened = self._priced(answer.opened, reading)
+        now_ns = self._clock.now_ns()  # after pricing: lines posted later than this are late ones
         attempt = msgspec.structs.replace(opened.attempts[0], ended_at_ns=now_ns, status=status, error=message)
         return msgspec.structs.replace(
             opened,
@@ -238,7 +273,7 @@ class Pipeline:
         feature = answer.opened.attribution.feature
         if status is Status.CANCELLED or not self._features.judges_output(feature):
             return None
-        return status is Status.SUCCEEDED and self._features.output(feature, "".join(answer.output))
+        return status is Status.SUCCEEDED and self._features.output(feature, answer.kept or "")
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
         placement = self._placements[receipt.placement or ""]
@@ -287,9 +322,14 @@ class Pipeline:
             self._fits.saved(unsaved)
 
     async def _close_unsettled(self) -> None:
-        for receipt_id, (receipt, shares) in list(self._unsettled.items()):
-            await self._ledger.close(receipt, shares)
+        for receipt_id, closing in list(self._unsettled.items()):
+            await self._ledger.close(*closing)
             del self._unsettled[receipt_id]
+
+
+def _tokens(usage: Usage) -> int | None:
+    read, written = usage.input_tokens, usage.output_tokens
+    return None if read is None or written is None else read + written
 
 
 def _status(end: End) -> Status:

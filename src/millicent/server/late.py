@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Scope
 
 from millicent.core.clock import Clock
 from millicent.core.errors import InvalidRequest, NotFound
+from millicent.core.money import ZERO
 from millicent.core.receipts import Feedback, Line, Receipt, outside_line
 from millicent.ledger.queries import LedgerQueries
 from millicent.pipeline.features import Features
+from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.wire import late as late_wire
 from millicent.wire import receipts as receipts_wire
-
-MayWrite = Callable[[Scope, Receipt], bool]
 
 
 class LateWrites(Protocol):
@@ -34,8 +33,7 @@ class LateWrites(Protocol):
 
 
 class LateEntries:
-    """`may_write` says whether whoever sent a request may add to a receipt; to others it isn't there. Without it,
-    everyone may."""
+    """A key may add to its own receipts, one that reads all to any. To others a receipt isn't there."""
 
     def __init__(
         self,
@@ -45,14 +43,12 @@ class LateEntries:
         features: Features,
         clock: Clock,
         config: ServerConfig,
-        may_write: MayWrite | None = None,
     ) -> None:
         self._ledger = ledger
         self._queries = queries
         self._features = features
         self._clock = clock
         self._config = config
-        self._may_write = may_write
 
     @property
     def routes(self) -> list[BaseRoute]:
@@ -66,6 +62,9 @@ class LateEntries:
         now_ns = self._clock.now_ns()
         costs = late_wire.decode_lines(await self._body(request), now_ns)
         await self._writable(request, [receipt_id])
+        if any(cost.amount < ZERO for cost in costs):
+            caller = caller_of(request.scope)
+            caller.demand(caller.administers, "post a credit")
         await self._ledger.add_lines(receipt_id, tuple(outside_line(cost, now_ns) for cost in costs))
         [receipt] = await asyncio.to_thread(self._queries.receipts_of, [receipt_id])
         return _created(receipts_wire.receipt_body(receipt))
@@ -87,7 +86,8 @@ class LateEntries:
     async def _writable(self, request: Request, receipt_ids: Iterable[str]) -> list[Receipt]:
         wanted = list(receipt_ids)
         found = await asyncio.to_thread(self._queries.receipts_of, wanted)
-        allowed = [one for one in found if self._may_write is None or self._may_write(request.scope, one)]
+        caller = caller_of(request.scope)
+        allowed = [one for one in found if caller.reads_all or one.attribution.key == caller.id]
         if missing := set(wanted) - {receipt.id for receipt in allowed}:
             raise NotFound(
                 f"There is no receipt `{min(missing)[:100]}`: check the `X-Millicent-Receipt` header.", param="receipt"

@@ -13,7 +13,7 @@ _MAX_CHARACTERS = 256
 _MAX_TAGS = 16
 
 # Headers that promise something this server can't keep yet: refused, because to ignore one would cost money.
-_REFUSED_HEADERS = ("x-millicent-max-cost-usd", "x-millicent-latency-target-ms", "idempotency-key")
+_REFUSED_HEADERS = ("x-millicent-max-cost-usd", "x-millicent-latency-target-ms")
 
 
 def read_attribution(

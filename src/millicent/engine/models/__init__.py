@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
+from millicent.core.errors import ConfigError
+from millicent.engine import kernels
 from millicent.engine.batch import Model
 from millicent.engine.layers import has_fast_bf16
 from millicent.engine.models import llama
 from millicent.engine.models.decoder import BuildLayer, Decoder, Loader
+from millicent.engine.models.kernel_decoder import KernelDecoder, Quantization, unsupported
 from millicent.engine.weights import open_checkpoint
 from millicent.text import load_tokenizer
 
@@ -20,15 +23,35 @@ FAMILIES: dict[str, BuildLayer] = {
 }
 
 
-def load_model(path: Path, *, dtype: str, name: str, deterministic: bool = False, threads: int = 0) -> Model:
+def load_model(
+    path: Path,
+    *,
+    dtype: str,
+    name: str,
+    deterministic: bool = False,
+    threads: int = 0,
+    quantize: Quantization | None = None,
+) -> Model:
     """The model at `path`, ready for `allocate`. `threads` 0 leaves torch's choice, at most the processors we may use.
 
-    Raises ModelError for files that are missing, damaged or not of a family in `FAMILIES`.
+    `quantize` None is `native` where `dtype` is auto, and `none` where a dtype is asked for. The compiled kernels run
+    the model where they can, torch otherwise; int8 and int4 exist in the kernels alone.
+
+    Raises ModelError for files that are missing, damaged or not of a family in `FAMILIES`, and ConfigError for a
+    quantization that cannot be had here.
     """
-    torch.set_num_threads(threads or min(torch.get_num_threads(), _usable_processors()))
+    threads = threads or min(torch.get_num_threads(), _usable_processors())
+    torch.set_num_threads(threads)
     checkpoint = open_checkpoint(path, FAMILIES)
     tokenizer = load_tokenizer(path)
+    quantization = quantize or ("native" if dtype == "auto" else "none")
+    obstacle = kernels.available().reason or unsupported(checkpoint.spec)
+    if obstacle and quantization in {"int8", "int4"}:
+        raise ConfigError(f"{checkpoint.label}: {quantization} needs the compiled kernels: {obstacle}")
     with torch.inference_mode():
+        if not obstacle:
+            kernels.use_threads(threads)
+            return KernelDecoder(name, checkpoint, _torch_dtype(dtype), quantization, eos_tokens=tokenizer.eos_tokens)
         return Decoder(
             name,
             Loader(checkpoint, _torch_dtype(dtype)),
