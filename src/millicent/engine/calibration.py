@@ -1,6 +1,8 @@
 """A few short forward passes that nobody asked for, from which the step-time model is learned before anyone is charged.
 
-They run right after a model is loaded, in a KV cache that is still empty, and are overhead of the model.
+They run right after a model is loaded, in a KV cache that is still empty, and are overhead of the model. All of them
+use the same few blocks of it: memory that was never written would be slow at first, and to write more takes time. So
+what reading the cache costs comes out low, until traffic shows more.
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ from millicent.engine.sampler import Draw, sample
 
 # Enough for a small model to go through the plan more than once; a large one stops where the time does.
 BUDGET_NS = 1000 * NS_PER_MS
-_ROUNDS = 3
 _GREEDY = Draw(0.0, 1.0, 0, 0, 0)
-# Rows of new prompts, each beside so many decoding sequences, and how many decode at once: cheap steps first.
-_STEPS = ((0, 1), (0, 4), (16, 0), (0, 8), (0, 2), (64, 0), (0, 16), (32, 4), (128, 0), (64, 8), (256, 0), (0, 32))
+# Rows of a new prompt, beside so many decoding sequences: cheap ones first, so that there is a fit even where time runs
+# out. The first passes find caches cold and memory not yet given out: nothing is learned from them.
+_WARM_UP = ((160, 0), (0, 1))
+_CHEAP = ((0, 1), (0, 4), (16, 0), (0, 8), (0, 2), (48, 0), (16, 4), (0, 16))
+_STEPS = (*_CHEAP, (128, 0), *_CHEAP, (256, 0), (64, 8), (0, 32), (96, 4), *_CHEAP, (192, 0), (128, 8), (0, 32))
+
+_CONTEXT_TOKENS = 256
 
 
 def calibrate(model: Model, config: EngineConfig, clock: Clock, *, blocks: int) -> Overhead:
@@ -30,7 +36,7 @@ def calibrate(model: Model, config: EngineConfig, clock: Clock, *, blocks: int) 
         rows = sum(len(piece.tokens) for piece in pieces)
         before_ns = clock.monotonic_ns()
         if before_ns - start_ns + row_ns * rows > BUDGET_NS:
-            break
+            continue
         logits = model.forward(pieces)
         if draws := [_GREEDY for piece in pieces if piece.sample]:
             sample(logits, draws)
@@ -44,36 +50,19 @@ def calibrate(model: Model, config: EngineConfig, clock: Clock, *, blocks: int) 
     return Overhead(config.device, model.name, OverheadKind.CALIBRATE, start_ns, wall_ns, warm)
 
 
-# The first passes find caches cold and memory not yet given out: they aren't like those that follow.
-_WARM_UP = ((64, 0), (0, 1))
-
-
 def _plan(model: Model, config: EngineConfig, blocks: int) -> Iterator[list[Piece]]:
     """Passes that fit the model's context, its KV cache and the engine's limits."""
-    lanes = _lanes(model, config, blocks)
-    longest = min(config.step_tokens, model.context_tokens, len(lanes[0]) * config.block_tokens)
-    for rows, decodes in (*_WARM_UP, *_STEPS * _ROUNDS):
-        taken = lanes[1:] if rows else lanes
-        pieces = [_decode(model, lane, index, config) for index, lane in enumerate(taken[:decodes])]
+    longest = min(_CONTEXT_TOKENS, config.step_tokens, model.context_tokens, blocks * config.block_tokens)
+    table = range(-(-longest // config.block_tokens))
+    contexts = (max(1, longest // 8), max(1, longest // 2))
+    for rows, decodes in (*_WARM_UP, *_STEPS):
+        pieces = [
+            Piece(-2 - index, _tokens(model, 1), contexts[index % 2] - 1, table, sample=True)
+            for index in range(decodes)
+        ]
         if rows:
-            pieces.append(Piece(-1, _tokens(model, min(rows, longest)), 0, lanes[0], sample=True))
-        if pieces:
-            yield pieces[-1:] if config.deterministic else pieces[-config.max_sequences :]
-
-
-def _lanes(model: Model, config: EngineConfig, blocks: int) -> list[list[int]]:
-    """Block tables for as many sequences as may run, each for a context of up to 512 tokens."""
-    per_context = max(1, min(512, model.context_tokens) // config.block_tokens)
-    count = max(1, min(config.max_sequences + 1, blocks // per_context))
-    per_lane = min(per_context, blocks)
-    return [list(range(lane * per_lane, (lane + 1) * per_lane)) for lane in range(count)]
-
-
-def _decode(model: Model, lane: list[int], index: int, config: EngineConfig) -> Piece:
-    """One row at the end of a context; every other one is long, so that reading the KV cache shows."""
-    longest = min(len(lane) * config.block_tokens, model.context_tokens)
-    start = (longest if index % 2 else min(longest, 32)) - 1
-    return Piece(-2 - index, _tokens(model, 1), start, lane, sample=True)
+            pieces.append(Piece(-1, _tokens(model, min(rows, longest)), 0, table, sample=True))
+        yield pieces[-1:] if config.deterministic else pieces[-config.max_sequences :]
 
 
 def _tokens(model: Model, count: int) -> list[int]:
@@ -82,7 +71,7 @@ def _tokens(model: Model, count: int) -> list[int]:
 
 def _work(piece: Piece) -> SequenceWork:
     rows = len(piece.tokens)
-    prefills = piece.start == 0
+    prefills = rows > 1
     return SequenceWork(
         sequence=piece.sequence,
         prefill_rows=rows if prefills else 0,

@@ -13,12 +13,15 @@ from millicent.step_time import Coefficients, Fitter, Work
 
 # Weights are whole picoseconds, so that no share is rounded to nothing.
 _WEIGHTS_PER_NS = 1000
+_LEAST_STEPS = 16
 _REFIT_STEPS = 256
 # Observing a step costs some 40 microseconds of the gateway's time; steps that come faster are sampled.
 _OBSERVED_EVERY_NS = 10_000_000
 # A new version replaces the one in use when its predictions of the latest steps differ by this much on average.
 _WORTH_A_VERSION = 0.02
 _LATEST_STEPS = 32
+# Steps of a calibration are chosen to tell the coefficients apart, so few will do.
+_LEAST_CALIBRATION = 8
 
 
 class StepTimeShares:
@@ -49,11 +52,17 @@ class StepTimeShares:
         return weights
 
     def calibrate(self, steps: Sequence[StepRecord]) -> None:
-        """Learn from steps that were run for that: all of them, and at once."""
+        """Learn from steps that were run for that: all of them, and at once.
+
+        Each counts as fast as the fastest that was like it: the others were disturbed.
+        """
+        fastest_ns: dict[tuple[SequenceWork, ...], int] = {}
         for record in steps:
-            self._of(record).observe(record)
+            fastest_ns[record.sequences] = min(record.wall_ns, fastest_ns.get(record.sequences, record.wall_ns))
+        for record in steps:
+            self._of(record).observe(record, fastest_ns[record.sequences])
         if steps:
-            self._adopt(steps[-1], self._of(steps[-1]))
+            self._adopt(steps[-1], self._of(steps[-1]), _LEAST_CALIBRATION)
 
     def version(self, device: str, model: str) -> str | None:
         """The fit by which steps are split now; None while they are split evenly."""
@@ -86,8 +95,8 @@ class StepTimeShares:
             self._models[key] = _Model()
         return self._models[key]
 
-    def _adopt(self, record: StepRecord, model: _Model) -> None:
-        coefficients = model.better()
+    def _adopt(self, record: StepRecord, model: _Model, least_steps: int = _LEAST_STEPS) -> None:
+        coefficients = model.better(least_steps)
         if coefficients is None:
             return
         fit = StepTimeFit(
@@ -120,7 +129,7 @@ class _Model:
             self.use(fit)
             self._steps_before = fit.steps
         self._fitter = Fitter(known=self.coefficients)
-        self._next_fit = 16
+        self._next_fit = _LEAST_STEPS
         self._unobserved_ns = _OBSERVED_EVERY_NS
         self._latest: deque[Work] = deque(maxlen=_LATEST_STEPS)
 
@@ -150,21 +159,21 @@ class _Model:
         if self._unobserved_ns < _OBSERVED_EVERY_NS or not record.sequences:
             return False
         self._unobserved_ns = 0
-        self.observe(record)
+        self.observe(record, record.wall_ns)
         if self._fitter.steps < self._next_fit:
             return False
         # Early fits are refined soon, later ones now and then.
         self._next_fit += min(self._fitter.steps, _REFIT_STEPS)
         return True
 
-    def observe(self, record: StepRecord) -> None:
+    def observe(self, record: StepRecord, wall_ns: int) -> None:
         work = Work.total(Work.of(work) for work in record.sequences)
-        self._fitter.observe(work, record.wall_ns)
+        self._fitter.observe(work, wall_ns)
         self._latest.append(work)
 
-    def better(self) -> Coefficients | None:
+    def better(self, least_steps: int) -> Coefficients | None:
         """A new fit, if there is one that differs from the one in use by enough to be a version of its own."""
-        found = self._fitter.coefficients()
+        found = self._fitter.coefficients(least_steps)
         if found is None or self.coefficients is None:
             return found
         differences = [

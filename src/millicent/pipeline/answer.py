@@ -32,8 +32,8 @@ class Progress:
 class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
-    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept for
-    the ledger.
+    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, for
+    the ledger or to be judged.
     """
 
     def __init__(self, opened: Receipt, *, keep: bool = False) -> None:

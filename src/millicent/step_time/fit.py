@@ -73,9 +73,9 @@ class Fitter:
         for system in self._systems:
             system.add(work, wall_ns, weight, self._keep)
 
-    def coefficients(self) -> Coefficients | None:
-        """The best fit so far; None until there is enough to fit."""
-        if self._seen < _LEAST_STEPS:
+    def coefficients(self, least_steps: int = _LEAST_STEPS) -> Coefficients | None:
+        """The best fit so far; what was known before, or None, until there is enough to fit."""
+        if self._seen < least_steps:
             return self._current
         solved = [(*system.anchored(self._current).solve(), system) for system in self._systems]
         _, values, best = min(solved, key=lambda found: found[0])
