@@ -34,6 +34,10 @@ from millicent.meter.attribution import StepTimeShares
 from millicent.meter.energy import energy_source
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
+from millicent.meter.prices import PriceBook
+from millicent.meter.published_prices import published_prices
+from millicent.meter.quotes import Quoter
+from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server
@@ -45,16 +49,20 @@ log = logging.getLogger(__name__)
 
 _LOG_BYTES = 10 << 20
 _LOG_FILES = 3
+# Enough to quote as before a restart; learning from so many takes less than a second.
+_LEARNED_AT_START = 2000
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What to serve, from where; `models` maps public names to files that are here, on `placement`."""
+    """What to serve, from where; `models` maps public names to files that are here, on `placement`. Models at
+    `providers` can be quoted beside them."""
 
     home: Path
     config: Config
     models: Mapping[str, LocalModel]
     placement: Placement
+    providers: tuple[Placement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,19 +119,23 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             energy=energy_source(device, _watts(placement)),
         )
         backend = LocalBackend(config.engine, options.models, meter, clock, home, knows=shares.knows)
-        await ledger.write(partial(follow_config, configured=config.budgets))
         queries = LedgerQueries(home / "ledger.db")
+        quoter = Quoter(shares.coefficients)
+        for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
+            quoter.learn_from(receipt)
+        await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
         pipeline = Pipeline(
             backends=[backend],
             ledger=ledger,
             meter=meter,
-            placements={placement.name: placement},
+            placements={each.name: each for each in (placement, *options.providers)},
             clock=clock,
             limits=config.limits,
             fits=shares,
             features=features,
+            estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
         )
         server = Server(

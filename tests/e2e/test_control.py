@@ -298,3 +298,18 @@ def test_a_first_try_that_a_crash_cut_off_does_not_block_the_second(server: Live
     second = httpx.post(f"{server.url}/v1/completions", json=SHORT, headers=headers, timeout=60)
     assert second.status_code == 200
     assert second.headers["x-millicent-receipt"] != first
+
+
+def test_other_machines_are_served_once_there_is_a_key(tmp_path: Path) -> None:
+    tiny = write_tiny_model(tmp_path / "tiny")
+    server = LiveServer(tmp_path / "home", [str(tiny)], '[server]\nhost = "0.0.0.0"\n')
+    with pytest.raises(AssertionError, match="make one with `millicent keys create`"):
+        server.start()
+    token = server.command("keys", "create")
+    try:
+        server.start()
+        assert post(server, SHORT)[0] == 401
+        assert post(server, SHORT, Authorization=f"Bearer {token}")[0] == 200
+    finally:
+        if server.process is not None:
+            server.kill()

@@ -13,15 +13,17 @@ import math
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from millicent.backends.engine_process import EngineProcess
+from millicent.backends.local_embeddings import EmbeddingCall, EmbeddingRun, encode_inputs
 from millicent.backends.local_models import (
     EngineState,
     EngineStatus,
     HeldModel,
     LocalModel,
     ModelState,
+    check_does,
     check_fits,
     encode,
 )
@@ -30,17 +32,17 @@ from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError, ModelError, ModelNotFound, Unavailable
 from millicent.core.protocols import Observer
-from millicent.core.request import Request
+from millicent.core.request import Embedding, Request
 from millicent.core.steps import DeviceState, Overhead
 from millicent.engine.protocol import (
     Cancel,
+    Embed,
     EngineConfig,
     FromEngine,
     Load,
     Loaded,
     LoadFailed,
     Step,
-    Submit,
     Unload,
     Unloaded,
 )
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from millicent.text import Tokenizer
 
 __all__ = ["EngineState", "EngineStatus", "LocalBackend", "LocalModel", "ModelState"]
+
+R = TypeVar("R", LocalRun, EmbeddingRun)
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +103,7 @@ class LocalBackend:
         self._engine: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._runs: dict[int, LocalRun] = {}
+        self._runs: dict[int, LocalRun | EmbeddingRun] = {}
         self._sequences = itertools.count(1)
         # One change of what is loaded at a time, so that making room is decided once.
         self._changing_models = asyncio.Lock()
@@ -149,7 +153,7 @@ class LocalBackend:
         if engine is not None:
             await engine.stop()
 
-    async def prepare(self, request: Request) -> LocalCall:
+    async def prepare(self, request: Request) -> LocalCall | EmbeddingCall:
         model = self._models.get(request.model)
         if model is None:
             known = ", ".join(self._models) or "none"
@@ -161,6 +165,9 @@ class LocalBackend:
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model, _START_GRACE_S)
         assert model.tokenizer is not None
+        check_does(request, model)
+        if request.embedding is not None:
+            return await self._prepare_embedding(request.embedding, model)
         tokens = await encode(request, model.tokenizer)
         return LocalCall(
             sequence=next(self._sequences),
@@ -170,24 +177,31 @@ class LocalBackend:
             max_output_tokens=check_fits(request, len(tokens), model.context_tokens),
             sampling=request.sampling,
             limits=request.limits,
-            begin=self._begin,
+            begin=lambda submit: self._begin(LocalRun(submit, self._cancel)),
+        )
+
+    async def _prepare_embedding(self, wanted: Embedding, model: HeldModel) -> EmbeddingCall:
+        assert model.tokenizer is not None
+        texts = await encode_inputs(wanted, model.tokenizer, model.context_tokens)
+        frames = [Embed(next(self._sequences), model.name, tokens, wanted.dimensions or 0) for tokens in texts]
+        return EmbeddingCall(
+            frames, model.spec.placement, lambda frames: self._begin(EmbeddingRun(frames, self._cancel))
         )
 
     # Runs.
 
-    def _begin(self, submit: Submit) -> LocalRun:
-        run = LocalRun(submit, self._cancel)
-        model = self._models[submit.model]
+    def _begin(self, run: R) -> R:
+        model = self._models[run.model]
         model.running += 1
         model.keep()
-        self._runs[submit.sequence] = run
+        self._runs.update(dict.fromkeys(run.sequences, run))
         if model.state is ModelState.LOADED and self._engine is not None:
             self._submit(run, self._engine)
         else:  # it was unloaded, or the engine crashed, since the call was prepared
             self._spawn(self._begin_later(run, model))
         return run
 
-    async def _begin_later(self, run: LocalRun, model: HeldModel) -> None:
+    async def _begin_later(self, run: LocalRun | EmbeddingRun, model: HeldModel) -> None:
         try:
             await self._ensure_loaded(model)
         except MillicentError as error:
@@ -196,25 +210,30 @@ class LocalBackend:
         if not run.ended and self._engine is not None:
             self._submit(run, self._engine)
 
-    def _submit(self, run: LocalRun, engine: EngineProcess) -> None:
-        run.submitted_ns = self._clock.monotonic_ns()
-        engine.send(run.submit)
+    def _submit(self, run: LocalRun | EmbeddingRun, engine: EngineProcess) -> None:
+        if run.submitted_ns is None:
+            run.submitted_ns = self._clock.monotonic_ns()
+        for frame in run.next_frames():
+            engine.send(frame)
 
-    def _cancel(self, run: LocalRun) -> None:
+    def _cancel(self, run: LocalRun | EmbeddingRun) -> None:
         if run.submitted_ns is None:
             self._end(run, FinishReason.CANCELLED)
         elif self._engine is not None:
-            self._engine.send(Cancel(run.submit.sequence))
+            for sequence in run.unfinished:
+                self._engine.send(Cancel(sequence))
 
-    def _end(self, run: LocalRun, reason: FinishReason, error: MillicentError | None = None) -> None:
+    def _end(self, run: LocalRun | EmbeddingRun, reason: FinishReason, error: MillicentError | None = None) -> None:
         run.end(reason, error)
         self._forget(run)
 
-    def _forget(self, run: LocalRun) -> None:
+    def _forget(self, run: LocalRun | EmbeddingRun) -> None:
         """The run has ended."""
-        if self._runs.pop(run.submit.sequence, None) is None:
+        if run.sequences[0] not in self._runs:
             return
-        model = self._models[run.submit.model]
+        for sequence in run.sequences:
+            del self._runs[sequence]
+        model = self._models[run.model]
         model.running -= 1
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model)
@@ -242,13 +261,15 @@ class LocalBackend:
             self._observer.step(record)
             for work in record.sequences:
                 if work.prefill_rows and (run := self._runs.get(work.sequence)):
-                    run.prefilled(work.prefill_rows - work.recomputed_rows)
+                    run.prefilled(work.sequence, work.prefill_rows - work.recomputed_rows)
         for output in step.outputs:
             run = self._runs.get(output.sequence)
             if run is not None:
                 run.take(output)
-                if output.finish:
+                if run.ended:
                     self._forget(run)
+                elif self._engine is not None:
+                    self._submit(run, self._engine)
 
     def _take_overhead(self, overhead: Overhead) -> None:
         self._accounted_ns = overhead.start_ns + overhead.wall_ns
@@ -287,13 +308,17 @@ class LocalBackend:
 
     async def _load(self, model: HeldModel) -> None:
         try:
+            model.state = ModelState.LOADING
+            model.message = ""
+            if model.path is None:
+                path = model.spec.path
+                model.path = path if isinstance(path, Path) else await asyncio.to_thread(path)
+            if model.tokenizer is None:
+                model.tokenizer = await asyncio.to_thread(_load_tokenizer, model.path, self._clock)
             async with self._changing_models:
-                model.state = ModelState.LOADING
-                model.message = ""
-                if model.tokenizer is None:
-                    model.tokenizer = await asyncio.to_thread(_load_tokenizer, model.spec.path, self._clock)
-                loaded = await self._load_making_room(model)
+                loaded = await self._load_making_room(model, model.path)
                 model.context_tokens = loaded.context_tokens
+                model.dimensions = loaded.dimensions
                 model.state = ModelState.LOADED
                 model.wanted = True
                 self._unload_later(model, _START_GRACE_S)
@@ -308,12 +333,12 @@ class LocalBackend:
         finally:
             model.loading = None
 
-    async def _load_making_room(self, model: HeldModel) -> Loaded:
+    async def _load_making_room(self, model: HeldModel, path: Path) -> Loaded:
         """Unloads idle models, the least recently used first, until the model fits."""
         while True:
             known = self._knows is None or self._knows(self._config.device, model.name)
             calibrate = self._config.calibrate and not known
-            answer = await self._ask(Load(model.name, str(model.spec.path), self._config.dtype, calibrate))
+            answer = await self._ask(Load(model.name, str(path), self._config.dtype, calibrate))
             if isinstance(answer, Loaded):
                 return answer
             assert isinstance(answer, LoadFailed)
@@ -433,7 +458,7 @@ class LocalBackend:
             model.keep()
             if model.state is not ModelState.FAILED:
                 model.state = ModelState.UNLOADED
-        for run in list(self._runs.values()):
+        for run in set(self._runs.values()):
             self._end(run, FinishReason.ERROR, error)
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)

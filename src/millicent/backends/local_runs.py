@@ -21,6 +21,8 @@ class LocalRun:
 
     def __init__(self, submit: Submit, on_cancel: Callable[[LocalRun], None]) -> None:
         self.submit = submit
+        self.model = submit.model
+        self.sequences = (submit.sequence,)
         self.submitted_ns: int | None = None  # when the engine was given it
         self._on_cancel = on_cancel
         self._waiting: list[str] = []
@@ -28,6 +30,7 @@ class LocalRun:
         self._output_tokens = 0
         self._prefilled_tokens = 0
         self._cached_tokens = 0
+        self._unsent = [submit]
         self._end: End | None = None
         self._over = False
         self._news = asyncio.Event()
@@ -53,8 +56,19 @@ class LocalRun:
     def ended(self) -> bool:
         return self._end is not None
 
-    def prefilled(self, rows: int) -> None:
+    @property
+    def unfinished(self) -> tuple[int, ...]:
+        """The sequences that the engine has and hasn't ended."""
+        return () if self.ended else self.sequences
+
+    def next_frames(self) -> list[Submit]:
+        """What the engine should be given now."""
+        frames, self._unsent = self._unsent, []
+        return frames
+
+    def prefilled(self, sequence: int, rows: int) -> None:
         """A step has computed this many more rows of the prompt."""
+        assert sequence == self.submit.sequence
         self._prefilled_tokens += rows
 
     def take(self, output: Output) -> None:
@@ -101,7 +115,7 @@ class LocalCall:
     ) -> None:
         self.served_model = model
         self.placement = placement
-        self.sequence: int | None = sequence
+        self.sequences: tuple[int, ...] = (sequence,)
         self.input_tokens: int | None = len(tokens)
         self.max_output_tokens: int | None = max_output_tokens
         limits = Limits(max_tokens=max_output_tokens, stop=limits.stop, ignore_eos=limits.ignore_eos)

@@ -49,7 +49,7 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
     from millicent.cli import show
     from millicent.wire.receipts import list_body, receipt_body
 
-    queries = _open_ledger()
+    queries = open_ledger()
     if receipt_id is not None:
         receipt = queries.receipt(receipt_id)
         if receipt is None:
@@ -75,13 +75,16 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
     "--predictivity", is_flag=True, help="Split the cost by what it was for: inference, retries, checks, retrieval..."
 )
 @_filters
+@click.option("--book", default="actual", show_default=True, help="Prices of this book: see `millicent reprice`.")
 @_json
-def report(by: str, predictivity: bool, json_: bool, **filters: Any) -> None:
+def report(by: str, predictivity: bool, book: str, json_: bool, **filters: Any) -> None:
     """Sum up what was spent, by whatever it was spent on; and what a useful output costs, where any was rated."""
     from millicent.cli import show, worth
 
-    ledger, where = _open_ledger(), _where(filters)
-    totals = ledger.totals(cast("GroupBy", by), where)
+    ledger, where = open_ledger(), _where(filters)
+    if book not in (books := ledger.books()):
+        raise NotFound(f"no book {book!r} in this ledger: there is {', '.join(books)}.")
+    totals = ledger.totals(cast("GroupBy", by), where, book)
     roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where)}
     useful = {each.group: each for each in ledger.usefulness(cast("GroupBy", by), where)}
     if json_:
@@ -89,7 +92,7 @@ def report(by: str, predictivity: bool, json_: bool, **filters: Any) -> None:
             _totals_body(each) | worth.roles_body(roles.get(each.group)) | worth.useful_body(useful.get(each.group))
             for each in totals
         ]
-        show.as_json({"object": "list", "by": by, "data": groups})
+        show.as_json({"object": "list", "by": by, "book": book, "data": groups})
         return
     if predictivity:
         print(worth.roles_table(by, [roles[each.group] for each in totals if each.group in roles]))
@@ -218,7 +221,7 @@ def _totals_body(totals: Totals) -> dict[str, Any]:
     }
 
 
-def _open_ledger() -> LedgerQueries:
+def open_ledger() -> LedgerQueries:
     from millicent.config import home
     from millicent.ledger.queries import LedgerQueries
 

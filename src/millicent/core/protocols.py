@@ -20,7 +20,7 @@ class Run(Protocol):
     """One attempt in progress."""
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
-        """Text chunks, then exactly one End. Never raises for what went wrong upstream: that is an End with an error.
+        """Text or vectors, then exactly one End. What goes wrong upstream is never raised: it is an End with an error.
 
         A slow reader doesn't grow memory beyond the answer itself: text that waits is merged.
         """
@@ -34,12 +34,12 @@ class Run(Protocol):
 class Call(Protocol):
     """A request that a backend has looked at and could run: counted, checked, not started. Nothing was spent.
 
-    `sequence` is the number under which this call appears in step records; None where the backend shows no steps.
+    `sequences` are the numbers under which this call appears in step records; none where the backend shows no steps.
     """
 
     served_model: str
     placement: str
-    sequence: int | None
+    sequences: tuple[int, ...]
     input_tokens: int | None
     max_output_tokens: int | None
 
@@ -97,7 +97,7 @@ class Ledger(Protocol):
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None: ...
 
-    async def add_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
         """Append to a closed receipt. A line whose `id` is there already changes nothing.
 
         Raises NotFound, or Conflict while the receipt is open and where the same `id` stands for another cost.

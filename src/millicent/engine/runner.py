@@ -64,6 +64,14 @@ class _Answer:
         return Output(sequence.id, tokens, text, finish.value, error, total_output_tokens=sequence.output_tokens)
 
 
+def check_tokens(tokens: Many[int], vocabulary_size: int) -> None:
+    """A token that the model doesn't know would fail the whole forward pass."""
+    for token in (min(tokens, default=0), max(tokens, default=0)):
+        if not 0 <= token < vocabulary_size:
+            last = vocabulary_size - 1
+            raise InvalidRequest(f"the prompt holds token {token}; this model's are 0 to {last}", param="prompt")
+
+
 class Runner:
     def __init__(self, opened: OpenModel, config: EngineConfig, *, blocks: int) -> None:
         """Allocates the model's KV cache of `blocks` blocks."""
@@ -71,6 +79,7 @@ class Runner:
         self._eos_tokens = opened.eos_tokens | opened.model.eos_tokens
         self._words = opened.words
         self._deterministic = config.deterministic
+        self.dimensions = 0
         self.weight_bytes = opened.model.weight_bytes
         self.kv_bytes = blocks * config.block_tokens * opened.model.kv_bytes_per_token
         self._answers: dict[int, _Answer] = {}
@@ -91,6 +100,10 @@ class Runner:
         return calibrate(self._model, config, clock, blocks=self._blocks)
 
     @property
+    def context_tokens(self) -> int:
+        return self.scheduler.context_tokens
+
+    @property
     def busy(self) -> bool:
         return bool(self._answers)
 
@@ -102,20 +115,13 @@ class Runner:
         sequence = Sequence(frame.sequence, list(frame.tokens))
         try:
             words = self._words(frame.limits.stop)
-            self._check_tokens(sequence.tokens)
+            check_tokens(sequence.tokens, self._model.vocabulary_size)
             self.scheduler.add(sequence)
         except InvalidRequest as error:
             return Output(sequence.id, 0, "", FinishReason.ERROR.value, error.message)
         seed = frame.sampling.seed if frame.sampling.seed is not None else secrets.randbits(64)
         self._answers[sequence.id] = _Answer(sequence, frame.sampling, frame.limits, seed, words)
         return None
-
-    def _check_tokens(self, tokens: list[int]) -> None:
-        """A token that the model doesn't know would fail the whole forward pass."""
-        for token in (min(tokens, default=0), max(tokens, default=0)):
-            if not 0 <= token < self._model.vocabulary_size:
-                last = self._model.vocabulary_size - 1
-                raise InvalidRequest(f"the prompt holds token {token}; this model's are 0 to {last}", param="prompt")
 
     def cancel(self, sequence: int) -> Output | None:
         answer = self._drop(sequence)

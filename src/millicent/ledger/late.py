@@ -17,7 +17,7 @@ from millicent.ledger.reading import select
 _SAME = ("role", "meter", "quantity", "unit", "amount_nanousd", "note")
 
 
-def add_lines(connection: sqlite3.Connection, receipt_id: str, lines: Iterable[Line]) -> None:
+def post_lines(connection: sqlite3.Connection, receipt_id: str, lines: Iterable[Line]) -> None:
     """Append to a closed receipt. Raises NotFound and Conflict as the Ledger protocol says."""
     found = connection.execute("SELECT status FROM receipts WHERE id = ?", (receipt_id,)).fetchone()
     if found is None:

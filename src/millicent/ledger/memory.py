@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from millicent.ledger import late
 from millicent.ledger.budgets import extend
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import migrate
-from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
+from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
 
 T = TypeVar("T")
 
@@ -61,8 +61,8 @@ class MemoryLedger:
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(lambda connection: write_checkpoint(connection, checkpoint))
 
-    async def add_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
-        await self.write(lambda connection: late.add_lines(connection, receipt_id, lines))
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+        await self.write(lambda connection: late.post_lines(connection, receipt_id, lines))
 
     async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
         await self.write(lambda connection: late.add_feedback(connection, feedback))
@@ -72,6 +72,9 @@ class MemoryLedger:
 
     async def latest_fits(self, device: str, configuration: str) -> list[StepTimeFit]:
         return await self.write(lambda connection: late.latest_fits(connection, device, configuration))
+
+    async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
+        await self.write(lambda connection: add_lines(connection, entries))
 
     async def recover(self) -> int:
         """A gateway that is gone took its memory along: there is never anything to settle."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -21,7 +21,7 @@ from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
 from millicent.ledger.recovery import recover, unsettled_gateways
 from millicent.ledger.schema import unavailable
-from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
+from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
 from millicent.ledger.writer import Writer
 
 T = TypeVar("T")
@@ -74,8 +74,8 @@ class SqliteLedger:
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(partial(write_checkpoint, checkpoint=checkpoint))
 
-    async def add_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
-        await self.write(partial(late.add_lines, receipt_id=receipt_id, lines=lines))
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+        await self.write(partial(late.post_lines, receipt_id=receipt_id, lines=lines))
 
     async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
         await self.write(partial(late.add_feedback, feedback=feedback))
@@ -86,6 +86,10 @@ class SqliteLedger:
     async def latest_fits(self, device: str, configuration: str) -> list[StepTimeFit]:
         """The newest fit of each model on this device, as it is configured now."""
         return await self.write(partial(late.latest_fits, device=device, configuration=configuration))
+
+    async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
+        """Lines of another book for closed receipts, by receipt; those that have it already are left alone."""
+        await self.write(partial(add_lines, entries=entries))
 
     async def recover(self) -> int:
         """Settle what gateways that no longer live left open; how many receipts that closed. Call it now and then."""

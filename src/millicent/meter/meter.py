@@ -49,6 +49,7 @@ class Meter:
         self._fits = shares if isinstance(shares, StepTimeShares) else None
         self._sessions: dict[str, _Session] = {}
         self._energy: dict[str, EnergyAccount] = {}
+        self._ended: list[DeviceSession] = []  # and not known to be written yet
         self._receipts: dict[str, _Receipt] = {}
         self._sequences: dict[int, tuple[_Receipt, int]] = {}
 
@@ -77,13 +78,19 @@ class Meter:
         if energy is not None:
             self._energy[device] = EnergyAccount(energy, self._clock.monotonic_ns())
 
-    def open(self, receipt_id: str, attempt: int, sequence: int | None) -> None:
-        """Before the attempt starts. `sequence` None: its device time cannot be known."""
+    def open(self, receipt_id: str, attempt: int, sequences: Sequence[int]) -> None:
+        """Before the attempt starts. Without `sequences` its device time cannot be known."""
         receipt = self._receipts.setdefault(receipt_id, _Receipt(receipt_id))
-        receipt.known.append(sequence is not None)
-        if sequence is not None:
-            receipt.sequences.append(sequence)
+        receipt.known.append(bool(sequences))
+        receipt.sequences += sequences
+        for sequence in sequences:
             self._sequences[sequence] = (receipt, attempt)
+
+    def stop_at(self, receipt_id: str, serving_ns: int, stop: Callable[[], None]) -> None:
+        """Call `stop`, once, as soon as one more step would take the receipt beyond `serving_ns`."""
+        receipt = self._receipts[receipt_id]
+        receipt.limit_ns = serving_ns
+        receipt.stop = stop
 
     def note_usage(self, receipt_id: str, usage: Usage) -> None:
         """The receipt's usage so far, all of it."""
@@ -126,20 +133,29 @@ class Meter:
                     continue
                 receipt, attempt = entry
                 receipt.shares[attempt, session.id, hour_ns] += part_ns
+                receipt.step_ns += part_ns
                 if work.prefill_rows:
                     receipt.prefill_ns += part_ns
                 else:
                     receipt.decode_ns += part_ns
         for entry, work in zip(entries, record.sequences, strict=True):
             if entry is not None:
-                receipt = entry[0]
-                receipt.device = record.device
-                receipt.step_time_version = version
-                receipt.recomputed_tokens += work.recomputed_rows
-                if receipt.first_step_at_ns is None:
-                    receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
-                receipt.steps += 1
-                receipt.batch_sum += len(entries)
+                entry[0].recomputed_tokens += work.recomputed_rows
+        read_whole = {
+            entry[0].id
+            for entry, work in zip(entries, record.sequences, strict=True)
+            if entry is not None and work.prefill_rows and work.sampled_rows
+        }
+        # Several sequences of a receipt in a step are one step to it.
+        for receipt in {entry[0].id: entry[0] for entry in entries if entry is not None}.values():
+            # After the last of the prompt come steps of another size; else the next is like this one.
+            receipt.expect(0 if receipt.id in read_whole else receipt.step_ns)
+            receipt.device = record.device
+            receipt.step_time_version = version
+            if receipt.first_step_at_ns is None:
+                receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
+            receipt.steps += 1
+            receipt.batch_sum += len(entries)
         if energy is not None and energy.is_due(self._clock.monotonic_ns()):
             self._settle_energy(record.device)
 
@@ -156,14 +172,20 @@ class Meter:
             session.hours[hour_ns].lost_ns += accelerator_ns
 
     def checkpoint(self) -> Checkpoint:
-        """Everything that runs, now. Hours that no longer change are in it until `written` says they arrived."""
+        """Everything that runs, now. Hours that no longer change are in it until `written` says they arrived.
+
+        Where a placement's rate has changed, a new session begins: each account has one rate.
+        """
+        self._renew()
         return self._checkpoint(closed=False)
 
     def written(self, checkpoint: Checkpoint) -> None:
         """The ledger has it: hours before the running one need not be sent again unless they change."""
         for session in checkpoint.sessions:
-            if session.device in self._sessions:
-                self._sessions[session.device].written(session)
+            watched = self._sessions.get(session.device)
+            if watched is not None and watched.id == session.id:
+                watched.written(session)
+        self._ended = [session for session in self._ended if session not in checkpoint.sessions]
 
     def stop(self) -> Checkpoint:
         """End the watch over all devices: the last checkpoint, with their sessions closed. Stop backends first."""
@@ -172,12 +194,22 @@ class Meter:
         self._energy.clear()
         return checkpoint
 
+    def _renew(self) -> None:
+        """Time that is not reported yet counts for the new session as far as it lies in it."""
+        now_ns = self._clock.now_ns()
+        for device, session in list(self._sessions.items()):
+            if session.terms_at(now_ns).usd_per_hour == session.terms.usd_per_hour:
+                continue
+            ended = session.seen(now_ns, busy=False, closed=True)
+            self._ended.append(ended)
+            self._sessions[device] = session.successor(self._ids.new("sess"), now_ns)
+
     def _checkpoint(self, *, closed: bool) -> Checkpoint:
         now_ns = self._clock.now_ns()
         for device in self._energy:
             self._settle_energy(device)
         waiting = [receipt.device for receipt in self._receipts.values() if receipt.sequences]
-        sessions = []
+        sessions = list(self._ended)
         for session in self._sessions.values():
             busy = not closed and any(device in {None, session.device} for device in waiting)
             sessions.append(session.seen(now_ns, busy=busy, closed=closed))
@@ -198,8 +230,8 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "batch_sum", "decode_ns", "device", "energy", "first_step_at_ns", "id", "known", "prefill_ns",
-        "recomputed_tokens", "sequences", "shares", "step_time_version", "steps", "usage",
+        "batch_sum", "decode_ns", "device", "energy", "first_step_at_ns", "id", "known", "limit_ns", "prefill_ns",
+        "recomputed_tokens", "sequences", "shares", "step_ns", "step_time_version", "steps", "stop", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -212,11 +244,23 @@ class _Receipt:
         self.shares: dict[tuple[int, str, int], int] = defaultdict(int)
         self.prefill_ns = 0
         self.decode_ns = 0
+        self.step_ns = 0  # the share of the step that is being counted
         self.steps = 0
         self.batch_sum = 0
         self.recomputed_tokens = 0
         self.step_time_version: str | None = None
         self.energy = EnergyShare()
+        self.limit_ns: int | None = None
+        self.stop: Callable[[], None] | None = None
+
+    def expect(self, next_step_ns: int) -> None:
+        """A step has been counted and another is about to begin: is there room for it?"""
+        self.step_ns = 0
+        if self.limit_ns is None or self.stop is None:
+            return
+        if self.prefill_ns + self.decode_ns + next_step_ns > self.limit_ns:
+            stop, self.stop = self.stop, None
+            stop()
 
     def reading(self) -> Reading:
         provenance = weakest(Provenance.MEASURED if known else Provenance.UNKNOWN for known in self.known)
@@ -265,6 +309,7 @@ class _Session:
         self.id = session
         self.device = device
         self.hours: dict[int, _Hour] = defaultdict(_Hour)
+        self.terms = placement.at(now_ns)
         self._gateway = gateway
         self._placement = placement
         self.accelerators = accelerators
@@ -274,6 +319,17 @@ class _Session:
         self._claimed_until_ns = self._started_at_ns
         self._down_since_ns: int | None = self._started_at_ns
         self._written: dict[int, HourTime] = {}
+
+    def terms_at(self, now_ns: int) -> Placement:
+        return self._placement.at(now_ns)
+
+    def successor(self, session: str, now_ns: int) -> _Session:
+        """The session that takes over now, in the same state."""
+        accelerators, placement = self.accelerators, self._placement
+        fresh = _Session(session, self._gateway, self.device, placement, accelerators, now_ns, self._seen_at_ns)
+        if self._down_since_ns is None:
+            fresh.set_state(DeviceState.UP, now_ns)
+        return fresh
 
     def claim(self, start_ns: int, wall_ns: int) -> list[tuple[int, int]]:
         """What is still free of the interval, by UTC hour, in accelerator-nanoseconds."""
@@ -308,8 +364,8 @@ class _Session:
             device=self.device,
             placement=self._placement.name,
             accelerators=self.accelerators,
-            usd_per_hour=self._placement.usd_per_hour,
-            rate_provenance=self._placement.rate_provenance,
+            usd_per_hour=self.terms.usd_per_hour,
+            rate_provenance=self.terms.rate_provenance,
             started_at_ns=self._started_at_ns,
             seen_at_ns=self._seen_at_ns,
             busy=busy,

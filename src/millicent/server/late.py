@@ -27,7 +27,7 @@ from millicent.wire import receipts as receipts_wire
 class LateWrites(Protocol):
     """The ledger, as far as it is needed here."""
 
-    async def add_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None: ...
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None: ...
 
     async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None: ...
 
@@ -65,7 +65,7 @@ class LateEntries:
         if any(cost.amount < ZERO for cost in costs):
             caller = caller_of(request.scope)
             caller.demand(caller.administers, "post a credit")
-        await self._ledger.add_lines(receipt_id, tuple(outside_line(cost, now_ns) for cost in costs))
+        await self._ledger.post_lines(receipt_id, tuple(outside_line(cost, now_ns) for cost in costs))
         [receipt] = await asyncio.to_thread(self._queries.receipts_of, [receipt_id])
         return _created(receipts_wire.receipt_body(receipt))
 
