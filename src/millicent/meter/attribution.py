@@ -17,8 +17,8 @@ _LEAST_STEPS = 16
 _REFIT_STEPS = 256
 # Observing a step costs some 40 microseconds of the gateway's time; steps that come faster are sampled.
 _OBSERVED_EVERY_NS = 10_000_000
-# A new version replaces the one in use when its predictions of the latest steps differ by this much on average.
-_WORTH_A_VERSION = 0.02
+# A new version replaces the one in use when its predictions of the latest steps differ by so much on average.
+_WORTH_A_VERSION_PERCENT = 2
 _LATEST_STEPS = 32
 # Steps of a calibration are chosen to tell the coefficients apart, so few will do.
 _LEAST_CALIBRATION = 8
@@ -28,7 +28,7 @@ class StepTimeShares:
     """Weights for `Meter`: each sequence by what the model predicts it added to the step.
 
     Until there is a fit for a device and model, a step is split evenly, as if reading the weights were all of it.
-    A fit in use is a version, which the ledger must be given: `take_unsaved`. `configuration` names what else step
+    A fit in use is a version, which the ledger must be given: `unsaved`. `configuration` names what else step
     times depend on, so that fits made under another aren't taken for this one's.
     """
 
@@ -77,11 +77,6 @@ class StepTimeShares:
         known = [held.coefficients for (_, name), held in self._models.items() if name == model]
         return next((coefficients for coefficients in reversed(known) if coefficients is not None), None)
 
-    def error(self, device: str, model: str) -> float | None:
-        """Mean absolute relative error of late: of predictions made before their step was seen."""
-        found = self._models.get((device, model))
-        return None if found is None else found.error
-
     def unsaved(self) -> tuple[StepTimeFit, ...]:
         """Versions in use that the ledger doesn't have yet."""
         return tuple(self._unsaved)
@@ -111,7 +106,7 @@ class StepTimeShares:
             kv_token_ns=coefficients.kv_token_ns,
             pair_ns=coefficients.pair_ns,
             steps=model.steps,
-            error=model.error,
+            error=model.fitter.error,
             fitted_at_ns=self._clock.now_ns(),
         )
         model.use(fit)
@@ -128,18 +123,14 @@ class _Model:
         if fit is not None:
             self.use(fit)
             self._steps_before = fit.steps
-        self._fitter = Fitter(known=self.coefficients)
+        self.fitter = Fitter(known=self.coefficients)
         self._next_fit = _LEAST_STEPS
         self._unobserved_ns = _OBSERVED_EVERY_NS
         self._latest: deque[Work] = deque(maxlen=_LATEST_STEPS)
 
     @property
     def steps(self) -> int:
-        return self._steps_before + self._fitter.steps
-
-    @property
-    def error(self) -> float | None:
-        return self._fitter.error
+        return self._steps_before + self.fitter.steps
 
     def use(self, fit: StepTimeFit) -> None:
         self.fit = fit
@@ -160,25 +151,21 @@ class _Model:
             return False
         self._unobserved_ns = 0
         self.observe(record, record.wall_ns)
-        if self._fitter.steps < self._next_fit:
+        if self.fitter.steps < self._next_fit:
             return False
         # Early fits are refined soon, later ones now and then.
-        self._next_fit += min(self._fitter.steps, _REFIT_STEPS)
+        self._next_fit += min(self.fitter.steps, _REFIT_STEPS)
         return True
 
     def observe(self, record: StepRecord, wall_ns: int) -> None:
         work = Work.total(Work.of(work) for work in record.sequences)
-        self._fitter.observe(work, wall_ns)
+        self.fitter.observe(work, wall_ns)
         self._latest.append(work)
 
     def better(self, least_steps: int) -> Coefficients | None:
         """A new fit, if there is one that differs from the one in use by enough to be a version of its own."""
-        found = self._fitter.coefficients(least_steps)
+        found = self.fitter.coefficients(least_steps)
         if found is None or self.coefficients is None:
             return found
-        differences = [
-            abs(found.step_ns(work) - before_ns) / before_ns
-            for work in self._latest
-            if (before_ns := self.coefficients.step_ns(work)) > 0
-        ]
-        return found if not differences or sum(differences) > _WORTH_A_VERSION * len(differences) else None
+        worth_it = found.differs(self.coefficients, self._latest, _WORTH_A_VERSION_PERCENT)
+        return found if worth_it else None
