@@ -109,6 +109,19 @@ def test_the_models_that_are_served_are_listed_and_minilm_with_them(client: open
     assert [model.id for model in client.models.list().data] == ["tiny", "encoder", "minilm"]
 
 
+def test_a_key_that_is_sent_again_gets_the_same_vectors_under_the_same_receipt(
+    client: openai.OpenAI,
+) -> None:
+    asked: dict[str, Any] = {
+        "model": "encoder",
+        "input": ["the sun", "the moon"],
+        "extra_headers": {"Idempotency-Key": "k1"},
+    }
+    first, again = (client.embeddings.with_raw_response.create(**asked) for _ in range(2))
+    assert first.headers["x-millicent-receipt"] == again.headers["x-millicent-receipt"]
+    assert first.parse() == again.parse()
+
+
 def test_embeddings_and_text_at_once_are_each_right_and_their_time_adds_up(
     server: LiveServer, client: openai.OpenAI, encoder: Path
 ) -> None:

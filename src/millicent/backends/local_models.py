@@ -123,6 +123,30 @@ async def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
     return prompt
 
 
+def truncate(request: Request, tokens: tuple[int, ...], context_tokens: int) -> tuple[int, ...]:
+    """The last of the prompt's tokens, as many as the request wants kept."""
+    keep = request.truncate_prompt_tokens
+    if keep is None:
+        return tokens
+    if keep == -1:
+        keep = max(1, context_tokens - max(1, request.limits.max_tokens or 1))
+    return tokens[-keep:]
+
+
+def check_tokens(request: Request, vocabulary_size: int) -> None:
+    """Raises InvalidRequest for a token that the model hasn't got."""
+    for param, tokens in (
+        ("logit_bias", request.sampling.logit_bias),
+        ("stop_token_ids", request.limits.stop_tokens),
+    ):
+        for token in tokens:
+            if not 0 <= token < vocabulary_size:
+                raise InvalidRequest(
+                    f"{param}: token {token} is not one of this model's, which are 0 to {vocabulary_size - 1}",
+                    param=param,
+                )
+
+
 def check_fits(request: Request, input_tokens: int, context_tokens: int) -> int:
     """How many output tokens the request can have at most. Raises InvalidRequest if there is no room for one."""
     param = "prompt" if request.messages is None else "messages"

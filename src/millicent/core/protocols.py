@@ -34,7 +34,8 @@ class Run(Protocol):
 class Call(Protocol):
     """A request that a backend has looked at and could run: counted, checked, not started. Nothing was spent.
 
-    `sequences` are the numbers under which this call appears in step records; none where the backend shows no steps.
+    `sequences` are the numbers under which this call appears in step records, one for each choice or embedded text;
+    none where the backend shows no steps. `max_output_tokens` counts all choices.
     """
 
     served_model: str

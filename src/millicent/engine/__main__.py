@@ -39,7 +39,12 @@ def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel | Encoder]
             return load_encoder(path, dtype=frame.dtype, name=frame.model, threads=threads)
         tokenizer = load_tokenizer(path)
         model = load_model(
-            path, dtype=frame.dtype, name=frame.model, deterministic=config.deterministic, threads=threads
+            path,
+            dtype=frame.dtype,
+            name=frame.model,
+            deterministic=config.deterministic,
+            threads=threads,
+            tokenizer=tokenizer,
         )
         return OpenModel(model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer))
 

@@ -36,7 +36,11 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Run a sequence. `sequence` is the gateway's number for it, never reused. `limits.max_tokens` is always set."""
+    """Run a sequence. `sequence` is the gateway's number for it, never reused. `limits.max_tokens` is always set.
+
+    `tenant` is whom the engine is fair to, and whose prefixes are reused. Lower `priority` goes first; `deadline_ns`
+    is monotonic.
+    """
 
     sequence: int
     model: str
@@ -44,6 +48,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     sampling: Sampling
     limits: Limits
     tenant: int = 0
+    priority: int = 0
+    deadline_ns: int | None = None
 
 
 class Embed(msgspec.Struct, frozen=True, tag=True):
@@ -104,11 +110,21 @@ class Unloaded(msgspec.Struct, frozen=True, tag=True):
     overhead: Overhead
 
 
+class ScoredToken(msgspec.Struct, frozen=True, array_like=True):
+    """A token and its log probability, None for the first of a prompt; and the likeliest in its place, best first."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """News of one sequence. `tokens` counts output tokens produced now; `text` is what can be shown of them.
 
     `finish` is empty while it runs; then stop, length, cancelled or error, with `error` saying why. The end also
-    carries the sequence's totals; an Embed's is its vector, little-endian float32.
+    carries the sequence's totals; an Embed's is its vector, little-endian float32. `scored` are the tokens produced
+    now and `scored_prompt` those of the prompt, where they were asked for. `cached_tokens` of the prompt weren't
+    computed; None before it began.
     """
 
     sequence: int
@@ -117,7 +133,9 @@ class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     finish: str = ""
     error: str = ""
     total_output_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
+    scored: tuple[ScoredToken, ...] = ()
+    scored_prompt: tuple[ScoredToken, ...] = ()
     vector: bytes = b""
 
 

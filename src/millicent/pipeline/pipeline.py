@@ -139,7 +139,7 @@ class Pipeline:
             call = plan.call
             receipt = self._opening(request, backend, plan)
             ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
-            bounded = await self._ledger.open(receipt, claim)
+            bounded = await self._open(receipt, claim, plan)
         except BaseException:
             self._admitted -= 1
             ticket.withdraw()
@@ -198,6 +198,14 @@ class Pipeline:
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
+    async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
+        """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
+        try:
+            return await self._ledger.open(receipt, claim)
+        except PaymentRequired as error:
+            error.quote = plan.quote
+            raise
+
     def _opening(self, request: Request, backend: Backend, plan: Plan) -> Receipt:
         now_ns = self._clock.now_ns()
         call = plan.call
@@ -246,9 +254,9 @@ class Pipeline:
         async for chunk in run:
             if isinstance(chunk, End):
                 stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
-                return _cut_short(answer, chunk) if stopped else chunk
+                return _cut_short(call, chunk) if stopped else chunk
             self._note(answer, call, chunk)
-            answer.push(chunk.line if isinstance(chunk, Vector) else chunk.text)
+            answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
             if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
                 answer.stop()
         message = "The backend stopped without saying how the answer ended: retry."
@@ -278,7 +286,9 @@ class Pipeline:
         answer.progress.note(chunk.tokens, self._clock.now_ns())
         leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
         if call.input_tokens is not None:
-            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens
+            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
+        if chunk.cached_tokens is not None:
+            leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
         self._meter.note_usage(answer.receipt_id, Usage.of(Provenance.MEASURED, **leaves))
 
     async def _settle(self, answer: Answer, end: End) -> None:
@@ -287,9 +297,9 @@ class Pipeline:
         receipt = answer.closing = self._closing(answer, end, reading)
         try:
             await self._save_fits()
-            await self._ledger.close(receipt, reading.shares, answer.kept)
+            await self._ledger.close(receipt, reading.shares, answer.kept(end))
         except LedgerUnavailable as error:
-            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept)
+            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept(end))
             answer.fail(error)
             return
         answer.finish(receipt, end)
@@ -312,11 +322,14 @@ class Pipeline:
         )
 
     def _verdict(self, answer: Answer, status: Status) -> bool | None:
-        """The feature's rule on the output. A failed answer is of no use; of a cancelled one nobody knows."""
+        """The feature's rule on the output; of several choices, one that is useful will do. A failed answer is of no
+        use; of a cancelled one nobody knows."""
         feature = answer.opened.attribution.feature
         if status is Status.CANCELLED or not self._features.judges_output(feature):
             return None
-        return status is Status.SUCCEEDED and self._features.output(feature, answer.kept or "")
+        if status is not Status.SUCCEEDED:
+            return False
+        return any(self._features.output(feature, text) for text in answer.outputs())
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
         placement = self._placements[receipt.placement or ""].at(receipt.created_at_ns)
@@ -377,10 +390,11 @@ def _tokens(usage: Usage) -> int | None:
     return None if read is None or written is None else read + written
 
 
-def _cut_short(answer: Answer, end: End) -> End:
-    """The budget ran out: of a text there is the beginning; some of the vectors are no answer."""
-    if not answer.progress.vector_tokens:
-        return End(FinishReason.LENGTH, end.usage)
+def _cut_short(call: Call, end: End) -> End:
+    """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
+    if call.max_output_tokens != 0:
+        cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
+        return End(FinishReason.LENGTH, end.usage, choices=tuple(cut.get(reason, reason) for reason in end.choices))
     message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
     return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
 

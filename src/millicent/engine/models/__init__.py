@@ -17,7 +17,7 @@ from millicent.engine.models.bert import Bert
 from millicent.engine.models.decoder import BuildLayer, Decoder, Loader
 from millicent.engine.models.kernel_decoder import KernelDecoder, Quantization, unsupported
 from millicent.engine.weights import Checkpoint, open_checkpoint
-from millicent.text import load_tokenizer
+from millicent.text import Tokenizer, load_tokenizer
 
 FAMILIES: dict[str, BuildLayer] = {
     "llama": llama.build_layer,
@@ -51,11 +51,14 @@ def load_model(
     deterministic: bool = False,
     threads: int = 0,
     quantize: Quantization | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Model:
     """The model at `path`, ready for `allocate`. `threads` 0 leaves torch's choice, at most the processors we may use.
 
     `quantize` None is `native` where `dtype` is auto, and `none` where a dtype is asked for. The compiled kernels run
     the model where they can, torch otherwise; int8 and int4 exist in the kernels alone.
+
+    `tokenizer` is the model's, where the caller has it already: reading it takes half a second.
 
     Raises ModelError for files that are missing, damaged or not of a family in `FAMILIES`, and ConfigError for a
     quantization that cannot be had here.
@@ -63,7 +66,7 @@ def load_model(
     threads = threads or min(torch.get_num_threads(), _usable_processors())
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(path, FAMILIES)
-    tokenizer = load_tokenizer(path)
+    tokenizer = tokenizer or load_tokenizer(path)
     quantization = quantize or ("native" if dtype == "auto" else "none")
     obstacle = kernels.available().reason or unsupported(checkpoint.spec)
     if obstacle and quantization in {"int8", "int4"}:
