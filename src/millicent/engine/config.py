@@ -15,8 +15,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `deterministic` makes results independent of what else is in the batch, at the price of batching's speed.
     `calibrate` spends up to a second after a model's first loading to learn what its steps cost, so that the first
     requests that share one are charged fairly. `prefix_cache`: prompts that begin alike are computed once, for each
-    tenant on its own or, `shared`, for all; how
-    fast an answer comes then tells one tenant what others have sent.
+    tenant on its own or, `shared`, for all; how fast an answer comes then tells one tenant what others have sent.
     """
 
     device: Literal["cpu"] = "cpu"

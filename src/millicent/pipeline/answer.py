@@ -78,10 +78,7 @@ class Answer:
 
     def outputs(self) -> list[str]:
         """The whole text of each choice, where it is kept."""
-        texts: dict[int, str] = {}
-        for text in self._kept or ():
-            texts[text.choice] = texts.get(text.choice, "") + text.text
-        return list(texts.values()) or [""]
+        return [text.text for text in merge_texts(self._kept or ())] or [""]
 
     @property
     def settled(self) -> Receipt | None:
