@@ -38,7 +38,12 @@ def ours(spec: str, given: list[list[int]], threads: int) -> float:
     path, *rest = spec.split(",")
     dtype, quantize, kv_dtype = [*rest, *("auto", "auto", "auto")[len(rest) :]]
     model = load_model(
-        Path(path), dtype=dtype, name="measured", threads=threads, quantize=quantize, kv_dtype=kv_dtype  # type: ignore[arg-type]
+        Path(path),
+        dtype=dtype,
+        name="measured",
+        threads=threads,
+        quantize=quantize,
+        kv_dtype=kv_dtype,  # type: ignore[arg-type]
     )
     assert isinstance(model, KernelDecoder)
     blocks = WINDOW // BLOCK
@@ -58,7 +63,9 @@ def theirs(path: str, given: list[list[int]], threads: int) -> float:
     """llama.cpp, by its Python package."""
     from llama_cpp import Llama
 
-    model = Llama(path, n_ctx=WINDOW, n_batch=512, n_threads=threads, n_threads_batch=threads, logits_all=True, verbose=False)
+    model = Llama(
+        path, n_ctx=WINDOW, n_batch=512, n_threads=threads, n_threads_batch=threads, logits_all=True, verbose=False
+    )
     total = 0.0
     for window in given:
         model.reset()

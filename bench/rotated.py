@@ -17,7 +17,13 @@ import torch
 from millicent.engine.quantization import dequantize
 from millicent.text.gguf import read_gguf_head
 
-_READ_STREAM = {"attn_q": "attn_norm", "attn_k": "attn_norm", "attn_v": "attn_norm", "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm"}
+_READ_STREAM = {
+    "attn_q": "attn_norm",
+    "attn_k": "attn_norm",
+    "attn_v": "attn_norm",
+    "ffn_gate": "ffn_norm",
+    "ffn_up": "ffn_norm",
+}
 _WRITE_STREAM = {"attn_output", "ffn_down"}
 
 

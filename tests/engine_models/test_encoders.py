@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -15,12 +16,27 @@ from hypothesis import strategies as st
 
 from millicent.core.errors import ModelError
 from millicent.engine.batch import Encoder
-from millicent.engine.models import is_encoder, load_encoder, load_model
+from millicent.engine.models import ENCODERS, is_encoder, load_encoder, load_model
+from millicent.engine.weights import open_checkpoint
 from millicent.text import load_tokenizer
 from support.minilm_golden import TEXTS
 from support.tiny_encoders import HIDDEN, write_tiny_encoder
 
 TOKENS = [[2, 4, 5, 3], [2, 3], [2, *range(4, 20), 3], [2, 9, 9, 9, 3]]
+GGUF_NAMES = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.LayerNorm": "token_embd_norm",
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
 GOLDEN = Path(__file__).parent / "golden" / "minilm_vectors.json"
 
 
@@ -110,6 +126,52 @@ def test_a_module_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
 def test_an_encoder_is_not_taken_for_a_model_that_makes_text(tiny: Path) -> None:
     with pytest.raises(ModelError, match="architecture 'bert' is not supported"):
         load_model(tiny, dtype="fp32", name="tiny")
+
+
+def write_gguf(path: Path, directory: Path) -> Path:
+    """The encoder as llama.cpp's converter writes it: words marked where they begin."""
+    checkpoint = open_checkpoint(directory, ENCODERS)
+    spec = checkpoint.encoder_spec
+    words = list(json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"])
+    plain = [word.removeprefix("##") if word.startswith("##") else f"\u2581{word}" for word in words]
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_block_count(spec.layers)
+    writer.add_context_length(spec.context_tokens)
+    writer.add_embedding_length(spec.hidden)
+    writer.add_feed_forward_length(spec.intermediate)
+    writer.add_head_count(spec.heads)
+    writer.add_layer_norm_eps(spec.norm_eps)
+    writer.add_causal_attention(value=False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list([*words[:4], *plain[4:]])
+    writer.add_token_types([3] * 4 + [1] * (len(words) - 4))
+    writer.add_unk_token_id(1)
+    writer.add_uint32("tokenizer.ggml.cls_token_id", 2)
+    writer.add_sep_token_id(3)
+    for name in checkpoint.shapes:
+        stem, _, suffix = name.rpartition(".")
+        if stem.startswith("encoder.layer."):
+            _, _, layer, part = stem.split(".", 3)
+            stored = f"blk.{layer}.{GGUF_NAMES[part]}.{suffix}"
+        else:
+            stored = f"{GGUF_NAMES[stem]}.{suffix}"
+        writer.add_tensor(stored, np.ascontiguousarray(checkpoint.read(name, torch.float32).numpy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_gives_the_tokens_and_vectors_of_the_checkpoint_it_was_made_from(tiny: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", tiny)
+    assert is_encoder(path)
+    text = "The SUN sets, the moon rises; [SEP] abc and rising?"
+    tokens = load_tokenizer(path).encode(text)
+    assert tokens == load_tokenizer(tiny).encode(text)
+    assert (tokens[0], tokens[-1], tokens.count(3)) == (2, 3, 1)
+    torch.testing.assert_close(load(path).encode([tokens]), load(tiny).encode([tokens]), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.model

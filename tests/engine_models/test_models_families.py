@@ -37,12 +37,16 @@ QWEN_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# The compiled kernels, where there are any, run these; torch the others.
+KERNEL_WIDTHS: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "tie_word_embeddings": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": False, "sliding_window": 32, "use_sliding_window": False}),
     "qwen3": ("Qwen3", {"head_dim": 24, "tie_word_embeddings": False}),
+    "qwen2 in the kernels' widths": ("Qwen2", KERNEL_WIDTHS),
+    "qwen3 in the kernels' widths": ("Qwen3", KERNEL_WIDTHS | {"head_dim": 32}),
     "qwen3 tied": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True, "rope_theta": 1000000.0}),
 }
 
@@ -146,7 +150,7 @@ def write_gguf(path: Path, directory: Path, architecture: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("case", ["qwen2 tied", "qwen2", "qwen3", "qwen3 tied"])
+@pytest.mark.parametrize("case", [case for case in CASES if "qwen" in case])
 def test_a_qwen_gguf_gives_the_logits_of_the_checkpoint_it_was_made_from(case: str, tmp_path: Path) -> None:
     kind, changes = CASES[case]
     write(tmp_path / "made", kind, **changes)
@@ -161,8 +165,9 @@ def test_a_sliding_window_that_is_used_is_refused_by_name(kind: str, tmp_path: P
         load_model(tmp_path, dtype="fp32", name="tiny")
 
 
-def test_a_qwen3_without_its_head_norms_is_refused_by_the_tensor_s_name(tmp_path: Path) -> None:
-    write(tmp_path, "Qwen2")
+@pytest.mark.parametrize("widths", [{}, KERNEL_WIDTHS])
+def test_a_qwen3_without_its_head_norms_is_refused_by_the_tensor_s_name(widths: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, "Qwen2", **widths)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "qwen3"}))
     with pytest.raises(ModelError, match=r"tensor model\.layers\.0\.self_attn\.q_norm\.weight is missing"):

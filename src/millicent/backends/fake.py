@@ -163,10 +163,9 @@ class FakeRun:
             prefill_rows = answer.input_tokens - answer.cached_tokens if self._input_tokens == 0 else 0
             self._input_tokens = answer.input_tokens
             self._output_tokens += chunk.tokens
-            if backend.observer is not None:
-                [sequence] = self._sequences
+            if backend.observer is not None and self._sequences:
                 work = SequenceWork(
-                    sequence=sequence,
+                    sequence=self._sequences[0],
                     prefill_rows=prefill_rows,
                     decode_rows=0 if prefill_rows else chunk.tokens,
                     sampled_rows=chunk.tokens,
@@ -189,14 +188,16 @@ class FakeRun:
 
     def _end(self, reason: FinishReason, error: MillicentError | None = None) -> End:
         answer = self._answer
+        last = max((chunk.choice for chunk in answer.chunks), default=0)
+        choices = (reason,) * (last + 1) if last else ()
         if answer.usage is not None:
-            return End(reason, answer.usage, error)
+            return End(reason, answer.usage, error, choices)
         if answer.provenance is Provenance.UNKNOWN:
-            return End(reason, Usage(), error)
+            return End(reason, Usage(), error, choices)
         usage = Usage.of(
             answer.provenance,
             input_fresh=max(0, self._input_tokens - answer.cached_tokens),
             input_cache_read=min(self._input_tokens, answer.cached_tokens),
             output_text=self._output_tokens,
         )
-        return End(reason, usage, error)
+        return End(reason, usage, error, choices)

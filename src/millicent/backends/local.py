@@ -10,10 +10,14 @@ import asyncio
 import itertools
 import logging
 import math
+import secrets
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from millicent.backends.engine_process import EngineProcess
 from millicent.backends.local_embeddings import EmbeddingCall, EmbeddingRun, encode_inputs
@@ -25,11 +29,13 @@ from millicent.backends.local_models import (
     ModelState,
     check_does,
     check_fits,
+    check_tokens,
     encode,
+    truncate,
 )
 from millicent.backends.local_runs import LocalCall, LocalRun
 from millicent.core.chunks import FinishReason
-from millicent.core.clock import NS_PER_S, Clock
+from millicent.core.clock import NS_PER_MS, NS_PER_S, Clock
 from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError, ModelError, ModelNotFound, Unavailable
 from millicent.core.protocols import Observer
 from millicent.core.request import Embedding, Request
@@ -43,6 +49,7 @@ from millicent.engine.protocol import (
     Loaded,
     LoadFailed,
     Step,
+    Submit,
     Unload,
     Unloaded,
 )
@@ -74,6 +81,8 @@ class LocalBackend:
     """`core.protocols.Backend` over one engine process. Use from one event loop: `start`, then `prepare`, then `close`.
 
     `command` starts the engine (to put `numactl` or the like before it); `--socket` and `--config` are added.
+    `knows` tells whether the observer knows what steps of a model on a device cost; if not, loading it calibrates.
+    Without `knows` nothing is calibrated.
     """
 
     def __init__(
@@ -86,10 +95,12 @@ class LocalBackend:
         *,
         name: str = "local",
         command: Sequence[str] = _ENGINE_COMMAND,
+        knows: Callable[[str, str], bool] | None = None,
     ) -> None:
         self.name = name
         self._config = config
         self._observer = observer
+        self._knows = knows
         self._clock = clock
         self._command = tuple(command)
         self._log_file = home / "logs" / f"engine-{config.device}.log"
@@ -101,6 +112,7 @@ class LocalBackend:
         self._tasks: set[asyncio.Task[None]] = set()
         self._runs: dict[int, LocalRun | EmbeddingRun] = {}
         self._sequences = itertools.count(1)
+        self._tenant_secret = secrets.token_bytes(16)
         # One change of what is loaded at a time, so that making room is decided once.
         self._changing_models = asyncio.Lock()
         self._answer: asyncio.Future[Loaded | LoadFailed | Unloaded] | None = None
@@ -112,6 +124,10 @@ class LocalBackend:
 
     def models(self) -> tuple[str, ...]:
         return tuple(self._models)
+
+    def makes_vectors(self, model: str) -> bool:
+        """False too while the model hasn't been loaded."""
+        return self._models[model].dimensions > 0
 
     def status(self) -> EngineStatus:
         return EngineStatus(
@@ -165,15 +181,27 @@ class LocalBackend:
         if request.embedding is not None:
             return await self._prepare_embedding(request.embedding, model)
         tokens = await encode(request, model.tokenizer)
+        tokens = truncate(request, tokens, model.context_tokens)
+        check_tokens(request, model.tokenizer.vocabulary_size)
+        max_tokens = check_fits(request, len(tokens), model.context_tokens)
+        sequences = tuple(next(self._sequences) for _ in range(request.choices))
+        submit = Submit(
+            sequences[0],
+            model.name,
+            tokens,
+            request.sampling,
+            msgspec.structs.replace(request.limits, max_tokens=max_tokens),
+            tenant=self._tenant(request.attribution.key),
+            priority=request.priority,
+            deadline_ns=self._deadline_ns(request.latency_target_ms),
+        )
+        echo = model.tokenizer.decode(tokens) if request.echo else ""
+        label = model.tokenizer.label
         return LocalCall(
-            sequence=next(self._sequences),
-            model=model.name,
+            submit,
+            sequences,
             placement=model.spec.placement,
-            tokens=tokens,
-            max_output_tokens=check_fits(request, len(tokens), model.context_tokens),
-            sampling=request.sampling,
-            limits=request.limits,
-            begin=lambda submit: self._begin(LocalRun(submit, self._cancel)),
+            begin=lambda submits: self._begin(LocalRun(submits, label, echo, self._cancel)),
         )
 
     async def _prepare_embedding(self, wanted: Embedding, model: HeldModel) -> EmbeddingCall:
@@ -183,6 +211,16 @@ class LocalBackend:
         return EmbeddingCall(
             frames, model.spec.placement, lambda frames: self._begin(EmbeddingRun(frames, self._cancel))
         )
+
+    def _tenant(self, key: str | None) -> int:
+        """A number that says nothing of the key it stands for. Callers without a key are one tenant, 0."""
+        if key is None:
+            return 0
+        digest = blake2b(key.encode(), key=self._tenant_secret, digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
+
+    def _deadline_ns(self, latency_target_ms: int | None) -> int | None:
+        return None if latency_target_ms is None else self._clock.monotonic_ns() + latency_target_ms * NS_PER_MS
 
     # Runs.
 
@@ -242,6 +280,8 @@ class LocalBackend:
                 self._take_step(frame)
             case Loaded() | Unloaded():
                 self._take_overhead(frame.overhead)
+                if isinstance(frame, Loaded) and frame.calibration is not None:
+                    self._take_overhead(frame.calibration)
                 self._give_answer(frame)
             case LoadFailed():
                 self._accounted_ns = self._clock.monotonic_ns()
@@ -262,6 +302,8 @@ class LocalBackend:
                 run.take(output)
                 if run.ended:
                     self._forget(run)
+                elif output.finish == FinishReason.ERROR.value:  # no choice is worth more than the whole answer
+                    self._cancel(run)
                 elif self._engine is not None:
                     self._submit(run, self._engine)
 
@@ -330,7 +372,11 @@ class LocalBackend:
     async def _load_making_room(self, model: HeldModel, path: Path) -> Loaded:
         """Unloads idle models, the least recently used first, until the model fits."""
         while True:
-            answer = await self._ask(Load(model.name, str(path), self._config.dtype))
+            known = self._knows is None or self._knows(self._config.device, model.name)
+            calibrate = self._config.calibrate and not known
+            answer = await self._ask(
+                Load(model.name, str(path), model.spec.dtype or self._config.dtype, calibrate, model.spec.quantize)
+            )
             if isinstance(answer, Loaded):
                 return answer
             assert isinstance(answer, LoadFailed)

@@ -31,6 +31,7 @@ class EmbeddingRun:
         self._pending: dict[int, tuple[int, Embed]] = {}
         self._rows_pending = 0
         self._rows_done = 0
+        self._made = 0
         self._reason = FinishReason.STOP
         self._error: MillicentError | None = None
         self._waiting: list[Vector] = []
@@ -83,6 +84,7 @@ class EmbeddingRun:
         index, frame = self._pending.pop(output.sequence)
         self._rows_pending -= len(frame.tokens)
         if output.finish == FinishReason.STOP.value:
+            self._made += 1
             self._waiting.append(Vector(index, output.vector, len(frame.tokens)))
             self._news.set()
         else:
@@ -90,7 +92,8 @@ class EmbeddingRun:
             self._reason = FinishReason(output.finish)
             self._error = MillicentError(output.error) if self._reason is FinishReason.ERROR else None
         if not self._pending and not self._ahead:
-            self.end(self._reason, self._error)
+            # A cancellation that came too late changes nothing.
+            self.end(FinishReason.STOP if self._made == len(self.sequences) else self._reason, self._error)
 
     def end(self, reason: FinishReason, error: MillicentError | None = None) -> None:
         """Nothing more comes. Usage is what was measured."""

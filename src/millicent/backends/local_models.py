@@ -12,6 +12,7 @@ import msgspec
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Request
+from millicent.engine.protocol import Dtype, Quantization
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -23,13 +24,16 @@ _INLINE_CHARACTERS = 20_000
 class LocalModel(msgspec.Struct, frozen=True):
     """A model on this machine. `keep_alive_s` without use and it is unloaded; None keeps it, 0 unloads it at once.
 
-    `path` can be what finds the model, or fetches it, at its first use: called on a thread of its own.
+    `dtype` and `quantize` None are the engine's. `path` can be what finds the model, or fetches
+    it, at its first use: called on a thread of its own.
     """
 
     path: Path | Callable[[], Path]
     placement: str
     keep_alive_s: float | None = None
     preload: bool = False
+    dtype: Dtype | None = None
+    quantize: Quantization | None = None
 
 
 class ModelState(StrEnum):
@@ -121,6 +125,30 @@ async def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
                 f"prompt: token {token} is not one of this model's, which are 0 to {size - 1}", param="prompt"
             )
     return prompt
+
+
+def truncate(request: Request, tokens: tuple[int, ...], context_tokens: int) -> tuple[int, ...]:
+    """The last of the prompt's tokens, as many as the request wants kept."""
+    keep = request.truncate_prompt_tokens
+    if keep is None:
+        return tokens
+    if keep == -1:
+        keep = max(1, context_tokens - max(1, request.limits.max_tokens or 1))
+    return tokens[-keep:]
+
+
+def check_tokens(request: Request, vocabulary_size: int) -> None:
+    """Raises InvalidRequest for a token that the model hasn't got."""
+    for param, tokens in (
+        ("logit_bias", request.sampling.logit_bias),
+        ("stop_token_ids", request.limits.stop_tokens),
+    ):
+        for token in tokens:
+            if not 0 <= token < vocabulary_size:
+                raise InvalidRequest(
+                    f"{param}: token {token} is not one of this model's, which are 0 to {vocabulary_size - 1}",
+                    param=param,
+                )
 
 
 def check_fits(request: Request, input_tokens: int, context_tokens: int) -> int:

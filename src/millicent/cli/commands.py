@@ -9,7 +9,7 @@ from millicent.cli.checks import config, doctor
 from millicent.cli.control import budgets, keys
 from millicent.cli.conversation import chat, run
 from millicent.cli.ledger import receipts, report
-from millicent.cli.models import models, pull
+from millicent.cli.models import models, pull, quantize
 from millicent.cli.prices import quote, reprice
 from millicent.cli.serving import serve
 
@@ -21,6 +21,6 @@ def millicent() -> None:
 
 
 for _command in (
-    serve, chat, run, pull, models, quote, receipts, report, reprice, keys, budgets, config, doctor,
+    serve, chat, run, pull, models, quantize, quote, receipts, report, reprice, keys, budgets, config, doctor,
 ):  # fmt: skip
     millicent.add_command(_command)

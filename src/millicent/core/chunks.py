@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -18,11 +19,50 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class Candidate(msgspec.Struct, frozen=True):
+    """A token, as the bytes it stands for, and its log probability."""
+
+    content: bytes
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of the answer, or of the prompt, whose first has no probability. `top`: the likeliest in its place."""
+
+    content: bytes
+    logprob: float | None
+    top: tuple[Candidate, ...] = ()
+
+
 class Text(msgspec.Struct, frozen=True):
-    """Decoded output, whole characters only. `tokens` is how many output tokens stand behind it (may be 0)."""
+    """Decoded output of one choice, whole characters only. `tokens` is how many output tokens stand behind it (may be
+    0). `logprobs` holds an entry for each token since the last chunk, where they were asked for.
+
+    `cached_tokens` is how many of the prompt's tokens came from a cache; None until that is known.
+    """
 
     text: str
     tokens: int
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
+
+
+def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
+    """One text per choice that has any, in the order of choices."""
+    by_choice: dict[int, list[Text]] = {}
+    for text in texts:
+        by_choice.setdefault(text.choice, []).append(text)
+    return tuple(
+        Text(
+            "".join(part.text for part in parts),
+            sum(part.tokens for part in parts),
+            choice,
+            tuple(logprob for part in parts for logprob in part.logprobs),
+            parts[-1].cached_tokens,
+        )
+        for choice, parts in sorted(by_choice.items())
+    )
 
 
 class Vector(msgspec.Struct, frozen=True):
@@ -45,11 +85,15 @@ def vector_lines(text: str) -> list[str]:
 
 
 class End(msgspec.Struct, frozen=True):
-    """The last chunk. `error` is set exactly when `reason` is error; usage covers what was done until then."""
+    """The last chunk. `error` is set exactly when `reason` is error; usage covers what was done until then.
+
+    `choices` says how each choice ended, where there are several; `reason` is then length if any was cut off.
+    """
 
     reason: FinishReason
     usage: Usage
     error: MillicentError | None = None
+    choices: tuple[FinishReason, ...] = ()
 
 
 Chunk = Text | Vector | End

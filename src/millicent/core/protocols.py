@@ -8,9 +8,10 @@ from typing import Protocol
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.chunks import Chunk
+from millicent.core.fits import StepTimeFit
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.receipts import Feedback, HourShare, Line, Receipt
 from millicent.core.request import Request
 from millicent.core.steps import DeviceState, Overhead, StepRecord
 
@@ -33,7 +34,8 @@ class Run(Protocol):
 class Call(Protocol):
     """A request that a backend has looked at and could run: counted, checked, not started. Nothing was spent.
 
-    `sequences` are the numbers under which this call appears in step records; none where the backend shows no steps.
+    `sequences` are the numbers under which this call appears in step records, one for each choice or embedded text;
+    none where the backend shows no steps. `max_output_tokens` counts all choices.
     """
 
     served_model: str
@@ -95,3 +97,18 @@ class Ledger(Protocol):
         ...
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None: ...
+
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+        """Append to a closed receipt. A line whose `id` is there already changes nothing.
+
+        Raises NotFound, or Conflict while the receipt is open and where the same `id` stands for another cost.
+        """
+        ...
+
+    async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
+        """All or none. One whose `id` is there already changes nothing. Raises NotFound naming the receipt."""
+        ...
+
+    async def save_fits(self, fits: tuple[StepTimeFit, ...]) -> None:
+        """Keep versions of the step-time model: receipts refer to them."""
+        ...

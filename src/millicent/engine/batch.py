@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Piece:
     """What one sequence does in a forward pass: rows `start .. start + len(tokens) - 1` of its context.
 
-    `blocks` is its block table, long enough for those rows; `sample` asks for the logits after the last row.
+    `blocks` is its block table, long enough for those rows; `sample` says that a token is drawn after the last row.
+    Logits are given for that row then, or for all of them where `every_row` asks for it.
     """
 
     sequence: int
@@ -22,6 +23,12 @@ class Piece:
     start: int
     blocks: Sequence[int]
     sample: bool
+    every_row: bool = False
+
+    @property
+    def logit_rows(self) -> int:
+        """How many of its last rows have their logits in the result."""
+        return len(self.tokens) if self.every_row else int(self.sample)
 
 
 class Model(Protocol):
@@ -39,7 +46,7 @@ class Model(Protocol):
         ...
 
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
-        """One pass over all pieces. Logits, float32 [pieces that sample, vocabulary], in the order of the pieces."""
+        """One pass over all pieces. Logits, float32 [their logit rows, vocabulary], in the order of the pieces."""
         ...
 
 

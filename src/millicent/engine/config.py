@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+PrefixCache = Literal["off", "tenant", "shared"]
+
 
 Dtype = Literal["auto", "bf16", "fp32"]
 Quantization = Literal["auto", "none", "native", "int8", "int4"]
@@ -20,6 +22,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `native`, or `none` where a dtype is asked for. `kv_dtype` `auto` is the dtype; `int8` halves bf16's memory.
 
     `deterministic` makes results independent of what else is in the batch, at the price of batching's speed.
+    `calibrate` spends up to a second after a model's first loading to learn what its steps cost, so that the first
+    requests that share one are charged fairly. `prefix_cache`: prompts that begin alike are computed once, for each
+    tenant on its own or, `shared`, for all; how fast an answer comes then tells one tenant what others have sent.
     """
 
     device: Literal["cpu"] = "cpu"
@@ -27,8 +32,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quantize: Quantization = "auto"
     kv_dtype: KvDtype = "auto"
     deterministic: bool = False
+    calibrate: bool = True
     threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     memory_gb: Annotated[float, msgspec.Meta(gt=0)] | None = None
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     step_tokens: Annotated[int, msgspec.Meta(ge=16)] = 512
     block_tokens: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    prefix_cache: PrefixCache = "tenant"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import Clock
-from millicent.core.errors import ModelError
+from millicent.core.errors import ConfigError, ModelError
 from millicent.core.steps import Overhead, OverheadKind
 from millicent.engine.batch import Encoder, Model
 from millicent.engine.config import EngineConfig
@@ -35,6 +35,8 @@ from millicent.engine.runner import OpenModel, Runner
 
 _log = logging.getLogger(__name__)
 _LEAST_CONTEXT_TOKENS = 2048  # a model that has no room for this is refused rather than loaded
+# What part of the file weights may shrink to on their way from it: fp32 to bf16 is half.
+_SHRINKS_BY: dict[str, int] = {"int8": 4, "int4": 8}
 
 
 class OutOfMemory(Exception):
@@ -114,10 +116,15 @@ class Engine:
 
     def _load(self, frame: Load) -> Loaded | LoadFailed:
         start_ns = self._clock.monotonic_ns()
+        opened_ns, calibration = start_ns, None
         if frame.model not in self._runners:
             try:
-                self._runners[frame.model] = self._open(frame)
-            except ModelError as error:
+                runner = self._open(frame)
+                opened_ns = self._clock.monotonic_ns()
+                if frame.calibrate and isinstance(runner, Runner):
+                    calibration = runner.calibrate(self._config, self._clock)
+                self._runners[frame.model] = runner
+            except (ModelError, ConfigError) as error:
                 return LoadFailed(frame.model, error.message, "model_unusable")
             except OutOfMemory as error:
                 return LoadFailed(frame.model, str(error), "out_of_memory")
@@ -129,21 +136,20 @@ class Engine:
                 detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 return LoadFailed(frame.model, f"{frame.path}: cannot be loaded ({detail})", "model_unusable")
         runner = self._runners[frame.model]
-        wall_ns = self._clock.monotonic_ns() - start_ns
         return Loaded(
             model=frame.model,
             context_tokens=runner.context_tokens,
             weight_bytes=runner.weight_bytes,
             kv_bytes=runner.kv_bytes,
-            overhead=Overhead(self._config.device, frame.model, OverheadKind.LOAD, start_ns, wall_ns),
+            overhead=Overhead(self._config.device, frame.model, OverheadKind.LOAD, start_ns, opened_ns - start_ns),
+            calibration=calibration,
             dimensions=runner.dimensions,
         )
 
     def _open(self, frame: Load) -> Runner | EncoderRunner:
         held = sum(runner.weight_bytes + runner.kv_bytes for runner in self._runners.values())
         left = self._memory_bytes - held
-        # Weights may shrink to half on their way from the file (fp32 to bf16), not further.
-        least = _file_bytes(Path(frame.path)) // 2
+        least = _file_bytes(Path(frame.path)) // _SHRINKS_BY.get(frame.quantize or self._config.quantize, 2)
         if least > left:
             raise OutOfMemory(_does_not_fit(frame.model, least, left))
         opened = self._open_model(frame)

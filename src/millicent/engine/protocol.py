@@ -11,18 +11,26 @@ import msgspec
 
 from millicent.core.request import Limits, Sampling
 from millicent.core.steps import Overhead, StepRecord
+from millicent.engine.config import Dtype as Dtype  # noqa: PLC0414
 from millicent.engine.config import EngineConfig as EngineConfig  # noqa: PLC0414 - the process is started with it
+from millicent.engine.config import Quantization as Quantization  # noqa: PLC0414
 
 MAX_FRAME_BYTES = 64 << 20
 
 
 # Gateway to engine.
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """Bring a model into memory. Answered by Loaded or LoadFailed. Loading a loaded model answers Loaded at once."""
+    """Bring a model into memory. Answered by Loaded or LoadFailed. Loading a loaded model answers Loaded at once.
+
+    `calibrate` asks for a few forward passes of every kind too, since nobody knows yet what they cost.
+    `quantize` None is the engine's own setting.
+    """
 
     model: str
     path: str
-    dtype: str
+    dtype: Dtype
+    calibrate: bool = False
+    quantize: Quantization | None = None
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
@@ -32,7 +40,11 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Run a sequence. `sequence` is the gateway's number for it, never reused. `limits.max_tokens` is always set."""
+    """Run a sequence. `sequence` is the gateway's number for it, never reused. `limits.max_tokens` is always set.
+
+    `tenant` is whom the engine is fair to, and whose prefixes are reused. Lower `priority` goes first; `deadline_ns`
+    is monotonic.
+    """
 
     sequence: int
     model: str
@@ -40,6 +52,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     sampling: Sampling
     limits: Limits
     tenant: int = 0
+    priority: int = 0
+    deadline_ns: int | None = None
 
 
 class Embed(msgspec.Struct, frozen=True, tag=True):
@@ -84,6 +98,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     kv_bytes: int
     overhead: Overhead
     dimensions: int = 0
+    calibration: Overhead | None = None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -99,11 +114,21 @@ class Unloaded(msgspec.Struct, frozen=True, tag=True):
     overhead: Overhead
 
 
+class ScoredToken(msgspec.Struct, frozen=True, array_like=True):
+    """A token and its log probability, None for the first of a prompt; and the likeliest in its place, best first."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """News of one sequence. `tokens` counts output tokens produced now; `text` is what can be shown of them.
 
     `finish` is empty while it runs; then stop, length, cancelled or error, with `error` saying why. The end also
-    carries the sequence's totals; an Embed's is its vector, little-endian float32.
+    carries the sequence's totals; an Embed's is its vector, little-endian float32. `scored` are the tokens produced
+    now and `scored_prompt` those of the prompt, where they were asked for. `cached_tokens` of the prompt weren't
+    computed; None before it began.
     """
 
     sequence: int
@@ -112,7 +137,9 @@ class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     finish: str = ""
     error: str = ""
     total_output_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
+    scored: tuple[ScoredToken, ...] = ()
+    scored_prompt: tuple[ScoredToken, ...] = ()
     vector: bytes = b""
 
 

@@ -3,18 +3,118 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+import torch
 
 from millicent.core.errors import ConfigError, ModelError
-from millicent.text.gguf import find_gguf, read_gguf_head
+from millicent.engine.kernels.weights import Format, format_of, quantize
+from millicent.engine.models import FAMILIES
+from millicent.engine.quantization import dequantize, stored_bytes, to_blocks
+from millicent.engine.weights import open_checkpoint
+from millicent.engine.weights_gguf import hugging_face_name
+from millicent.text.gguf import TensorInfo, find_gguf, read_gguf_head
 
 if TYPE_CHECKING:
-    import numpy as np
     from gguf import GGUFReader, GGUFWriter
 
 Width = Literal["int8", "int4"]
+_FILE_TYPES = {Format.Q8: 7, Format.Q4: 2, Format.Q4_MIN: 3}  # llama.cpp's numbers for "mostly this"
+_GGML_TYPES = {Format.Q8: 8, Format.Q4: 2, Format.Q4_MIN: 3}
+_NAMES = {Format.Q8: "Q8_0", Format.Q4: "Q4_0", Format.Q4_MIN: "Q4_1"}
+
+
+def write_quantized(source: Path, folder: Path, to: Width, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The file made of the GGUF at `source`, in `folder`, which appears by one rename once everything is on disk.
+
+    Matrices are rounded as by `--quantize`; what is stored in as few bits or fewer, and everything else, is copied.
+    `progress` gets the bytes of the source done, and their sum.
+    """
+    file = find_gguf(source)
+    if file is None:
+        raise ModelError(
+            f"{source}: only GGUF files can be quantized into files; serve it with --quantize {to} instead"
+        )
+    if folder.exists():
+        raise ConfigError(f"{folder}: exists already; name another folder with --out")
+    checkpoint = open_checkpoint(file, FAMILIES)  # refuses what the engine couldn't run
+    head = read_gguf_head(file)
+    names = {name: hugging_face_name(checkpoint.family, name) for name in head.tensors}
+    targets = {name: _target(names[name], info, to) for name, info in head.tensors.items()}
+    wanted = {name: target for name, target in targets.items() if target is not None}
+    if not wanted:
+        raise ConfigError(f"{file.name}: has nothing of more bits than {to}; use it as it is")
+    main = format_of("", to)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        target = partial / f"{file.stem}-{_NAMES[main]}.gguf"
+        _write(file, target, head.tensors, wanted, _FILE_TYPES[main], progress)
+        _flush(target)
+        _flush(partial)
+        partial.rename(folder)
+        _flush(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder / target.name
+
+
+def _target(name: str, info: TensorInfo, to: Width) -> Format | None:
+    """What a tensor of Hugging Face's name is rounded to; None copies it."""
+    is_matrix = name.endswith("_proj.weight") or name in {"lm_head.weight", "model.embed_tokens.weight"}
+    if not is_matrix or len(info.shape) != 2 or info.shape[1] % 32:
+        return None
+    wanted = format_of(name, to)
+    stored_bits = stored_bytes(info.quantization, info.shape) * 8 / prod(info.shape)
+    return wanted if stored_bits > wanted.bits + 1 else None  # scales and minima take up to one more
+
+
+def _write(
+    source: Path,
+    target: Path,
+    tensors: Mapping[str, TensorInfo],
+    wanted: Mapping[str, Format],
+    file_type: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+
+    reader = GGUFReader(source)
+    writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
+    copy_metadata(reader, writer, {"general.file_type": file_type, "general.quantization_version": 2})
+    total = sum(tensor.n_bytes for tensor in reader.tensors)
+    done = 0
+    for tensor in reader.tensors:
+        info = tensors[tensor.name]
+        if tensor.name in wanted:
+            kind = GGMLQuantizationType(_GGML_TYPES[wanted[tensor.name]])
+            size_bytes = stored_bytes(kind, info.shape)
+        else:
+            kind, size_bytes = tensor.tensor_type, int(tensor.n_bytes)
+        shape = (*info.shape[:-1], size_bytes // prod(info.shape[:-1]))
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), size_bytes, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in reader.tensors:
+        data = tensor.data
+        if tensor.name in wanted:
+            info = tensors[tensor.name]
+            raw = data.reshape(-1).view("uint8")
+            values = dequantize(raw, info.quantization, info.shape, torch.float32)
+            data = to_blocks(quantize(values, wanted[tensor.name]))
+        writer.write_tensor_data(data)
+        done += int(tensor.n_bytes)
+        if progress is not None:
+            progress(done, total)
+    writer.close()
 
 
 def copy_metadata(source: GGUFReader, writer: GGUFWriter, changed: Mapping[str, int]) -> None:
@@ -28,3 +128,11 @@ def copy_metadata(source: GGUFReader, writer: GGUFWriter, changed: Mapping[str, 
         writer.add_key_value(field.name, field.contents(), field.types[0], inner)
     for name, value in changed.items():
         writer.add_uint32(name, value)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -35,6 +35,9 @@ class RopeScaling:
     divisors: tuple[float, ...] = ()
 
 
+_HEAD_NORMS = frozenset({"qwen3"})
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A decoder's shape. `family` is the name under which `engine.models` knows how to build it."""
@@ -55,6 +58,11 @@ class ModelSpec:
     qkv_bias: bool
     attention_output_bias: bool
     mlp_bias: bool
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether each head of queries and keys has a norm."""
+        return self.family in _HEAD_NORMS
 
     def __post_init__(self) -> None:
         for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocabulary"):

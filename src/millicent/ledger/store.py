@@ -15,7 +15,8 @@ from millicent.ledger import budgets, claims, rows
 
 
 def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str, claim: Claim | None = None) -> bool:
-    """Insert the receipt unless it is there, with its holds and claim, and those of its attempts that are new.
+    """Insert the receipt unless it is there, with its holds and claim, those of its attempts that are new, and the
+    costs it came with.
 
     Whether a hard budget bounds it. Raises PaymentRequired or Conflict; nothing is written then.
     """
@@ -30,6 +31,7 @@ def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str,
             claims.claim(connection, claim, receipt.id, receipt.created_at_ns)
         budgets.reserve(connection, receipt)
     _write_attempts(connection, receipt.id, receipt.attempts)
+    _write_lines(connection, receipt)
     return budgets.is_bounded(connection, receipt.id)
 
 
@@ -55,9 +57,7 @@ def close_receipt(
         budgets.reserve(connection, receipt, enforce=False)
     _write_attempts(connection, receipt.id, receipt.attempts)
     _write_shares(connection, receipt.id, shares)
-    for ordinal, line in enumerate(receipt.lines):
-        row = rows.line_row(receipt.id, ordinal, line)
-        connection.execute(rows.insert("lines", row), row)
+    _write_lines(connection, receipt)
     base = rows.receipt_row(receipt)
     changing = rows.assignments(name for name in base if name not in rows.FIXED_COLUMNS)
     connection.execute(f"UPDATE receipts SET {changing} WHERE id = :id", base)  # noqa: S608 - our own names
@@ -116,6 +116,7 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
         "checkpointed_at_ns": at_ns,
         **rows.usage_columns(reading.usage),
         **rows.accelerator_columns(reading.accelerator),
+        **rows.energy_columns(reading.energy),
     }
     updated = connection.execute(
         f"UPDATE receipts SET {rows.assignments(row)} WHERE id = :id AND status IS NULL",  # noqa: S608 - our own names
@@ -130,6 +131,13 @@ def _write_attempts(connection: sqlite3.Connection, receipt_id: str, attempts: I
         row = rows.attempt_row(receipt_id, attempt)
         upsert = f"ON CONFLICT DO UPDATE SET {rows.assignments(row)} WHERE ended_at_ns IS NULL"
         connection.execute(rows.insert("attempts", row, upsert), row)
+
+
+def _write_lines(connection: sqlite3.Connection, receipt: Receipt) -> None:
+    """In order: those written at opening come first in a receipt, and are there already when it closes."""
+    for ordinal, line in enumerate(receipt.lines):
+        row = rows.line_row(receipt.id, ordinal, line)
+        connection.execute(rows.insert("lines", row, "ON CONFLICT (receipt, ordinal) DO NOTHING"), row)
 
 
 def _write_shares(connection: sqlite3.Connection, receipt_id: str, shares: Iterable[HourShare]) -> None:

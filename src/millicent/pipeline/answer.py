@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from millicent.core.chunks import End
+import msgspec
+
+from millicent.core.chunks import End, FinishReason, Text, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
@@ -31,11 +33,23 @@ class Progress:
             self.first_token_at_ns = at_ns
 
 
+class KeptAnswer(msgspec.Struct, frozen=True):
+    """An answer as the ledger keeps it, to be given again."""
+
+    texts: tuple[Text, ...]
+    reasons: tuple[FinishReason, ...]
+
+    @classmethod
+    def read(cls, kept: str) -> KeptAnswer:
+        """One that a crash cut off is kept as nothing."""
+        return msgspec.json.decode(kept, type=cls) if kept else cls((), (FinishReason.STOP,))
+
+
 class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
-    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept for
-    the ledger.
+    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, for
+    the ledger or to be judged.
     """
 
     def __init__(self, opened: Receipt, *, keep: bool = False) -> None:
@@ -46,8 +60,9 @@ class Answer:
         self._cancelled = False
         self._stopped = False
         self._receipt: Receipt | None = None
-        self._waiting: list[str] = []
-        self._kept: list[str] | None = [] if keep else None
+        self._waiting: list[Text] = []
+        self._reasons: tuple[FinishReason, ...] = ()
+        self._kept: list[Text] | None = [] if keep else None
         self._error: MillicentError | None = None
         self._news = asyncio.Event()
 
@@ -55,15 +70,25 @@ class Answer:
     def receipt_id(self) -> str:
         return self.opened.id
 
-    @property
-    def kept(self) -> str | None:
-        """All text so far, where it is kept."""
-        return None if self._kept is None else "".join(self._kept)
+    def kept(self, end: End) -> str | None:
+        """The whole answer, where it is kept: what `KeptAnswer.read` reads."""
+        if self._kept is None:
+            return None
+        return msgspec.json.encode(KeptAnswer(merge_texts(self._kept), _reasons(end))).decode()
+
+    def outputs(self) -> list[str]:
+        """The whole text of each choice, where it is kept."""
+        return [text.text for text in merge_texts(self._kept or ())] or [""]
 
     @property
     def settled(self) -> Receipt | None:
         """The closed receipt, once it is durable."""
         return self._receipt
+
+    @property
+    def reasons(self) -> tuple[FinishReason, ...]:
+        """How each choice ended, once the receipt is durable."""
+        return self._reasons
 
     def cancel(self) -> None:
         """Stop the work within one step; the answer then ends as cancelled. Safe at any time, and twice."""
@@ -88,8 +113,9 @@ class Answer:
         if self._cancelled or self._stopped:
             run.cancel()
 
-    async def take(self) -> str | None:
-        """The next text; None at the end, when the receipt is durable. Raises what went wrong, after the text before.
+    async def take(self) -> tuple[Text, ...] | None:
+        """The next text, merged for each choice; None at the end, when the receipt is durable. Raises what went wrong,
+        after the text before.
 
         Cancelling a wait loses nothing: call again.
         """
@@ -100,12 +126,12 @@ class Answer:
                 return None
             self._news.clear()
             await self._news.wait()
-        text = "".join(self._waiting)
+        texts = merge_texts(self._waiting)
         self._waiting.clear()
-        return text
+        return texts
 
-    def push(self, text: str) -> None:
-        if text:
+    def push(self, text: Text) -> None:
+        if text.text or text.logprobs:
             self._waiting.append(text)
             if self._kept is not None:
                 self._kept.append(text)
@@ -114,6 +140,7 @@ class Answer:
     def finish(self, receipt: Receipt, end: End) -> None:
         """The receipt is durable: let the reader see the end."""
         self._receipt = receipt
+        self._reasons = _reasons(end)
         self._error = end.error
         self._news.set()
 
@@ -121,3 +148,7 @@ class Answer:
         """The receipt could not be made durable: no answer ends as if it had been."""
         self._error = error
         self._news.set()
+
+
+def _reasons(end: End) -> tuple[FinishReason, ...]:
+    return end.choices or (end.reason,)

@@ -23,12 +23,13 @@ from millicent.core.errors import (
     Unavailable,
 )
 from millicent.core.idempotency import Claim
-from millicent.core.money import Money
+from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
-from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing
+from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing, outside_line
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
+from millicent.meter.attribution import StepTimeShares
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
@@ -37,6 +38,7 @@ from millicent.meter.quotes import Asked, Quoter
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.estimates import Estimates, Plan
+from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class Pipeline:
         placements: Mapping[str, Placement],
         clock: Clock,
         limits: LimitsConfig,
+        fits: StepTimeShares | None = None,
+        features: Features | None = None,
         estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
@@ -67,6 +71,8 @@ class Pipeline:
         self._placements = placements
         self._clock = clock
         self._limits = limits
+        self._fits = fits
+        self._features = features or Features({})
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._hold = hold
@@ -105,6 +111,7 @@ class Pipeline:
 
     async def checkpoint(self) -> None:
         """Write down where everything stands: after this, accounts in the ledger are current."""
+        await self._save_fits()
         await self._close_unsettled()
         checkpoint = self._meter.checkpoint()
         await self._ledger.checkpoint(checkpoint)
@@ -132,12 +139,13 @@ class Pipeline:
             call = plan.call
             receipt = self._opening(request, backend, plan)
             ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
-            bounded = await self._ledger.open(receipt, claim)
+            bounded = await self._open(receipt, claim, plan)
         except BaseException:
             self._admitted -= 1
             ticket.withdraw()
             raise
-        answer = Answer(receipt, keep=claim is not None)
+        judged = self._features.judges_output(receipt.attribution.feature)
+        answer = Answer(receipt, keep=judged or claim is not None)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequences)
         if plan.serving_ns is not None:
@@ -190,10 +198,20 @@ class Pipeline:
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
+    async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
+        """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
+        try:
+            return await self._ledger.open(receipt, claim)
+        except PaymentRequired as error:
+            error.quote = plan.quote
+            raise
+
     def _opening(self, request: Request, backend: Backend, plan: Plan) -> Receipt:
         now_ns = self._clock.now_ns()
         call = plan.call
         placement = self._placements[call.placement].at(now_ns)
+        hold = self._hold(plan)
+        lines = tuple(outside_line(cost, now_ns) for cost in request.outside_costs)
         attempt = Attempt(_ATTEMPT, backend.name, call.placement, call.served_model, Role.INFERENCE, now_ns)
         return Receipt(
             id=request.id,
@@ -206,7 +224,8 @@ class Pipeline:
             stream=request.stream,
             attribution=request.attribution,
             attempts=(attempt,),
-            hold=self._hold(plan),
+            lines=lines,
+            hold=None if hold is None else Money.total((hold, *(line.amount or ZERO for line in lines))),
             prices=placement.prices,
             basis=placement.basis,
         )
@@ -235,9 +254,9 @@ class Pipeline:
         async for chunk in run:
             if isinstance(chunk, End):
                 stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
-                return _cut_short(answer, chunk) if stopped else chunk
+                return _cut_short(call, chunk) if stopped else chunk
             self._note(answer, call, chunk)
-            answer.push(chunk.line if isinstance(chunk, Vector) else chunk.text)
+            answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
             if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
                 answer.stop()
         message = "The backend stopped without saying how the answer ended: retry."
@@ -267,7 +286,9 @@ class Pipeline:
         answer.progress.note(chunk.tokens, self._clock.now_ns())
         leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
         if call.input_tokens is not None:
-            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens
+            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
+        if chunk.cached_tokens is not None:
+            leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
         self._meter.note_usage(answer.receipt_id, Usage.of(Provenance.MEASURED, **leaves))
 
     async def _settle(self, answer: Answer, end: End) -> None:
@@ -275,9 +296,10 @@ class Pipeline:
         reading = self._meter.close(answer.receipt_id)
         receipt = answer.closing = self._closing(answer, end, reading)
         try:
-            await self._ledger.close(receipt, reading.shares, answer.kept)
+            await self._save_fits()
+            await self._ledger.close(receipt, reading.shares, answer.kept(end))
         except LedgerUnavailable as error:
-            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept)
+            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept(end))
             answer.fail(error)
             return
         answer.finish(receipt, end)
@@ -296,7 +318,18 @@ class Pipeline:
             timing=self._timing(answer, reading, now_ns),
             attempts=(attempt,),
             error=message,
+            useful=self._verdict(answer, status),
         )
+
+    def _verdict(self, answer: Answer, status: Status) -> bool | None:
+        """The feature's rule on the output; of several choices, one that is useful will do. A failed answer is of no
+        use; of a cancelled one nobody knows."""
+        feature = answer.opened.attribution.feature
+        if status is Status.CANCELLED or not self._features.judges_output(feature):
+            return None
+        if status is not Status.SUCCEEDED:
+            return False
+        return any(self._features.output(feature, text) for text in answer.outputs())
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
         placement = self._placements[receipt.placement or ""].at(receipt.created_at_ns)
@@ -306,7 +339,8 @@ class Pipeline:
             receipt,
             usage=reading.usage,
             accelerator=reading.accelerator,
-            lines=priced.lines,
+            energy=reading.energy,
+            lines=(*receipt.lines, *priced.lines),
             list_price=priced.list_price,
             saved=priced.saved,
             prices=priced.prices,
@@ -339,6 +373,12 @@ class Pipeline:
                     log.warning("the ledger can't be written: %s", error.message)
                 failing = True
 
+    async def _save_fits(self) -> None:
+        """Before the receipts that refer to them."""
+        if self._fits is not None and (unsaved := self._fits.unsaved()):
+            await self._ledger.save_fits(unsaved)
+            self._fits.saved(unsaved)
+
     async def _close_unsettled(self) -> None:
         for receipt_id, closing in list(self._unsettled.items()):
             await self._ledger.close(*closing)
@@ -350,10 +390,11 @@ def _tokens(usage: Usage) -> int | None:
     return None if read is None or written is None else read + written
 
 
-def _cut_short(answer: Answer, end: End) -> End:
-    """The budget ran out: of a text there is the beginning; some of the vectors are no answer."""
-    if not answer.progress.vector_tokens:
-        return End(FinishReason.LENGTH, end.usage)
+def _cut_short(call: Call, end: End) -> End:
+    """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
+    if call.max_output_tokens != 0:
+        cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
+        return End(FinishReason.LENGTH, end.usage, choices=tuple(cut.get(reason, reason) for reason in end.choices))
     message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
     return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
 

@@ -83,6 +83,10 @@ class Tokenizer:
             self._bytes = self._make_token_bytes()
         return self._bytes[token] if token < len(self._bytes) else b""
 
+    def label(self, token: int) -> bytes:
+        """What to show where a token itself is meant: its bytes, or a control token's name."""
+        return self.token_bytes(token) or self._added.get(token, b"")
+
     def _encode_piece(self, text: str) -> list[int]:
         tokens: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return tokens

@@ -84,7 +84,7 @@ def quantize(weight: torch.Tensor, format_: Format) -> Quantized:
         return Quantized(format_, values.to(torch.uint8).view(weight.shape), scales)
     fit = {Format.Q4: _fit_symmetric, Format.Q4_MIN: _fit_with_minimum}[format_]
     rows_at_once = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
-    parts = [fit(rows.float().reshape(len(rows), -1, GROUP)) for rows in weight.split(rows_at_once)]
+    parts = [fit(rows.float().reshape(len(rows), -1, GROUP)) for rows in torch.split(weight, rows_at_once)]
     values, scales, mins = (torch.cat(column) for column in zip(*parts, strict=True))
     values = values.to(torch.uint8).view(weight.shape)
     return Quantized(format_, values, scales, mins if format_ is Format.Q4_MIN else None)
@@ -96,7 +96,7 @@ _REFITS = 3
 
 def _fit_symmetric(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     signed = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
-    best = _Best(groups, lambda scales, mins: (groups * _inverse(scales)[..., None]).round_().clamp_(-8, 7))
+    best = _Best(groups, lambda scales, _: _nearest(groups, scales, -8, 7))
     zeros = torch.zeros_like(signed)
     for divisor in (-8.0, -7.6, -7.2, -6.8, -8.4, 7.5):
         best.offer(signed / divisor, zeros)
@@ -110,7 +110,7 @@ def _fit_with_minimum(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     low, high = groups.amin(-1), groups.amax(-1)
     best = _Best(
         groups,
-        lambda scales, mins: ((groups - mins[..., None]) * _inverse(scales)[..., None]).round_().clamp_(0, 15),
+        lambda scales, mins: _nearest(groups - mins[..., None], scales, 0, 15),
     )
     for cut in (0.0, 0.03, 0.06, 0.1):  # of the range, at each end
         best.offer((high - low) * (1 - 2 * cut) / 15, low + (high - low) * cut)
@@ -126,7 +126,7 @@ def _fit_with_minimum(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
 class _Best:
     """Of the scales and minima offered for each group, those that round it with the least squared error."""
 
-    def __init__(self, groups: torch.Tensor, rounded: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, groups: torch.Tensor, rounded: Callable[..., torch.Tensor]) -> None:
         self._groups = groups
         self._rounded = rounded
         self._errors = torch.full(groups.shape[:2], torch.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from millicent.engine.models.bert import Bert
 from millicent.engine.models.decoder import BuildLayer, Decoder, Loader
 from millicent.engine.models.kernel_decoder import KernelDecoder, unsupported
 from millicent.engine.weights import Checkpoint, open_checkpoint
-from millicent.text import load_tokenizer
+from millicent.text import Tokenizer, load_tokenizer
+
+_log = logging.getLogger(__name__)
 
 FAMILIES: dict[str, BuildLayer] = {
     "llama": llama.build_layer,
@@ -55,11 +58,14 @@ def load_model(
     threads: int = 0,
     quantize: Quantization = "auto",
     kv_dtype: KvDtype = "auto",
+    tokenizer: Tokenizer | None = None,
 ) -> Model:
     """The model at `path`, ready for `allocate`. `threads` 0 leaves torch's choice, at most the processors we may use.
 
     The compiled kernels run the model where they can, torch otherwise. `quantize` and `kv_dtype` are as in
     EngineConfig; int8, int4 and a cache of another type than the model's exist in the kernels alone.
+
+    `tokenizer` is the model's, where the caller has it already: reading it takes half a second.
 
     Raises ModelError for files that are missing, damaged or not of a family in `FAMILIES`, and ConfigError for a
     precision that cannot be had here.
@@ -67,7 +73,7 @@ def load_model(
     threads = threads or min(torch.get_num_threads(), _usable_processors())
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(path, FAMILIES)
-    tokenizer = load_tokenizer(path)
+    tokenizer = tokenizer or load_tokenizer(path)
     computed = _torch_dtype(dtype)
     cached = computed if kv_dtype == "auto" else _CACHE_DTYPES[kv_dtype]
     quantization = quantize if quantize != "auto" else "native" if dtype == "auto" else "none"
@@ -79,9 +85,11 @@ def load_model(
     with torch.inference_mode():
         if not obstacle:
             kernels.use_threads(threads)
-            return KernelDecoder(
+            model = KernelDecoder(
                 name, checkpoint, computed, quantization, cache_dtype=cached, eos_tokens=tokenizer.eos_tokens
             )
+            _log.info("%s: %s", name, model.precision)
+            return model
         return Decoder(
             name,
             Loader(checkpoint, computed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+
 import torch
 
 from millicent.engine.batch import Piece
@@ -20,7 +21,6 @@ from millicent.engine.kernels.weights import (
 )
 from millicent.engine.layers import rotary_frequencies
 from millicent.engine.weights import Checkpoint, ModelSpec
-
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 FORMAT_NAMES = {
@@ -181,4 +181,4 @@ class _Loader:
         return self._checkpoint.read(name, torch.float32)
 
     def _head_norm(self, name: str) -> torch.Tensor | None:
-        return self.vector(name, self._spec.head_dim) if name in self._checkpoint.shapes else None
+        return self.vector(name, self._spec.head_dim) if self._spec.head_norms else None
