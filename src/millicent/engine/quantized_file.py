@@ -83,38 +83,41 @@ def _write(
     file_type: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    import numpy as np
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+    from gguf import GGUFReader, GGUFWriter
 
-    reader = GGUFReader(source)
+    reader = GGUFReader(source, "c")  # torch takes only writable memory
     writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
     copy_metadata(reader, writer, {"general.file_type": file_type, "general.quantization_version": 2})
-    total = sum(tensor.n_bytes for tensor in reader.tensors)
-    done = 0
-    for tensor in reader.tensors:
-        info = tensors[tensor.name]
-        if tensor.name in wanted:
-            kind = GGMLQuantizationType(_GGML_TYPES[wanted[tensor.name]])
-            size_bytes = stored_bytes(kind, info.shape)
-        else:
-            kind, size_bytes = tensor.tensor_type, int(tensor.n_bytes)
-        shape = (*info.shape[:-1], size_bytes // prod(info.shape[:-1]))
-        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), size_bytes, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in reader.tensors:
-        data = tensor.data
-        if tensor.name in wanted:
-            info = tensors[tensor.name]
-            raw = data.reshape(-1).view("uint8")
-            values = dequantize(raw, info.quantization, info.shape, torch.float32)
-            data = to_blocks(quantize(values, wanted[tensor.name]))
-        writer.write_tensor_data(data)
-        done += int(tensor.n_bytes)
-        if progress is not None:
-            progress(done, total)
-    writer.close()
+    try:
+        for tensor in reader.tensors:
+            _announce(writer, tensors[tensor.name], wanted.get(tensor.name))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        done, total = 0, sum(int(tensor.n_bytes) for tensor in reader.tensors)
+        for tensor in reader.tensors:
+            data = tensor.data
+            if tensor.name in wanted:
+                info = tensors[tensor.name]
+                values = dequantize(data.reshape(-1).view("uint8"), info.quantization, info.shape, torch.float32)
+                data = to_blocks(quantize(values, wanted[tensor.name]))
+            writer.write_tensor_data(data)
+            done += int(tensor.n_bytes)
+            if progress is not None:
+                progress(done, total)
+    finally:
+        writer.close()
+
+
+def _announce(writer: GGUFWriter, info: TensorInfo, target: Format | None) -> None:
+    """An entry of the file's table of tensors; `target` None keeps what there was."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+
+    kind = info.quantization if target is None else _GGML_TYPES[target]
+    size_bytes = stored_bytes(kind, info.shape)
+    byte_shape = (*info.shape[:-1], size_bytes // prod(info.shape[:-1]))
+    writer.add_tensor_info(info.name, byte_shape, np.dtype(np.uint8), size_bytes, GGMLQuantizationType(kind))
 
 
 def copy_metadata(source: GGUFReader, writer: GGUFWriter, changed: Mapping[str, int]) -> None:
