@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from millicent.core.clock import Clock
 from millicent.core.errors import LedgerUnavailable
 from millicent.ledger.config import LedgerConfig
+
+T = TypeVar("T")
 
 _OLDEST = (3, 37, 0)  # strict tables
 
@@ -47,10 +52,26 @@ def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
         # On macOS an fsync leaves data in the drive's cache; this asks for the real thing. No effect elsewhere.
         connection.execute(f"PRAGMA fullfsync = {int(config.durability == 'power')}")
         connection.execute("PRAGMA foreign_keys = ON")
+        # What is purged is gone from the file too, not only from its tables.
+        connection.execute("PRAGMA secure_delete = ON")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def write_once(path: Path, config: LedgerConfig, clock: Clock, operation: Callable[[sqlite3.Connection], T]) -> T:
+    """One operation in a transaction of its own, beside a gateway that runs or without one: for the command line."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with closing(open_writer(path, config)) as connection:
+            migrate(connection, clock)
+            connection.execute("BEGIN IMMEDIATE")
+            result = operation(connection)
+            connection.execute("COMMIT")
+    except (sqlite3.Error, OSError) as error:
+        raise unavailable(path, error) from error
+    return result
 
 
 def migrate(connection: sqlite3.Connection, clock: Clock) -> None:
@@ -65,10 +86,10 @@ def migrate(connection: sqlite3.Connection, clock: Clock) -> None:
             "CREATE TABLE IF NOT EXISTS migrations"
             " (number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at_ns INTEGER NOT NULL) STRICT"
         )
-        (latest,) = connection.execute("SELECT coalesce(max(number), 0) FROM migrations").fetchone()
-        _refuse_newer(latest, len(migrations))
-        for number, (name, sql) in enumerate(migrations, start=1):
-            if number > latest:
+        applied = {number for (number,) in connection.execute("SELECT number FROM migrations")}
+        _refuse_newer(max(applied, default=0), max(migrations))
+        for number, (name, sql) in migrations.items():
+            if number not in applied:
                 for statement in _statements(sql):
                     connection.execute(statement)
                 connection.execute("INSERT INTO migrations VALUES (?, ?, ?)", (number, name, clock.now_ns()))
@@ -86,13 +107,28 @@ def _refuse_newer(latest: int, known: int) -> None:
         )
 
 
-def _migrations() -> list[tuple[str, str]]:
-    """`(file name, SQL)` in order; the first is number 1."""
+def refuse_other_version(connection: sqlite3.Connection) -> None:
+    """For readers, who may not migrate. Raises LedgerUnavailable when the tables aren't those of this version."""
+    (latest,) = connection.execute("SELECT coalesce(max(number), 0) FROM migrations").fetchone()
+    known = _latest()
+    _refuse_newer(latest, known)
+    if latest < known:
+        raise LedgerUnavailable(
+            f"the ledger is at version {latest} and this Millicent needs {known}: run `millicent ledger upgrade`, or "
+            "start the server, which does it"
+        )
+
+
+@cache
+def _latest() -> int:
+    return max(_migrations())
+
+
+def _migrations() -> dict[int, tuple[str, str]]:
+    """`(file name, SQL)` by number, in order."""
     folder = files("millicent.ledger") / "migrations"
     found = sorted((entry.name, entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".sql"))
-    for number, (name, _) in enumerate(found, start=1):
-        assert name.startswith(f"{number:04d}_"), f"migration {name} is out of order"
-    return found
+    return {int(name.partition("_")[0]): (name, sql) for name, sql in found}
 
 
 def _statements(sql: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import msgspec
 from millicent.core.accounts import Checkpoint, DeviceSession, Reading
 from millicent.core.receipts import Attempt, HourShare, Receipt
 from millicent.ledger import rows
+from millicent.ledger.rollups import fold
 
 
 def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str) -> None:
@@ -52,6 +53,7 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
         _write_reading(connection, reading, checkpoint.at_ns)
     for session in checkpoint.sessions:
         write_session(connection, session)
+    fold(connection)
 
 
 def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:

@@ -6,13 +6,17 @@ import sqlite3
 from collections.abc import Callable
 
 from millicent.core.clock import iso_utc
+from millicent.ledger import rollups
 
 # Each finds rows that must not be, and says of one row what is wrong.
 _MUST_BE_EMPTY: dict[str, str] = {
     "device time of hour {1} in session {0} is {2} ns by receipt and {3} ns in the account": """
         SELECT session, hour_ns, coalesce(t.serving_ns, 0), h.serving_ns
         FROM device_hours AS h LEFT JOIN
-            (SELECT session, hour_ns, sum(serving_ns) AS serving_ns FROM device_time GROUP BY session, hour_ns) AS t
+            (SELECT session, hour_ns, sum(serving_ns) AS serving_ns FROM
+                (SELECT session, hour_ns, serving_ns FROM device_time
+                    UNION ALL SELECT session, hour_ns, serving_ns FROM device_time_archived)
+             GROUP BY session, hour_ns) AS t
             USING (session, hour_ns)
         WHERE h.serving_ns != coalesce(t.serving_ns, 0)""",
     "session {0} has device time in hour {1} but was never written: checkpoint before the first request": """
@@ -59,4 +63,4 @@ def problems(connection: sqlite3.Connection, is_live: Callable[[str], bool]) -> 
     ]
     for message, sql in _MUST_BE_EMPTY.items():
         found += [message.format(*row) for row in connection.execute(sql)]
-    return found
+    return found + rollups.problems(connection)
