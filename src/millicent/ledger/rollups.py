@@ -56,11 +56,12 @@ def fold(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM rollup_deltas")
 
 
-def archive(connection: sqlite3.Connection, before_ns: int) -> None:
-    """Keep the sums, by every dimension, of closed receipts created before `before_ns`, which are to be deleted."""
+def archive(connection: sqlite3.Connection, from_ns: int, to_ns: int) -> None:
+    """Keep the sums, by every dimension, of the closed receipts created in [from_ns, to_ns): they will be deleted."""
     connection.execute(
-        f"CREATE TEMP TABLE archived AS SELECT quarter_ns, {_POSTED} FROM receipt_sums WHERE created_at_ns < ?",  # noqa: S608 - our own names
-        (before_ns,),
+        f"CREATE TEMP TABLE archived AS SELECT quarter_ns, {_POSTED} FROM receipt_sums"  # noqa: S608 - our own names
+        " WHERE created_at_ns >= ? AND created_at_ns < ?",
+        (from_ns, to_ns),
     )
     _add(connection, "archived", ARCHIVE, DIMENSIONS, spans_s=(900,))
     connection.execute("DROP TABLE archived")

@@ -13,7 +13,9 @@ from millicent.core.clock import Clock
 from millicent.core.receipts import HourShare, Receipt
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
+from millicent.ledger.maintenance import delete_expired
 from millicent.ledger.recovery import recover, unsettled_gateways
+from millicent.ledger.rollups import DAY_NS
 from millicent.ledger.schema import unavailable
 from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
 from millicent.ledger.writer import Writer
@@ -24,6 +26,7 @@ class SqliteLedger:
 
     def __init__(self, path: Path, config: LedgerConfig, clock: Clock, gateway: str) -> None:
         self._path = path
+        self._config = config
         self._clock = clock
         self._gateway = gateway
         self._writer = Writer(path, config, clock)
@@ -62,6 +65,13 @@ class SqliteLedger:
     async def recover(self) -> int:
         """Settle what gateways that no longer live left open; how many receipts that closed. Call it now and then."""
         return cast("int", await self._writer.submit(self._recover_dead))
+
+    async def maintain(self) -> None:
+        """Settle what dead gateways left, and delete some of the detail that has outlived `retain_days`."""
+        await self.recover()
+        if self._config.retain_days is not None:
+            before_ns = self._clock.now_ns() - self._config.retain_days * DAY_NS
+            await self._writer.submit(partial(delete_expired, before_ns=before_ns))
 
     async def device_seen_ns(self, device: str) -> int:
         """UTC nanoseconds up to which this device is accounted for, 0 if never: a new session must not start before."""

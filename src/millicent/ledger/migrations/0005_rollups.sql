@@ -129,6 +129,10 @@ DROP TRIGGER lines_kept;
 CREATE TRIGGER lines_kept BEFORE DELETE ON lines WHEN NOT EXISTS (SELECT 1 FROM maintenance) BEGIN
     SELECT raise(ABORT, 'lines are never deleted: add another that corrects it');
 END;
+DROP TRIGGER lines_settled;
+CREATE TRIGGER lines_settled BEFORE UPDATE ON lines WHEN NOT EXISTS (SELECT 1 FROM maintenance) BEGIN
+    SELECT raise(ABORT, 'a line never changes: add another that corrects it');
+END;
 DROP TRIGGER device_time_kept;
 CREATE TRIGGER device_time_kept BEFORE DELETE ON device_time WHEN NOT EXISTS (SELECT 1 FROM maintenance) BEGIN
     SELECT raise(ABORT, 'device time is never deleted');
