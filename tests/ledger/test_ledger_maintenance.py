@@ -1,4 +1,4 @@
-"""What leaves the ledger leaves its sums; what is copied is whole; what an older version wrote is still worth the same."""
+"""What leaves the ledger leaves its sums; what is copied is whole; what an older version wrote keeps its totals."""
 
 from __future__ import annotations
 

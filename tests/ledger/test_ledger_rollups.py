@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import msgspec
@@ -113,7 +114,9 @@ def expected(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict
             continue
         actual = [each for each in receipt.lines if each.book == "actual"]
         ran = receipt.status is not Status.REFUSED and (
-            receipt.status is Status.INTERRUPTED or receipt.usage.input_tokens != 0 or receipt.accelerator.serving_ns != 0
+            receipt.status is Status.INTERRUPTED
+            or receipt.usage.input_tokens != 0
+            or receipt.accelerator.serving_ns != 0
         )
         unpriced = any(each.amount is None for each in actual) if actual else ran
         figures = (
@@ -158,7 +161,7 @@ async def play(ledger: MemoryLedger, script: list[tuple[str, Any]]) -> list[Rece
         elif receipts:
             changed = receipts[len(receipts) // 2]
             added = line(facts)
-            ledger._write(lambda connection: add_line(connection, changed.id, len(changed.lines), added))
+            ledger._write(partial(add_line, receipt_id=changed.id, ordinal=len(changed.lines), added=added))
             receipts[len(receipts) // 2] = msgspec.structs.replace(changed, lines=(*changed.lines, added))
     return receipts
 

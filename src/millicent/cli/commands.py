@@ -7,9 +7,11 @@ import click
 from millicent import __version__
 from millicent.cli.checks import config, doctor
 from millicent.cli.conversation import chat, run
+from millicent.cli.exchange import export, import_, reconcile
 from millicent.cli.ledger import receipts, report
 from millicent.cli.models import models, pull
 from millicent.cli.serving import serve
+from millicent.cli.upkeep import ledger
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -18,5 +20,9 @@ def millicent() -> None:
     """The inference server with the meter built in: every answer comes with a durable receipt."""
 
 
-for _command in (serve, chat, run, pull, models, receipts, report, config, doctor):
+for _command in (
+    *(serve, chat, run, pull, models),
+    *(receipts, report, export, import_, reconcile, ledger),
+    *(config, doctor),
+):
     millicent.add_command(_command)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter, Totals
 
 # What `report` can group by: `millicent.ledger.queries.GroupBy`, written out so that help needn't load it.
-GROUPS = ("feature", "user", "team", "model", "key", "tier", "day", "hour", "status")
-_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "status")
+GROUPS = ("feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status")
+_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "placement", "status")
 
 
-def _filters(command: Callable[..., None]) -> Callable[..., None]:
+def filters(command: Callable[..., None]) -> Callable[..., None]:
     """The same filters on every command that reads receipts."""
     command = click.option("--until", metavar="TIME", callback=utc_ns, help="Only those created before this time.")(
         command
@@ -31,7 +31,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
         help="Only those created from this time on: 2026-01-31, 2026-01-31T09:00, or 24h ago.",
     )(command)
     for name in reversed(_ATTRIBUTES):
-        command = click.option(f"--{name}", help=f"Only those with this {name}.")(command)
+        command = click.option(f"--{name}", help=f'Only those with this {name}; "" for none.')(command)
     return command
 
 
@@ -40,16 +40,16 @@ _json = click.option("--json", "json_", is_flag=True, help="Print JSON; amounts 
 
 @click.command()
 @click.argument("receipt_id", metavar="[ID]", required=False)
-@_filters
+@filters
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many to show.")
 @click.option("--after", help="Go on after this point: the `next` of the page before.")
 @_json
-def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool, **filters: Any) -> None:
+def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool, **given: Any) -> None:
     """Show the newest receipts, or the one with this ID."""
     from millicent.cli import show
     from millicent.wire.receipts import list_body, receipt_body
 
-    queries = _open_ledger()
+    queries = open_ledger()
     if receipt_id is not None:
         receipt = queries.receipt(receipt_id)
         if receipt is None:
@@ -59,7 +59,7 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
         else:
             print(card(receipt))
         return
-    page = queries.receipts(_where(filters), limit=limit, after=after)
+    page = queries.receipts(where_of(given), limit=limit, after=after)
     if json_:
         show.as_json(list_body([receipt_body(receipt) for receipt in page.receipts], page.next))
         return
@@ -71,13 +71,14 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
 
 @click.command()
 @click.option("--by", type=click.Choice(GROUPS), default="feature", show_default=True, help="One row for each.")
-@_filters
+@filters
+@click.option("--timezone", default="UTC", show_default=True, help="Whose days and hours: Europe/Berlin, say.")
 @_json
-def report(by: str, json_: bool, **filters: Any) -> None:
+def report(by: str, timezone: str, json_: bool, **given: Any) -> None:
     """Sum up what was spent, by whatever it was spent on."""
     from millicent.cli import show
 
-    totals = _open_ledger().totals(cast("GroupBy", by), _where(filters))
+    totals = open_ledger().totals(cast("GroupBy", by), where_of(given), zone=timezone)
     if json_:
         show.as_json({"object": "list", "by": by, "data": [_totals_body(each) for each in totals]})
         return
@@ -203,7 +204,7 @@ def _totals_body(totals: Totals) -> dict[str, Any]:
     }
 
 
-def _open_ledger() -> LedgerQueries:
+def open_ledger() -> LedgerQueries:
     from millicent.config import home
     from millicent.ledger.queries import LedgerQueries
 
@@ -213,10 +214,10 @@ def _open_ledger() -> LedgerQueries:
     return LedgerQueries(path)
 
 
-def _where(filters: dict[str, Any]) -> ReceiptFilter:
+def where_of(given: dict[str, Any]) -> ReceiptFilter:
     from millicent.ledger.queries import ReceiptFilter
 
-    return ReceiptFilter(from_ns=filters.pop("since"), to_ns=filters.pop("until"), **filters)
+    return ReceiptFilter(from_ns=given.pop("since"), to_ns=given.pop("until"), **given)
 
 
 def _attribution(receipt: Receipt) -> dict[str, str | None]:

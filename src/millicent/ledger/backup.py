@@ -76,4 +76,6 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     if found != "ok":
         raise unavailable(path, sqlite3.DatabaseError(f"it is damaged ({found})"))
     if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'receipts'").fetchone() is None:
-        raise ConfigError(f"{path} is an SQLite file but no ledger: name the file that `millicent ledger backup` wrote.")
+        raise ConfigError(
+            f"{path} is an SQLite file but no ledger: name the file that `millicent ledger backup` wrote."
+        )

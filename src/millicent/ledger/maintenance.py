@@ -50,7 +50,8 @@ def purge_user(connection: sqlite3.Connection, user: str) -> int:
     nobody = f"purged-{secrets.token_hex(8)}"
     with _permitted(connection, "purge"):
         connection.execute(
-            "UPDATE lines SET note = NULL WHERE note IS NOT NULL AND receipt IN (SELECT id FROM receipts WHERE user = ?)"
+            "UPDATE lines SET note = NULL WHERE note IS NOT NULL"
+            " AND receipt IN (SELECT id FROM receipts WHERE user = ?)"
             " AND posted_at_ns > (SELECT settled_at_ns FROM receipts WHERE id = receipt)",
             (user,),
         )
@@ -79,7 +80,7 @@ def _permitted(connection: sqlite3.Connection, reason: str) -> Iterator[None]:
 def _parts_of_receipts(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     """Tables whose rows belong to a receipt, with the column that names it."""
     found = connection.execute(
-        "SELECT t.name, f.\"from\" FROM sqlite_schema AS t, pragma_foreign_key_list(t.name) AS f"
+        'SELECT t.name, f."from" FROM sqlite_schema AS t, pragma_foreign_key_list(t.name) AS f'
         " WHERE t.type = 'table' AND f.\"table\" = 'receipts'"
     )
     return found.fetchall()

@@ -62,8 +62,8 @@ class ReceiptPage(msgspec.Struct, frozen=True):
 
 class Totals(msgspec.Struct, frozen=True):
     """One group's sum. `group` is None for what is unattributed. Token counts leave out what is unknown;
-    `unknown_usage` says on how many receipts. `unpriced` counts receipts that cost something nobody can price: they aren't in `cost`.
-    `assumed` counts receipts whose total rests on an assumption. Only closed receipts are counted."""
+    `unknown_usage` says on how many receipts. `unpriced` counts receipts that may have cost something nobody can price:
+    they aren't in `cost`. `assumed` counts receipts whose total rests on an assumption. Only closed receipts are counted."""
 
     group: str | None
     requests: int

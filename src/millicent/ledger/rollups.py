@@ -5,6 +5,8 @@ Closing a receipt posts its figures to `rollup_deltas` (a trigger does, in the s
 a year of many users doesn't make every report read every user of every quarter-hour.
 """
 
+# ruff: noqa: S608 - every name in the SQL is ours; values are parameters
+
 from __future__ import annotations
 
 import sqlite3
@@ -59,7 +61,7 @@ def fold(connection: sqlite3.Connection) -> None:
 def archive(connection: sqlite3.Connection, from_ns: int, to_ns: int) -> None:
     """Keep the sums, by every dimension, of the closed receipts created in [from_ns, to_ns): they will be deleted."""
     connection.execute(
-        f"CREATE TEMP TABLE archived AS SELECT quarter_ns, {_POSTED} FROM receipt_sums"  # noqa: S608 - our own names
+        f"CREATE TEMP TABLE archived AS SELECT quarter_ns, {_POSTED} FROM receipt_sums"
         " WHERE created_at_ns >= ? AND created_at_ns < ?",
         (from_ns, to_ns),
     )
@@ -97,7 +99,9 @@ def problems(connection: sqlite3.Connection) -> list[str]:
         ]
         for one, other in (sums, sums[::-1]):
             for quarter_ns, *_ in connection.execute(f"SELECT DISTINCT quarter_ns FROM ({one} EXCEPT {other})"):
-                found.append(f"the rollup by {', '.join(dimensions)} of {iso_utc(quarter_ns)} isn't the sum of receipts")
+                found.append(
+                    f"the rollup by {', '.join(dimensions)} of {iso_utc(quarter_ns)} isn't the sum of receipts"
+                )
     days = f"SELECT grouped, start_ns - start_ns % {DAY_NS} AS day_ns, {_SUMS} FROM rollups WHERE span_s = {{}}"
     wrong = connection.execute(
         f"SELECT DISTINCT day_ns FROM ({days.format(900)} AND grouped IN (SELECT id FROM rollup_groups WHERE cube != ?)"
@@ -117,7 +121,7 @@ def _add(
 ) -> None:
     kept = ", ".join(dimensions)
     connection.execute(
-        f"INSERT INTO rollup_groups (cube, {kept}) SELECT DISTINCT ?, {kept} FROM {source} WHERE 1"  # noqa: S608 - our own names
+        f"INSERT INTO rollup_groups (cube, {kept}) SELECT DISTINCT ?, {kept} FROM {source} WHERE 1"
         " ON CONFLICT DO NOTHING",
         (cube,),
     )
@@ -127,7 +131,7 @@ def _add(
     grown = ", ".join(f"{name} = {name} + excluded.{name}" for name in MEASURES)
     for span_s in spans_s:
         connection.execute(
-            f"INSERT INTO rollups SELECT g.id, {span_s}, d.quarter_ns - d.quarter_ns % {span_s * NS_PER_S} AS start_ns,"  # noqa: S608 - our own names
+            f"INSERT INTO rollups SELECT g.id, {span_s}, d.quarter_ns - d.quarter_ns % {span_s * NS_PER_S} AS start_ns,"
             f" {sums} FROM {source} AS d CROSS JOIN rollup_groups AS g ON g.cube = ? AND {match}"
             f" WHERE 1 GROUP BY g.id, start_ns ON CONFLICT DO UPDATE SET {grown}",
             (cube,),
@@ -145,7 +149,7 @@ def _backfill(connection: sqlite3.Connection) -> None:
     ).fetchone()
     from_ns = _LEAST if found is None else found[0]
     connection.execute(
-        f"INSERT INTO rollup_deltas (quarter_ns, {_COLUMNS}) SELECT quarter_ns, {_POSTED} FROM receipt_sums"  # noqa: S608 - our own names
+        f"INSERT INTO rollup_deltas (quarter_ns, {_COLUMNS}) SELECT quarter_ns, {_POSTED} FROM receipt_sums"
         " WHERE created_at_ns >= ? AND created_at_ns < ?",
         (from_ns, before_ns),
     )
@@ -197,7 +201,7 @@ class _Parts:
     def sql(self) -> str:
         parts = " UNION ALL ".join(self._selects)
         # A group whose receipts were all taken away, by a purge, has rows of nothing.
-        return f"SELECT member, {_SUMS} FROM ({parts}) GROUP BY member HAVING sum(requests) != 0"  # noqa: S608 - our own names
+        return f"SELECT member, {_SUMS} FROM ({parts}) GROUP BY member HAVING sum(requests) != 0"
 
     def detail(self, from_ns: int, to_ns: int) -> None:
         """Receipts one by one, and those whose detail was deleted."""
@@ -230,7 +234,7 @@ class _Parts:
     ) -> None:
         # The greatest integer stands for no end; nothing is created in that nanosecond.
         self._selects.append(
-            f"SELECT {grouped} AS member, {_SUMS} FROM {source} WHERE {where} AND {time} >= ? AND {time} < ?"  # noqa: S608 - our own names
+            f"SELECT {grouped} AS member, {_SUMS} FROM {source} WHERE {where} AND {time} >= ? AND {time} < ?"
             " GROUP BY member"
         )
         self.values += [*values, from_ns, to_ns]
