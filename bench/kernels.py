@@ -200,7 +200,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "configuration": {
             "instruction_set": kernels.available().instruction_set,
-            "model": arguments.gguf.name if arguments.gguf else None,
+            "model": f"{arguments.gguf.parent.name}/{arguments.gguf.name}" if arguments.gguf else None,
         },
         "samples": {key: [round(value, 2) for value in values] for key, values in samples.items()},
         "median_ratios": ratios,

@@ -6,9 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from millicent.core.errors import ModelError
 from millicent.hub import pull
+
+# No test may fail because the machine is slow. Where nobody looks for new examples, the same ones are tried each time.
+settings.register_profile(
+    "millicent", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("millicent")
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,17 @@ CLOCK_CALLS = {
 }
 
 # Whatever holds or computes an amount: integers and Decimals only.
-MONEY = ("core/money.py", "core/receipts.py", "core/accounts.py", "meter/")
+MONEY = (
+    "core/money.py",
+    "core/receipts.py",
+    "core/accounts.py",
+    "core/budgets.py",
+    "meter/",
+    "ledger/budgets.py",
+    "control/budgets.py",
+    "control/config.py",
+    "control/limits.py",
+)
 # Where amounts are made, even a division must say how it rounds; elsewhere mypy refuses a float for a Decimal.
 AMOUNTS = ("core/money.py", "meter/pricing.py")
 

@@ -10,21 +10,31 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.config import Config
+from millicent.control.access import KeyRing
+from millicent.control.budgets import follow_config
+from millicent.control.keys import read_keys
+from millicent.control.limits import RateLimiter
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
-from millicent.dashboard.routes import dashboard_routes
+from millicent.dashboard.routes import dashboard_routes, sign_in_page
 from millicent.ledger.queries import LedgerQueries
+from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
+from millicent.meter.prices import PriceBook
+from millicent.meter.published_prices import published_prices
+from millicent.meter.quotes import Quoter
+from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server
 from millicent.server.config import ServerConfig
@@ -34,16 +44,20 @@ log = logging.getLogger(__name__)
 
 _LOG_BYTES = 10 << 20
 _LOG_FILES = 3
+# Enough to quote as before a restart; learning from so many takes less than a second.
+_LEARNED_AT_START = 2000
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What to serve, from where; `models` maps public names to files that are here, on `placement`."""
+    """What to serve, from where; `models` maps public names to files that are here, on `placement`. Models at
+    `providers` can be quoted beside them."""
 
     home: Path
     config: Config
     models: Mapping[str, LocalModel]
     placement: Placement
+    providers: tuple[Placement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,18 +104,28 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     try:
         device = config.engine.device
         placement = options.placement
-        meter = Meter(clock, gateway, ids, StepTimeShares())
+        shares = StepTimeShares()
+        meter = Meter(clock, gateway, ids, shares)
         meter.add_device(device, placement, not_before_ns=await ledger.device_seen_ns(device))
         backend = LocalBackend(config.engine, options.models, meter, clock, home)
+        queries = LedgerQueries(home / "ledger.db")
+        quoter = Quoter(shares.coefficients)
+        for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
+            quoter.learn_from(receipt)
+        await ledger.write(partial(follow_config, configured=config.budgets))
+        queries = LedgerQueries(home / "ledger.db")
+        keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
+        limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
         pipeline = Pipeline(
             backends=[backend],
             ledger=ledger,
             meter=meter,
-            placements={placement.name: placement},
+            placements={each.name: each for each in (placement, *options.providers)},
             clock=clock,
             limits=config.limits,
+            estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
+            limiter=limiter,
         )
-        queries = LedgerQueries(home / "ledger.db")
         server = Server(
             config=config.server,
             pipeline=pipeline,
@@ -109,6 +133,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             health=_Health(ledger, backend),
             clock=clock,
             ids=ids,
+            ledger=ledger,
+            keys=keys,
+            limiter=limiter,
+            sign_in_page=sign_in_page,
             pages=dashboard_routes(
                 queries, models=lambda: list(pipeline.models()), clock=clock, refresh=pipeline.checkpoint
             ),
@@ -127,10 +155,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
 def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError for an address that can't be had, ModelError for a model."""
     server = options.config.server
-    if not is_loopback(server.host):
+    if not is_loopback(server.host) and not _has_keys(options):
         raise ConfigError(
-            f"host {server.host} would be reachable from other machines, and there are no keys to tell callers apart: "
-            "listen on 127.0.0.1 and put a proxy that authenticates in front."
+            f"host {server.host} would be reachable from other machines, and there is no key to tell callers apart: "
+            "make one with `millicent keys create`, or listen on 127.0.0.1."
         )
     with (
         _listen(server) as listener,
@@ -138,6 +166,12 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
         runner.run(_serve(options, listener, say))
+
+
+def _has_keys(options: ServeOptions) -> bool:
+    clock = SystemClock()
+    keys = write_once(options.home / "ledger.db", options.config.ledger, clock, read_keys)
+    return any(key.state(clock.now_ns()) == "active" for key in keys)
 
 
 async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[str], None]) -> None:

@@ -6,18 +6,21 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from millicent.backends.config import ModelConfig
+from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
 from millicent.meter.placements import PlacementConfig
+from millicent.meter.prices import PriceConfig
 from millicent.pipeline.config import LimitsConfig
 from millicent.server.config import ServerConfig
 
@@ -33,6 +36,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineConfig = EngineConfig()
     models: dict[str, ModelConfig] = {}
     placements: dict[str, PlacementConfig] = {}
+    prices: dict[str, PriceConfig] = {}
+    budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig = LedgerConfig()
 
@@ -63,11 +68,17 @@ def load(path: Path) -> Config:
     for section, value in table.items():
         _check_section(path, text, section, value)
     config = msgspec.convert(table, Config)
-    for name, placement in config.placements.items():
+    checks: list[tuple[tuple[str, str], Callable[[], object]]] = [
+        *((("placements", name), partial(each.placement, name)) for name, each in config.placements.items()),
+        *((("prices", name), partial(each.check, name)) for name, each in config.prices.items()),
+        *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
+        (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
+    ]
+    for where, check in checks:
         try:
-            placement.placement(name)
+            check()
         except ConfigError as error:
-            raise ConfigError(f"{path}:{_line_of(text, ('placements', name))}: {error.message}") from error
+            raise ConfigError(f"{path}:{_line_of(text, where)}: {error.message}") from error
     return config
 
 

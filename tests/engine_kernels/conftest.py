@@ -9,7 +9,6 @@ import pytest
 
 from millicent.engine import kernels
 
-
 _X86 = ["avx512-bf16", "avx512-vnni", "avx2", "portable"]
 _ARM = ["neon-dotprod", "portable"]
 

@@ -161,7 +161,7 @@ async def play(ledger: MemoryLedger, script: list[tuple[str, Any]]) -> list[Rece
         elif receipts:
             changed = receipts[len(receipts) // 2]
             added = line(facts)
-            ledger._write(partial(add_line, receipt_id=changed.id, ordinal=len(changed.lines), added=added))
+            await ledger.write(partial(add_line, receipt_id=changed.id, ordinal=len(changed.lines), added=added))
             receipts[len(receipts) // 2] = msgspec.structs.replace(changed, lines=(*changed.lines, added))
     return receipts
 

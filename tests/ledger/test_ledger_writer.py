@@ -81,7 +81,7 @@ def test_one_bad_write_does_not_fail_its_neighbours(tmp_path: Path, opened: Make
         return list(results)
 
     first, second, third = asyncio.run(scenario())
-    assert (first, third) == (None, None)
+    assert (first, third) == (False, None)
     assert isinstance(second, OverflowError)
     ids = [receipt.id for receipt in LedgerQueries(tmp_path / "ledger.db").receipts(ReceiptFilter()).receipts]
     assert ids == ["rcpt_0003", "rcpt_0001"]
@@ -100,7 +100,7 @@ def test_a_full_queue_refuses_at_once(tmp_path: Path, opened: Make) -> None:
         return list(results)
 
     results = asyncio.run(scenario())
-    assert results[:3] == [None] * 3
+    assert results[:3] == [False] * 3
     assert all(isinstance(result, LedgerUnavailable) for result in results[3:])
     assert "wait for the disk" in str(results[4])
 

@@ -43,9 +43,9 @@ class GatedLedger(MemoryLedger):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...]) -> None:
+    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
         await self.gate.wait()
-        await super().close(receipt, shares)
+        await super().close(receipt, shares, answer)
 
 
 class World:

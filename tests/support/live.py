@@ -26,6 +26,7 @@ class LiveServer:
         self.models = models
         self.port = _free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self.token: str | None = None  # sent with every request, once the server has keys
         self._env = dict(env or {})
         home.mkdir(parents=True, exist_ok=True)
         (home / "millicent.toml").write_text(config)
@@ -46,6 +47,14 @@ class LiveServer:
                 command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
         self.wait_ready()
+
+    def command(self, *arguments: str) -> str:
+        """What the command line prints, run on this server's home."""
+        env = os.environ | {"MILLICENT_HOME": str(self.home)} | self._env
+        done = subprocess.run(
+            [sys.executable, "-m", "millicent", *arguments], env=env, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + START_LIMIT_S
@@ -83,7 +92,8 @@ class LiveServer:
     ) -> tuple[int, Any, Mapping[str, str]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
-            connection.request(method, path, body, dict(headers or {}))
+            ours = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+            connection.request(method, path, body, ours | dict(headers or {}))
             response = connection.getresponse()
             content = response.read()
             return response.status, json.loads(content) if content else None, dict(response.headers)

@@ -1,4 +1,4 @@
-"""`export`, `import` and `reconcile`: what goes out of the ledger, what comes in, and what an invoice says beside it."""
+"""`export`, `import` and `reconcile`: what leaves the ledger, what comes in, what an invoice says beside it."""
 
 from __future__ import annotations
 

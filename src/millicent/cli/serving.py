@@ -44,7 +44,10 @@ def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
 
     placement = placement_of(settings)
     wanted = chosen(models, settings, home, placement.name)
-    serve_until_stopped(ServeOptions(home=home, config=settings, models=wanted, placement=placement))
+    providers = [each.placement(name) for name, each in settings.placements.items() if each.kind == "api"]
+    serve_until_stopped(
+        ServeOptions(home=home, config=settings, models=wanted, placement=placement, providers=tuple(providers))
+    )
 
 
 def placement_of(settings: Config) -> Placement:
@@ -54,12 +57,13 @@ def placement_of(settings: Config) -> Placement:
     from millicent.engine.machine import usable_cores
     from millicent.meter.placements import assumed_placement
 
-    if not settings.placements:
+    machines = {name: each for name, each in settings.placements.items() if each.kind != "api"}
+    if not machines:
         return assumed_placement("local", usable_cores(EngineConfig()))
-    if len(settings.placements) > 1:
-        names = ", ".join(settings.placements)
+    if len(machines) > 1:
+        names = ", ".join(machines)
         raise ConfigError(f"[placements] holds {names}, and this machine is one of them: keep that one.")
-    [(name, placement)] = settings.placements.items()
+    [(name, placement)] = machines.items()
     return placement.placement(name)
 
 

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.chunks import Chunk
+from millicent.core.idempotency import Claim
+from millicent.core.money import Money
 from millicent.core.receipts import HourShare, Receipt
 from millicent.core.request import Request
 from millicent.core.steps import DeviceState, Overhead, StepRecord
@@ -75,12 +77,21 @@ class Ledger(Protocol):
     """Where receipts live. Every method returns once its effect is durable, or raises LedgerUnavailable having changed
     nothing. All are safe to repeat."""
 
-    async def open(self, receipt: Receipt) -> None:
-        """Write an open receipt (status None) with its first attempt and its hold."""
+    async def open(self, receipt: Receipt, claim: Claim | None = None) -> bool:
+        """Write an open receipt (status None) with its first attempt, and take its hold from the budgets that apply.
+
+        Whether a hard budget bounds it: then its cost must stay within the hold. Raises PaymentRequired where a budget
+        lacks the money, Conflict where the claim is taken.
+        """
         ...
 
-    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...]) -> None:
-        """Close it, once: its base never changes afterwards. Closing a closed receipt changes nothing."""
+    async def extend(self, receipt_id: str, hold: Money) -> bool:
+        """Raise what it holds to `hold`, in all its budgets at once; False, and nothing changed, where one lacks it."""
+        ...
+
+    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
+        """Close it, once: its base never changes afterwards, its hold is released and its cost booked, and the answer
+        is kept if there was a claim. Closing a closed receipt changes nothing."""
         ...
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None: ...

@@ -79,6 +79,15 @@ def dashboard_routes(
     ]
 
 
+def sign_in_page(following: str, problem: MillicentError | None, signed_in: bool) -> Response:
+    """Where a browser shows its key. `following` is where it wanted to go."""
+    page = _environment().get_template("sign_in.html")
+    status = 200 if problem is None else problem.status
+    response = HTMLResponse(page.render(following=following, problem=problem, signed_in=signed_in), status)
+    response.headers.update(SECURITY_HEADERS | {"Cache-Control": "no-store"})
+    return response
+
+
 class _SecurityHeaders:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

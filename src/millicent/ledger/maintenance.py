@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from millicent.ledger import rollups
+from millicent.ledger.claims import purge_answers
 
 # Receipts deleted in one transaction: some tens of milliseconds.
 _BATCH = 1_000
@@ -36,6 +37,12 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
         " ON CONFLICT DO UPDATE SET serving_ns = serving_ns + excluded.serving_ns",
         (from_ns, to_ns),
     )
+    connection.execute(
+        f"INSERT INTO holds_archived SELECT budget, subject, period_ns, sum(spent_nanousd) FROM holds"  # noqa: S608 - our own text
+        f" WHERE receipt IN ({going}) GROUP BY budget, subject, period_ns"
+        " ON CONFLICT DO UPDATE SET spent_nanousd = spent_nanousd + excluded.spent_nanousd",
+        (from_ns, to_ns),
+    )
     with _permitted(connection, "retention"):
         for table, column in _parts_of_receipts(connection):
             connection.execute(f"DELETE FROM {table} WHERE {column} IN ({going})", (from_ns, to_ns))  # noqa: S608 - our own names
@@ -45,8 +52,10 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
 
 def purge_user(connection: sqlite3.Connection, user: str) -> int:
     """Take this person off every closed receipt; how many. A random name that nothing links to them stands instead, so
-    that sums by user stay; conversation, run, tags, error texts and the notes of later lines go."""
+    that sums by user stay; conversation, run, tags, error texts, the notes of later lines and answers kept for
+    idempotency go. A budget per user begins anew for them."""
     rollups.fold(connection)
+    purge_answers(connection, user=user)
     nobody = f"purged-{secrets.token_hex(8)}"
     with _permitted(connection, "purge"):
         connection.execute(
@@ -66,6 +75,12 @@ def purge_user(connection: sqlite3.Connection, user: str) -> int:
             (nobody, user),
         )
         connection.execute("UPDATE rollup_groups SET user = ? WHERE user = ?", (nobody, user))
+        for table in ("budget_periods", "holds", "holds_archived"):
+            connection.execute(
+                f"UPDATE {table} SET subject = ?"  # noqa: S608 - our own names
+                " WHERE subject = ? AND budget IN (SELECT name FROM budgets WHERE per = 'user')",
+                (nobody, user),
+            )
     return purged.rowcount
 
 

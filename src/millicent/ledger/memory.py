@@ -5,17 +5,22 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import ManualClock
 from millicent.core.errors import LedgerUnavailable
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.idempotency import Claim
+from millicent.core.money import Money
+from millicent.core.receipts import HourShare, Line, Receipt
+from millicent.ledger.budgets import extend
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import migrate
-from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
-from millicent.ledger.writer import Operation
+from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
+
+T = TypeVar("T")
 
 
 class MemoryLedger:
@@ -29,6 +34,7 @@ class MemoryLedger:
         self._gateway = gateway
         self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         self._lock = threading.RLock()
+        self._connection.execute("PRAGMA foreign_keys = ON")
         migrate(self._connection, ManualClock())
         self.queries: LedgerQueries = _MemoryQueries(self._connection, self._lock)
         # For those who don't call stop: an open connection that is forgotten warns.
@@ -41,14 +47,20 @@ class MemoryLedger:
         """Forget everything."""
         self._connection.close()
 
-    async def open(self, receipt: Receipt) -> None:
-        self._write(lambda connection: open_receipt(connection, receipt, self._gateway))
+    async def open(self, receipt: Receipt, claim: Claim | None = None) -> bool:
+        return await self.write(lambda connection: open_receipt(connection, receipt, self._gateway, claim))
 
-    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...]) -> None:
-        self._write(lambda connection: close_receipt(connection, receipt, shares, self._gateway))
+    async def extend(self, receipt_id: str, hold: Money) -> bool:
+        return await self.write(lambda connection: extend(connection, receipt_id, hold))
+
+    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
+        await self.write(lambda connection: close_receipt(connection, receipt, shares, self._gateway, answer))
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
-        self._write(lambda connection: write_checkpoint(connection, checkpoint))
+        await self.write(lambda connection: write_checkpoint(connection, checkpoint))
+
+    async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
+        await self.write(lambda connection: add_lines(connection, entries))
 
     async def recover(self) -> int:
         """A gateway that is gone took its memory along: there is never anything to settle."""
@@ -65,17 +77,18 @@ class MemoryLedger:
     def healthy(self) -> str | None:
         return self.problem
 
-    def _write(self, operation: Operation) -> None:
+    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         if self.problem is not None:
             raise LedgerUnavailable(self.problem)
         with self._lock:
             self._connection.execute("BEGIN")
             try:
-                operation(self._connection)
+                result = operation(self._connection)
             except BaseException:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+        return result
 
 
 class _MemoryQueries(LedgerQueries):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import quote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -23,10 +23,12 @@ from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
 from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
-from millicent.ledger.rollups import totals_sql
+from millicent.ledger.rollups import ACTUAL, book_sql, totals_sql
+from millicent.ledger.rows import receipt_of
 from millicent.ledger.schema import refuse_other_version, unavailable
 from millicent.ledger.verification import problems
 
+T = TypeVar("T")
 GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status"]
 
 # As a status in a filter: not settled yet.
@@ -63,7 +65,7 @@ class ReceiptPage(msgspec.Struct, frozen=True):
 class Totals(msgspec.Struct, frozen=True):
     """One group's sum. `group` is None for what is unattributed. Token counts leave out what is unknown;
     `unknown_usage` says on how many receipts. `unpriced` counts receipts that may have cost something nobody can price:
-    they aren't in `cost`. `assumed` counts receipts whose total rests on an assumption. Only closed receipts are counted."""
+    they aren't in `cost`. `assumed` counts receipts whose total rests on an assumption. Only closed ones count."""
 
     group: str | None
     requests: int
@@ -116,9 +118,17 @@ class LedgerQueries:
             page = read_receipts(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
-    def totals(self, by: GroupBy, where: ReceiptFilter, *, zone: str = "UTC") -> list[Totals]:
+    def recent(self, limit: int) -> list[Receipt]:
+        """The newest that succeeded, oldest first, without their lines and attempts."""
+        sql = "SELECT * FROM receipts WHERE status = 'succeeded' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        with self._snapshot() as connection:
+            found = [] if connection is None else select(connection, sql, (limit,))
+        return [receipt_of(row) for row in reversed(found)]
+
+    def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
         """Dearest first; days and hours in order, as the clocks of `zone` (an IANA name) show them.
 
+        In another book, receipts that aren't in it count as unpriced, and those whose detail was deleted aren't there.
         Raises InvalidRequest for a zone that nobody knows.
         """
         clocks = _zone(zone)
@@ -133,7 +143,12 @@ class LedgerQueries:
                 return []
             from_ns = _storable(-(2**63) if where.from_ns is None else where.from_ns)
             to_ns = _storable(2**63 - 1 if where.to_ns is None else where.to_ns)
-            sql, values = totals_sql(connection, None if timed else by, fixed, from_ns, to_ns)
+            grouped = None if timed else by
+            if book == ACTUAL:
+                sql, values = totals_sql(connection, grouped, fixed, from_ns, to_ns)
+            else:
+                condition, values = _condition(where)
+                sql, values = book_sql(grouped, condition), [book, *values]
             found = connection.execute(sql, values).fetchall()
         if not timed:
             groups = [_totals(group or None, figures) for group, *figures in found]
@@ -143,6 +158,12 @@ class LedgerQueries:
             label = _DAY_OR_HOUR[by](datetime.fromtimestamp(quarter_ns // NS_PER_S, clocks))
             sums[label] = [have + more for have, more in zip(sums.get(label, [0] * 8), figures, strict=True)]
         return [_totals(label, figures) for label, figures in sums.items()]
+
+    def books(self) -> list[str]:
+        """Their names; the one that stands is `actual`. Reads every line."""
+        with self._snapshot() as connection:
+            found = [] if connection is None else connection.execute("SELECT DISTINCT book FROM lines").fetchall()
+        return sorted({"actual", *(book for (book,) in found)})
 
     def accounts(self, from_ns: int, to_ns: int) -> list[Account]:
         """Hours that overlap [from_ns, to_ns), oldest first, as of the last checkpoint; ask the writer for one first
@@ -174,6 +195,11 @@ class LedgerQueries:
                 return 0
             (count,) = connection.execute("SELECT count(*) FROM receipts WHERE status IS NULL").fetchone()
         return int(count)
+
+    def ask(self, question: Callable[[sqlite3.Connection], T]) -> T | None:
+        """One question of a room that keeps tables of its own here; None where there is no ledger yet."""
+        with self._snapshot() as connection:
+            return None if connection is None else question(connection)
 
     def verify(self) -> list[str]:
         """What is wrong with the ledger, one line each; empty when all is well. Reads everything: takes a while."""

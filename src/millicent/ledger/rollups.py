@@ -32,6 +32,8 @@ CUBES: dict[str, tuple[str, ...]] = {
     "work": ("feature", "team", "model", "key", "tier", "status", "placement"),
 }
 ARCHIVE = "archive"
+# The book that stands; the only one that is rolled up.
+ACTUAL = "actual"
 QUARTER_NS = 900 * NS_PER_S
 DAY_NS = 86_400 * NS_PER_S
 # Those of which a value is on the fewest receipts, fewest first.
@@ -186,6 +188,23 @@ def totals_sql(
         parts.rollups(cube, 86_400, first_day, last_day)
         parts.rollups(cube, 900, last_day, last)
     return parts.sql, parts.values
+
+
+def book_sql(by: str | None, condition: str) -> str:
+    """The sums of another book, from the receipts themselves; the book's name is the first parameter."""
+    member = f"ifnull({by}, '')" if by else f"created_at_ns - created_at_ns % {QUARTER_NS}"
+    return f"""
+        WITH priced AS (
+            SELECT r.*, CASE WHEN count(l.receipt) = count(amount_nanousd) THEN sum(amount_nanousd) END AS nanousd,
+                coalesce(max(l.provenance = 'assumed'), 0) AS assumed
+            FROM receipts AS r LEFT JOIN lines AS l ON l.receipt = r.id AND l.book = ?
+            WHERE status IS NOT NULL AND {condition} GROUP BY created_at_ns, r.id
+        )
+        SELECT {member} AS member, count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
+            sum(serving_ns), coalesce(sum(nanousd), 0), count(*) - count(nanousd),
+            sum(assumed AND nanousd IS NOT NULL), sum(input_tokens IS NULL OR output_tokens IS NULL)
+        FROM priced GROUP BY member
+    """
 
 
 class _Parts:

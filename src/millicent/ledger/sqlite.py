@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import Clock
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.idempotency import Claim
+from millicent.core.money import Money
+from millicent.core.receipts import HourShare, Line, Receipt
+from millicent.ledger.budgets import extend
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
 from millicent.ledger.maintenance import delete_expired
 from millicent.ledger.recovery import recover, unsettled_gateways
 from millicent.ledger.rollups import DAY_NS
 from millicent.ledger.schema import unavailable
-from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
+from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
 from millicent.ledger.writer import Writer
+
+T = TypeVar("T")
 
 
 class SqliteLedger:
@@ -40,7 +46,7 @@ class SqliteLedger:
             raise unavailable(self._path, error) from error
         try:
             await self._writer.start()
-            await self._writer.submit(partial(recover, gateway=self._gateway, now_ns=self._clock.now_ns()))
+            await self.write(partial(recover, gateway=self._gateway, now_ns=self._clock.now_ns()))
             await self.recover()
         except BaseException:
             await self.stop()
@@ -53,18 +59,29 @@ class SqliteLedger:
             self._lock.release()
             self._lock = None
 
-    async def open(self, receipt: Receipt) -> None:
-        await self._writer.submit(partial(open_receipt, receipt=receipt, gateway=self._gateway))
+    async def open(self, receipt: Receipt, claim: Claim | None = None) -> bool:
+        return await self.write(partial(open_receipt, receipt=receipt, gateway=self._gateway, claim=claim))
 
-    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...]) -> None:
-        await self._writer.submit(partial(close_receipt, receipt=receipt, shares=shares, gateway=self._gateway))
+    async def extend(self, receipt_id: str, hold: Money) -> bool:
+        return await self.write(partial(extend, receipt_id=receipt_id, hold=hold))
+
+    async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
+        await self.write(partial(close_receipt, receipt=receipt, shares=shares, gateway=self._gateway, answer=answer))
+
+    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """One operation of a room that keeps tables of its own here; returns its result once that is durable."""
+        return cast("T", await self._writer.submit(operation))
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
-        await self._writer.submit(partial(write_checkpoint, checkpoint=checkpoint))
+        await self.write(partial(write_checkpoint, checkpoint=checkpoint))
+
+    async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
+        """Lines of another book for closed receipts, by receipt; those that have it already are left alone."""
+        await self.write(partial(add_lines, entries=entries))
 
     async def recover(self) -> int:
         """Settle what gateways that no longer live left open; how many receipts that closed. Call it now and then."""
-        return cast("int", await self._writer.submit(self._recover_dead))
+        return await self.write(self._recover_dead)
 
     async def maintain(self) -> None:
         """Settle what dead gateways left, and delete some of the detail that has outlived `retain_days`."""
@@ -75,7 +92,7 @@ class SqliteLedger:
 
     async def device_seen_ns(self, device: str) -> int:
         """UTC nanoseconds up to which this device is accounted for, 0 if never: a new session must not start before."""
-        return cast("int", await self._writer.submit(partial(_device_seen_ns, device=device)))
+        return await self.write(partial(_device_seen_ns, device=device))
 
     def healthy(self) -> str | None:
         """None when writing works, else one line that says why not."""

@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
 from millicent.core.accounts import Checkpoint, DeviceSession, Reading
-from millicent.core.receipts import Attempt, HourShare, Receipt
-from millicent.ledger import rows
+from millicent.core.idempotency import Claim
+from millicent.core.receipts import Attempt, HourShare, Line, Receipt
+from millicent.ledger import budgets, claims, rows
 from millicent.ledger.rollups import fold
 
 
-def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str) -> None:
-    """Insert the receipt unless it is there, and those of its attempts that are new."""
+def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str, claim: Claim | None = None) -> bool:
+    """Insert the receipt unless it is there, with its holds and claim, and those of its attempts that are new.
+
+    Whether a hard budget bounds it. Raises PaymentRequired or Conflict; nothing is written then.
+    """
     if receipt.status is not None:
         raise ValueError(f"receipt {receipt.id} is {receipt.status} already: only an open one can be opened")
-    if _status(connection, receipt.id) != "closed":
-        row = {**rows.receipt_row(receipt), "gateway": gateway}
-        connection.execute(rows.insert("receipts", row, "ON CONFLICT DO NOTHING"), row)
-        _write_attempts(connection, receipt.id, receipt.attempts)
+    status = _status(connection, receipt.id)
+    if status == "closed":
+        return False
+    if status is None:
+        _insert_receipt(connection, receipt, gateway)
+        if claim is not None:
+            claims.claim(connection, claim, receipt.id, receipt.created_at_ns)
+        budgets.reserve(connection, receipt)
+    _write_attempts(connection, receipt.id, receipt.attempts)
+    return budgets.is_bounded(connection, receipt.id)
 
 
 def close_receipt(
-    connection: sqlite3.Connection, receipt: Receipt, shares: tuple[HourShare, ...], gateway: str
+    connection: sqlite3.Connection,
+    receipt: Receipt,
+    shares: tuple[HourShare, ...],
+    gateway: str,
+    answer: str | None = None,
 ) -> None:
-    """Settle the receipt with its lines, attempts and device time; one that was never opened is written whole.
+    """Settle the receipt with its lines, attempts and device time, its holds, and its claim with the `answer`; one that
+    was never opened is written whole, and its cost booked.
 
     Whom it is for and when it was created were fixed when it was opened.
     """
@@ -37,15 +52,31 @@ def close_receipt(
     if status == "closed":
         return
     if status is None:
-        open_receipt(connection, msgspec.structs.replace(receipt, status=None, settled_at_ns=None), gateway)
+        _insert_receipt(connection, msgspec.structs.replace(receipt, status=None, settled_at_ns=None), gateway)
+        budgets.reserve(connection, receipt, enforce=False)
     _write_attempts(connection, receipt.id, receipt.attempts)
     _write_shares(connection, receipt.id, shares)
     for ordinal, line in enumerate(receipt.lines):
         row = rows.line_row(receipt.id, ordinal, line)
         connection.execute(rows.insert("lines", row), row)
     base = rows.receipt_row(receipt)
-    changing = rows.assignments(name for name in base if name not in rows.FIXED_COLUMNS)
-    connection.execute(f"UPDATE receipts SET {changing} WHERE id = :id", base)  # noqa: S608 - our own names
+    connection.execute(rows.settlement(tuple(base)), base)
+    budgets.settle(connection, receipt)
+    claims.answer_claim(connection, receipt, answer)
+
+
+def add_lines(connection: sqlite3.Connection, entries: Mapping[str, tuple[Line, ...]]) -> None:
+    """Lines for closed receipts, by receipt. A receipt that has lines in a line's book already gets none of that book:
+    what was added once isn't added again."""
+    for receipt_id, lines in entries.items():
+        if _status(connection, receipt_id) != "closed":
+            raise ValueError(f"receipt {receipt_id} is not closed: its lines are written when it is")
+        found = connection.execute("SELECT book, ordinal FROM lines WHERE receipt = ?", (receipt_id,)).fetchall()
+        kept = {book for book, _ in found}
+        following = max((ordinal for _, ordinal in found), default=-1) + 1
+        for ordinal, line in enumerate((line for line in lines if line.book not in kept), start=following):
+            row = rows.line_row(receipt_id, ordinal, line)
+            connection.execute(rows.insert("lines", row), row)
 
 
 def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:
@@ -53,6 +84,7 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
         _write_reading(connection, reading, checkpoint.at_ns)
     for session in checkpoint.sessions:
         write_session(connection, session)
+    claims.drop_expired(connection, checkpoint.at_ns)
     fold(connection)
 
 
@@ -73,6 +105,11 @@ def write_session(connection: sqlite3.Connection, session: DeviceSession) -> Non
         " lost_ns = excluded.lost_ns, down_ns = excluded.down_ns, seen_serving_ns = serving_ns",
         [(session.id, *msgspec.structs.astuple(hour)) for hour in session.hours],
     )
+
+
+def _insert_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str) -> None:
+    row = {**rows.receipt_row(receipt), "gateway": gateway}
+    connection.execute(rows.insert("receipts", row), row)
 
 
 def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int) -> None:

@@ -40,6 +40,17 @@ _MUST_BE_EMPTY: dict[str, str] = {
         SELECT id, (SELECT sum(amount_nanousd) FROM lines WHERE receipt = id AND posted_at_ns <= settled_at_ns) AS cost,
             hold_nanousd
         FROM receipts WHERE status = 'interrupted' AND cost > hold_nanousd""",
+    "budget {0} of {1!r} from {2} has {3} spent and {4} held, and its holds make {5} and {6}": """
+        SELECT p.budget, p.subject, p.period_ns, p.spent_nanousd, p.held_nanousd,
+            coalesce(sum(h.spent_nanousd), 0) AS spent, coalesce(sum(h.held_nanousd), 0) AS held
+        FROM budget_periods AS p LEFT JOIN (
+            SELECT budget, subject, period_ns, spent_nanousd, held_nanousd FROM holds
+            UNION ALL SELECT budget, subject, period_ns, spent_nanousd, 0 FROM holds_archived
+        ) AS h USING (budget, subject, period_ns)
+        GROUP BY p.budget, p.subject, p.period_ns HAVING spent != p.spent_nanousd OR held != p.held_nanousd""",
+    "receipt {0} is closed and still holds {2} nano-dollars of budget {1}": """
+        SELECT receipt, budget, held_nanousd FROM holds JOIN receipts ON id = receipt
+        WHERE receipts.status IS NOT NULL AND NOT settled""",
     "receipt {0} is open and has a line already": """
         SELECT DISTINCT receipt FROM lines JOIN receipts ON id = receipt WHERE receipts.status IS NULL""",
 }

@@ -32,23 +32,31 @@ class Progress:
 class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
-    The answer is driven, and its receipt closed, whether or not anybody reads.
+    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept for
+    the ledger.
     """
 
-    def __init__(self, opened: Receipt) -> None:
+    def __init__(self, opened: Receipt, *, keep: bool = False) -> None:
         self.opened = opened
         self.closing: Receipt | None = None  # final, and on its way to the ledger
         self.progress = Progress()
         self._run: Run | None = None
         self._cancelled = False
+        self._stopped = False
         self._receipt: Receipt | None = None
         self._waiting: list[str] = []
+        self._kept: list[str] | None = [] if keep else None
         self._error: MillicentError | None = None
         self._news = asyncio.Event()
 
     @property
     def receipt_id(self) -> str:
         return self.opened.id
+
+    @property
+    def kept(self) -> str | None:
+        """All text so far, where it is kept."""
+        return None if self._kept is None else "".join(self._kept)
 
     @property
     def settled(self) -> Receipt | None:
@@ -61,10 +69,21 @@ class Answer:
         if self._run is not None:
             self._run.cancel()
 
+    def stop(self) -> None:
+        """Stop the work as if the output's limit were reached: the caller's maximum cost is, or a budget's end."""
+        self._stopped = True
+        if self._run is not None:
+            self._run.cancel()
+
+    @property
+    def stopped_at_limit(self) -> bool:
+        """It was `stop` that ended it, not whoever asked."""
+        return self._stopped and not self._cancelled
+
     def attach(self, run: Run) -> None:
         """The work has begun; a cancellation that came before reaches it now."""
         self._run = run
-        if self._cancelled:
+        if self._cancelled or self._stopped:
             run.cancel()
 
     async def take(self) -> str | None:
@@ -86,6 +105,8 @@ class Answer:
     def push(self, text: str) -> None:
         if text:
             self._waiting.append(text)
+            if self._kept is not None:
+                self._kept.append(text)
             self._news.set()
 
     def finish(self, receipt: Receipt, end: End) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.accounts import Reading
 from millicent.core.chunks import End, FinishReason, Text
 from millicent.core.clock import Clock
@@ -21,15 +22,22 @@ from millicent.core.errors import (
     RateLimited,
     Unavailable,
 )
+from millicent.core.idempotency import Claim
+from millicent.core.money import Money
 from millicent.core.protocols import Backend, Call, Ledger
+from millicent.core.quotes import Quote
 from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
+from millicent.meter.prices import PriceBook
 from millicent.meter.pricing import price
+from millicent.meter.quotes import Asked, Quoter
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
+from millicent.pipeline.estimates import Estimates, Plan
+from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +59,9 @@ class Pipeline:
         placements: Mapping[str, Placement],
         clock: Clock,
         limits: LimitsConfig,
+        estimates: Estimates | None = None,
+        limiter: RateLimiter | None = None,
+        hold: HoldOf = quoted_hold,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
@@ -58,9 +69,12 @@ class Pipeline:
         self._placements = placements
         self._clock = clock
         self._limits = limits
+        self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
+        self._limiter = limiter or RateLimiter(clock, lambda _: limits)
+        self._hold = hold
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
-        self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...]]] = {}
+        self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoints: asyncio.Task[None] | None = None
         self._draining = False
@@ -98,11 +112,11 @@ class Pipeline:
         await self._ledger.checkpoint(checkpoint)
         self._meter.written(checkpoint)
 
-    async def admit(self, request: Request) -> Answer:
-        """Start answering. Returns once the open receipt is durable and the work is under way.
+    async def admit(self, request: Request, claim: Claim | None = None) -> Answer:
+        """Start answering. Returns once the open receipt, its hold and its claim are durable and the work is under way.
 
-        Raises what a client should be told: RateLimited, ModelNotFound, InvalidRequest, Unavailable,
-        LedgerUnavailable. Nothing was spent then, and there is no receipt.
+        Raises what a client should be told: RateLimited, PaymentRequired, ModelNotFound, InvalidRequest, Conflict,
+        Unavailable, LedgerUnavailable. Nothing was spent then, and there is no receipt.
         """
         if self._draining:
             raise Unavailable("The server is shutting down: retry against another, or in a moment.", retry_after_s=2)
@@ -111,22 +125,52 @@ class Pipeline:
                 f"{self._admitted} requests are running, the limit ([limits] max_concurrent): retry in a moment.",
                 retry_after_s=1,
             )
+        ticket = self._limiter.enter(request.attribution.key)
         self._admitted += 1
         try:
             backend = self._route(request.model)
             call = await backend.prepare(request)
-            receipt = self._opening(request, backend, call)
-            await self._ledger.open(receipt)
+            plan = await self._estimates.within(request, backend, call, self._asked(request, call))
+            call = plan.call
+            receipt = self._opening(request, backend, plan)
+            ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
+            bounded = await self._ledger.open(receipt, claim)
         except BaseException:
             self._admitted -= 1
+            ticket.withdraw()
             raise
-        answer = Answer(receipt)
+        answer = Answer(receipt, keep=claim is not None)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequence)
-        task = asyncio.create_task(self._drive(answer, call))
+        if plan.serving_ns is not None:
+            self._meter.stop_at(receipt.id, plan.serving_ns, answer.stop)
+        watch = HoldWatch(receipt.hold) if bounded and receipt.hold is not None else None
+        task = asyncio.create_task(self._drive(answer, plan, ticket, watch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return answer
+
+    async def quotes(self, request: Request, models: Sequence[str]) -> list[Quote]:
+        """What the request would be on each of these models, wherever one is placed. Nothing is spent, though a model
+        may have to be loaded for its tokenizer. Raises as `admit` does."""
+        prepared: list[Asked] = []
+        for model in models:
+            wanted = msgspec.structs.replace(request, model=model)
+            serving = [backend for backend in self._backends if model in backend.models()]
+            prepared += [self._asked(wanted, await backend.prepare(wanted)) for backend in serving]
+            elsewhere = [place for place in self._placements.values() if model in place.models]
+            if not serving and not elsewhere:
+                self._route(model)
+        asked: list[Asked] = []
+        for model in models:
+            wanted = msgspec.structs.replace(request, model=model)
+            asked += [each for each in prepared if each.model == model]
+            for place in self._placements.values():
+                if model in place.models and all(
+                    each.placement.name != place.name for each in asked if each.model == model
+                ):
+                    asked.append(self._estimates.asked_elsewhere(wanted, place, prepared, self._clock.now_ns()))
+        return [self._estimates.quote(each) for each in asked]
 
     def running(self, answer: Answer) -> Receipt:
         """The receipt as it stands, priced so far."""
@@ -143,9 +187,15 @@ class Pipeline:
         advice = f"did you mean `{close[0]}`?" if close else f"this server has {', '.join(known) or 'none'}."
         raise ModelNotFound(f"Model `{model[:100]}` is not served here: {advice}", param="model")
 
-    def _opening(self, request: Request, backend: Backend, call: Call) -> Receipt:
+    def _asked(self, request: Request, call: Call) -> Asked:
+        beside = sum(answer.opened.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
-        placement = self._placements[call.placement]
+        return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
+
+    def _opening(self, request: Request, backend: Backend, plan: Plan) -> Receipt:
+        now_ns = self._clock.now_ns()
+        call = plan.call
+        placement = self._placements[call.placement].at(now_ns)
         attempt = Attempt(_ATTEMPT, backend.name, call.placement, call.served_model, Role.INFERENCE, now_ns)
         return Receipt(
             id=request.id,
@@ -158,13 +208,14 @@ class Pipeline:
             stream=request.stream,
             attribution=request.attribution,
             attempts=(attempt,),
+            hold=self._hold(plan),
             prices=placement.prices,
             basis=placement.basis,
         )
 
-    async def _drive(self, answer: Answer, call: Call) -> None:
+    async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, watch: HoldWatch | None) -> None:
         try:
-            end = await self._consume(answer, call)
+            end = await self._consume(answer, plan.call, watch)
         except MillicentError as error:  # the backend went away between prepare and start
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
@@ -173,20 +224,41 @@ class Pipeline:
             end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, bug)
         try:
             await self._settle(answer, end)
+            self._estimates.learn(answer.settled, plan)
         finally:
             del self._answers[answer.receipt_id]
             self._admitted -= 1
+            used = answer.closing or answer.opened
+            ticket.leave(_tokens(used.usage), used.total)
 
-    async def _consume(self, answer: Answer, call: Call) -> End:
+    async def _consume(self, answer: Answer, call: Call, watch: HoldWatch | None) -> End:
         run = call.start()
         answer.attach(run)
         async for chunk in run:
             if isinstance(chunk, End):
-                return chunk
+                stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
+                return End(FinishReason.LENGTH, chunk.usage) if stopped else chunk
             self._note(answer, call, chunk)
             answer.push(chunk.text)
+            if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
+                answer.stop()
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
+
+    async def _within_hold(self, answer: Answer, watch: HoldWatch) -> bool:
+        """Extend the hold where the cost comes near it. False: no budget left for more, so the output must stop."""
+        cost = self.running(answer).total
+        if cost is None or not watch.is_near(cost):
+            return True
+        wanted = Money(max(watch.hold.nanousd, cost.nanousd, 1) * 2)
+        try:
+            extended = await self._ledger.extend(answer.receipt_id, wanted)
+        except LedgerUnavailable:
+            return False
+        if extended:
+            watch.hold = wanted
+            answer.opened = msgspec.structs.replace(answer.opened, hold=wanted)
+        return extended
 
     def _note(self, answer: Answer, call: Call, chunk: Text) -> None:
         answer.progress.note(chunk.tokens, self._clock.now_ns())
@@ -200,18 +272,18 @@ class Pipeline:
         reading = self._meter.close(answer.receipt_id)
         receipt = answer.closing = self._closing(answer, end, reading)
         try:
-            await self._ledger.close(receipt, reading.shares)
+            await self._ledger.close(receipt, reading.shares, answer.kept)
         except LedgerUnavailable as error:
-            self._unsettled[receipt.id] = (receipt, reading.shares)
+            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept)
             answer.fail(error)
             return
         answer.finish(receipt, end)
 
     def _closing(self, answer: Answer, end: End, reading: Reading) -> Receipt:
-        now_ns = self._clock.now_ns()
         status = _status(end)
         message = end.error.message if end.error else None
         opened = self._priced(answer.opened, reading)
+        now_ns = self._clock.now_ns()  # after pricing: lines posted later than this are late ones
         attempt = msgspec.structs.replace(opened.attempts[0], ended_at_ns=now_ns, status=status, error=message)
         return msgspec.structs.replace(
             opened,
@@ -224,14 +296,16 @@ class Pipeline:
         )
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
-        placement = self._placements[receipt.placement or ""]
-        priced = price(reading, receipt.attempts, placement, self._clock.now_ns())
+        placement = self._placements[receipt.placement or ""].at(receipt.created_at_ns)
+        prices = self._estimates.prices(receipt.served_model or receipt.model, placement, receipt.created_at_ns)
+        priced = price(reading, receipt.attempts, placement, self._clock.now_ns(), prices)
         return msgspec.structs.replace(
             receipt,
             usage=reading.usage,
             accelerator=reading.accelerator,
             lines=priced.lines,
             list_price=priced.list_price,
+            saved=priced.saved,
             prices=priced.prices,
             basis=priced.basis,
         )
@@ -265,9 +339,14 @@ class Pipeline:
                 failing = True
 
     async def _close_unsettled(self) -> None:
-        for receipt_id, (receipt, shares) in list(self._unsettled.items()):
-            await self._ledger.close(receipt, shares)
+        for receipt_id, closing in list(self._unsettled.items()):
+            await self._ledger.close(*closing)
             del self._unsettled[receipt_id]
+
+
+def _tokens(usage: Usage) -> int | None:
+    read, written = usage.input_tokens, usage.output_tokens
+    return None if read is None or written is None else read + written
 
 
 def _status(end: End) -> Status:

@@ -17,15 +17,24 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
+from millicent.control.access import Caller, KeyRing
+from millicent.control.idempotency import Idempotency
+from millicent.control.limits import RateLimiter
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, Clock, hour_start_ns, parse_time_ns
-from millicent.core.errors import InvalidRequest, MillicentError, ModelNotFound, NotFound
+from millicent.core.errors import Forbidden, InvalidRequest, MillicentError, ModelNotFound, NotFound
 from millicent.core.identifiers import Ids
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.pipeline.pipeline import Pipeline
+from millicent.server.admin import Admin, Writes
+from millicent.server.authentication import Authentication, caller_of
+from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.guard import Guard
 from millicent.server.inference import CHAT, COMPLETIONS, InferenceEndpoint
+from millicent.server.sessions import Sessions
+from millicent.server.sign_in import SignIn, SignInPage
 from millicent.wire import openai_common
+from millicent.wire import quotes as quotes_wire
 from millicent.wire import receipts as receipts_wire
 
 log = logging.getLogger(__name__)
@@ -67,8 +76,14 @@ class Server:
         health: Health,
         clock: Clock,
         ids: Ids,
+        ledger: Writes,
+        keys: KeyRing,
+        limiter: RateLimiter,
+        sign_in_page: SignInPage,
         pages: Sequence[BaseRoute] = (),
     ) -> None:
+        self._config = config
+        self._ids = ids
         self._pipeline = pipeline
         self._queries = queries
         self._health = health
@@ -82,10 +97,16 @@ class Server:
             Route("/v1/receipts", self._receipts),
             Route("/v1/receipts/{receipt_id}", self._receipt),
             Route("/v1/accounts", self._accounts),
+            Route("/v1/quote", self._quote, methods=["POST"]),
         ]
+        idempotency = Idempotency(queries, clock)
         for path, dialect in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETIONS)):
-            routes.append(Route(path, InferenceEndpoint(dialect, pipeline, ids, config), methods=["POST"]))
-        middleware = [Middleware(Guard, config=config)]
+            endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, ids, config)
+            routes.append(Route(path, endpoint, methods=["POST"]))
+        sessions = Sessions(clock)
+        routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes
+        routes += SignIn(keys, sessions, sign_in_page).routes
+        middleware = [Middleware(Guard, config=config), Middleware(Authentication, keys=keys, sessions=sessions)]
         if config.allowed_origins:
             middleware.insert(0, _cors(config))
         self.asgi: ASGIApp = Starlette(
@@ -105,8 +126,10 @@ class Server:
             body["reason"] = trouble
         return _json(body, status=200 if trouble is None else 503)
 
-    async def _models(self, _: Request) -> Response:
-        return _json({"object": "list", "data": [self._model_body(model) for model in self._pipeline.models()]})
+    async def _models(self, request: Request) -> Response:
+        caller = caller_of(request.scope)
+        known = [self._model_body(model) for model in self._pipeline.models() if caller.may_use(model)]
+        return _json({"object": "list", "data": known})
 
     async def _model(self, request: Request) -> Response:
         model = request.path_params["model"]
@@ -126,6 +149,7 @@ class Server:
             from_ns=_time(query.get("from"), "from"),
             to_ns=_time(query.get("to"), "to"),
         )
+        where = _own(where, caller_of(request.scope))
         limit = _limit(query.get("limit"))
         page = await _off_loop(lambda: self._queries.receipts(where, limit=limit, after=query.get("after")))
         return _json(receipts_wire.list_body([receipts_wire.receipt_body(one) for one in page.receipts], page.next))
@@ -133,9 +157,22 @@ class Server:
     async def _receipt(self, request: Request) -> Response:
         receipt_id = request.path_params["receipt_id"]
         receipt = await _off_loop(lambda: self._queries.receipt(receipt_id))
-        if receipt is None:
+        caller = caller_of(request.scope)
+        if receipt is None or not (caller.reads_all or receipt.attribution.key == caller.id):
             raise NotFound(f"There is no receipt `{receipt_id[:100]}`: check the `X-Millicent-Receipt` header.")
         return _json(receipts_wire.receipt_body(receipt))
+
+    async def _quote(self, request: Request) -> Response:
+        body = await read_body(
+            request.scope, request.receive, max_mb=self._config.max_body_mb, timeout_s=self._config.body_timeout_s
+        )
+        asked, models = quotes_wire.decode(body, request.headers, self._ids.new("rcpt"))
+        caller = caller_of(request.scope)
+        for model in models:
+            caller.check_model(model)
+        asked = msgspec.structs.replace(asked, attribution=caller.attribute(asked.attribution))
+        quotes = await self._pipeline.quotes(asked, models)
+        return _json(receipts_wire.list_body([receipts_wire.quote_body(quote) for quote in quotes], None))
 
     async def _accounts(self, request: Request) -> Response:
         query = request.query_params
@@ -148,6 +185,15 @@ class Server:
         stop_ns = now_ns + NS_PER_HOUR if to_ns is None else to_ns
         accounts = await _off_loop(lambda: self._queries.accounts(start_ns, stop_ns))
         return _json(receipts_wire.list_body([receipts_wire.account_body(one) for one in accounts], None))
+
+
+def _own(where: ReceiptFilter, caller: Caller) -> ReceiptFilter:
+    """A client's key reads its own receipts."""
+    if caller.reads_all:
+        return where
+    if where.key not in {None, caller.id}:
+        raise Forbidden("This key reads only its own receipts: leave out `key`.", param="key", code="scope")
+    return msgspec.structs.replace(where, key=caller.id)
 
 
 def _pid() -> int:
@@ -193,13 +239,18 @@ def _refuse_unknown(names: object, known: set[str]) -> None:
             )
 
 
+_RATE_HEADERS = [
+    f"X-RateLimit-{part}-{what}" for part in ("Limit", "Remaining", "Reset") for what in ("Requests", "Tokens")
+]
+
+
 def _cors(config: ServerConfig) -> Middleware:
     return Middleware(
         CORSMiddleware,
         allow_origins=list(config.allowed_origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["X-Millicent-Receipt", "X-Millicent-Cost-USD"],
+        expose_headers=["X-Millicent-Receipt", "X-Millicent-Cost-USD", "Retry-After", *_RATE_HEADERS],
     )
 
 

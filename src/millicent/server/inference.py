@@ -7,16 +7,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from millicent.core.errors import MillicentError
+from millicent.control.access import Caller
+from millicent.control.idempotency import RACE, Idempotency, claim_of
+from millicent.control.limits import RateLimiter
+from millicent.core.errors import Conflict, MillicentError
+from millicent.core.idempotency import Claim
 from millicent.core.identifiers import Ids
 from millicent.core.receipts import Receipt
 from millicent.core.request import Request
+from millicent.ledger.queries import LedgerQueries
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.pipeline import Pipeline
+from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.responses import send_error, send_json
@@ -49,41 +56,93 @@ CHAT = Dialect(openai_chat.decode, openai_chat.answer_body, openai_chat.Stream)
 COMPLETIONS = Dialect(openai_completions.decode, openai_completions.answer_body, openai_completions.Stream)
 
 
+class Replay:
+    """An answer given before, to be given again: the same text under the same receipt, as that stood when it closed."""
+
+    def __init__(self, receipt: Receipt, text: str) -> None:
+        lines = tuple(line for line in receipt.lines if line.posted_at_ns <= (receipt.settled_at_ns or 0))
+        self.receipt_id = receipt.id
+        self.opened = self.settled = msgspec.structs.replace(receipt, lines=lines)
+        self._text: str | None = text or None
+
+    async def take(self) -> str | None:
+        text, self._text = self._text, None
+        return text
+
+    def cancel(self) -> None:
+        """Nothing runs."""
+
+
 class InferenceEndpoint:
     """Reads, decodes, admits, and writes the answer whole or as a stream. A client that goes stops the work."""
 
-    def __init__(self, dialect: Dialect, pipeline: Pipeline, ids: Ids, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        pipeline: Pipeline,
+        limiter: RateLimiter,
+        idempotency: Idempotency,
+        queries: LedgerQueries,
+        ids: Ids,
+        config: ServerConfig,
+    ) -> None:
         self._dialect = dialect
         self._pipeline = pipeline
+        self._limiter = limiter
+        self._idempotency = idempotency
+        self._queries = queries
         self._ids = ids
         self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = caller_of(scope)
         try:
             body = await read_body(
                 scope, receive, max_mb=self._config.max_body_mb, timeout_s=self._config.body_timeout_s
             )
-            receipt_id = self._ids.new("rcpt")
-            request, shape = self._dialect.decode(body, Headers(scope=scope), receipt_id)
-            answer = await self._pipeline.admit(request)
+            headers = Headers(scope=scope)
+            request, shape = self._dialect.decode(body, headers, self._ids.new("rcpt"))
+            caller.check_model(request.model)
+            request = msgspec.structs.replace(request, attribution=caller.attribute(request.attribution))
+            key = headers.get("idempotency-key")
+            claim = None if key is None else claim_of(key, caller.id, request, shape)
+            answer = await self._begin(request, claim)
         except ClientDisconnect:
             return
         except MillicentError as error:
-            await send_error(send, error)
+            await send_error(send, error, headers=self._rate_headers(caller))
+            return
+        told = self._rate_headers(caller) | {"x-millicent-receipt": answer.receipt_id}
+        respond = self._stream(send, answer, shape, told) if request.stream else self._whole(send, answer, told)
+        if claim is not None:
+            # Whoever sends a key means to come back for the answer: it is finished even when nobody reads it now.
+            await respond
             return
         watch = asyncio.create_task(_cancel_on_disconnect(receive, answer))
         try:
-            if request.stream:
-                await self._stream(send, answer, shape)
-            else:
-                await self._whole(send, answer)
+            await respond
         finally:
             answer.cancel()
             watch.cancel()
 
-    async def _whole(self, send: Send, answer: Answer) -> None:
+    async def _begin(self, request: Request, claim: Claim | None) -> Answer | Replay:
+        """The answer that this claim got before, or a new one."""
+        while True:
+            if claim is not None and (earlier := await self._idempotency.earlier(claim)) is not None:
+                receipt = await asyncio.to_thread(self._queries.receipt, earlier.receipt)
+                assert receipt is not None
+                return Replay(receipt, earlier.answer or "")
+            try:
+                return await self._pipeline.admit(request, claim)
+            except Conflict as error:
+                if error.code != RACE:
+                    raise
+
+    def _rate_headers(self, caller: Caller) -> dict[str, str]:
+        return openai_common.rate_headers(self._limiter.allowances(caller.id))
+
+    async def _whole(self, send: Send, answer: Answer | Replay, headers: dict[str, str]) -> None:
         text: list[str] = []
-        headers = {"x-millicent-receipt": answer.receipt_id}
         try:
             while (piece := await answer.take()) is not None:
                 text.append(piece)
@@ -95,13 +154,15 @@ class InferenceEndpoint:
         body = openai_common.encode(self._dialect.answer_body(receipt, "".join(text)))
         await send_json(send, body, headers=headers | _cost_header(answer))
 
-    async def _stream(self, send: Send, answer: Answer, shape: StreamShape) -> None:
+    async def _stream(self, send: Send, answer: Answer | Replay, shape: StreamShape, headers: dict[str, str]) -> None:
         writer = self._dialect.stream(shape)
-        receipt_header = (b"x-millicent-receipt", answer.receipt_id.encode())
-        await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, receipt_header]})
+        ours = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *ours]})
 
         def so_far() -> Receipt:
-            return self._pipeline.running(answer) if shape.running_usage else answer.opened
+            if shape.running_usage and isinstance(answer, Answer):
+                return self._pipeline.running(answer)
+            return answer.opened
 
         await _send_part(send, writer.start(so_far()))
         try:
@@ -113,7 +174,7 @@ class InferenceEndpoint:
             last = openai_common.event(openai_common.error_body(error))
         await send({"type": "http.response.body", "body": last})
 
-    async def _take_or_beat(self, send: Send, answer: Answer) -> str | None:
+    async def _take_or_beat(self, send: Send, answer: Answer | Replay) -> str | None:
         while True:
             try:
                 async with asyncio.timeout(self._config.heartbeat_s):
@@ -122,7 +183,7 @@ class InferenceEndpoint:
                 await _send_part(send, openai_common.HEARTBEAT)
 
 
-def _cost_header(answer: Answer) -> dict[str, str]:
+def _cost_header(answer: Answer | Replay) -> dict[str, str]:
     total = answer.settled.total if answer.settled is not None else None
     return {} if total is None else {"x-millicent-cost-usd": str(total)}
 
@@ -131,7 +192,7 @@ async def _send_part(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _cancel_on_disconnect(receive: Receive, answer: Answer) -> None:
+async def _cancel_on_disconnect(receive: Receive, answer: Answer | Replay) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     answer.cancel()

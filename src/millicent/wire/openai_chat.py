@@ -11,7 +11,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Receipt
 from millicent.core.request import Message, Request
 from millicent.wire import openai_common as common
-from millicent.wire.attribution import read_attribution
+from millicent.wire.attribution import read_attribution, read_max_cost
 from millicent.wire.decoding import decode_body, refuse_unless_neutral
 
 DIALECT = "openai.chat"
@@ -136,6 +136,7 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         limits=common.limits_of(chat.max_completion_tokens or chat.max_tokens, chat.stop, chat.ignore_eos),
         stream=stream,
         attribution=read_attribution(headers, user=chat.user, metadata=chat.metadata),
+        max_cost=read_max_cost(headers),
     )
     return request, common.StreamShape.of(stream=stream, options=chat.stream_options)
 

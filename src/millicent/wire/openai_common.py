@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
 
 from millicent.core.chunks import FinishReason
-from millicent.core.clock import NS_PER_S
-from millicent.core.errors import InvalidRequest, MillicentError
+from millicent.core.clock import NS_PER_MS, NS_PER_S
+from millicent.core.errors import InvalidRequest, MillicentError, PaymentRequired
+from millicent.core.limits import Allowance
 from millicent.core.receipts import Receipt
 from millicent.core.request import Limits, Sampling
 from millicent.core.usage import Leaf, weakest
+from millicent.wire.receipts import quote_body
 
 # Decimals become JSON numbers: dollars in `usage.cost` are exact, never a float on the way.
 _encoder = msgspec.json.Encoder(decimal_format="number")
@@ -113,7 +116,36 @@ def created_s(receipt: Receipt) -> int:
 
 
 def error_body(error: MillicentError) -> dict[str, Any]:
-    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+    """OpenAI's shape; a 402 also says what the request would have cost, where that can be told."""
+    body: dict[str, Any] = {
+        "message": error.message,
+        "type": error.kind,
+        "param": error.param,
+        "code": error.code,
+    }
+    if isinstance(error, PaymentRequired) and error.quote is not None:
+        body["quote"] = quote_body(error.quote)
+    return {"error": body}
+
+
+def rate_headers(allowances: Mapping[str, Allowance]) -> dict[str, str]:
+    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, for those that are limited."""
+    headers = {}
+    for name, allowance in allowances.items():
+        headers[f"x-ratelimit-limit-{name}"] = str(allowance.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(allowance.remaining)
+        headers[f"x-ratelimit-reset-{name}"] = _duration(allowance.reset_ns)
+    return headers
+
+
+def _duration(ns: int) -> str:
+    """As OpenAI writes it: `0s`, `120ms`, `1.5s`, `1m0s`; rounded up, so that waiting for it is enough."""
+    ms = -(-ns // NS_PER_MS)
+    if 0 < ms < 1000:
+        return f"{ms}ms"
+    minutes, ms = divmod(ms, 60_000)
+    seconds = f"{Decimal(ms) / 1000:f}".rstrip("0").rstrip(".") if ms % 1000 else str(ms // 1000)
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
 
 
 def encode(body: object) -> bytes:

@@ -11,7 +11,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Receipt
 from millicent.core.request import Request
 from millicent.wire import openai_common as common
-from millicent.wire.attribution import read_attribution
+from millicent.wire.attribution import read_attribution, read_max_cost
 from millicent.wire.decoding import decode_body, refuse_unless_neutral
 
 DIALECT = "openai.completions"
@@ -75,6 +75,7 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         limits=common.limits_of(completion.max_tokens or _DEFAULT_MAX_TOKENS, completion.stop, completion.ignore_eos),
         stream=stream,
         attribution=read_attribution(headers, user=completion.user, metadata=completion.metadata),
+        max_cost=read_max_cost(headers),
     )
     return request, common.StreamShape.of(stream=stream, options=completion.stream_options)
 

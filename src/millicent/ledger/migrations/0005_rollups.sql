@@ -145,3 +145,12 @@ CREATE TABLE device_time_archived (
     serving_ns INTEGER NOT NULL,
     PRIMARY KEY (session, hour_ns)
 ) STRICT, WITHOUT ROWID;
+
+-- What holds of receipts that were deleted had spent, likewise.
+CREATE TABLE holds_archived (
+    budget TEXT NOT NULL REFERENCES budgets (name) ON DELETE CASCADE,
+    subject TEXT NOT NULL,
+    period_ns INTEGER NOT NULL,
+    spent_nanousd INTEGER NOT NULL,
+    PRIMARY KEY (budget, subject, period_ns)
+) STRICT, WITHOUT ROWID;

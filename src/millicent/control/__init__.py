@@ -1,0 +1,1 @@
+"""Who may spend what: keys, budgets, rate limits, idempotency."""
