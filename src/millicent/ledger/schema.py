@@ -52,7 +52,7 @@ def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
         # On macOS an fsync leaves data in the drive's cache; this asks for the real thing. No effect elsewhere.
         connection.execute(f"PRAGMA fullfsync = {int(config.durability == 'power')}")
         connection.execute("PRAGMA foreign_keys = ON")
-        # Room for what recent receipts touch, in kibibytes; and checkpoints seldom enough that commits rarely wait for one.
+        # Room for what recent receipts touch, in kibibytes; and checkpoints so seldom that commits rarely wait for one.
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute("PRAGMA wal_autocheckpoint = 8000")
         # What is purged is gone from the file too, not only from its tables.

@@ -126,11 +126,17 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
         _write_shares(connection, reading.receipt, reading.shares)
 
 
+# Who was asked, and when, is known when an attempt begins.
+_END_ATTEMPT = (
+    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error"
+    " WHERE attempts.ended_at_ns IS NULL AND excluded.ended_at_ns IS NOT NULL"
+)
+
+
 def _write_attempts(connection: sqlite3.Connection, receipt_id: str, attempts: Iterable[Attempt]) -> None:
     for attempt in attempts:
         row = rows.attempt_row(receipt_id, attempt)
-        upsert = f"ON CONFLICT DO UPDATE SET {rows.assignments(row)} WHERE ended_at_ns IS NULL"
-        connection.execute(rows.insert("attempts", row, upsert), row)
+        connection.execute(rows.insert("attempts", row, _END_ATTEMPT), row)
 
 
 def _write_shares(connection: sqlite3.Connection, receipt_id: str, shares: Iterable[HourShare]) -> None:
