@@ -78,7 +78,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def by_group(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+def by_group(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str | None, Any]:
     return {each["group"]: each for each in call(capsys, "report", "--json", *arguments)["data"]}
 
 

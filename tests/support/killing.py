@@ -64,7 +64,7 @@ async def _round(home: Path, seconds: float) -> list[str]:
     try:
         assert gateway.stdout is not None
         assert await asyncio.to_thread(gateway.stdout.readline) == b"ready\n"
-        requests = []
+        requests: list[asyncio.Task[str | None]] = []
         start = time.monotonic()
         while (now := time.monotonic() - start) < seconds:
             due = int(now * RATE_PER_S) + 1
