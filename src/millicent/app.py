@@ -195,7 +195,9 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
             await asyncio.wait({starting, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 await starting
-                _announce(say, settings.host, listener.getsockname()[1], app.pipeline.models())
+                models = app.pipeline.models()
+                vectors = app.backend.makes_vectors(models[0])
+                _announce(say, settings.host, listener.getsockname()[1], models, vectors=vectors)
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             starting.cancel()
@@ -228,15 +230,21 @@ def _stop_on_signals(http: uvicorn.Server) -> asyncio.Future[None]:
     return stopping
 
 
-def _announce(say: Callable[[str], None], host: str, port: int, models: Sequence[str]) -> None:
+def _announce(say: Callable[[str], None], host: str, port: int, models: Sequence[str], *, vectors: bool) -> None:
+    """`vectors`: the first model makes embeddings, not text."""
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f"Millicent ready on {url}")
     say(f"Serving {', '.join(models)}. Open {url}/ in a browser, or paste:\n")
-    say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
-    say(
-        f'  -d \'{{"model": "{models[0]}", "messages": [{{"role": "user", '
-        '"content": "What is the capital city of Japan?"}], "temperature": 0}\'\n'
-    )
+    question = "What is the capital city of Japan?"
+    if vectors:
+        address, asked = "embeddings", f'"input": "{question}"'
+    else:
+        address, asked = (
+            "chat/completions",
+            f'"messages": [{{"role": "user", "content": "{question}"}}], "temperature": 0',
+        )
+    say(f"curl {url}/v1/{address} -H 'Content-Type: application/json' \\")
+    say(f'  -d \'{{"model": "{models[0]}", {asked}}}\'\n')
 
 
 def _listen(config: ServerConfig) -> socket.socket:

@@ -78,6 +78,7 @@ async def read(run: Run) -> tuple[str, End]:
         if isinstance(chunk, Text):
             text += chunk.text
         else:
+            assert isinstance(chunk, End)
             end = chunk
     assert end is not None
     return text, end
@@ -110,7 +111,7 @@ def test_answers_are_streamed_metered_and_shown_in_steps(tiny: Path, tmp_path: P
             assert end.usage.tokens(Leaf.INPUT_CACHE_READ) == 0
             assert end.usage.tokens(Leaf.OUTPUT_TEXT) == 12
             assert {count.provenance for count in end.usage.leaves.values()} == {Provenance.MEASURED}
-            works = [work for record in notes.steps for work in record.sequences if work.sequence == call.sequence]
+            works = [work for record in notes.steps for work in record.sequences if work.sequence in call.sequences]
             assert sum(work.sampled_rows for work in works) == 12
             assert sum(work.prefill_rows for work in works) == call.input_tokens
             chat = Request(

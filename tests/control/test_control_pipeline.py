@@ -32,7 +32,7 @@ from millicent.ledger.memory import MemoryLedger
 from millicent.ledger.queries import ReceiptFilter
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
-from millicent.pipeline.answer import Answer
+from millicent.pipeline.answer import Answer, KeptAnswer
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
 from millicent.pipeline.pipeline import Pipeline
@@ -71,7 +71,7 @@ class World:
 async def read(answer: Answer) -> str:
     text = ""
     while (piece := await answer.take()) is not None:
-        text += piece
+        text += "".join(part.text for part in piece)
     return text
 
 
@@ -240,7 +240,8 @@ def test_an_answer_is_kept_with_its_receipt_and_found_again() -> None:
             receipt, text = await here.settle(request, claim)
             found = await keeper.earlier(claimed(here, here.request()))
             assert found is not None
-            assert (found.receipt, found.answer) == (receipt.id, text)
+            kept = KeptAnswer.read(found.answer or "")
+            assert (found.receipt, "".join(part.text for part in kept.texts)) == (receipt.id, text)
             assert await keeper.earlier(claimed(here, here.request(), owner="mk_other")) is None
             with pytest.raises(Conflict):
                 await keeper.earlier(claimed(here, here.request(limits=Limits(max_tokens=3))))

@@ -52,8 +52,9 @@ def test_the_official_client_gets_an_answer_with_its_receipt(server: LiveServer,
     assert completion.usage is not None
     assert completion.usage.completion_tokens <= 5
     assert completion.usage.prompt_tokens_details is not None
-    assert completion.usage.prompt_tokens_details.cached_tokens == 0
     receipt = settled(server, raw.headers["x-millicent-receipt"])
+    cached_tokens = completion.usage.prompt_tokens_details.cached_tokens
+    assert cached_tokens == receipt["usage"]["input_cache_read"]["tokens"]
     assert receipt["status"] == "succeeded"
     assert receipt["total_usd"] == raw.headers["x-millicent-cost-usd"]
     assert receipt["attribution"]["feature"] == "greeting"
@@ -229,7 +230,7 @@ def test_other_hosts_and_origins_are_refused(server: LiveServer, headers: dict[s
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert [model.id for model in client.models.list()] == ["tiny", "minilm"]
     assert client.models.retrieve("tiny").id == "tiny"
 
 

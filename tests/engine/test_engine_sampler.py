@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from millicent.engine.sampler import Draw, sample, uniform
 
 
-def draw(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, position: int = 0) -> Draw:
-    return Draw(temperature, top_p, top_k, seed, position)
+def draw(
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    position: int = 0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+) -> Draw:
+    return Draw(temperature, top_p, top_k, seed, position, min_p, typical_p)
 
 
 def random_logits(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
@@ -34,23 +42,38 @@ def kept_probabilities(logits: list[float], wanted: Draw) -> list[float]:
             kept.append(token)
             mass += weights[token]
         weights[[token for token in range(len(weights)) if token not in kept]] = 0
+    if wanted.min_p:
+        weights[weights < wanted.min_p * weights.max()] = 0
+    if wanted.typical_p < 1:
+        shares = weights / weights.sum()
+        surprise = np.array([-math.log(share) if share else math.inf for share in shares])
+        entropy = sum(share * bits for share, bits in zip(shares, surprise, strict=True) if share)
+        mass, kept = 0.0, []
+        for token in sorted(range(len(shares)), key=lambda token: abs(surprise[token] - entropy)):
+            if mass >= wanted.typical_p:
+                break
+            kept.append(token)
+            mass += shares[token]
+        weights[[token for token in range(len(weights)) if token not in kept]] = 0
     kept_weights: list[float] = (weights / weights.sum()).tolist()
     return kept_weights
 
 
 @settings(max_examples=60)
 @given(
-    vocabulary=st.sampled_from([1, 2, 40, 256, 300, 1000]),
+    vocabulary=st.sampled_from([1, 2, 40, 256, 300, 1000, 7000]),
     temperature=st.floats(0.1, 3),
     top_p=st.sampled_from([0.05, 0.3, 0.9, 0.99, 1.0]),
     top_k=st.sampled_from([0, 1, 5, 50, 5000]),
     seed=st.integers(0, 2**63),
+    min_p=st.sampled_from([0.0, 0.0, 0.02, 0.3, 1.0]),
+    typical_p=st.sampled_from([1.0, 1.0, 0.2, 0.9]),
 )
 def test_a_draw_is_the_inverse_of_the_reference_distribution(
-    vocabulary: int, temperature: float, top_p: float, top_k: int, seed: int
+    vocabulary: int, temperature: float, top_p: float, top_k: int, seed: int, min_p: float, typical_p: float
 ) -> None:
     logits = random_logits(1, vocabulary, seed % 1000)
-    wanted = draw(temperature, top_p, top_k, seed, position=3)
+    wanted = draw(temperature, top_p, top_k, seed, 3, min_p, typical_p)
     probabilities = kept_probabilities(logits[0].tolist(), wanted)
     (token,) = sample(logits, [wanted])
     assert token is not None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from millicent.core.errors import InvalidRequest
 from millicent.core.steps import SequenceWork
 from millicent.engine.batch import Piece
+from millicent.engine.config import PrefixCache
 from millicent.engine.scheduling.blocks import BlockPool
 from millicent.engine.scheduling.scheduler import Scheduler
 from millicent.engine.scheduling.sequences import Sequence
@@ -21,6 +24,7 @@ def scheduler(
     max_sequences: int = 8,
     step_tokens: int = 16,
     deterministic: bool = False,
+    prefix_cache: PrefixCache = "tenant",
 ) -> Scheduler:
     return Scheduler(
         blocks=blocks,
@@ -29,6 +33,7 @@ def scheduler(
         max_sequences=max_sequences,
         step_tokens=step_tokens,
         deterministic=deterministic,
+        prefix_cache=prefix_cache,
     )
 
 
@@ -42,7 +47,8 @@ def step(subject: Scheduler, sequences: dict[int, Sequence]) -> list[tuple[Piece
 
 
 def added(subject: Scheduler, *prompts: int) -> dict[int, Sequence]:
-    sequences = {number: Sequence(number, [3] * size) for number, size in enumerate(prompts, 1)}
+    """Prompts of these sizes that have nothing in common."""
+    sequences = {number: Sequence(number, [number] * size) for number, size in enumerate(prompts, 1)}
     for sequence in sequences.values():
         subject.add(sequence)
     return sequences
@@ -101,7 +107,7 @@ def test_more_sequences_than_the_budget_still_all_move() -> None:
 
 
 def test_the_youngest_is_preempted_and_its_repeated_rows_are_counted() -> None:
-    subject = scheduler(blocks=5, block_tokens=4, context_tokens=20)
+    subject = scheduler(blocks=5, block_tokens=4, context_tokens=20, prefix_cache="off")
     sequences = added(subject, 4, 4)
     seen: list[tuple[Piece, SequenceWork]] = []
     for _ in range(12):
@@ -109,6 +115,7 @@ def test_the_youngest_is_preempted_and_its_repeated_rows_are_counted() -> None:
         if len(sequences[1].tokens) == 14:
             subject.remove(1)
     recomputed = [work for _, work in seen if work.recomputed_rows]
+    assert sequences[2].cached_tokens == 0, "its own blocks from before are no cache hit to be shown"
     assert {work.sequence for work in recomputed} == {2}
     first = recomputed[0]
     assert first.prefill_rows == first.recomputed_rows + 1  # all it had, and the token sampled last
@@ -148,10 +155,11 @@ def test_a_block_cannot_be_given_back_twice() -> None:
 def test_deterministic_cuts_depend_on_nothing_but_the_sequence_itself(
     prompt: int, neighbours: list[int], blocks: int
 ) -> None:
-    """Whatever shares the engine, and however often it is preempted, each row is computed in the same cut."""
+    """Whatever shares the engine, and however often it is preempted, each row is computed in the same cut (but for
+    what the prefix cache has, whose bits are those that the cut would have given)."""
 
     def cuts(*others: int) -> dict[tuple[int, int], int]:
-        subject = scheduler(blocks=blocks, block_tokens=4, context_tokens=120, deterministic=True)
+        subject = scheduler(blocks=blocks, block_tokens=4, context_tokens=120, deterministic=True, prefix_cache="off")
         sequences = added(subject, *others, prompt)
         watched = len(others) + 1
         seen: dict[tuple[int, int], int] = {}
@@ -171,29 +179,46 @@ def test_deterministic_cuts_depend_on_nothing_but_the_sequence_itself(
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Any mix of arrivals, steps, ends and cancellations."""
+    """Any mix of arrivals, steps, ends, failures and cancellations, of tenants, priorities and common prefixes."""
 
     @initialize(
         blocks=st.integers(2, 24),
         max_sequences=st.integers(1, 6),
         step_tokens=st.integers(16, 40),
         deterministic=st.booleans(),
+        prefix_cache=st.sampled_from(["off", "tenant", "shared"]),
     )
-    def begin(self, blocks: int, max_sequences: int, step_tokens: int, deterministic: bool) -> None:
+    def begin(
+        self, blocks: int, max_sequences: int, step_tokens: int, deterministic: bool, prefix_cache: PrefixCache
+    ) -> None:
         self.subject = scheduler(
-            blocks=blocks, max_sequences=max_sequences, step_tokens=step_tokens, deterministic=deterministic
+            blocks=blocks,
+            max_sequences=max_sequences,
+            step_tokens=step_tokens,
+            deterministic=deterministic,
+            prefix_cache=prefix_cache,
         )
         self.max_sequences = max_sequences
         self.deterministic = deterministic
+        self.prefix_cache = prefix_cache
         self.budget = max(step_tokens, max_sequences)
         self.sequences: dict[int, Sequence] = {}
+        self.written: dict[int, tuple[int, ...]] = {}  # blocks to all tokens that their contents depend on
         self.count = 0
 
-    @rule(prompt=st.integers(0, 100))
-    def arrive(self, prompt: int) -> None:
+    @rule(
+        prompt=st.lists(st.sampled_from([3, 4]), max_size=3).flatmap(
+            lambda start: st.integers(0, 100).map(lambda size: (start * 9 + [5] * 100)[:size])
+        ),
+        tenant=st.integers(0, 2),
+        priority=st.sampled_from([0, 0, 0, -1, 2]),
+        deadline_ns=st.sampled_from([None, None, 10, 20]),
+        reuses=st.sampled_from([True, True, False]),
+    )
+    def arrive(self, prompt: list[int], tenant: int, priority: int, deadline_ns: int | None, reuses: bool) -> None:
         self.count += 1
-        sequence = Sequence(self.count, [3] * prompt)
-        fits = 0 < prompt < self.subject.context_tokens
+        sequence = Sequence(self.count, prompt, tenant, priority, deadline_ns, reuses)
+        fits = 0 < len(prompt) < self.subject.context_tokens
         try:
             self.subject.add(sequence)
         except InvalidRequest:
@@ -210,35 +235,59 @@ class SchedulerMachine(RuleBasedStateMachine):
         del self.sequences[number]
 
     @precondition(lambda self: self.sequences)
-    @rule()
-    def run_a_step(self) -> None:
+    @rule(failing=st.sampled_from([False, False, False, True]))
+    def run_a_step(self, failing: bool) -> None:
+        before = set(self.subject._running)
         plan = self.subject.schedule()
         assert plan, "there is work and nothing was planned"
         assert len({piece.sequence for piece in plan}) == len(plan)
         if not self.deterministic:
             assert sum(len(piece.tokens) for piece in plan) <= self.budget
-        oldest = min(self.sequences)
-        assert oldest in {piece.sequence for piece in plan}, "the oldest must always make progress"
+        stayed = [sequence for sequence in self.subject._running if sequence in before]
+        if stayed:
+            assert stayed[0].id in {piece.sequence for piece in plan}, "the first to run must always make progress"
         for piece in plan:
             sequence = self.sequences[piece.sequence]
             assert piece.start == sequence.computed
             assert piece.start + len(piece.tokens) <= len(piece.blocks) * 4
             work = self.subject.advance(piece)
             assert (work.prefill_rows == 0) != (work.decode_rows == 0)
+            if failing:
+                self.subject.remove(sequence.id, sound=False)
+                del self.sequences[sequence.id]
+                continue
+            self.compute(sequence, piece)
             if piece.sample:
                 sequence.tokens.append(7)
             if len(sequence.tokens) >= self.subject.context_tokens:
                 self.subject.remove(sequence.id)
                 del self.sequences[sequence.id]
 
+    def compute(self, sequence: Sequence, piece: Piece) -> None:
+        """What a model would do: read all that came before, write what is new."""
+        salt = 0 if self.prefix_cache == "shared" else sequence.tenant
+        for index in range(piece.start // 4):
+            before = (salt, *sequence.tokens[: 4 * index + 4])
+            assert self.written[piece.blocks[index]] == before, "a block holds what isn't this sequence's"
+        end = piece.start + len(piece.tokens)
+        for index in range(piece.start // 4, -(-end // 4)):
+            self.written[piece.blocks[index]] = (salt, *sequence.tokens[: min(end, 4 * index + 4)])
+
     @invariant()
-    def blocks_are_conserved_and_never_shared(self) -> None:
+    def blocks_are_conserved_and_have_as_many_holders_as_they_say(self) -> None:
         if not hasattr(self, "subject"):
             return
-        held = [block for sequence in self.sequences.values() for block in sequence.blocks]
-        assert len(set(held)) == len(held) == self.subject.pool.used
-        assert self.subject.pool.free + self.subject.pool.used == self.subject.pool.total
+        pool = self.subject.pool
+        held = Counter(block for sequence in self.sequences.values() for block in sequence.blocks)
+        assert pool._holders == [held[block] for block in range(pool.total)]
+        assert pool.used == len(held)
+        assert pool.free + pool.cached + pool.used == pool.total
+        assert not held.keys() & ({*pool._free} | {*pool._cached})
+        assert {*pool._cached} <= pool._key_of.keys()
+        assert {block: key for key, block in pool._block_of.items()} == pool._key_of
         assert self.subject.running <= self.max_sequences
+        if not self.sequences:
+            assert not self.subject._computing
         for sequence in self.sequences.values():
             assert 0 <= sequence.computed <= sequence.reached <= len(sequence.tokens)
 

@@ -76,7 +76,7 @@ class Gateway:
                 hold=Money(40),
                 prices=self.placement.prices,
             )
-            self.meter.open(receipt.id, 1, self.sequence)
+            self.meter.open(receipt.id, 1, (self.sequence,))
             await self.ledger.open(receipt)
             print("open", receipt.id, flush=True)
             await asyncio.sleep(0.002)

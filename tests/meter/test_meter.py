@@ -49,7 +49,7 @@ def prefill(sequence: int) -> SequenceWork:
 def test_a_step_is_split_to_the_nanosecond_among_its_sequences() -> None:
     watch = Watch(accelerators=2)
     for number in (1, 2, 3):
-        watch.meter.open(f"r{number}", 1, number)
+        watch.meter.open(f"r{number}", 1, (number,))
     watch.step(0, 50, prefill(1), decode(2), decode(3))
     readings = [watch.meter.reading(f"r{number}").accelerator for number in (1, 2, 3)]
     assert [reading.serving_ns for reading in readings] == [34, 33, 33]
@@ -59,9 +59,22 @@ def test_a_step_is_split_to_the_nanosecond_among_its_sequences() -> None:
     }
 
 
+def test_several_sequences_of_a_receipt_in_a_step_are_one_step_to_it_and_each_has_its_share() -> None:
+    watch = Watch()
+    watch.meter.open("many", 1, (1, 2, 3))
+    watch.meter.open("one", 1, (4,))
+    watch.step(0, 80, prefill(1), prefill(2), prefill(3), decode(4))
+    many, one = (watch.meter.reading(name).accelerator for name in ("many", "one"))
+    assert (many.serving_ns, many.steps, many.batch_sum) == (60, 1, 4)
+    assert (one.serving_ns, one.steps, one.batch_sum) == (20, 1, 4)
+    watch.meter.close("many")
+    watch.step(80, 20, prefill(3), decode(4))
+    assert watch.meter.reading("one").accelerator.serving_ns == 30
+
+
 def test_a_step_over_the_hour_is_cut_at_the_hour_and_counted_once() -> None:
     watch = Watch()
-    watch.meter.open("r", 1, 7)
+    watch.meter.open("r", 1, (7,))
     watch.step(NS_PER_HOUR - 40, 100, decode(7))
     reading = watch.meter.close("r")
     session = watch.session().id
@@ -72,15 +85,15 @@ def test_a_step_over_the_hour_is_cut_at_the_hour_and_counted_once() -> None:
 def test_another_way_to_share_replaces_the_equal_one() -> None:
     meter = Meter(ManualClock(), "gw_1", SequentialIds(), lambda record: [work.rows for work in record.sequences])
     meter.add_device("cpu:0", PLACEMENT)
-    meter.open("r1", 1, 1)
-    meter.open("r2", 1, 2)
+    meter.open("r1", 1, (1,))
+    meter.open("r2", 1, (2,))
     meter.step(StepRecord("cpu:0", "m", 0, 0, 60, (prefill(1), decode(2))))
     assert [meter.reading(name).accelerator.serving_ns for name in ("r1", "r2")] == [50, 10]
 
 
 def test_work_of_a_sequence_that_nobody_knows_is_lost() -> None:
     watch = Watch()
-    watch.meter.open("r", 1, 1)
+    watch.meter.open("r", 1, (1,))
     watch.meter.close("r")
     watch.step(0, 10, decode(1), decode(99))
     watch.step(10, 5)
@@ -91,7 +104,7 @@ def test_work_of_a_sequence_that_nobody_knows_is_lost() -> None:
 
 def test_time_claimed_twice_belongs_to_the_first_claim() -> None:
     watch = Watch()
-    watch.meter.open("r", 1, 1)
+    watch.meter.open("r", 1, (1,))
     watch.step(0, 100, decode(1))
     watch.meter.overhead(Overhead("cpu:0", "m", OverheadKind.LOAD, 60, 70))
     watch.meter.lost("cpu:0", 20, 50)
@@ -104,7 +117,7 @@ def test_a_busy_device_was_seen_at_its_last_report_and_an_idle_one_now() -> None
     watch = Watch()
     watch.clock.advance(10)
     assert (watch.session().seen_at_ns, watch.session().busy) == (T0 + 10, False)
-    watch.meter.open("r", 1, 1)
+    watch.meter.open("r", 1, (1,))
     watch.clock.advance(100)
     assert (watch.session().seen_at_ns, watch.session().busy) == (T0 + 10, True)
     watch.step(30, 50, decode(1))
@@ -117,7 +130,7 @@ def test_work_on_one_device_does_not_keep_another_busy() -> None:
     watch = Watch()
     watch.meter.add_device("cpu:1", PLACEMENT)
     watch.meter.device_state("cpu:1", DeviceState.UP, 0)
-    watch.meter.open("r", 1, 1)
+    watch.meter.open("r", 1, (1,))
     assert [session.busy for session in watch.meter.checkpoint().sessions] == [True, True]
     watch.step(0, 10, decode(1))
     assert [session.busy for session in watch.meter.checkpoint().sessions] == [True, False]
@@ -184,7 +197,7 @@ def test_a_year_of_idling_keeps_no_more_than_a_day_of_hours() -> None:
 def test_closed_receipts_leave_nothing_behind() -> None:
     watch = Watch()
     for number in range(1000):
-        watch.meter.open(f"r{number}", 1, number)
+        watch.meter.open(f"r{number}", 1, (number,))
         watch.step(number, 1, decode(number))
         watch.meter.close(f"r{number}")
     assert not watch.meter._receipts
@@ -193,9 +206,9 @@ def test_closed_receipts_leave_nothing_behind() -> None:
 
 def test_attempts_of_one_receipt_add_up_and_stay_apart() -> None:
     watch = Watch()
-    watch.meter.open("r", 1, 1)
+    watch.meter.open("r", 1, (1,))
     watch.step(0, 10, decode(1))
-    watch.meter.open("r", 2, 2)
+    watch.meter.open("r", 2, (2,))
     watch.step(10, 30, decode(2))
     usage = Usage.of(Provenance.MEASURED, input_fresh=3)
     watch.meter.note_usage("r", usage)
@@ -206,21 +219,21 @@ def test_attempts_of_one_receipt_add_up_and_stay_apart() -> None:
 
 def test_device_time_that_no_step_shows_is_unknown() -> None:
     watch = Watch()
-    watch.meter.open("r", 1, None)
+    watch.meter.open("r", 1, ())
     assert watch.meter.reading("r").accelerator.provenance is Provenance.UNKNOWN
     assert not watch.session().busy
 
 
 def test_a_checkpoint_holds_what_runs() -> None:
     watch = Watch()
-    watch.meter.open("r1", 1, 1)
-    watch.meter.open("r2", 1, None)
+    watch.meter.open("r1", 1, (1,))
+    watch.meter.open("r2", 1, ())
     assert [reading.receipt for reading in watch.meter.checkpoint().running] == ["r1", "r2"]
 
 
 def test_stopping_closes_the_watch_at_now() -> None:
     watch = Watch()
-    watch.meter.open("r", 1, 1)
+    watch.meter.open("r", 1, (1,))
     watch.clock.advance(NS_PER_S)
     session = watch.session_of(watch.meter.stop())
     assert (session.closed, session.busy, session.seen_at_ns) == (True, False, T0 + NS_PER_S)
@@ -229,7 +242,7 @@ def test_stopping_closes_the_watch_at_now() -> None:
 
 def test_with_the_clock_set_back_a_session_follows_the_older_one_and_work_still_counts() -> None:
     watch = Watch(not_before_ns=T0 + NS_PER_HOUR)
-    watch.meter.open("r", 1, 1)
+    watch.meter.open("r", 1, (1,))
     watch.clock.advance(100)
     watch.step(0, 100, decode(1))
     session = watch.session()

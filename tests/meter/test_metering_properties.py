@@ -104,7 +104,7 @@ class World(LedgerQueries):
             attempts=(Attempt(1, "local", "cpu", "m", Role.INFERENCE, now_ns),),
             prices=self.placement.prices,
         )
-        self.meter.open(receipt.id, 1, self.sequence)
+        self.meter.open(receipt.id, 1, (self.sequence,))
         open_receipt(self.connection, receipt, self.gateway)
         self.running[receipt.id] = (self.sequence, receipt)
 

@@ -106,7 +106,7 @@ def test_a_new_rate_begins_a_new_session_and_loses_no_time() -> None:
     meter = Meter(clock, "gw", SequentialIds())
     meter.add_device("cpu", placement)
     meter.device_state("cpu", DeviceState.UP, 0)
-    meter.open("r", 1, 1)
+    meter.open("r", 1, (1,))
 
     def step(start_ns: int) -> None:
         meter.step(StepRecord("cpu", "m", 0, start_ns, NS_PER_S, (SequenceWork(1, 0, 1, 1, 9),)))

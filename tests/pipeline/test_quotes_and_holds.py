@@ -86,7 +86,7 @@ class World:
         answer = await self.pipeline.admit(request)
         text = ""
         while (piece := await answer.take()) is not None:
-            text += piece
+            text += "".join(part.text for part in piece)
         receipt = self.ledger.queries.receipt(request.id)
         assert receipt is not None
         return text, receipt

@@ -55,8 +55,8 @@ class ScriptedModel:
                 self._cache[self._slot(piece, position)] = token
             context = [self._cache[self._slot(piece, i)] for i in range(piece.start + len(piece.tokens))]
             assert None not in context, "a row was read before it was written"
-            if piece.sample:
-                rows.append(self.logits(token for token in context if token is not None))
+            sizes = range(len(context) - piece.logit_rows + 1, len(context) + 1)
+            rows += [self.logits(token for token in context[:size] if token is not None) for size in sizes]
         return torch.stack(rows) if rows else torch.empty(0, self.vocabulary_size)
 
     def logits(self, context: Iterable[int]) -> torch.Tensor:
@@ -78,7 +78,9 @@ class Letters:
         self._stop = tuple(stop)
         self._text = ""
 
-    def push(self, token: int) -> str:
+    def push(self, token: int, *, heed_stops: bool = True) -> str:
+        if not heed_stops:
+            return letter(token)
         before = len(self._text)
         self._text += letter(token)
         for stop in self._stop:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
+from millicent.core.request import Limits, Sampling
 from millicent.wire import openai_chat, openai_completions
 
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -44,17 +45,58 @@ def test_honoured_fields_reach_the_request() -> None:
     assert shape.running_usage
 
 
+def test_sampling_fields_and_extensions_reach_the_request() -> None:
+    request, shape = chat(
+        n=3, logprobs=True, top_logprobs=4, presence_penalty=0.5, frequency_penalty=-0.5, logit_bias={"7": -100},
+        min_p=0.1, typical_p=0.9, repetition_penalty=1.2, min_tokens=2, stop_token_ids=[5], max_tokens=9,
+        truncate_prompt_tokens=-1, priority=-3,
+    )  # fmt: skip
+    assert request.sampling == Sampling(
+        min_p=0.1, typical_p=0.9, repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=-0.5,
+        logit_bias={7: -100.0}, logprobs=4,
+    )  # fmt: skip
+    assert request.limits == Limits(max_tokens=9, min_tokens=2, stop_tokens=(5,))
+    assert (request.choices, shape.choices) == (3, 3)
+    assert (request.truncate_prompt_tokens, request.priority) == (-1, -3)
+
+
+def completion(**fields: Any) -> Any:
+    return openai_completions.decode(json.dumps({"model": "m", "prompt": "x"} | fields).encode(), {}, "rcpt_1")[0]
+
+
+def test_echo_with_logprobs_scores_the_prompt_and_may_ask_for_no_output() -> None:
+    request = completion(echo=True, logprobs=2, max_tokens=0, n=2, best_of=2)
+    assert (request.echo, request.choices, request.limits.max_tokens) == (True, 2, 0)
+    assert (request.sampling.logprobs, request.sampling.prompt_logprobs) == (2, True)
+    assert not completion(logprobs=2).sampling.prompt_logprobs
+    assert not completion(echo=True).sampling.prompt_logprobs
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"best_of": 2}, "best_of"), ({"max_tokens": 0}, "max_tokens"), ({"suffix": "s"}, "suffix"),
+     ({"logprobs": 21}, "logprobs"), ({"n": 0}, "n"), ({"logprobs": True}, "logprobs")],
+)  # fmt: skip
+def test_completions_refuse_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        completion(**fields)
+    assert caught.value.param == param
+
+
 def test_nulls_and_neutral_values_change_nothing() -> None:
     neutral = dict.fromkeys(openai_chat._NEUTRAL) | {"temperature": None, "stop": None, "max_tokens": None}
     assert chat(**neutral)[0] == chat()[0]
-    assert chat(n=1, frequency_penalty=0, tools=[], response_format={"type": "text"})[0] == chat()[0]
+    assert (
+        chat(n=1, frequency_penalty=0, logprobs=False, top_logprobs=0, logit_bias={}, min_p=0, typical_p=1)[0]
+        == (chat()[0])
+    )
+    assert chat(n=1, tools=[], response_format={"type": "text"})[0] == chat()[0]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("n", 2), ("n", True), ("logprobs", True), ("tools", [{"type": "function"}]),
-     ("response_format", {"type": "json_object"}), ("audio", {}), ("store", True), ("reasoning_effort", "high"),
-     ("frequency_penalty", 0.5), ("logit_bias", {"1": 2})],
+    [("tools", [{"type": "function"}]),
+     ("response_format", {"type": "json_object"}), ("audio", {}), ("store", True), ("reasoning_effort", "high")],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> None:
     error = complaint(**{field: value})
@@ -65,6 +107,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> N
     ("fields", "param"),
     [
         ({"temperature": 3}, "temperature"),
+        ({"n": True}, "n"),
+        ({"n": 0}, "n"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"temperature": "hot"}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"top_p": -1}, "top_p"),

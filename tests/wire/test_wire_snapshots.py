@@ -5,10 +5,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from millicent.core.accounts import Account
+from millicent.core.chunks import Candidate, FinishReason, Text, TokenLogprob, merge_texts
 from millicent.core.errors import InvalidRequest, RateLimited
 from millicent.core.money import Money
 from millicent.core.usage import Provenance
@@ -24,14 +24,46 @@ def pretty(body: object) -> str:
 
 
 def stream(writer: Any, text: list[str]) -> str:
+    return stream_of(writer, [Text(piece, 1) for piece in text], [FinishReason.STOP])
+
+
+def stream_of(writer: Any, texts: list[Text], reasons: list[FinishReason]) -> str:
     opened, closed = receipts.running(), receipts.settled()
-    events = [writer.start(opened), *(writer.text(opened, piece) for piece in text), writer.end(closed)]
+    events = [writer.start(opened), *(writer.text(opened, text) for text in texts), writer.end(closed, reasons)]
     return b"".join(events).decode()
+
+
+# Two choices; the second's character comes in two tokens.
+SCORED = [
+    Text("Hi", 1, 0, (TokenLogprob(b"Hi", -0.25, (Candidate(b"Hi", -0.25), Candidate(b"\n", -2.5))),)),
+    Text("\u00e9", 2, 1, (TokenLogprob(b"\xc3", -0.5), TokenLogprob(b"\xa9", -0.125, (Candidate(b"\xa8", -0.1),)))),
+    Text("!", 1, 0, (TokenLogprob(b"!", float("-inf")),)),
+]
+REASONS = [FinishReason.STOP, FinishReason.LENGTH]
+
+
+@pytest.mark.parametrize("dialect", [openai_chat, openai_completions])
+def test_choices_and_log_probabilities(dialect: Any) -> None:
+    body = dialect.answer_body(receipts.settled(), merge_texts(SCORED), REASONS)
+    snapshots.check(SNAPSHOTS / f"{dialect.DIALECT}.answer.choices.json", pretty(body))
+    writer = dialect.Stream(openai_common.StreamShape(choices=2))
+    snapshots.check(SNAPSHOTS / f"{dialect.DIALECT}.stream.choices.txt", stream_of(writer, SCORED, REASONS))
+
+
+def test_an_echoed_prompt_begins_with_a_token_that_has_no_probability() -> None:
+    texts = [Text("ab", 0, 0, (TokenLogprob(b"a", None), TokenLogprob(b"b", -1.5)))]
+    body = openai_completions.answer_body(receipts.settled(), texts, [FinishReason.LENGTH])
+    assert body["choices"][0]["logprobs"] == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [None, -1.5],
+        "top_logprobs": [None, {"b": -1.5}],
+        "text_offset": [0, 1],
+    }
 
 
 @pytest.mark.parametrize("dialect", [openai_chat, openai_completions])
 def test_whole_answers(dialect: Any) -> None:
-    body = dialect.answer_body(receipts.settled(), "To\nkyo ✓")
+    body = dialect.answer_body(receipts.settled(), [Text("To\nkyo ✓", 3)], [FinishReason.STOP])
     snapshots.check(SNAPSHOTS / f"{dialect.DIALECT}.answer.json", pretty(body))
 
 
@@ -45,8 +77,7 @@ def test_streams(dialect: Any, shape: str) -> None:
 
 
 def test_a_cut_off_answer_says_length() -> None:
-    cut = msgspec.structs.replace(receipts.settled(), finish_reason="length")
-    body = openai_chat.answer_body(cut, "To")
+    body = openai_chat.answer_body(receipts.settled(), [Text("To", 1)], [FinishReason.LENGTH])
     assert body["choices"][0]["finish_reason"] == "length"
 
 

@@ -101,7 +101,7 @@ class FakeCall:
     ) -> None:
         self.served_model = request.model
         self.placement = backend.placement
-        self.sequence: int | None = sequence if backend.observer is not None else None
+        self.sequences: tuple[int, ...] = (sequence,) if backend.observer is not None else ()
         self.input_tokens: int | None = answer.input_tokens
         self.max_output_tokens: int | None = max_output_tokens
         self._backend = backend
@@ -109,19 +109,19 @@ class FakeCall:
 
     def start(self) -> FakeRun:
         assert self.max_output_tokens is not None
-        return FakeRun(self._backend, self._answer, self.served_model, self.sequence, self.max_output_tokens)
+        return FakeRun(self._backend, self._answer, self.served_model, self.sequences, self.max_output_tokens)
 
 
 class FakeRun:
     """Works at the reader's pace: nothing happens until it is iterated."""
 
     def __init__(
-        self, backend: FakeBackend, answer: FakeAnswer, model: str, sequence: int | None, max_output_tokens: int
+        self, backend: FakeBackend, answer: FakeAnswer, model: str, sequences: tuple[int, ...], max_output_tokens: int
     ) -> None:
         self._backend = backend
         self._answer = answer
         self._model = model
-        self._sequence = sequence
+        self._sequences = sequences
         self._max_output_tokens = max_output_tokens
         self._cancelled = asyncio.Event()
         self._input_tokens = 0
@@ -163,9 +163,9 @@ class FakeRun:
             prefill_rows = answer.input_tokens - answer.cached_tokens if self._input_tokens == 0 else 0
             self._input_tokens = answer.input_tokens
             self._output_tokens += chunk.tokens
-            if backend.observer is not None and self._sequence is not None:
+            if backend.observer is not None and self._sequences:
                 work = SequenceWork(
-                    sequence=self._sequence,
+                    sequence=self._sequences[0],
                     prefill_rows=prefill_rows,
                     decode_rows=0 if prefill_rows else chunk.tokens,
                     sampled_rows=chunk.tokens,
@@ -188,14 +188,16 @@ class FakeRun:
 
     def _end(self, reason: FinishReason, error: MillicentError | None = None) -> End:
         answer = self._answer
+        last = max((chunk.choice for chunk in answer.chunks), default=0)
+        choices = (reason,) * (last + 1) if last else ()
         if answer.usage is not None:
-            return End(reason, answer.usage, error)
+            return End(reason, answer.usage, error, choices)
         if answer.provenance is Provenance.UNKNOWN:
-            return End(reason, Usage(), error)
+            return End(reason, Usage(), error, choices)
         usage = Usage.of(
             answer.provenance,
             input_fresh=max(0, self._input_tokens - answer.cached_tokens),
             input_cache_read=min(self._input_tokens, answer.cached_tokens),
             output_text=self._output_tokens,
         )
-        return End(reason, usage, error)
+        return End(reason, usage, error, choices)

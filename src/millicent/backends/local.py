@@ -10,30 +10,39 @@ import asyncio
 import itertools
 import logging
 import math
+import secrets
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from millicent.backends.engine_process import EngineProcess
+from millicent.backends.local_embeddings import EmbeddingCall, EmbeddingRun, encode_inputs
 from millicent.backends.local_models import (
     EngineState,
     EngineStatus,
     HeldModel,
     LocalModel,
     ModelState,
+    check_does,
     check_fits,
+    check_tokens,
     encode,
+    truncate,
 )
 from millicent.backends.local_runs import LocalCall, LocalRun
 from millicent.core.chunks import FinishReason
-from millicent.core.clock import NS_PER_S, Clock
+from millicent.core.clock import NS_PER_MS, NS_PER_S, Clock
 from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError, ModelError, ModelNotFound, Unavailable
 from millicent.core.protocols import Observer
-from millicent.core.request import Request
+from millicent.core.request import Embedding, Request
 from millicent.core.steps import DeviceState, Overhead
 from millicent.engine.protocol import (
     Cancel,
+    Embed,
     EngineConfig,
     FromEngine,
     Load,
@@ -49,6 +58,8 @@ if TYPE_CHECKING:
     from millicent.text import Tokenizer
 
 __all__ = ["EngineState", "EngineStatus", "LocalBackend", "LocalModel", "ModelState"]
+
+R = TypeVar("R", LocalRun, EmbeddingRun)
 
 _log = logging.getLogger(__name__)
 
@@ -95,8 +106,9 @@ class LocalBackend:
         self._engine: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._runs: dict[int, LocalRun] = {}
+        self._runs: dict[int, LocalRun | EmbeddingRun] = {}
         self._sequences = itertools.count(1)
+        self._tenant_secret = secrets.token_bytes(16)
         # One change of what is loaded at a time, so that making room is decided once.
         self._changing_models = asyncio.Lock()
         self._answer: asyncio.Future[Loaded | LoadFailed | Unloaded] | None = None
@@ -108,6 +120,10 @@ class LocalBackend:
 
     def models(self) -> tuple[str, ...]:
         return tuple(self._models)
+
+    def makes_vectors(self, model: str) -> bool:
+        """False too while the model hasn't been loaded."""
+        return self._models[model].dimensions > 0
 
     def status(self) -> EngineStatus:
         return EngineStatus(
@@ -145,7 +161,7 @@ class LocalBackend:
         if engine is not None:
             await engine.stop()
 
-    async def prepare(self, request: Request) -> LocalCall:
+    async def prepare(self, request: Request) -> LocalCall | EmbeddingCall:
         model = self._models.get(request.model)
         if model is None:
             known = ", ".join(self._models) or "none"
@@ -157,33 +173,65 @@ class LocalBackend:
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model, _START_GRACE_S)
         assert model.tokenizer is not None
+        check_does(request, model)
+        if request.embedding is not None:
+            return await self._prepare_embedding(request.embedding, model)
         tokens = await encode(request, model.tokenizer)
-        return LocalCall(
-            sequence=next(self._sequences),
-            model=model.name,
-            placement=model.spec.placement,
-            tokens=tokens,
-            max_output_tokens=check_fits(request, len(tokens), model.context_tokens),
-            sampling=request.sampling,
-            limits=request.limits,
-            begin=self._begin,
+        tokens = truncate(request, tokens, model.context_tokens)
+        check_tokens(request, model.tokenizer.vocabulary_size)
+        max_tokens = check_fits(request, len(tokens), model.context_tokens)
+        sequences = tuple(next(self._sequences) for _ in range(request.choices))
+        submit = Submit(
+            sequences[0],
+            model.name,
+            tokens,
+            request.sampling,
+            msgspec.structs.replace(request.limits, max_tokens=max_tokens),
+            tenant=self._tenant(request.attribution.key),
+            priority=request.priority,
+            deadline_ns=self._deadline_ns(request.latency_target_ms),
         )
+        echo = model.tokenizer.decode(tokens) if request.echo else ""
+        label = model.tokenizer.label
+        return LocalCall(
+            submit,
+            sequences,
+            placement=model.spec.placement,
+            begin=lambda submits: self._begin(LocalRun(submits, label, echo, self._cancel)),
+        )
+
+    async def _prepare_embedding(self, wanted: Embedding, model: HeldModel) -> EmbeddingCall:
+        assert model.tokenizer is not None
+        texts = await encode_inputs(wanted, model.tokenizer, model.context_tokens)
+        frames = [Embed(next(self._sequences), model.name, tokens, wanted.dimensions or 0) for tokens in texts]
+        return EmbeddingCall(
+            frames, model.spec.placement, lambda frames: self._begin(EmbeddingRun(frames, self._cancel))
+        )
+
+    def _tenant(self, key: str | None) -> int:
+        """A number that says nothing of the key it stands for. Callers without a key are one tenant, 0."""
+        if key is None:
+            return 0
+        digest = blake2b(key.encode(), key=self._tenant_secret, digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
+
+    def _deadline_ns(self, latency_target_ms: int | None) -> int | None:
+        return None if latency_target_ms is None else self._clock.monotonic_ns() + latency_target_ms * NS_PER_MS
 
     # Runs.
 
-    def _begin(self, submit: Submit) -> LocalRun:
-        run = LocalRun(submit, self._cancel)
-        model = self._models[submit.model]
+    def _begin(self, run: R) -> R:
+        model = self._models[run.model]
         model.running += 1
         model.keep()
-        self._runs[submit.sequence] = run
+        self._runs.update(dict.fromkeys(run.sequences, run))
         if model.state is ModelState.LOADED and self._engine is not None:
             self._submit(run, self._engine)
         else:  # it was unloaded, or the engine crashed, since the call was prepared
             self._spawn(self._begin_later(run, model))
         return run
 
-    async def _begin_later(self, run: LocalRun, model: HeldModel) -> None:
+    async def _begin_later(self, run: LocalRun | EmbeddingRun, model: HeldModel) -> None:
         try:
             await self._ensure_loaded(model)
         except MillicentError as error:
@@ -192,25 +240,30 @@ class LocalBackend:
         if not run.ended and self._engine is not None:
             self._submit(run, self._engine)
 
-    def _submit(self, run: LocalRun, engine: EngineProcess) -> None:
-        run.submitted_ns = self._clock.monotonic_ns()
-        engine.send(run.submit)
+    def _submit(self, run: LocalRun | EmbeddingRun, engine: EngineProcess) -> None:
+        if run.submitted_ns is None:
+            run.submitted_ns = self._clock.monotonic_ns()
+        for frame in run.next_frames():
+            engine.send(frame)
 
-    def _cancel(self, run: LocalRun) -> None:
+    def _cancel(self, run: LocalRun | EmbeddingRun) -> None:
         if run.submitted_ns is None:
             self._end(run, FinishReason.CANCELLED)
         elif self._engine is not None:
-            self._engine.send(Cancel(run.submit.sequence))
+            for sequence in run.unfinished:
+                self._engine.send(Cancel(sequence))
 
-    def _end(self, run: LocalRun, reason: FinishReason, error: MillicentError | None = None) -> None:
+    def _end(self, run: LocalRun | EmbeddingRun, reason: FinishReason, error: MillicentError | None = None) -> None:
         run.end(reason, error)
         self._forget(run)
 
-    def _forget(self, run: LocalRun) -> None:
+    def _forget(self, run: LocalRun | EmbeddingRun) -> None:
         """The run has ended."""
-        if self._runs.pop(run.submit.sequence, None) is None:
+        if run.sequences[0] not in self._runs:
             return
-        model = self._models[run.submit.model]
+        for sequence in run.sequences:
+            del self._runs[sequence]
+        model = self._models[run.model]
         model.running -= 1
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model)
@@ -236,13 +289,17 @@ class LocalBackend:
             self._observer.step(record)
             for work in record.sequences:
                 if work.prefill_rows and (run := self._runs.get(work.sequence)):
-                    run.prefilled(work.prefill_rows - work.recomputed_rows)
+                    run.prefilled(work.sequence, work.prefill_rows - work.recomputed_rows)
         for output in step.outputs:
             run = self._runs.get(output.sequence)
             if run is not None:
                 run.take(output)
-                if output.finish:
+                if run.ended:
                     self._forget(run)
+                elif output.finish == FinishReason.ERROR.value:  # no choice is worth more than the whole answer
+                    self._cancel(run)
+                elif self._engine is not None:
+                    self._submit(run, self._engine)
 
     def _take_overhead(self, overhead: Overhead) -> None:
         self._accounted_ns = overhead.start_ns + overhead.wall_ns
@@ -281,13 +338,17 @@ class LocalBackend:
 
     async def _load(self, model: HeldModel) -> None:
         try:
+            model.state = ModelState.LOADING
+            model.message = ""
+            if model.path is None:
+                path = model.spec.path
+                model.path = path if isinstance(path, Path) else await asyncio.to_thread(path)
+            if model.tokenizer is None:
+                model.tokenizer = await asyncio.to_thread(_load_tokenizer, model.path, self._clock)
             async with self._changing_models:
-                model.state = ModelState.LOADING
-                model.message = ""
-                if model.tokenizer is None:
-                    model.tokenizer = await asyncio.to_thread(_load_tokenizer, model.spec.path, self._clock)
-                loaded = await self._load_making_room(model)
+                loaded = await self._load_making_room(model, model.path)
                 model.context_tokens = loaded.context_tokens
+                model.dimensions = loaded.dimensions
                 model.state = ModelState.LOADED
                 model.wanted = True
                 self._unload_later(model, _START_GRACE_S)
@@ -302,10 +363,10 @@ class LocalBackend:
         finally:
             model.loading = None
 
-    async def _load_making_room(self, model: HeldModel) -> Loaded:
+    async def _load_making_room(self, model: HeldModel, path: Path) -> Loaded:
         """Unloads idle models, the least recently used first, until the model fits."""
         while True:
-            answer = await self._ask(Load(model.name, str(model.spec.path), self._config.dtype))
+            answer = await self._ask(Load(model.name, str(path), self._config.dtype))
             if isinstance(answer, Loaded):
                 return answer
             assert isinstance(answer, LoadFailed)
@@ -425,7 +486,7 @@ class LocalBackend:
             model.keep()
             if model.state is not ModelState.FAILED:
                 model.state = ModelState.UNLOADED
-        for run in list(self._runs.values()):
+        for run in set(self._runs.values()):
             self._end(run, FinishReason.ERROR, error)
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)

@@ -3,31 +3,88 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from hashlib import blake2b
 
-from millicent.core.chunks import Chunk, End, FinishReason, Text
+import msgspec
+
+from millicent.core.chunks import Candidate, Chunk, End, FinishReason, Text, TokenLogprob
 from millicent.core.errors import MillicentError
-from millicent.core.request import Limits, Sampling
 from millicent.core.usage import Provenance, Usage
-from millicent.engine.protocol import Output, Submit
+from millicent.engine.protocol import Output, ScoredToken, Submit
+
+Label = Callable[[int], bytes]
+"""What a token is shown as: its text's bytes, or a control token's name."""
+
+
+def choice_seed(seed: int | None, choice: int) -> int | None:
+    """The seed of one of a request's choices: the first has the request's own, and each the same every time."""
+    if seed is None or choice == 0:
+        return seed
+    key = (seed % 2**64).to_bytes(8, "little") + choice.to_bytes(8, "little")
+    return int.from_bytes(blake2b(key, digest_size=8, person=b"choice").digest(), "little")
+
+
+class _Choice:
+    """One sequence of a run: what waits for the reader, and how it ended."""
+
+    def __init__(self, index: int, echo: str) -> None:
+        self.index = index
+        self.reason: FinishReason | None = None
+        self.cached_tokens: int | None = None
+        self.prefilled_tokens = 0
+        self._echo = echo
+        self._begun = False
+        self._text: list[str] = []
+        self._tokens = 0
+        self._logprobs: list[TokenLogprob] = []
+
+    def take(self, output: Output, label: Label) -> None:
+        if output.cached_tokens is not None:
+            self.cached_tokens = output.cached_tokens
+        if not self._begun and (output.tokens or output.finish == FinishReason.LENGTH.value):
+            self._begun = True
+            self._push(self._echo)
+        self._push(output.text)
+        self._tokens += output.tokens
+        self._logprobs += [_shown(scored, label) for scored in (*output.scored_prompt, *output.scored)]
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self._text) or (self.reason is not None and bool(self._logprobs))
+
+    def news(self, cached_tokens: int | None) -> Text:
+        text = Text("".join(self._text), self._tokens, self.index, tuple(self._logprobs), cached_tokens)
+        self._text.clear()
+        self._logprobs.clear()
+        self._tokens = 0
+        return text
+
+    def _push(self, text: str) -> None:
+        if text:
+            self._text.append(text)
 
 
 class LocalRun:
-    """One sequence in the engine. Fed from the event loop, read by one reader.
+    """The sequences of one request in the engine. Fed from the event loop, read by one reader.
 
-    Text that waits for a slow reader is merged into one chunk, so at most the answer itself is held. Tokens that show
-    no text yet are counted with the text that follows, or else only in the usage at the end.
+    Text that waits for a slow reader is merged into one chunk per choice, so at most the answer itself is held. Tokens
+    that show no text yet are counted with the text that follows, or else only in the usage at the end.
     """
 
-    def __init__(self, submit: Submit, on_cancel: Callable[[LocalRun], None]) -> None:
-        self.submit = submit
+    def __init__(
+        self, submits: tuple[Submit, ...], label: Label, echo: str, on_cancel: Callable[[LocalRun], None]
+    ) -> None:
+        self.submits = submits
+        self.model = submits[0].model
+        self.sequences = tuple(submit.sequence for submit in submits)
         self.submitted_ns: int | None = None  # when the engine was given it
+        self._label = label
         self._on_cancel = on_cancel
-        self._waiting: list[str] = []
-        self._waiting_tokens = 0
+        self._choices = {submit.sequence: _Choice(index, echo) for index, submit in enumerate(submits)}
         self._output_tokens = 0
-        self._prefilled_tokens = 0
-        self._cached_tokens = 0
+        self._error: MillicentError | None = None
+        self._unsent = submits
         self._end: End | None = None
         self._over = False
         self._news = asyncio.Event()
@@ -36,12 +93,10 @@ class LocalRun:
         while not self._over:
             await self._news.wait()
             self._news.clear()
-            if self._waiting:
-                text = Text("".join(self._waiting), self._waiting_tokens)
-                self._waiting.clear()
-                self._waiting_tokens = 0
-                yield text
-            if self._end is not None and not self._waiting:
+            for choice in self._choices.values():
+                if choice.has_news:
+                    yield choice.news(self._cached_tokens)
+            if self._end is not None and not any(choice.has_news for choice in self._choices.values()):
                 self._over = True
                 yield self._end
 
@@ -53,63 +108,103 @@ class LocalRun:
     def ended(self) -> bool:
         return self._end is not None
 
-    def prefilled(self, rows: int) -> None:
+    @property
+    def unfinished(self) -> tuple[int, ...]:
+        """The sequences that the engine has and hasn't ended."""
+        if self.ended:
+            return ()
+        return tuple(sequence for sequence, choice in self._choices.items() if choice.reason is None)
+
+    def next_frames(self) -> Sequence[Submit]:
+        """What the engine should be given now."""
+        frames, self._unsent = self._unsent, ()
+        return frames
+
+    def prefilled(self, sequence: int, rows: int) -> None:
         """A step has computed this many more rows of the prompt."""
-        self._prefilled_tokens += rows
+        self._choices[sequence].prefilled_tokens += rows
 
     def take(self, output: Output) -> None:
+        """The run ends with the last of its sequences; as failed if one of them did."""
+        choice = self._choices[output.sequence]
+        if choice.reason is not None:
+            return
+        choice.take(output, self._label)
         self._output_tokens += output.tokens
-        self._waiting_tokens += output.tokens
-        self._cached_tokens = max(self._cached_tokens, output.cached_tokens)
-        if output.text:
-            self._waiting.append(output.text)
-            self._news.set()
         if output.finish:
-            error = MillicentError(output.error) if output.finish == FinishReason.ERROR.value else None
-            self.end(FinishReason(output.finish), error)
+            choice.reason = FinishReason(output.finish)
+            if choice.reason is FinishReason.ERROR and self._error is None:
+                self._error = MillicentError(output.error)
+            reasons = [each.reason for each in self._choices.values() if each.reason is not None]
+            if len(reasons) == len(self._choices):
+                self.end(_overall(reasons), self._error)
+        if choice.has_news:
+            self._news.set()
 
     def end(self, reason: FinishReason, error: MillicentError | None = None) -> None:
-        """Nothing more comes. Usage is what was measured: of a prompt cut off in prefill, the part computed."""
+        """Nothing more comes. Usage is what was measured: the prompt once, for all choices; of one that was cut off in
+        prefill, the part computed."""
         if self._end is not None:
             return
-        prompt = len(self.submit.tokens)
-        cached = min(self._cached_tokens, prompt)
+        prompt = len(self.submits[0].tokens)
+        cached = min(self._cached_tokens or 0, prompt)
+        prefilled = max(choice.prefilled_tokens for choice in self._choices.values())
         usage = Usage.of(
             Provenance.MEASURED,
-            input_fresh=min(self._prefilled_tokens, prompt - cached),
+            input_fresh=min(prefilled, prompt - cached),
             input_cache_read=cached,
             output_text=self._output_tokens,
         )
-        self._end = End(reason, usage, error)
+        reasons = tuple(choice.reason or reason for choice in self._choices.values())
+        self._end = End(reason, usage, error, reasons if len(reasons) > 1 else ())
         self._news.set()
+
+    @property
+    def _cached_tokens(self) -> int | None:
+        """What the first choice to begin found: the others find what that one has computed."""
+        known = [choice.cached_tokens for choice in self._choices.values() if choice.cached_tokens is not None]
+        return min(known, default=None)
+
+
+def _overall(reasons: list[FinishReason]) -> FinishReason:
+    for reason in (FinishReason.ERROR, FinishReason.CANCELLED, FinishReason.LENGTH):
+        if reason in reasons:
+            return reason
+    return FinishReason.STOP
+
+
+def _shown(scored: ScoredToken, label: Label) -> TokenLogprob:
+    top = tuple(Candidate(label(token), logprob) for token, logprob in scored.top)
+    return TokenLogprob(label(scored.token), scored.logprob, top)
 
 
 class LocalCall:
-    """A checked and counted request: `core.protocols.Call`."""
+    """A checked and counted request: `core.protocols.Call`. `submit` is its first choice's sequence; the others have
+    the numbers that follow in `sequences`."""
 
     def __init__(
         self,
+        submit: Submit,
+        sequences: tuple[int, ...],
         *,
-        sequence: int,
-        model: str,
         placement: str,
-        tokens: tuple[int, ...],
-        max_output_tokens: int,
-        sampling: Sampling,
-        limits: Limits,
-        begin: Callable[[Submit], LocalRun],
+        begin: Callable[[tuple[Submit, ...]], LocalRun],
     ) -> None:
-        self.served_model = model
+        self.served_model = submit.model
         self.placement = placement
-        self.sequence: int | None = sequence
-        self.input_tokens: int | None = len(tokens)
-        self.max_output_tokens: int | None = max_output_tokens
-        limits = Limits(max_tokens=max_output_tokens, stop=limits.stop, ignore_eos=limits.ignore_eos)
-        self._submit = Submit(sequence, model, tokens, sampling, limits)
+        self.sequences = sequences
+        self.input_tokens: int | None = len(submit.tokens)
+        self.max_output_tokens: int | None = (submit.limits.max_tokens or 0) * len(sequences)
+        self._submits = tuple(_choice(submit, index, sequence) for index, sequence in enumerate(sequences))
         self._begin = begin
         self._started = False
 
     def start(self) -> LocalRun:
         assert not self._started, "a call is started once; prepare another to run it again"
         self._started = True
-        return self._begin(self._submit)
+        return self._begin(self._submits)
+
+
+def _choice(submit: Submit, index: int, sequence: int) -> Submit:
+    sampling = msgspec.structs.replace(submit.sampling, seed=choice_seed(submit.sampling.seed, index))
+    return msgspec.structs.replace(submit, sequence=sequence, sampling=sampling)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from millicent.meter.placements import Placement
 
 DEFAULT_MODEL = "smollm2:135m"
+EMBEDDING_MODEL = "minilm"  # offered beside any other, and fetched when it is first asked for
 
 
 @click.command()
@@ -23,7 +24,8 @@ def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
     """Serve models over HTTP; those that aren't here yet are downloaded first.
 
     MODEL is a name from `millicent models`, a name in millicent.toml, org/name on the Hugging Face hub, or the path of
-    a GGUF file or a folder of safetensors. By default, those in millicent.toml, else smollm2:135m.
+    a GGUF file or a folder of safetensors. By default, those in millicent.toml, else smollm2:135m. The embedding model
+    minilm is served beside them, and downloaded when it is first asked for.
     """
     import importlib.util
 
@@ -68,7 +70,8 @@ def placement_of(settings: Config) -> Placement:
 
 
 def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str) -> dict[str, LocalModel]:
-    """Public names and their files, downloaded where need be. What is named on the command line is loaded at once."""
+    """Public names and their files, downloaded where need be. What is named on the command line is loaded at once;
+    the embedding model, unless named, when it is first asked for."""
     from millicent.backends.config import ModelConfig
     from millicent.backends.local import LocalModel
     from millicent.cli.models import found, path_of
@@ -83,4 +86,5 @@ def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str)
             raise ConfigError(f"two models would be called {public!r}: give one another name with [models.NAME] path.")
         preload = how.preload or bool(names) or not settings.models
         wanted[public] = LocalModel(model.path, placement, how.keep_alive_s, preload)
+    wanted.setdefault(EMBEDDING_MODEL, LocalModel(lambda: found(EMBEDDING_MODEL).path, placement))
     return wanted

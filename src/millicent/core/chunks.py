@@ -1,7 +1,9 @@
-"""What a backend answers with: text as it comes, then exactly one end."""
+"""What a backend answers with: text or vectors as they come, then exactly one end."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -17,19 +19,81 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class Candidate(msgspec.Struct, frozen=True):
+    """A token, as the bytes it stands for, and its log probability."""
+
+    content: bytes
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of the answer, or of the prompt, whose first has no probability. `top`: the likeliest in its place."""
+
+    content: bytes
+    logprob: float | None
+    top: tuple[Candidate, ...] = ()
+
+
 class Text(msgspec.Struct, frozen=True):
-    """Decoded output, whole characters only. `tokens` is how many output tokens stand behind it (may be 0)."""
+    """Decoded output of one choice, whole characters only. `tokens` is how many output tokens stand behind it (may be
+    0). `logprobs` holds an entry for each token since the last chunk, where they were asked for.
+
+    `cached_tokens` is how many of the prompt's tokens came from a cache; None until that is known.
+    """
 
     text: str
     tokens: int
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
+
+
+def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
+    """One text per choice that has any, in the order of choices."""
+    by_choice: dict[int, list[Text]] = {}
+    for text in texts:
+        by_choice.setdefault(text.choice, []).append(text)
+    return tuple(
+        Text(
+            "".join(part.text for part in parts),
+            sum(part.tokens for part in parts),
+            choice,
+            tuple(logprob for part in parts for logprob in part.logprobs),
+            parts[-1].cached_tokens,
+        )
+        for choice, parts in sorted(by_choice.items())
+    )
+
+
+class Vector(msgspec.Struct, frozen=True):
+    """The vector of input number `index`, little-endian float32; `input_tokens` is what was read for it."""
+
+    index: int
+    values: bytes
+    input_tokens: int
+
+    @property
+    def line(self) -> str:
+        """As text, in which an answer keeps it until it is written or given again."""
+        return f"{self.index} {base64.b64encode(self.values).decode()}\n"
+
+
+def vector_lines(text: str) -> list[str]:
+    """The base64 of each vector in an answer's lines, in the order of the inputs."""
+    found = (line.split(" ") for line in text.splitlines())
+    return [values for _, values in sorted((int(index), values) for index, values in found)]
 
 
 class End(msgspec.Struct, frozen=True):
-    """The last chunk. `error` is set exactly when `reason` is error; usage covers what was done until then."""
+    """The last chunk. `error` is set exactly when `reason` is error; usage covers what was done until then.
+
+    `choices` says how each choice ended, where there are several; `reason` is then length if any was cut off.
+    """
 
     reason: FinishReason
     usage: Usage
     error: MillicentError | None = None
+    choices: tuple[FinishReason, ...] = ()
 
 
-Chunk = Text | End
+Chunk = Text | Vector | End

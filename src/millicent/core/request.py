@@ -16,20 +16,37 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How tokens are drawn. `top_k` 0 and `top_p` 1 switch those filters off; temperature 0 is greedy."""
+    """How tokens are drawn. The defaults switch every filter and penalty off; temperature 0 is greedy.
+
+    `logit_bias` is added to tokens' logits. `logprobs` asks for each output token's log probability and that many of
+    the likeliest tokens' beside it; None asks for none. `prompt_logprobs` asks for the prompt's too.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """When output ends. `max_tokens` None means as far as the context reaches. Stop strings are left out."""
+    """When output ends. `max_tokens` None means as far as the context reaches. Stop strings and tokens are left out.
+
+    Before `min_tokens` nothing but `max_tokens` ends it.
+    """
 
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    stop_tokens: tuple[int, ...] = ()
 
 
 class Attribution(msgspec.Struct, frozen=True):
@@ -45,18 +62,38 @@ class Attribution(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
 
 
+class Embedding(msgspec.Struct, frozen=True):
+    """Texts, or their tokens, each to become a vector. `dimensions` keeps so many of its numbers, as a unit vector.
+
+    What is longer than `truncate_tokens` is cut off there (-1: where the model's length ends); None refuses it.
+    """
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    truncate_tokens: int | None = None
+
+
 class Request(msgspec.Struct, frozen=True):
-    """`id` is the receipt's identifier. Exactly one of `messages` and `prompt` is set;
-    a prompt is text or token ids and gets no chat template."""
+    """`id` is the receipt's identifier. Exactly one of `messages`, `prompt` and `embedding` is set;
+    a prompt is text or token ids and gets no chat template.
+
+    `choices` answers are drawn, all on one receipt. `echo` puts the prompt before each. `truncate_prompt_tokens` keeps
+    that many of the prompt's last tokens, -1 as many as the context has room for. Lower `priority` is served earlier.
+    """
 
     id: str
     dialect: str
     model: str
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
+    embedding: Embedding | None = None
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
     stream: bool = False
+    choices: int = 1
+    echo: bool = False
+    truncate_prompt_tokens: int | None = None
+    priority: int = 0
     attribution: Attribution = Attribution()
     latency_target_ms: int | None = None
     max_cost: Money | None = None

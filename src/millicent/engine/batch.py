@@ -1,4 +1,4 @@
-"""What the scheduler asks of a model, and what a model is to the scheduler: the seam between integers and tensors."""
+"""What a forward pass is asked, and what a model is to its scheduler: the seam between integers and tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Piece:
     """What one sequence does in a forward pass: rows `start .. start + len(tokens) - 1` of its context.
 
-    `blocks` is its block table, long enough for those rows; `sample` asks for the logits after the last row.
+    `blocks` is its block table, long enough for those rows; `sample` says that a token is drawn after the last row.
+    Logits are given for that row then, or for all of them where `every_row` asks for it.
     """
 
     sequence: int
@@ -22,6 +23,12 @@ class Piece:
     start: int
     blocks: Sequence[int]
     sample: bool
+    every_row: bool = False
+
+    @property
+    def logit_rows(self) -> int:
+        """How many of its last rows have their logits in the result."""
+        return len(self.tokens) if self.every_row else int(self.sample)
 
 
 class Model(Protocol):
@@ -39,5 +46,19 @@ class Model(Protocol):
         ...
 
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
-        """One pass over all pieces. Logits, float32 [pieces that sample, vocabulary], in the order of the pieces."""
+        """One pass over all pieces. Logits, float32 [their logit rows, vocabulary], in the order of the pieces."""
+        ...
+
+
+class Encoder(Protocol):
+    """A loaded model that turns texts into vectors. Nothing of one text stays for the next: there is no cache."""
+
+    name: str
+    context_tokens: int
+    vocabulary_size: int
+    dimensions: int
+    weight_bytes: int
+
+    def encode(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """One pass over all texts, each a list of tokens. Vectors, float32 [texts, dimensions]."""
         ...

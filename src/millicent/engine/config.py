@@ -6,11 +6,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
+PrefixCache = Literal["off", "tenant", "shared"]
+
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`threads` 0 and `memory_gb` None mean as much as this machine has to give.
 
     `deterministic` makes results independent of what else is in the batch, at the price of batching's speed.
+    `prefix_cache`: prompts that begin alike are computed once, for each tenant on its own or, `shared`, for all; how
+    fast an answer comes then tells one tenant what others have sent.
     """
 
     device: Literal["cpu"] = "cpu"
@@ -21,3 +25,4 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     step_tokens: Annotated[int, msgspec.Meta(ge=16)] = 512
     block_tokens: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    prefix_cache: PrefixCache = "tenant"

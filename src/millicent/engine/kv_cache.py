@@ -103,7 +103,10 @@ def plan_batch(pieces: Sequence[Piece], block_tokens: int) -> Plan:
         slots=torch.tensor(slots),
         decode=_decode_rows(single, block_tokens) if single else None,
         prefill=tuple(prefill),
-        sampled=torch.tensor([last_row[id(piece)] for piece in pieces if piece.sample], dtype=torch.int64),
+        sampled=torch.tensor(
+            [last_row[id(piece)] - back for piece in pieces for back in range(piece.logit_rows - 1, -1, -1)],
+            dtype=torch.int64,
+        ),
     )
 
 
@@ -121,7 +124,7 @@ def plan_tile(piece: Piece, first: int, stop: int, tile: int, block_tokens: int)
     blocks = list(piece.blocks[: -(-context_tokens // block_tokens)])
     blocks += [blocks[-1]] * (-(-context_tokens // block_tokens) - len(blocks))
     positions = torch.arange(tile_start, context_tokens)
-    last = stop == piece.start + len(piece.tokens)
+    sampled = range(max(first, piece.start + len(piece.tokens) - piece.logit_rows), stop)
     return Plan(
         tokens=torch.tensor(tokens),
         positions=positions,
@@ -133,7 +136,7 @@ def plan_tile(piece: Piece, first: int, stop: int, tile: int, block_tokens: int)
                 0, tile, torch.tensor(blocks), context_tokens, torch.arange(context_tokens) <= positions[:, None]
             ),
         ),
-        sampled=torch.tensor([stop - 1 - tile_start] if piece.sample and last else [], dtype=torch.int64),
+        sampled=torch.tensor([at - tile_start for at in sampled], dtype=torch.int64),
     )
 
 

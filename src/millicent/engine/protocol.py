@@ -32,13 +32,32 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Run a sequence. `sequence` is the gateway's number for it, never reused. `limits.max_tokens` is always set."""
+    """Run a sequence. `sequence` is the gateway's number for it, never reused. `limits.max_tokens` is always set.
+
+    `tenant` is whom the engine is fair to, and whose prefixes are reused. Lower `priority` goes first; `deadline_ns`
+    is monotonic.
+    """
 
     sequence: int
     model: str
     tokens: tuple[int, ...]
     sampling: Sampling
     limits: Limits
+    tenant: int = 0
+    priority: int = 0
+    deadline_ns: int | None = None
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """Turn one text into a vector. Answered by one Output, its end, with the vector; `sequence` as in Submit.
+
+    `dimensions` keeps so many of the vector's numbers and makes them a unit vector; 0 keeps it as it is.
+    """
+
+    sequence: int
+    model: str
+    tokens: tuple[int, ...]
+    dimensions: int = 0
     tenant: int = 0
 
 
@@ -62,13 +81,15 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """`context_tokens` is the longest sequence this model can run here; `bytes` what it holds, KV cache included."""
+    """`context_tokens` is the longest sequence this model can run here. `dimensions` is how long its vectors are: 0 for
+    a model that makes text."""
 
     model: str
     context_tokens: int
     weight_bytes: int
     kv_bytes: int
     overhead: Overhead
+    dimensions: int = 0
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -84,11 +105,21 @@ class Unloaded(msgspec.Struct, frozen=True, tag=True):
     overhead: Overhead
 
 
+class ScoredToken(msgspec.Struct, frozen=True, array_like=True):
+    """A token and its log probability, None for the first of a prompt; and the likeliest in its place, best first."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """News of one sequence. `tokens` counts output tokens produced now; `text` is what can be shown of them.
 
     `finish` is empty while it runs; then stop, length, cancelled or error, with `error` saying why. The end also
-    carries the sequence's totals.
+    carries the sequence's totals; an Embed's is its vector, little-endian float32. `scored` are the tokens produced
+    now and `scored_prompt` those of the prompt, where they were asked for. `cached_tokens` of the prompt weren't
+    computed; None before it began.
     """
 
     sequence: int
@@ -97,7 +128,10 @@ class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     finish: str = ""
     error: str = ""
     total_output_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
+    scored: tuple[ScoredToken, ...] = ()
+    scored_prompt: tuple[ScoredToken, ...] = ()
+    vector: bytes = b""
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
@@ -107,7 +141,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     outputs: tuple[Output, ...]
 
 
-ToEngine = Load | Unload | Submit | Cancel | Shutdown
+ToEngine = Load | Unload | Submit | Embed | Cancel | Shutdown
 FromEngine = Hello | Loaded | LoadFailed | Unloaded | Step
 
 _encoder = msgspec.msgpack.Encoder()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import Clock
@@ -17,10 +19,16 @@ from millicent.core.request import Limits, Sampling
 from millicent.core.steps import StepRecord
 from millicent.engine.batch import Model, Piece
 from millicent.engine.config import EngineConfig
-from millicent.engine.protocol import Output, Step, Submit
+from millicent.engine.logprobs import score
+from millicent.engine.processors import Adjustments, adjustments
+from millicent.engine.protocol import Output, ScoredToken, Step, Submit
 from millicent.engine.sampler import Draw, sample
 from millicent.engine.scheduling.scheduler import Scheduler
 from millicent.engine.scheduling.sequences import Sequence
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +38,7 @@ class Words(Protocol):
 
     stopped: bool
 
-    def push(self, token: int) -> str: ...
+    def push(self, token: int, *, heed_stops: bool = True) -> str: ...
 
     def finish(self) -> str: ...
 
@@ -53,23 +61,54 @@ class _Answer:
     limits: Limits
     seed: int
     words: Words
+    adjust: Adjustments | None
+    scored_prompt: list[ScoredToken] = field(default_factory=list)  # until it is told
 
     def draw(self) -> Draw:
         sampling = self.sampling
-        return Draw(sampling.temperature, sampling.top_p, sampling.top_k, self.seed, self.sequence.output_tokens)
+        return Draw(
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            self.seed,
+            self.sequence.output_tokens,
+            sampling.min_p,
+            sampling.typical_p,
+            self.adjust,
+        )
 
-    def end(self, finish: FinishReason, *, tokens: int = 0, text: str = "", error: str = "") -> Output:
+    def news(self, tokens: int, text: str, scored: tuple[ScoredToken, ...] = ()) -> Output:
+        told, self.scored_prompt = tuple(self.scored_prompt), []
         sequence = self.sequence
-        return Output(sequence.id, tokens, text, finish.value, error, total_output_tokens=sequence.output_tokens)
+        return Output(
+            sequence.id, tokens, text, cached_tokens=sequence.cached_tokens, scored=scored, scored_prompt=told
+        )
+
+    def end(self, finish: FinishReason, *, news: Output | None = None, error: str = "") -> Output:
+        return msgspec.structs.replace(
+            news or self.news(0, ""),
+            finish=finish.value,
+            error=error,
+            total_output_tokens=self.sequence.output_tokens,
+        )
+
+
+def check_tokens(tokens: Collection[int], vocabulary_size: int, what: str = "the prompt holds") -> None:
+    """A token that the model doesn't know would fail the whole forward pass."""
+    for token in (min(tokens, default=0), max(tokens, default=0)):
+        if not 0 <= token < vocabulary_size:
+            raise InvalidRequest(f"{what} token {token}; this model's are 0 to {vocabulary_size - 1}")
 
 
 class Runner:
     def __init__(self, opened: OpenModel, config: EngineConfig, *, blocks: int) -> None:
         """Allocates the model's KV cache of `blocks` blocks."""
         self._model = opened.model
+        self._vocabulary_size = opened.model.vocabulary_size
         self._eos_tokens = opened.eos_tokens | opened.model.eos_tokens
         self._words = opened.words
         self._deterministic = config.deterministic
+        self.dimensions = 0
         self.weight_bytes = opened.model.weight_bytes
         self.kv_bytes = blocks * config.block_tokens * opened.model.kv_bytes_per_token
         self._answers: dict[int, _Answer] = {}
@@ -81,8 +120,13 @@ class Runner:
             max_sequences=config.max_sequences,
             step_tokens=config.step_tokens,
             deterministic=config.deterministic,
+            prefix_cache=config.prefix_cache,
         )
         self._model.allocate(blocks, config.block_tokens)
+
+    @property
+    def context_tokens(self) -> int:
+        return self.scheduler.context_tokens
 
     @property
     def busy(self) -> bool:
@@ -93,23 +137,29 @@ class Runner:
 
     def submit(self, frame: Submit) -> Output | None:
         """Queue a sequence. An Output says why it cannot run; nobody else is concerned."""
-        sequence = Sequence(frame.sequence, list(frame.tokens))
+        sampling, limits = frame.sampling, frame.limits
+        sequence = Sequence(
+            frame.sequence,
+            list(frame.tokens),
+            tenant=frame.tenant,
+            priority=frame.priority,
+            deadline_ns=frame.deadline_ns,
+            reuses=not sampling.prompt_logprobs,
+            every_row=sampling.prompt_logprobs,
+        )
         try:
-            words = self._words(frame.limits.stop)
-            self._check_tokens(sequence.tokens)
+            words = self._words(limits.stop)
+            check_tokens(sequence.tokens, self._vocabulary_size)
+            check_tokens(sampling.logit_bias, self._vocabulary_size, "logit_bias names")
+            check_tokens(limits.stop_tokens, self._vocabulary_size, "stop_token_ids names")
             self.scheduler.add(sequence)
         except InvalidRequest as error:
             return Output(sequence.id, 0, "", FinishReason.ERROR.value, error.message)
-        seed = frame.sampling.seed if frame.sampling.seed is not None else secrets.randbits(64)
-        self._answers[sequence.id] = _Answer(sequence, frame.sampling, frame.limits, seed, words)
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
+        ends = self._eos_tokens.union(limits.stop_tokens)
+        adjust = adjustments(sampling, limits, sequence.tokens, [end for end in ends if end < self._vocabulary_size])
+        self._answers[sequence.id] = _Answer(sequence, sampling, limits, seed, words, adjust)
         return None
-
-    def _check_tokens(self, tokens: list[int]) -> None:
-        """A token that the model doesn't know would fail the whole forward pass."""
-        for token in (min(tokens, default=0), max(tokens, default=0)):
-            if not 0 <= token < self._model.vocabulary_size:
-                last = self._model.vocabulary_size - 1
-                raise InvalidRequest(f"the prompt holds token {token}; this model's are 0 to {last}", param="prompt")
 
     def cancel(self, sequence: int) -> Output | None:
         answer = self._drop(sequence)
@@ -146,40 +196,71 @@ class Runner:
                 return pieces
 
     def _forward(self, pieces: list[Piece]) -> list[Output]:
-        answers = [self._answers[piece.sequence] for piece in pieces if piece.sample]
         logits = self._model.forward(pieces)
+        answers = [self._answers[piece.sequence] for piece in pieces if piece.sample]
+        if any(piece.every_row for piece in pieces):
+            logits = self._score_prompts(pieces, logits)
         if not answers:
             return []
         tokens = sample(logits, [answer.draw() for answer in answers])
-        return [self._accept(answer, token) for answer, token in zip(answers, tokens, strict=True)]
+        rows = logits.numpy(force=True)
+        return [self._accept(answer, token, row) for answer, token, row in zip(answers, tokens, rows, strict=True)]
 
-    def _accept(self, answer: _Answer, token: int | None) -> Output:
+    def _score_prompts(self, pieces: list[Piece], logits: torch.Tensor) -> torch.Tensor:
+        """Score the tokens of prompts that asked for it. The logits after the pieces that sample are left."""
+        sampled: list[int] = []
+        stop = 0
+        for piece in pieces:
+            start, stop = stop, stop + piece.logit_rows
+            if piece.sample:
+                sampled.append(stop - 1)
+            if piece.every_row:
+                self._score_prompt(self._answers[piece.sequence], piece, logits[start:stop].numpy(force=True))
+        return logits[sampled]
+
+    @staticmethod
+    def _score_prompt(answer: _Answer, piece: Piece, logits: np.ndarray) -> None:
+        """Row i holds the logits for the token after `piece.start + i`."""
+        sequence, scored = answer.sequence, answer.scored_prompt
+        if sequence.output_tokens:
+            return  # it was preempted, and the scores were told long ago
+        if piece.start == 0:
+            scored[:] = [ScoredToken(sequence.tokens[0], None)]
+        for position, row in enumerate(logits, piece.start + 1):
+            if position < sequence.prompt_tokens:
+                scored.append(score(row, sequence.tokens[position], answer.sampling.logprobs or 0))
+
+    def _accept(self, answer: _Answer, token: int | None, logits: np.ndarray) -> Output:
         """Add a sampled token to its answer; what there is to show, and whether it ends."""
-        sequence, limits = answer.sequence, answer.limits
+        sequence, limits, words = answer.sequence, answer.limits, answer.words
+        if limits.max_tokens == 0:
+            return self._finish(answer, FinishReason.LENGTH, answer.news(0, ""))
         if token is None:
             error = "the model gave no usable probabilities (NaN or infinity); check its files, or try dtype fp32"
-            return self._finish(answer, FinishReason.ERROR, error=error)
+            return self._finish(answer, FinishReason.ERROR, answer.news(0, ""), error)
         sequence.tokens.append(token)
-        if token in self._eos_tokens and not limits.ignore_eos:
-            return self._finish(answer, FinishReason.STOP, tokens=1, text=answer.words.finish())
-        text = answer.words.push(token)
-        if answer.words.stopped:
-            return self._finish(answer, FinishReason.STOP, tokens=1, text=text)
+        if token in limits.stop_tokens or (token in self._eos_tokens and not limits.ignore_eos):
+            return self._finish(answer, FinishReason.STOP, answer.news(1, words.finish()))
+        if answer.adjust is not None:
+            answer.adjust.note(token)
+        top = answer.sampling.logprobs
+        scored = () if top is None else (score(logits, token, top),)
+        text = words.push(token, heed_stops=sequence.output_tokens >= limits.min_tokens)
+        if words.stopped:
+            return self._finish(answer, FinishReason.STOP, answer.news(1, text, scored))
         full = limits.max_tokens is not None and sequence.output_tokens >= limits.max_tokens
         if full or len(sequence.tokens) >= self.scheduler.context_tokens:
-            return self._finish(answer, FinishReason.LENGTH, tokens=1, text=text + answer.words.finish())
-        return Output(sequence.id, 1, text)
+            return self._finish(answer, FinishReason.LENGTH, answer.news(1, text + words.finish(), scored))
+        return answer.news(1, text, scored)
 
-    def _finish(
-        self, answer: _Answer, finish: FinishReason, *, tokens: int = 0, text: str = "", error: str = ""
-    ) -> Output:
-        self._drop(answer.sequence.id)
-        return answer.end(finish, tokens=tokens, text=text, error=error)
+    def _finish(self, answer: _Answer, finish: FinishReason, news: Output, error: str = "") -> Output:
+        self._drop(answer.sequence.id, sound=not error)
+        return answer.end(finish, news=news, error=error)
 
     def _fail(self, sequences: Iterable[int], error: str) -> list[Output]:
-        dropped = [self._drop(sequence) for sequence in sequences]
+        dropped = [self._drop(sequence, sound=False) for sequence in sequences]
         return [answer.end(FinishReason.ERROR, error=error) for answer in dropped if answer is not None]
 
-    def _drop(self, sequence: int) -> _Answer | None:
-        self.scheduler.remove(sequence)
+    def _drop(self, sequence: int, *, sound: bool = True) -> _Answer | None:
+        self.scheduler.remove(sequence, sound=sound)
         return self._answers.pop(sequence, None)

@@ -1,14 +1,16 @@
 """From logits to tokens, for a whole batch, each row independent of its neighbours.
 
-Filters follow the usual order: temperature, then top-k, then top-p over what is left, renormalised. Tokens that tie
-with the last one kept are kept too, so that the result doesn't hang on the order of a sort.
+Filters follow the usual order: temperature, top-k, top-p, min-p, typical-p, each over what the one before left.
+Tokens that tie with the last one kept are kept too, so that the result doesn't hang on the order of a sort.
 
 On the CPU this is NumPy's work: its argmax is 80 times torch's, and it wakes no threads for what takes microseconds.
+A row's time goes into passes over its vocabulary, so there are as few as can be: filters find a bound that leaves few
+candidates, and everything exact happens among those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -19,18 +21,27 @@ if TYPE_CHECKING:
 
 # Below this the distribution is the argmax, to float32's precision, and dividing by it would overflow.
 _GREEDY_BELOW = 1e-5
+# Scaled logits up to this need no shift before `exp`: neither they nor what is e^-40 as likely leaves float32's range.
+_NO_SHIFT_BELOW = 40.0
 _BLOCK_TOKENS = 256
+_GROUP_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How one row is drawn. `seed` and `position`, the index of the output token, decide the random number."""
+    """How one row is drawn. `seed` and `position`, the index of the output token, decide the random number.
+
+    `adjust` changes the row's logits first, in place: penalties, biases, bans.
+    """
 
     temperature: float
     top_p: float
     top_k: int
     seed: int
     position: int
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    adjust: Callable[[np.ndarray], None] | None = None
 
 
 def uniform(seed: int, position: int) -> float:
@@ -49,67 +60,131 @@ def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int | None]:
     tokens: list[int | None] = [
         token if finite else None for token, finite in zip(greedy.tolist(), np.isfinite(largest).tolist(), strict=True)
     ]
-    rows = [row for row, draw in enumerate(draws) if draw.temperature >= _GREEDY_BELOW and tokens[row] is not None]
-    if rows:
-        chosen = array if len(rows) == len(draws) else array[rows]
-        for row, token in zip(rows, _draw(chosen, largest[rows], [draws[row] for row in rows]), strict=True):
-            tokens[row] = token
+    scratch: np.ndarray | None = None
+    for row, draw in enumerate(draws):
+        if draw.adjust is None and draw.temperature < _GREEDY_BELOW:
+            continue
+        scores, token = array[row], tokens[row]
+        if draw.adjust is not None and token is not None:
+            scores = scores.copy()
+            draw.adjust(scores)
+            token = int(scores.argmax())
+            token = token if np.isfinite(scores[token]) else None
+        if token is not None and draw.temperature >= _GREEDY_BELOW:
+            scratch = np.empty_like(scores) if scratch is None else scratch
+            token = _draw(scores, float(scores[token]), draw, scratch)
+        tokens[row] = token
     return tokens
 
 
-def _draw(logits: np.ndarray, largest: np.ndarray, draws: Sequence[Draw]) -> list[int]:
+def _draw(scores: np.ndarray, largest: float, draw: Draw, scratch: np.ndarray) -> int:
+    """A token of one row, which is left as it is; `scratch` is as long."""
     import numpy as np
 
-    temperatures = np.array([draw.temperature for draw in draws], dtype=np.float32)
-    # Probabilities but for a factor, which nothing below needs. In place: allocating takes longer than computing.
-    weights = logits - largest[:, None]
-    weights /= temperatures[:, None]
-    np.exp(weights, out=weights)
-    _filter(weights, logits, draws)
-    return _invert(weights, [uniform(draw.seed, draw.position) for draw in draws])
+    ids: np.ndarray | None = None
+    if 0 < draw.top_k < len(scores):
+        ids = _top_k(scores, draw.top_k)
+    elif draw.min_p > 0 and draw.top_p >= 1:  # which needs no probabilities: most tokens are out before `exp`
+        ids = np.flatnonzero(scores >= largest + draw.temperature * np.log(draw.min_p) - 1e-3)
+    if ids is not None:
+        scores, scratch = scores[ids], scratch[: len(ids)]
+    weights = _weights(scores, largest, draw.temperature, scratch)
+    for kept in _filters(weights, draw):
+        ids = kept if ids is None else ids[kept]
+        weights = weights[kept]
+    index = _invert(weights, uniform(draw.seed, draw.position))
+    return index if ids is None else int(ids[index])
 
 
-def _filter(weights: np.ndarray, logits: np.ndarray, draws: Sequence[Draw]) -> None:
-    """Zero, in place, what top-k and top-p leave out, in the rows that ask for them."""
+def _filters(weights: np.ndarray, draw: Draw) -> Iterator[np.ndarray]:
+    """What each filter keeps, in order, as indices of what the one before kept."""
     import numpy as np
 
-    for row, scores, draw in zip(weights, logits, draws, strict=True):
-        if 0 < draw.top_k < len(row):
-            np.multiply(row, scores >= np.partition(scores, -draw.top_k)[-draw.top_k], out=row)
-        if draw.top_p < 1:
-            np.multiply(row, row >= _last_kept(row, draw.top_p), out=row)
+    if draw.top_p < 1:
+        yield (kept := _nucleus(weights, draw.top_p))
+        weights = weights[kept]
+    if draw.min_p > 0:
+        yield (kept := np.flatnonzero(weights >= draw.min_p * weights.max()))
+        weights = weights[kept]
+    if draw.typical_p < 1:
+        yield _typical(weights, draw.typical_p)
 
 
-def _last_kept(row: np.ndarray, top_p: float) -> float:
-    """The least weight in the smallest set of the likeliest tokens that holds `top_p` of the row's mass."""
+def _weights(scores: np.ndarray, largest: float, temperature: float, out: np.ndarray) -> np.ndarray:
+    """Probabilities but for a factor, which nothing that follows needs."""
     import numpy as np
 
-    whole = float(row.sum(dtype=np.float64))
-    # All tokens below this together hold less than 1 - top_p: the set is among the others, mostly few.
-    likely = np.sort(row[row >= (1 - top_p) * whole / len(row)])[::-1]
-    mass = likely.cumsum(dtype=np.float64)
+    if abs(largest) / temperature < _NO_SHIFT_BELOW:
+        np.multiply(scores, 1 / temperature, out=out)
+    else:
+        np.subtract(scores, largest, out=out)
+        np.multiply(out, 1 / temperature, out=out)
+    np.exp(out, out=out)
+    return out
+
+
+def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """The ids of the k best, in order, with what ties with the last."""
+    import numpy as np
+
+    groups = len(scores) // _GROUP_TOKENS
+    candidates = None
+    if k <= groups:
+        # At least k scores reach the k-th best of any groups' maxima, so all of the k best do.
+        maxima = scores[: groups * _GROUP_TOKENS].reshape(_GROUP_TOKENS, groups).max(axis=0)
+        candidates = np.flatnonzero(scores >= np.partition(maxima, -k)[-k])
+        scores = scores[candidates]
+    kept = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+    return kept if candidates is None else candidates[kept]
+
+
+def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """The ids of the smallest set of the likeliest tokens that holds `top_p` of the mass."""
+    import numpy as np
+
+    whole = float(weights.sum())
+    top_p = max(top_p, 1e-6)  # at 0 rounding could leave none
+    for count in (_BLOCK_TOKENS, len(weights)):
+        # All tokens below (1 - top_p) / len together hold less than 1 - top_p, so the set is among the others. Mostly
+        # it is among the few above a much higher bound, which their own mass then proves.
+        candidates = np.flatnonzero(weights >= (1 - top_p) * whole / count)
+        likely = weights[candidates]
+        ordered = np.sort(likely)[::-1]
+        mass = ordered.cumsum(dtype=np.float64)
+        if len(mass) and mass[-1] >= top_p * whole:
+            break
     # A token is kept when what is likelier than it doesn't yet hold top_p.
-    return float(likely[np.count_nonzero(mass[:-1] < top_p * whole)])
+    last = ordered[np.count_nonzero(mass[:-1] < top_p * whole)]
+    kept: np.ndarray = candidates[likely >= last]
+    return kept
 
 
-def _invert(weights: np.ndarray, uniforms: Sequence[float]) -> list[int]:
-    """Per row, the token in whose part of the cumulative mass, in the order of ids, the uniform number falls.
+def _typical(weights: np.ndarray, typical_p: float) -> np.ndarray:
+    """The ids of the smallest set of the tokens nearest to the expected surprise that holds `typical_p` of the mass
+    (Meister et al. 2022)."""
+    import numpy as np
 
-    Two levels, blocks and then tokens in the block, because a running sum over a whole vocabulary is slow. Sums are in
-    float64: float32 ones would move the boundaries between tokens visibly.
+    probabilities = weights / weights.sum(dtype=np.float64)
+    surprise = -np.log(np.maximum(probabilities, 1e-300))
+    deviation = np.abs(surprise - np.dot(probabilities, surprise))
+    order = np.argsort(deviation)
+    mass = probabilities[order].cumsum()
+    return np.flatnonzero(deviation <= deviation[order[np.count_nonzero(mass[:-1] < typical_p)]])
+
+
+def _invert(weights: np.ndarray, number: float) -> int:
+    """The index in whose part of the cumulative mass, in order, the number in [0, 1) falls.
+
+    Two levels, blocks and then tokens in the block, because a running sum over a whole vocabulary is slow.
     """
     import numpy as np
 
-    starts = np.arange(0, weights.shape[-1], _BLOCK_TOKENS)
-    block_ends = np.add.reduceat(weights, starts, axis=-1, dtype=np.float64).cumsum(axis=-1)
-    tokens = []
-    for row, ends, number in zip(weights, block_ends, uniforms, strict=True):
-        target = number * ends[-1]
-        # The first block, then the first token in it, whose cumulative mass exceeds the target: its own is positive.
-        block = int(np.searchsorted(ends, target, side="right"))
-        start = block * _BLOCK_TOKENS
-        inside = row[start : start + _BLOCK_TOKENS].cumsum(dtype=np.float64)
-        # The two levels round differently: kept below the block's mass, and at least 0, the target stays inside it.
-        within = min(max(target - (ends[block - 1] if block else 0.0), 0.0), np.nextafter(inside[-1], 0.0))
-        tokens.append(start + int(np.searchsorted(inside, within, side="right")))
-    return tokens
+    ends = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK_TOKENS)).cumsum(dtype=np.float64)
+    target = number * ends[-1]
+    # The first block, then the first token in it, whose cumulative mass exceeds the target: its own is positive.
+    block = int(np.searchsorted(ends, target, side="right"))
+    start = block * _BLOCK_TOKENS
+    inside = weights[start : start + _BLOCK_TOKENS].cumsum(dtype=np.float64)
+    # The two levels round differently: kept below the block's mass, and at least 0, the target stays inside it.
+    within = min(max(target - (ends[block - 1] if block else 0.0), 0.0), np.nextafter(inside[-1], 0.0))
+    return start + int(np.searchsorted(inside, within, side="right"))

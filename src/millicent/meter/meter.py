@@ -64,12 +64,12 @@ class Meter:
             session, self._gateway, device, placement, accelerators, self._clock.now_ns(), not_before_ns
         )
 
-    def open(self, receipt_id: str, attempt: int, sequence: int | None) -> None:
-        """Before the attempt starts. `sequence` None: its device time cannot be known."""
+    def open(self, receipt_id: str, attempt: int, sequences: Sequence[int]) -> None:
+        """Before the attempt starts. Without `sequences` its device time cannot be known."""
         receipt = self._receipts.setdefault(receipt_id, _Receipt(receipt_id))
-        receipt.known.append(sequence is not None)
-        if sequence is not None:
-            receipt.sequences.append(sequence)
+        receipt.known.append(bool(sequences))
+        receipt.sequences += sequences
+        for sequence in sequences:
             self._sequences[sequence] = (receipt, attempt)
 
     def stop_at(self, receipt_id: str, serving_ns: int, stop: Callable[[], None]) -> None:
@@ -115,16 +115,20 @@ class Meter:
                     receipt.prefill_ns += part_ns
                 else:
                     receipt.decode_ns += part_ns
-        for entry, work in zip(entries, record.sequences, strict=True):
-            if entry is not None:
-                receipt = entry[0]
-                # After the last of the prompt come steps of another size; else the next is like this one.
-                receipt.expect(0 if work.prefill_rows and work.sampled_rows else receipt.step_ns)
-                receipt.device = record.device
-                if receipt.first_step_at_ns is None:
-                    receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
-                receipt.steps += 1
-                receipt.batch_sum += len(entries)
+        read_whole = {
+            entry[0].id
+            for entry, work in zip(entries, record.sequences, strict=True)
+            if entry is not None and work.prefill_rows and work.sampled_rows
+        }
+        # Several sequences of a receipt in a step are one step to it.
+        for receipt in {entry[0].id: entry[0] for entry in entries if entry is not None}.values():
+            # After the last of the prompt come steps of another size; else the next is like this one.
+            receipt.expect(0 if receipt.id in read_whole else receipt.step_ns)
+            receipt.device = record.device
+            if receipt.first_step_at_ns is None:
+                receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
+            receipt.steps += 1
+            receipt.batch_sum += len(entries)
 
     def overhead(self, overhead: Overhead) -> None:
         session = self._session(overhead.device)

@@ -109,14 +109,15 @@ class Quoter:
 
     def learn(self, answered: Answered) -> None:
         """Costs some 0.3 ms."""
-        self._lengths.learn(
-            answered.model,
-            answered.feature,
-            answered.input_tokens,
-            answered.output_tokens,
-            answered.limit,
-            cut=answered.cut,
-        )
+        if answered.output_tokens:  # embeddings say nothing of how long texts are
+            self._lengths.learn(
+                answered.model,
+                answered.feature,
+                answered.input_tokens,
+                answered.output_tokens,
+                answered.limit,
+                cut=answered.cut,
+            )
         fit = self._fit(answered.model)
         self._durations.learn(
             answered.model, fit, answered.input_tokens, answered.output_tokens, answered.batch, answered.times

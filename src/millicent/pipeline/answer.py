@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
-from millicent.core.chunks import End
+import msgspec
+
+from millicent.core.chunks import End, FinishReason, Text, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
 
 
 class Progress:
-    """When output came: times are UTC nanoseconds, `tokens` how many came so far."""
+    """When output came: times are UTC nanoseconds, `tokens` how many came so far, `vector_tokens`
+    how many were read for the vectors that did."""
 
-    __slots__ = ("first_token_at_ns", "last_token_at_ns", "tokens")
+    __slots__ = ("first_token_at_ns", "last_token_at_ns", "tokens", "vector_tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.vector_tokens = 0
         self.first_token_at_ns: int | None = None
         self.last_token_at_ns: int | None = None
 
@@ -27,6 +31,18 @@ class Progress:
         self.last_token_at_ns = at_ns
         if self.first_token_at_ns is None:
             self.first_token_at_ns = at_ns
+
+
+class KeptAnswer(msgspec.Struct, frozen=True):
+    """An answer as the ledger keeps it, to be given again."""
+
+    texts: tuple[Text, ...]
+    reasons: tuple[FinishReason, ...]
+
+    @classmethod
+    def read(cls, kept: str) -> KeptAnswer:
+        """One that a crash cut off is kept as nothing."""
+        return msgspec.json.decode(kept, type=cls) if kept else cls((), (FinishReason.STOP,))
 
 
 class Answer:
@@ -44,8 +60,9 @@ class Answer:
         self._cancelled = False
         self._stopped = False
         self._receipt: Receipt | None = None
-        self._waiting: list[str] = []
-        self._kept: list[str] | None = [] if keep else None
+        self._waiting: list[Text] = []
+        self._reasons: tuple[FinishReason, ...] = ()
+        self._kept: list[Text] | None = [] if keep else None
         self._error: MillicentError | None = None
         self._news = asyncio.Event()
 
@@ -53,15 +70,21 @@ class Answer:
     def receipt_id(self) -> str:
         return self.opened.id
 
-    @property
-    def kept(self) -> str | None:
-        """All text so far, where it is kept."""
-        return None if self._kept is None else "".join(self._kept)
+    def kept(self, end: End) -> str | None:
+        """The whole answer, where it is kept: what `KeptAnswer.read` reads."""
+        if self._kept is None:
+            return None
+        return msgspec.json.encode(KeptAnswer(merge_texts(self._kept), _reasons(end))).decode()
 
     @property
     def settled(self) -> Receipt | None:
         """The closed receipt, once it is durable."""
         return self._receipt
+
+    @property
+    def reasons(self) -> tuple[FinishReason, ...]:
+        """How each choice ended, once the receipt is durable."""
+        return self._reasons
 
     def cancel(self) -> None:
         """Stop the work within one step; the answer then ends as cancelled. Safe at any time, and twice."""
@@ -86,8 +109,9 @@ class Answer:
         if self._cancelled or self._stopped:
             run.cancel()
 
-    async def take(self) -> str | None:
-        """The next text; None at the end, when the receipt is durable. Raises what went wrong, after the text before.
+    async def take(self) -> tuple[Text, ...] | None:
+        """The next text, merged for each choice; None at the end, when the receipt is durable. Raises what went wrong,
+        after the text before.
 
         Cancelling a wait loses nothing: call again.
         """
@@ -98,12 +122,12 @@ class Answer:
                 return None
             self._news.clear()
             await self._news.wait()
-        text = "".join(self._waiting)
+        texts = merge_texts(self._waiting)
         self._waiting.clear()
-        return text
+        return texts
 
-    def push(self, text: str) -> None:
-        if text:
+    def push(self, text: Text) -> None:
+        if text.text or text.logprobs:
             self._waiting.append(text)
             if self._kept is not None:
                 self._kept.append(text)
@@ -112,6 +136,7 @@ class Answer:
     def finish(self, receipt: Receipt, end: End) -> None:
         """The receipt is durable: let the reader see the end."""
         self._receipt = receipt
+        self._reasons = _reasons(end)
         self._error = end.error
         self._news.set()
 
@@ -119,3 +144,7 @@ class Answer:
         """The receipt could not be made durable: no answer ends as if it had been."""
         self._error = error
         self._news.set()
+
+
+def _reasons(end: End) -> tuple[FinishReason, ...]:
+    return end.choices or (end.reason,)

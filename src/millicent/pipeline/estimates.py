@@ -47,7 +47,7 @@ class Estimates:
         return self._book.find(model, at_ns, placement.service, placement.provider)
 
     def asked(self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int) -> Asked:
-        if call.sequence is None and placement.kind != "api":
+        if not call.sequences and placement.kind != "api":
             # A backend that shows no steps: its device time, and so its cost, will not be known.
             placement = msgspec.structs.replace(placement, usd_per_hour=None, list_usd_per_hour=None)
         counted = call.input_tokens is not None

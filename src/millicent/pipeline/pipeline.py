@@ -12,13 +12,14 @@ import msgspec
 
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.accounts import Reading
-from millicent.core.chunks import End, FinishReason, Text
+from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
 from millicent.core.errors import (
     EngineCrashed,
     LedgerUnavailable,
     MillicentError,
     ModelNotFound,
+    PaymentRequired,
     RateLimited,
     Unavailable,
 )
@@ -134,14 +135,14 @@ class Pipeline:
             call = plan.call
             receipt = self._opening(request, backend, plan)
             ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
-            bounded = await self._ledger.open(receipt, claim)
+            bounded = await self._open(receipt, claim, plan)
         except BaseException:
             self._admitted -= 1
             ticket.withdraw()
             raise
         answer = Answer(receipt, keep=claim is not None)
         self._answers[receipt.id] = answer
-        self._meter.open(receipt.id, _ATTEMPT, call.sequence)
+        self._meter.open(receipt.id, _ATTEMPT, call.sequences)
         if plan.serving_ns is not None:
             self._meter.stop_at(receipt.id, plan.serving_ns, answer.stop)
         watch = HoldWatch(receipt.hold) if bounded and receipt.hold is not None else None
@@ -192,6 +193,14 @@ class Pipeline:
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
+    async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
+        """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
+        try:
+            return await self._ledger.open(receipt, claim)
+        except PaymentRequired as error:
+            error.quote = plan.quote
+            raise
+
     def _opening(self, request: Request, backend: Backend, plan: Plan) -> Receipt:
         now_ns = self._clock.now_ns()
         call = plan.call
@@ -237,9 +246,9 @@ class Pipeline:
         async for chunk in run:
             if isinstance(chunk, End):
                 stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
-                return End(FinishReason.LENGTH, chunk.usage) if stopped else chunk
+                return _cut_short(call, chunk) if stopped else chunk
             self._note(answer, call, chunk)
-            answer.push(chunk.text)
+            answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
             if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
                 answer.stop()
         message = "The backend stopped without saying how the answer ended: retry."
@@ -260,11 +269,18 @@ class Pipeline:
             answer.opened = msgspec.structs.replace(answer.opened, hold=wanted)
         return extended
 
-    def _note(self, answer: Answer, call: Call, chunk: Text) -> None:
+    def _note(self, answer: Answer, call: Call, chunk: Text | Vector) -> None:
+        if isinstance(chunk, Vector):
+            answer.progress.vector_tokens += chunk.input_tokens
+            usage = Usage.of(Provenance.MEASURED, input_fresh=answer.progress.vector_tokens)
+            self._meter.note_usage(answer.receipt_id, usage)
+            return
         answer.progress.note(chunk.tokens, self._clock.now_ns())
         leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
         if call.input_tokens is not None:
-            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens
+            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
+        if chunk.cached_tokens is not None:
+            leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
         self._meter.note_usage(answer.receipt_id, Usage.of(Provenance.MEASURED, **leaves))
 
     async def _settle(self, answer: Answer, end: End) -> None:
@@ -272,9 +288,9 @@ class Pipeline:
         reading = self._meter.close(answer.receipt_id)
         receipt = answer.closing = self._closing(answer, end, reading)
         try:
-            await self._ledger.close(receipt, reading.shares, answer.kept)
+            await self._ledger.close(receipt, reading.shares, answer.kept(end))
         except LedgerUnavailable as error:
-            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept)
+            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept(end))
             answer.fail(error)
             return
         answer.finish(receipt, end)
@@ -347,6 +363,15 @@ class Pipeline:
 def _tokens(usage: Usage) -> int | None:
     read, written = usage.input_tokens, usage.output_tokens
     return None if read is None or written is None else read + written
+
+
+def _cut_short(call: Call, end: End) -> End:
+    """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
+    if call.max_output_tokens != 0:
+        cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
+        return End(FinishReason.LENGTH, end.usage, choices=tuple(cut.get(reason, reason) for reason in end.choices))
+    message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
+    return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
 
 
 def _status(end: End) -> Status:

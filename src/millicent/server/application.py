@@ -30,7 +30,7 @@ from millicent.server.authentication import Authentication, caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.guard import Guard
-from millicent.server.inference import CHAT, COMPLETIONS, InferenceEndpoint
+from millicent.server.inference import CHAT, COMPLETIONS, EMBEDDINGS, InferenceEndpoint
 from millicent.server.sessions import Sessions
 from millicent.server.sign_in import SignIn, SignInPage
 from millicent.wire import openai_common
@@ -100,7 +100,11 @@ class Server:
             Route("/v1/quote", self._quote, methods=["POST"]),
         ]
         idempotency = Idempotency(queries, clock)
-        for path, dialect in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETIONS)):
+        for path, dialect in (
+            ("/v1/chat/completions", CHAT),
+            ("/v1/completions", COMPLETIONS),
+            ("/v1/embeddings", EMBEDDINGS),
+        ):
             endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, ids, config)
             routes.append(Route(path, endpoint, methods=["POST"]))
         sessions = Sessions(clock)

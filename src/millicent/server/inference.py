@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,19 +15,20 @@ from starlette.types import Receive, Scope, Send
 from millicent.control.access import Caller
 from millicent.control.idempotency import RACE, Idempotency, claim_of
 from millicent.control.limits import RateLimiter
+from millicent.core.chunks import FinishReason, Text, merge_texts
 from millicent.core.errors import Conflict, MillicentError
 from millicent.core.idempotency import Claim
 from millicent.core.identifiers import Ids
 from millicent.core.receipts import Receipt
 from millicent.core.request import Request
 from millicent.ledger.queries import LedgerQueries
-from millicent.pipeline.answer import Answer
+from millicent.pipeline.answer import Answer, KeptAnswer
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.responses import send_error, send_json
-from millicent.wire import openai_chat, openai_common, openai_completions
+from millicent.wire import openai_chat, openai_common, openai_completions, openai_embeddings
 from millicent.wire.openai_common import StreamShape
 
 _STREAM_HEADERS = [
@@ -39,8 +40,8 @@ _STREAM_HEADERS = [
 
 class StreamWriter(Protocol):
     def start(self, receipt: Receipt) -> bytes: ...
-    def text(self, receipt: Receipt, text: str) -> bytes: ...
-    def end(self, receipt: Receipt) -> bytes: ...
+    def text(self, receipt: Receipt, text: Text) -> bytes: ...
+    def end(self, receipt: Receipt, reasons: Sequence[FinishReason]) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,39 @@ class Dialect:
     """One dialect's both ways."""
 
     decode: Callable[[bytes, Mapping[str, str], str], tuple[Request, StreamShape]]
-    answer_body: Callable[[Receipt, str], dict[str, Any]]
-    stream: Callable[[StreamShape], StreamWriter]
+    answer_body: Callable[[Receipt, Sequence[Text], Sequence[FinishReason], StreamShape], dict[str, Any]]
+    stream: Callable[[StreamShape], StreamWriter] | None = None  # None: its requests never stream
 
 
-CHAT = Dialect(openai_chat.decode, openai_chat.answer_body, openai_chat.Stream)
-COMPLETIONS = Dialect(openai_completions.decode, openai_completions.answer_body, openai_completions.Stream)
+CHAT = Dialect(
+    openai_chat.decode,
+    lambda receipt, texts, reasons, _: openai_chat.answer_body(receipt, texts, reasons),
+    openai_chat.Stream,
+)
+COMPLETIONS = Dialect(
+    openai_completions.decode,
+    lambda receipt, texts, reasons, _: openai_completions.answer_body(receipt, texts, reasons),
+    openai_completions.Stream,
+)
+EMBEDDINGS = Dialect(
+    openai_embeddings.decode,
+    lambda receipt, texts, _, shape: openai_embeddings.answer_body(receipt, texts[0].text, shape),
+)
 
 
 class Replay:
     """An answer given before, to be given again: the same text under the same receipt, as that stood when it closed."""
 
-    def __init__(self, receipt: Receipt, text: str) -> None:
+    def __init__(self, receipt: Receipt, kept: KeptAnswer) -> None:
         lines = tuple(line for line in receipt.lines if line.posted_at_ns <= (receipt.settled_at_ns or 0))
         self.receipt_id = receipt.id
         self.opened = self.settled = msgspec.structs.replace(receipt, lines=lines)
-        self._text: str | None = text or None
+        self.reasons = kept.reasons
+        self._texts: tuple[Text, ...] | None = kept.texts or None
 
-    async def take(self) -> str | None:
-        text, self._text = self._text, None
-        return text
+    async def take(self) -> tuple[Text, ...] | None:
+        texts, self._texts = self._texts, None
+        return texts
 
     def cancel(self) -> None:
         """Nothing runs."""
@@ -113,7 +127,7 @@ class InferenceEndpoint:
             await send_error(send, error, headers=self._rate_headers(caller))
             return
         told = self._rate_headers(caller) | {"x-millicent-receipt": answer.receipt_id}
-        respond = self._stream(send, answer, shape, told) if request.stream else self._whole(send, answer, told)
+        respond = self._stream(send, answer, shape, told) if request.stream else self._whole(send, answer, shape, told)
         if claim is not None:
             # Whoever sends a key means to come back for the answer: it is finished even when nobody reads it now.
             await respond
@@ -131,7 +145,7 @@ class InferenceEndpoint:
             if claim is not None and (earlier := await self._idempotency.earlier(claim)) is not None:
                 receipt = await asyncio.to_thread(self._queries.receipt, earlier.receipt)
                 assert receipt is not None
-                return Replay(receipt, earlier.answer or "")
+                return Replay(receipt, KeptAnswer.read(earlier.answer or ""))
             try:
                 return await self._pipeline.admit(request, claim)
             except Conflict as error:
@@ -141,20 +155,23 @@ class InferenceEndpoint:
     def _rate_headers(self, caller: Caller) -> dict[str, str]:
         return openai_common.rate_headers(self._limiter.allowances(caller.id))
 
-    async def _whole(self, send: Send, answer: Answer | Replay, headers: dict[str, str]) -> None:
-        text: list[str] = []
+    async def _whole(self, send: Send, answer: Answer | Replay, shape: StreamShape, headers: dict[str, str]) -> None:
+        pieces: list[Text] = []
         try:
-            while (piece := await answer.take()) is not None:
-                text.append(piece)
+            while (news := await answer.take()) is not None:
+                pieces += news
         except MillicentError as error:
             await send_error(send, error, headers=headers | _cost_header(answer))
             return
         receipt = answer.settled
         assert receipt is not None
-        body = openai_common.encode(self._dialect.answer_body(receipt, "".join(text)))
+        # An empty piece for each choice, so that one without any text is there too.
+        texts = merge_texts([*pieces, *(Text("", 0, choice) for choice in range(len(answer.reasons)))])
+        body = openai_common.encode(self._dialect.answer_body(receipt, texts, answer.reasons, shape))
         await send_json(send, body, headers=headers | _cost_header(answer))
 
     async def _stream(self, send: Send, answer: Answer | Replay, shape: StreamShape, headers: dict[str, str]) -> None:
+        assert self._dialect.stream is not None, "its requests don't stream"
         writer = self._dialect.stream(shape)
         ours = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *ours]})
@@ -166,15 +183,16 @@ class InferenceEndpoint:
 
         await _send_part(send, writer.start(so_far()))
         try:
-            while (text := await self._take_or_beat(send, answer)) is not None:
-                await _send_part(send, writer.text(so_far(), text))
+            while (texts := await self._take_or_beat(send, answer)) is not None:
+                receipt = so_far()
+                await _send_part(send, b"".join(writer.text(receipt, text) for text in texts))
             assert answer.settled is not None
-            last = writer.end(answer.settled)
+            last = writer.end(answer.settled, answer.reasons)
         except MillicentError as error:
             last = openai_common.event(openai_common.error_body(error))
         await send({"type": "http.response.body", "body": last})
 
-    async def _take_or_beat(self, send: Send, answer: Answer | Replay) -> str | None:
+    async def _take_or_beat(self, send: Send, answer: Answer | Replay) -> tuple[Text, ...] | None:
         while True:
             try:
                 async with asyncio.timeout(self._config.heartbeat_s):

@@ -31,9 +31,11 @@ class TextStream:
         self._held = ""  # as long as the state is deep: it begins a stop string
         self.stopped = False
 
-    def push(self, token: int) -> str:
-        """What can be shown now that `token` has come. Empty once stopped."""
-        return self._show(self._utf8.decode(self._tokenizer.token_bytes(token)))
+    def push(self, token: int, *, heed_stops: bool = True) -> str:
+        """What can be shown now that `token` has come. Empty once stopped. Until stop strings are heeded, and then it
+        is for good, text passes without a look at them."""
+        text = self._utf8.decode(self._tokenizer.token_bytes(token))
+        return self._show(text) if heed_stops else text
 
     def finish(self) -> str:
         """What was held back, now that no more tokens come. A character cut off in the middle becomes U+FFFD."""

@@ -13,7 +13,7 @@ from millicent.core.errors import InvalidRequest
 
 T = TypeVar("T")
 
-_AT = re.compile(r" - at `(?P<path>[^`]+)`$")
+_AT = re.compile(r" - at (?:`key` in )?`(?P<path>[^`]+)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`")
 
@@ -34,7 +34,7 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T], known_fields: Ite
 
 def _invalid_field(message: str, known_fields: Iterable[str]) -> InvalidRequest:
     at = _AT.search(message)
-    path = at["path"].removeprefix("$").removeprefix(".") if at else ""
+    path = at["path"].removeprefix("$").removeprefix(".").removesuffix("[...]") if at else ""
     if unknown := _UNKNOWN.match(message):
         field = _join(path, unknown["field"])
         close = difflib.get_close_matches(unknown["field"], list(known_fields), n=1)

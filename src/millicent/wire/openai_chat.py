@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from millicent.core.chunks import FinishReason, Text
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Receipt
 from millicent.core.request import Message, Request
 from millicent.wire import openai_common as common
+from millicent.wire import openai_generation as generation
 from millicent.wire.attribution import read_attribution, read_max_cost
 from millicent.wire.decoding import decode_body, refuse_unless_neutral
+from millicent.wire.openai_logprobs import chat_logprobs
 
 DIALECT = "openai.chat"
 
@@ -40,20 +43,16 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tool_call_id: Any = None
 
 
-class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # honoured
     model: common.ModelName
     messages: list[ChatMessage]
     stream: bool | None = None
     stream_options: common.StreamOptions | None = None
-    temperature: common.Temperature | None = None
-    top_p: common.TopP | None = None
-    top_k: common.TopK | None = None
-    seed: common.Seed | None = None
-    stop: common.Stop | None = None
-    max_tokens: common.Tokens | None = None
-    max_completion_tokens: common.Tokens | None = None
-    ignore_eos: bool | None = None
+    max_tokens: generation.Tokens | None = None
+    max_completion_tokens: generation.Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=generation.MAX_LOGPROBS)] | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
     # harmless hints: they ask for nothing that changes an answer
@@ -63,12 +62,6 @@ class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     # refused by name unless neutral
-    n: Any = None
-    logprobs: Any = None
-    top_logprobs: Any = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    logit_bias: Any = None
     response_format: Any = None
     tools: Any = None
     tool_choice: Any = None
@@ -84,12 +77,6 @@ class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "logit_bias": ({},),
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -126,19 +113,24 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         raise InvalidRequest(
             "`max_tokens` and `max_completion_tokens` differ: send only the latter.", param="max_completion_tokens"
         )
+    if chat.top_logprobs and not chat.logprobs:
+        raise InvalidRequest("`top_logprobs` goes only with `logprobs: true`: send both.", param="top_logprobs")
     stream = bool(chat.stream)
     request = Request(
         id=receipt_id,
         dialect=DIALECT,
         model=chat.model,
         messages=tuple(_message(message, f"messages[{i}]") for i, message in enumerate(chat.messages)),
-        sampling=common.sampling_of(chat.temperature, chat.top_p, chat.top_k, chat.seed),
-        limits=common.limits_of(chat.max_completion_tokens or chat.max_tokens, chat.stop, chat.ignore_eos),
+        sampling=chat.sampling((chat.top_logprobs or 0) if chat.logprobs else None),
+        limits=chat.limits(chat.max_completion_tokens or chat.max_tokens),
         stream=stream,
+        choices=chat.n or 1,
+        truncate_prompt_tokens=chat.truncate_prompt_tokens,
+        priority=chat.priority or 0,
         attribution=read_attribution(headers, user=chat.user, metadata=chat.metadata),
         max_cost=read_max_cost(headers),
     )
-    return request, common.StreamShape.of(stream=stream, options=chat.stream_options)
+    return request, common.StreamShape.of(stream=stream, options=chat.stream_options, choices=request.choices)
 
 
 def _message(message: ChatMessage, where: str) -> Message:
@@ -176,8 +168,8 @@ def completion_id(receipt: Receipt) -> str:
     return "chatcmpl-" + receipt.id.removeprefix("rcpt_")
 
 
-def answer_body(receipt: Receipt, text: str) -> dict[str, Any]:
-    """A whole answer."""
+def answer_body(receipt: Receipt, texts: Sequence[Text], reasons: Sequence[FinishReason]) -> dict[str, Any]:
+    """A whole answer: the text of each choice, in order, and why it ended."""
     return {
         "id": completion_id(receipt),
         "object": "chat.completion",
@@ -185,11 +177,12 @@ def answer_body(receipt: Receipt, text: str) -> dict[str, Any]:
         "model": receipt.model,
         "choices": [
             {
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []},
-                "logprobs": None,
-                "finish_reason": common.finish_reason(receipt),
+                "index": index,
+                "message": {"role": "assistant", "content": text.text, "refusal": None, "annotations": []},
+                "logprobs": chat_logprobs(text.logprobs),
+                "finish_reason": common.finish_reason(reason),
             }
+            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
         ],
         "usage": common.usage_body(receipt),
         "service_tier": "default",
@@ -204,21 +197,31 @@ class Stream:
         self._shape = shape
 
     def start(self, receipt: Receipt) -> bytes:
-        return self._chunk(receipt, {"role": "assistant", "content": "", "refusal": None}, None)
+        opening = {"role": "assistant", "content": "", "refusal": None}
+        return b"".join(self._chunk(receipt, index, opening) for index in range(self._shape.choices))
 
-    def text(self, receipt: Receipt, text: str) -> bytes:
-        return self._chunk(receipt, {"content": text}, None)
+    def text(self, receipt: Receipt, text: Text) -> bytes:
+        return self._chunk(receipt, text.choice, {"content": text.text}, logprobs=chat_logprobs(text.logprobs))
 
-    def end(self, receipt: Receipt) -> bytes:
+    def end(self, receipt: Receipt, reasons: Sequence[FinishReason]) -> bytes:
         """Everything after the text: sent only once the receipt is durable."""
-        events = self._chunk(receipt, {}, common.finish_reason(receipt))
+        events = b"".join(
+            self._chunk(receipt, index, {}, common.finish_reason(reason)) for index, reason in enumerate(reasons)
+        )
         if self._shape.usage:
             events += common.event(self._body(receipt) | {"choices": [], "usage": common.usage_body(receipt)})
         return events + common.DONE
 
-    def _chunk(self, receipt: Receipt, delta: dict[str, Any], reason: str | None) -> bytes:
+    def _chunk(
+        self,
+        receipt: Receipt,
+        index: int,
+        delta: dict[str, Any],
+        reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
         body = self._body(receipt)
-        body["choices"] = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]
+        body["choices"] = [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}]
         if self._shape.running_usage:
             body["usage"] = common.usage_body(receipt)
         elif self._shape.usage:

@@ -13,20 +13,12 @@ from millicent.core.clock import NS_PER_MS, NS_PER_S
 from millicent.core.errors import InvalidRequest, MillicentError, PaymentRequired
 from millicent.core.limits import Allowance
 from millicent.core.receipts import Receipt
-from millicent.core.request import Limits, Sampling
 from millicent.core.usage import Leaf, weakest
 from millicent.wire.receipts import quote_body
 
 # Decimals become JSON numbers: dollars in `usage.cost` are exact, never a float on the way.
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
-Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
-TopP = Annotated[float, msgspec.Meta(ge=0, le=1)]
-TopK = Annotated[int, msgspec.Meta(ge=-1)]
-Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-Tokens = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
-StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-Stop = StopString | Annotated[list[StopString], msgspec.Meta(max_length=16)]
 ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 DONE = b"data: [DONE]\n\n"
@@ -46,30 +38,19 @@ class StreamShape(msgspec.Struct, frozen=True):
 
     usage: bool = False
     running_usage: bool = False
+    choices: int = 1
 
     @classmethod
-    def of(cls, *, stream: bool, options: StreamOptions | None) -> StreamShape:
+    def of(cls, *, stream: bool, options: StreamOptions | None, choices: int = 1) -> StreamShape:
         if options is None:
-            return cls()
+            return cls(choices=choices)
         if not stream:
             raise InvalidRequest(
                 "`stream_options` goes only with `stream: true`: leave it out or stream.", param="stream_options"
             )
-        return cls(usage=bool(options.include_usage), running_usage=bool(options.continuous_usage_stats))
-
-
-def sampling_of(temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None) -> Sampling:
-    return Sampling(
-        temperature=1.0 if temperature is None else temperature,
-        top_p=1.0 if top_p is None else top_p,
-        top_k=max(top_k or 0, 0),
-        seed=seed,
-    )
-
-
-def limits_of(max_tokens: int | None, stop: str | list[str] | None, ignore_eos: bool | None) -> Limits:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    return Limits(max_tokens=max_tokens, stop=stops, ignore_eos=bool(ignore_eos))
+        return cls(
+            usage=bool(options.include_usage), running_usage=bool(options.continuous_usage_stats), choices=choices
+        )
 
 
 def usage_body(receipt: Receipt) -> dict[str, Any]:
@@ -106,9 +87,9 @@ def cost_details(receipt: Receipt) -> dict[str, Any]:
     return details
 
 
-def finish_reason(receipt: Receipt) -> str:
+def finish_reason(reason: str | None) -> str:
     """OpenAI knows no `cancelled`: a client that has gone doesn't read it, a server that stops says `stop`."""
-    return FinishReason.LENGTH if receipt.finish_reason == FinishReason.LENGTH else FinishReason.STOP
+    return FinishReason.LENGTH if reason == FinishReason.LENGTH else FinishReason.STOP
 
 
 def created_s(receipt: Receipt) -> int:

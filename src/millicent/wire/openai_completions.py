@@ -2,59 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
+from millicent.core.chunks import FinishReason, Text
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Receipt
 from millicent.core.request import Request
 from millicent.wire import openai_common as common
+from millicent.wire import openai_generation as generation
 from millicent.wire.attribution import read_attribution, read_max_cost
 from millicent.wire.decoding import decode_body, refuse_unless_neutral
+from millicent.wire.openai_logprobs import CompletionLogprobs
 
 DIALECT = "openai.completions"
 _DEFAULT_MAX_TOKENS = 16  # as OpenAI's API description says
 
-TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
-
-class CompletionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CompletionBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # honoured
     model: common.ModelName
     prompt: str | list[Any]
     stream: bool | None = None
     stream_options: common.StreamOptions | None = None
-    temperature: common.Temperature | None = None
-    top_p: common.TopP | None = None
-    top_k: common.TopK | None = None
-    seed: common.Seed | None = None
-    stop: common.Stop | None = None
-    max_tokens: common.Tokens | None = None
-    ignore_eos: bool | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=generation.MAX_LOGPROBS)] | None = None
+    best_of: generation.Choices | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
     # refused by name unless neutral
-    n: Any = None
-    best_of: Any = None
-    echo: Any = None
-    logprobs: Any = None
     suffix: Any = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    logit_bias: Any = None
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "logprobs": (),
     "suffix": ("",),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "logit_bias": ({},),
 }
 
 _decoder = msgspec.json.Decoder(CompletionBody)
@@ -65,19 +50,33 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
     """Raises InvalidRequest, naming the field."""
     completion = decode_body(body, _decoder, _KNOWN)
     refuse_unless_neutral(completion, _NEUTRAL)
+    if completion.best_of is not None and completion.best_of != (completion.n or 1):
+        raise InvalidRequest(
+            "`best_of` is not supported by this server: leave it out or send the same as `n`.",
+            param="best_of",
+            code="unsupported_parameter",
+        )
+    if completion.max_tokens == 0 and not completion.echo:
+        raise InvalidRequest("`max_tokens` 0 goes only with `echo: true`: ask for at least 1.", param="max_tokens")
     stream = bool(completion.stream)
     request = Request(
         id=receipt_id,
         dialect=DIALECT,
         model=completion.model,
         prompt=_prompt(completion.prompt),
-        sampling=common.sampling_of(completion.temperature, completion.top_p, completion.top_k, completion.seed),
-        limits=common.limits_of(completion.max_tokens or _DEFAULT_MAX_TOKENS, completion.stop, completion.ignore_eos),
+        sampling=completion.sampling(
+            completion.logprobs, prompt_logprobs=bool(completion.echo) and completion.logprobs is not None
+        ),
+        limits=completion.limits(_DEFAULT_MAX_TOKENS if completion.max_tokens is None else completion.max_tokens),
         stream=stream,
+        choices=completion.n or 1,
+        echo=bool(completion.echo),
+        truncate_prompt_tokens=completion.truncate_prompt_tokens,
+        priority=completion.priority or 0,
         attribution=read_attribution(headers, user=completion.user, metadata=completion.metadata),
         max_cost=read_max_cost(headers),
     )
-    return request, common.StreamShape.of(stream=stream, options=completion.stream_options)
+    return request, common.StreamShape.of(stream=stream, options=completion.stream_options, choices=request.choices)
 
 
 def _prompt(prompt: str | list[Any]) -> str | tuple[int, ...]:
@@ -87,7 +86,7 @@ def _prompt(prompt: str | list[Any]) -> str | tuple[int, ...]:
     if isinstance(prompt, str):
         return prompt
     try:
-        tokens = msgspec.convert(prompt, tuple[TokenId, ...])
+        tokens = msgspec.convert(prompt, tuple[generation.TokenId, ...])
     except msgspec.ValidationError as error:
         raise InvalidRequest(
             f"Invalid `prompt`: send one text or one list of token ids ({error}).", param="prompt"
@@ -101,10 +100,13 @@ def completion_id(receipt: Receipt) -> str:
     return "cmpl-" + receipt.id.removeprefix("rcpt_")
 
 
-def answer_body(receipt: Receipt, text: str) -> dict[str, Any]:
-    """A whole answer."""
+def answer_body(receipt: Receipt, texts: Sequence[Text], reasons: Sequence[FinishReason]) -> dict[str, Any]:
+    """A whole answer: the text of each choice, in order, and why it ended."""
     return _body(receipt) | {
-        "choices": [_choice(text, common.finish_reason(receipt))],
+        "choices": [
+            _choice(index, text.text, CompletionLogprobs().body(text.logprobs), common.finish_reason(reason))
+            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+        ],
         "usage": common.usage_body(receipt),
     }
 
@@ -114,22 +116,27 @@ class Stream:
 
     def __init__(self, shape: common.StreamShape) -> None:
         self._shape = shape
+        self._logprobs: defaultdict[int, CompletionLogprobs] = defaultdict(CompletionLogprobs)
 
     def start(self, receipt: Receipt) -> bytes:  # noqa: ARG002 - this dialect has no opening event
         return b""
 
-    def text(self, receipt: Receipt, text: str) -> bytes:
-        return self._chunk(receipt, text, None)
+    def text(self, receipt: Receipt, text: Text) -> bytes:
+        logprobs = self._logprobs[text.choice].body(text.logprobs)
+        return self._chunk(receipt, _choice(text.choice, text.text, logprobs, None))
 
-    def end(self, receipt: Receipt) -> bytes:
+    def end(self, receipt: Receipt, reasons: Sequence[FinishReason]) -> bytes:
         """Everything after the text: sent only once the receipt is durable."""
-        events = self._chunk(receipt, "", common.finish_reason(receipt))
+        events = b"".join(
+            self._chunk(receipt, _choice(index, "", None, common.finish_reason(reason)))
+            for index, reason in enumerate(reasons)
+        )
         if self._shape.usage:
             events += common.event(_body(receipt) | {"choices": [], "usage": common.usage_body(receipt)})
         return events + common.DONE
 
-    def _chunk(self, receipt: Receipt, text: str, reason: str | None) -> bytes:
-        body = _body(receipt) | {"choices": [_choice(text, reason)]}
+    def _chunk(self, receipt: Receipt, choice: dict[str, Any]) -> bytes:
+        body = _body(receipt) | {"choices": [choice]}
         if self._shape.running_usage:
             body["usage"] = common.usage_body(receipt)
         elif self._shape.usage:
@@ -137,8 +144,8 @@ class Stream:
         return common.event(body)
 
 
-def _choice(text: str, reason: str | None) -> dict[str, Any]:
-    return {"text": text, "index": 0, "logprobs": None, "finish_reason": reason}
+def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
+    return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _body(receipt: Receipt) -> dict[str, Any]:

@@ -1,36 +1,94 @@
-"""KV blocks as numbers: which are free, which are held."""
+"""KV blocks as numbers: which are free, which are used, which are kept because their contents may be wanted again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+
+def next_key(before: bytes, tokens: Sequence[int]) -> bytes:
+    """The key of a block: it stands for these tokens after all those that `before` stands for."""
+    return blake2b(before + array("q", tokens).tobytes(), digest_size=16).digest()
+
+
+def first_key(tenant: int) -> bytes:
+    """What a tenant's chains begin with: the same tokens of two tenants have different keys."""
+    return blake2b(tenant.to_bytes(8, "little", signed=True), digest_size=16).digest()
 
 
 class BlockPool:
-    """Blocks `0 .. total - 1`. Always `free + used == total`, and a block has one holder."""
+    """Blocks `0 .. total - 1`. Always `free + cached + used == total`.
+
+    A used block has one or more holders. One that nobody holds is cached if its contents have a key, else free;
+    cached ones are taken when no free one is left, the least recently used first.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._free = list(range(total - 1, -1, -1))
-        self._held = bytearray(total)
+        self._holders = [0] * total
+        self._key_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+        self._cached: dict[int, None] = {}  # in the order of last use
 
     @property
     def free(self) -> int:
         return len(self._free)
 
     @property
+    def cached(self) -> int:
+        return len(self._cached)
+
+    @property
+    def available(self) -> int:
+        """How many can be taken."""
+        return len(self._free) + len(self._cached)
+
+    @property
     def used(self) -> int:
-        return self.total - len(self._free)
+        return self.total - self.available
 
     def take(self, count: int) -> list[int]:
-        """`count` blocks, for a caller that has seen to it that they are free."""
-        assert count <= len(self._free), f"{count} KV blocks wanted, {len(self._free)} free"
-        blocks = [self._free.pop() for _ in range(count)]
-        for block in blocks:
-            self._held[block] = 1
+        """`count` blocks, for a caller that has seen to it that they are available."""
+        assert count <= self.available, f"{count} KV blocks wanted, {self.available} available"
+        blocks = []
+        for _ in range(count):
+            if self._free:
+                block = self._free.pop()
+            else:
+                block = next(iter(self._cached))
+                del self._cached[block]
+                del self._block_of[self._key_of.pop(block)]
+            self._holders[block] = 1
+            blocks.append(block)
         return blocks
+
+    def find(self, key: bytes) -> int | None:
+        """The block that holds what the key stands for."""
+        return self._block_of.get(key)
+
+    def is_cached(self, block: int) -> bool:
+        return block in self._cached
+
+    def hold(self, block: int) -> None:
+        """One more holder of a block that `find` named."""
+        self._cached.pop(block, None)
+        self._holders[block] += 1
+
+    def name(self, block: int, key: bytes) -> None:
+        """The block's contents are computed. If another block holds the same, that one stays the one to be found."""
+        if key not in self._block_of and block not in self._key_of:
+            self._block_of[key] = block
+            self._key_of[block] = key
 
     def give_back(self, blocks: Iterable[int]) -> None:
         for block in blocks:
-            assert self._held[block], f"KV block {block} is given back twice"
-            self._held[block] = 0
-            self._free.append(block)
+            assert self._holders[block], f"KV block {block} is given back twice"
+            self._holders[block] -= 1
+            if self._holders[block]:
+                continue
+            if block in self._key_of:
+                self._cached[block] = None
+            else:
+                self._free.append(block)

@@ -1,29 +1,48 @@
 """Continuous batching with chunked prefill: what each forward pass works on.
 
-Sequences are served in order of arrival. A step has a budget of token rows: sequences that decode take one row each
-and come first, prefill fills what is left, and newcomers are admitted while blocks for all their tokens are free.
-When a decoding sequence needs a block and none is free, the youngest running sequence gives its blocks back and
-returns to the head of the queue, to be computed again later. So running sequences are always the oldest ones, and the
-oldest always makes progress.
+A step has a budget of token rows: sequences that decode take one row each and come first, prefill fills what is left,
+and those that wait are admitted, in their turn (`queues`), while blocks for all their tokens are available. What their
+prompts have in common with earlier ones of the same tenant isn't computed again: full blocks are found by the tokens
+up to their end. A sequence whose next block another one is just computing waits for it.
+
+When a decoding sequence needs a block and none is available, the one that runs last gives its blocks back and waits
+again, to be computed again later. Running sequences are ordered by priority, then by when they began, so the first
+always makes progress; one that waits with a better priority takes the place of the last.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+from collections.abc import Callable
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.steps import SequenceWork
 from millicent.engine.batch import Piece
-from millicent.engine.scheduling.blocks import BlockPool
+from millicent.engine.config import PrefixCache
+from millicent.engine.scheduling.blocks import BlockPool, first_key, next_key
+from millicent.engine.scheduling.queues import FairShare, WaitingQueues
 from millicent.engine.scheduling.sequences import Sequence
+from millicent.step_time import Coefficients, Work
+
+# What counts for fairness is how work compares, not how fast a machine is: reading weights costs about as much as
+# computing a dozen rows, and attention to a thousand tokens about as much as one.
+_NOMINAL = Coefficients(
+    fixed_ns=100_000, weights_ns=3_000_000, row_ns=250_000, sampled_row_ns=20_000, kv_token_ns=250, pair_ns=25
+)
+
+
+def standalone_ns(work: SequenceWork) -> int:
+    """What a step with only this in it would cost, on a nominal machine."""
+    return int(_NOMINAL.step_ns(Work.of(work)))
 
 
 class Scheduler:
     """`schedule` plans a step; the caller passes each piece to `advance`, runs it, and appends the tokens it samples.
+    A sequence whose forward pass failed is removed as not `sound` before the next `schedule`.
 
-    `deterministic` makes a sequence's pieces independent of everything else: prefill is cut at multiples of
-    `step_tokens`, and rows after the prompt are computed one at a time, also when they are computed again. The caller
-    then gives every piece a forward pass of its own.
+    `deterministic` makes a sequence's pieces independent of everything else but what it finds in the prefix cache:
+    prefill is cut at multiples of `step_tokens`, and rows after the prompt are computed one at a time, also when they
+    are computed again. The caller then gives every piece a forward pass of its own.
     """
 
     def __init__(
@@ -35,16 +54,25 @@ class Scheduler:
         max_sequences: int,
         step_tokens: int,
         deterministic: bool = False,
+        prefix_cache: PrefixCache = "tenant",
+        cost_ns: Callable[[SequenceWork], int] = standalone_ns,
     ) -> None:
         self.pool = BlockPool(blocks)
         self.context_tokens = min(context_tokens, blocks * block_tokens)
+        self.fair = FairShare()
         self._block_tokens = block_tokens
         self._max_sequences = max_sequences
         self._step_tokens = step_tokens
         self._deterministic = deterministic
-        self._waiting: deque[Sequence] = deque()
+        self._prefix_cache = prefix_cache
+        self._cost_ns = cost_ns
+        self._waiting = WaitingQueues(self.fair)
         self._running: list[Sequence] = []
+        self._begun: dict[int, int] = {}  # running sequences to the order in which they began
+        self._arrivals = 0
+        self._beginnings = 0
         self._sequences: dict[int, Sequence] = {}
+        self._computing: dict[bytes, Sequence] = {}  # keys of blocks to the running sequence that will compute them
 
     def __len__(self) -> int:
         """Sequences that aren't finished."""
@@ -67,22 +95,32 @@ class Scheduler:
                 f" {self.context_tokens}; shorten it",
                 code="context_length_exceeded",
             )
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
         self._sequences[sequence.id] = sequence
-        self._waiting.append(sequence)
+        self.fair.enter(sequence.tenant)
+        self._waiting.add(sequence)
 
-    def remove(self, sequence: int) -> None:
-        """Finished, cancelled or failed: its blocks are free again. Unknown numbers are ignored."""
+    def remove(self, sequence: int, *, sound: bool = True) -> None:
+        """Finished, cancelled or failed: nobody holds its blocks for it. Unknown numbers are ignored.
+
+        Unless `sound`, what its last pieces computed isn't kept for others.
+        """
         gone = self._sequences.pop(sequence, None)
         if gone is None:
             return
-        self._release(gone)
-        if gone in self._running:
+        if gone.id in self._begun:
             self._running.remove(gone)
+            self._release(gone, sound=sound)
         else:
             self._waiting.remove(gone)
+        self.fair.leave(gone.tenant)
 
     def schedule(self) -> list[Piece]:
         """The next step's work. Not empty while there are sequences."""
+        for sequence in self._running:
+            self._name_computed(sequence)
+        self._make_way()
         plan = self._decodes()
         # With one row for each sequence in the budget, decoding can never starve a prefill, nor the reverse.
         budget = self._step_tokens
@@ -91,22 +129,28 @@ class Scheduler:
         for sequence in self._running:
             if self._rows(sequence) > 1:
                 budget -= self._prefill(sequence, budget, plan)
-        while budget > 0 and self._waiting and self._admits(self._waiting[0]):
-            sequence = self._waiting.popleft()
-            sequence.blocks = self.pool.take(self._blocks_for(len(sequence.tokens)))
-            self._running.append(sequence)
-            budget -= self._prefill(sequence, budget, plan)
+        while budget > 0:
+            newcomer = self._waiting.next(self._locality)
+            if newcomer is None or not self._admits(newcomer):
+                break
+            self._begin(newcomer)
+            budget -= self._prefill(newcomer, budget, plan)
         return plan
 
     def advance(self, piece: Piece) -> SequenceWork:
         """Count the piece as computed; what it asks of the forward pass."""
         sequence = self._sequences[piece.sequence]
+        work = self._work(sequence, piece)
+        sequence.computed = work.kv_read_tokens
+        sequence.reached = max(sequence.computed, sequence.reached)
+        return work
+
+    @staticmethod
+    def _work(sequence: Sequence, piece: Piece) -> SequenceWork:
         rows = len(piece.tokens)
         end = piece.start + rows
         recomputed = max(0, min(end, sequence.reached) - piece.start)
         decodes = rows == 1 and recomputed == 0 and piece.start >= sequence.prompt_tokens
-        sequence.computed = end
-        sequence.reached = max(end, sequence.reached)
         return SequenceWork(
             sequence=sequence.id,
             prefill_rows=0 if decodes else rows,
@@ -115,6 +159,8 @@ class Scheduler:
             kv_read_tokens=end,
             recomputed_rows=recomputed,
         )
+
+    # A step's pieces.
 
     def _decodes(self) -> list[Piece]:
         plan: list[Piece] = []
@@ -148,37 +194,125 @@ class Scheduler:
 
     def _piece(self, sequence: Sequence, rows: int) -> Piece:
         end = sequence.computed + rows
-        return Piece(
+        piece = Piece(
             sequence=sequence.id,
             tokens=sequence.tokens[sequence.computed : end],
             start=sequence.computed,
             blocks=sequence.blocks,
             sample=end == len(sequence.tokens),
+            every_row=sequence.every_row,
         )
+        self.fair.charge(sequence.tenant, self._cost_ns(self._work(sequence, piece)))
+        return piece
+
+    # Who runs.
+
+    def _make_way(self) -> None:
+        """The last to run give way to one that waits with a better priority."""
+        if not self._running or not self._waiting.better_than(self._running[-1].priority):
+            return
+        newcomer = self._waiting.next(self._locality)
+        if newcomer is not None:
+            while self._running and newcomer.priority < self._running[-1].priority and not self._admits(newcomer):
+                self._preempt_last()
 
     def _admits(self, sequence: Sequence) -> bool:
         """Every running sequence keeps a block to grow into: a newcomer shouldn't be preempted at once."""
         if len(self._running) >= self._max_sequences:
             return False
-        return self.pool.free >= self._blocks_for(len(sequence.tokens)) + len(self._running)
+        found = self._find_prefix(sequence)
+        wanted = self._blocks_for(len(sequence.tokens)) - len(found) + sum(map(self.pool.is_cached, found))
+        return self.pool.available >= wanted + len(self._running)
+
+    def _begin(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+        found = self._find_prefix(sequence)
+        for block in found:
+            self.pool.hold(block)
+        sequence.blocks = found + self.pool.take(self._blocks_for(len(sequence.tokens)) - len(found))
+        sequence.named = len(found)
+        sequence.computed = len(found) * self._block_tokens
+        sequence.reached = max(sequence.reached, sequence.computed)
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+        for key in sequence.keys[sequence.named :]:
+            self._computing.setdefault(key, sequence)
+        self._beginnings += 1
+        self._begun[sequence.id] = self._beginnings
+        bisect.insort(self._running, sequence, key=lambda other: (other.priority, self._begun[other.id]))
+
+    def _preempt_last(self) -> Sequence:
+        last = self._running.pop()
+        self._release(last)
+        self._waiting.add(last)
+        return last
 
     def _grow(self, sequence: Sequence) -> bool:
-        """A block for the next row, taken from the youngest if need be; False when this one is the youngest."""
+        """A block for the next row, taken from the last to run if need be; False when this is that one."""
         if len(sequence.blocks) * self._block_tokens > sequence.computed:
             return True
-        while not self.pool.free:
-            youngest = self._running.pop()
-            self._release(youngest)
-            self._waiting.appendleft(youngest)
-            if youngest is sequence:
+        while not self.pool.available:
+            if self._preempt_last() is sequence:
                 return False
         sequence.blocks += self.pool.take(1)
         return True
 
-    def _release(self, sequence: Sequence) -> None:
-        self.pool.give_back(sequence.blocks)
+    def _release(self, sequence: Sequence, *, sound: bool = True) -> None:
+        if sound:
+            self._name_computed(sequence)
+        for key in sequence.keys[sequence.named :]:
+            if self._computing.get(key) is sequence:
+                del self._computing[key]
+        self.pool.give_back(reversed(sequence.blocks))  # a chain's end is worth less than its beginning
         sequence.blocks = []
-        sequence.computed = 0
+        sequence.computed = sequence.named = 0
+        del self._begun[sequence.id]
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens)
+
+    # What needn't be computed.
+
+    def _locality(self, sequence: Sequence) -> int | None:
+        """How many of its tokens are in the prefix cache; None while another one is computing the next."""
+        found = self._find_prefix(sequence)
+        if len(found) < len(sequence.keys) and sequence.reuses and sequence.keys[len(found)] in self._computing:
+            return None
+        return len(found) * self._block_tokens
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """The blocks of its longest cached beginning, which never holds the last token: that one's logits are wanted.
+
+        `sequence.keys` are then those of all full blocks before that token.
+        """
+        if self._prefix_cache == "off":
+            return []
+        self._extend_keys(sequence, (len(sequence.tokens) - 1) // self._block_tokens)
+        found: list[int] = []
+        for key in sequence.keys if sequence.reuses else ():
+            block = self.pool.find(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def _name_computed(self, sequence: Sequence) -> None:
+        """Let others find the full blocks that have been computed since."""
+        full = sequence.computed // self._block_tokens
+        if self._prefix_cache == "off" or sequence.named >= full:
+            return
+        self._extend_keys(sequence, full)
+        for index in range(sequence.named, full):
+            key = sequence.keys[index]
+            self.pool.name(sequence.blocks[index], key)
+            if self._computing.get(key) is sequence:
+                del self._computing[key]
+        sequence.named = full
+
+    def _extend_keys(self, sequence: Sequence, count: int) -> None:
+        """Keys of the first `count` blocks, at least."""
+        size = self._block_tokens
+        salt = 0 if self._prefix_cache == "shared" else sequence.tenant
+        for index in range(len(sequence.keys), count):
+            before = sequence.keys[-1] if sequence.keys else first_key(salt)
+            sequence.keys.append(next_key(before, sequence.tokens[index * size : (index + 1) * size]))

@@ -11,15 +11,29 @@ class Sequence:
 
     `computed` rows have their keys and values in `blocks`; `reached` is the most that ever had, so rows between the
     two were thrown away by a preemption. `0 <= computed <= reached <= len(tokens)`, and while the sequence waits for
-    its next forward pass `computed < len(tokens)`.
+    its next forward pass `computed < len(tokens)`. The first `named` blocks are known to the pool by their `keys`.
+
+    `tenant` and `priority` (lower is earlier) decide its place; `deadline_ns` is monotonic, None without one. Unless
+    `reuses`, all its rows are computed. `cached_tokens` is how many weren't when it first began. `every_row` asks for
+    the logits of all its rows.
     """
 
     id: int
     tokens: list[int]
+    tenant: int = 0
+    priority: int = 0
+    deadline_ns: int | None = None
+    reuses: bool = True
+    every_row: bool = False
     prompt_tokens: int = field(init=False)
     computed: int = 0
     reached: int = 0
+    cached_tokens: int | None = None
     blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    named: int = 0
+    arrival: int = 0
+    overtaken: int = 0
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
@@ -27,3 +41,8 @@ class Sequence:
     @property
     def output_tokens(self) -> int:
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def place(self) -> tuple[bool, int, int]:
+        """Its place in its tenant's queue: the earliest deadline, then the earliest arrival."""
+        return (self.deadline_ns is None, self.deadline_ns or 0, self.arrival)
