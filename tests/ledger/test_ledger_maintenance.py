@@ -13,13 +13,16 @@ import msgspec
 import pytest
 
 from millicent.core.accounts import Checkpoint, DeviceSession, HourTime
+from millicent.core.budgets import Budget, Every
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock
 from millicent.core.errors import ConfigError, LedgerUnavailable, NotFound
+from millicent.core.money import Money
 from millicent.core.receipts import HourShare, Receipt, Status
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance
 from millicent.ledger import maintenance
 from millicent.ledger.backup import back_up, restore
+from millicent.ledger.budgets import put_budget, read_balances
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.maintenance import purge_user
 from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter
@@ -257,3 +260,31 @@ def test_an_upgrade_that_fails_leaves_the_ledger_as_it_was(tmp_path: Path) -> No
             asyncio.run(SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_2").start())
         assert connection.execute("SELECT sql FROM sqlite_schema ORDER BY name").fetchall() == before
         assert connection.execute("SELECT count(*) FROM migrations").fetchone() == (1,)
+
+
+def test_budgets_keep_what_was_spent_when_detail_goes_and_forget_a_purged_user(
+    tmp_path: Path, opened: Make, closed: Make
+) -> None:
+    path = tmp_path / "ledger.db"
+    queries = LedgerQueries(path)
+    budget = Budget(name="each", limit=Money(10**9), every=Every.MONTH, per="user", only=None, hard=False, source="cli")
+
+    def balances() -> dict[str, int]:
+        found = queries.ask(lambda connection: read_balances(connection, budget, T0))
+        return {each.subject: each.spent.nanousd for each in found or []}
+
+    async def scenario(ledger: SqliteLedger, clock: ManualClock) -> None:
+        await ledger.write(lambda connection: put_budget(connection, budget))
+        await fill(ledger, opened, closed)
+        assert balances() == {"u0": 4_500, "u1": 4_500, "u2": 4_500}
+        clock.advance(DAY_NS + 5 * NS_PER_HOUR + 1)
+        await ledger.maintain()
+        assert len(queries.receipts(ReceiptFilter()).receipts) == 3
+        assert balances() == {"u0": 4_500, "u1": 4_500, "u2": 4_500}
+        assert queries.verify() == []
+        await ledger.write(lambda connection: purge_user(connection, "u1"))
+        assert "u1" not in balances()
+        assert sorted(balances().values()) == [4_500] * 3
+        assert queries.verify() == []
+
+    run(path, scenario, LedgerConfig(retain_days=1))
