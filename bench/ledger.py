@@ -47,12 +47,12 @@ _RECEIPTS = """
         'key-' || (i * 7919 % 5), 'team-' || (i * 7919 % 5), 'user-' || (i * 104729 % 1000),
         'feature-' || (i * 7919 % 20), 'tier-' || (i % 3), NULL, NULL, '{}',
         '{"leaves":{"input_fresh":{"tokens":900,"provenance":"measured"}}}', 900, 200, 1, 2, 3, 4, 0, 0, 0, 9, 30,
-        'measured', NULL, 'unknown', NULL, NULL, '{}', 'busy', 'placements.gpu', '{}', NULL, NULL FROM n
+        'measured', NULL, 'unknown', NULL, NULL, '{}', 'busy', 'placements.gpu', '{}', NULL, NULL, 0, NULL, NULL FROM n
 """
 _LINES = """
     WITH RECURSIVE n (i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)
     INSERT INTO lines SELECT printf('rcpt_%026d', i), 0, 1, 'inference', 'accelerator', '0.5', 'second', '0.0001',
-        50000 + i % 977, 'measured', ? + i * ?, ? + i * ?, 'actual', NULL FROM n
+        50000 + i % 977, 'measured', ? + i * ?, ? + i * ?, 'actual', NULL, NULL FROM n
 """
 
 

@@ -24,9 +24,11 @@ from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.meter import Meter
 from millicent.meter.placements import assumed_placement
 from millicent.pipeline.config import LimitsConfig
+from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server
 from millicent.server.config import ServerConfig
+from millicent.server.late import LateEntries
 
 DEVICE = "fake"
 
@@ -74,6 +76,9 @@ async def main(home: Path, port: int) -> None:
         keys=KeyRing(queries, clock, open_without_keys=True),
         limiter=limiter,
         sign_in_page=sign_in_page,
+        late=LateEntries(
+            ledger=ledger, queries=queries, features=Features({}), clock=clock, config=ServerConfig(port=port)
+        ),
     )
     await pipeline.start()
     meter.device_state(DEVICE, DeviceState.UP, clock.monotonic_ns())

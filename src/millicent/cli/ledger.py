@@ -71,25 +71,39 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
 
 @click.command()
 @click.option("--by", type=click.Choice(GROUPS), default="feature", show_default=True, help="One row for each.")
+@click.option(
+    "--predictivity", is_flag=True, help="Split the cost by what it was for: inference, retries, checks, retrieval..."
+)
 @filters
 @click.option("--timezone", default="UTC", show_default=True, help="Whose days and hours: Europe/Berlin, say.")
 @click.option("--book", default="actual", show_default=True, help="Prices of this book: see `millicent reprice`.")
 @_json
-def report(by: str, timezone: str, book: str, json_: bool, **given: Any) -> None:
-    """Sum up what was spent, by whatever it was spent on."""
-    from millicent.cli import show
+def report(by: str, predictivity: bool, timezone: str, book: str, json_: bool, **given: Any) -> None:
+    """Sum up what was spent, by whatever it was spent on; and what a useful output costs, where any was rated."""
+    from millicent.cli import show, worth
 
-    ledger = open_ledger()
+    ledger, where = open_ledger(), where_of(given)
     # Looking for books reads every line; the one that stands is always there.
     if book != "actual" and book not in (books := ledger.books()):
         raise NotFound(f"no book {book!r} in this ledger: there is {', '.join(books)}.")
-    totals = ledger.totals(cast("GroupBy", by), where_of(given), book, zone=timezone)
+    totals = ledger.totals(cast("GroupBy", by), where, book, zone=timezone)
+    roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where)}
+    useful = {each.group: each for each in ledger.usefulness(cast("GroupBy", by), where)}
     if json_:
-        show.as_json({"object": "list", "by": by, "book": book, "data": [_totals_body(each) for each in totals]})
+        groups = [
+            _totals_body(each) | worth.roles_body(roles.get(each.group)) | worth.useful_body(useful.get(each.group))
+            for each in totals
+        ]
+        show.as_json({"object": "list", "by": by, "book": book, "data": groups})
+        return
+    if predictivity:
+        print(worth.roles_table(by, [roles[each.group] for each in totals if each.group in roles]))
         return
     header = (by.upper(), "REQUESTS", "IN", "OUT", "ACCELERATOR", "COST", "UNPRICED", "ASSUMED", "UNKNOWN USAGE")
     rows = [_totals_row(each) for each in totals]
     print(show.table(header, [*rows, _sum_row(totals)], right=frozenset(header[1:])))
+    if rated := [useful[each.group] for each in totals if each.group in useful and useful[each.group].rated]:
+        print("\n" + worth.useful_table(by, rated))
     if any(each.unpriced for each in totals):
         show.note("Unpriced requests are not in COST: nobody knows what they cost.")
     if any(each.assumed for each in totals):

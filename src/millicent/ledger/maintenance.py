@@ -52,8 +52,8 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
 
 def purge_user(connection: sqlite3.Connection, user: str) -> int:
     """Take this person off every closed receipt; how many. A random name that nothing links to them stands instead, so
-    that sums by user stay; conversation, run, tags, error texts, the notes of later lines and answers kept for
-    idempotency go. A budget per user begins anew for them."""
+    that sums by user stay. Conversation, run, tags, error texts, notes of later lines, words of feedback and answers
+    kept for idempotency go. A budget per user begins anew for them."""
     rollups.fold(connection)
     purge_answers(connection, user=user)
     nobody = f"purged-{secrets.token_hex(8)}"
@@ -62,6 +62,11 @@ def purge_user(connection: sqlite3.Connection, user: str) -> int:
             "UPDATE lines SET note = NULL WHERE note IS NOT NULL"
             " AND receipt IN (SELECT id FROM receipts WHERE user = ?)"
             " AND posted_at_ns > (SELECT settled_at_ns FROM receipts WHERE id = receipt)",
+            (user,),
+        )
+        connection.execute(
+            "UPDATE feedback SET comment = NULL, label = NULL"
+            " WHERE receipt IN (SELECT id FROM receipts WHERE user = ?)",
             (user,),
         )
         connection.execute(

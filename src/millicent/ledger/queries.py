@@ -27,6 +27,7 @@ from millicent.ledger.rollups import ACTUAL, book_sql, totals_sql
 from millicent.ledger.rows import receipt_of
 from millicent.ledger.schema import refuse_other_version, unavailable
 from millicent.ledger.verification import problems
+from millicent.ledger.worth import RoleCosts, Usefulness, role_costs, usefulness, verdicts
 
 T = TypeVar("T")
 GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status"]
@@ -78,6 +79,13 @@ class Totals(msgspec.Struct, frozen=True):
     unknown_usage: int
 
 
+# For questions that are asked of the receipts themselves; days and hours are UTC's.
+_GROUPS: dict[GroupBy, str] = {
+    **{name: name for name in ("feature", "user", "team", "model", "key", "tier", "placement", "status")},
+    "day": "strftime('%Y-%m-%d', created_at_ns / 1000000000, 'unixepoch')",
+    "hour": "strftime('%Y-%m-%dT%H:00:00Z', created_at_ns / 1000000000, 'unixepoch')",
+}
+
 _ACCOUNTS = """
     SELECT s.device, s.placement, s.accelerators, s.usd_per_hour, s.rate_provenance, h.*
     FROM device_hours AS h JOIN device_sessions AS s ON s.id = h.session
@@ -95,9 +103,13 @@ class LedgerQueries:
         self._path = path
 
     def receipt(self, receipt_id: str) -> Receipt | None:
-        with self._snapshot() as connection:
-            found = [] if connection is None else read_receipts(connection, [receipt_id])
+        found = self.receipts_of([receipt_id])
         return found[0] if found else None
+
+    def receipts_of(self, receipt_ids: Sequence[str]) -> list[Receipt]:
+        """Those that exist, in the order asked for."""
+        with self._snapshot() as connection:
+            return [] if connection is None else _judged(connection, receipt_ids)
 
     def receipts(self, where: ReceiptFilter, *, limit: int = 50, after: str | None = None) -> ReceiptPage:
         """Raises InvalidRequest when `after` is no receipt."""
@@ -115,7 +127,7 @@ class LedgerQueries:
                 values = [*values, *last]
             sql = f"SELECT id FROM receipts WHERE {condition} ORDER BY created_at_ns DESC, id DESC LIMIT ?"  # noqa: S608 - columns are ours
             ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
-            page = read_receipts(connection, ids[:limit])
+            page = _judged(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
     def recent(self, limit: int) -> list[Receipt]:
@@ -158,6 +170,16 @@ class LedgerQueries:
             label = _DAY_OR_HOUR[by](datetime.fromtimestamp(quarter_ns // NS_PER_S, clocks))
             sums[label] = [have + more for have, more in zip(sums.get(label, [0] * 8), figures, strict=True)]
         return [_totals(label, figures) for label, figures in sums.items()]
+
+    def usefulness(self, by: GroupBy, where: ReceiptFilter) -> list[Usefulness]:
+        """In order of the groups."""
+        with self._snapshot() as connection:
+            return [] if connection is None else usefulness(connection, _GROUPS[by], *_condition(where))
+
+    def role_costs(self, by: GroupBy, where: ReceiptFilter) -> list[RoleCosts]:
+        """In order of the groups; those without a line are left out."""
+        with self._snapshot() as connection:
+            return [] if connection is None else role_costs(connection, _GROUPS[by], *_condition(where))
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""
@@ -258,6 +280,13 @@ class _Account:
             rate_provenance=Provenance(self.rate_provenance),
             cost=None if rate is None else Money.of_time(accelerator_ns, rate),
         )
+
+
+def _judged(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> list[Receipt]:
+    """With `useful` as it stands now: feedback that came later counts."""
+    found = read_receipts(connection, receipt_ids)
+    useful = verdicts(connection, receipt_ids)
+    return [msgspec.structs.replace(receipt, useful=useful[receipt.id]) for receipt in found]
 
 
 def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:

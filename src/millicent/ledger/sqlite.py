@@ -11,9 +11,11 @@ from typing import TypeVar, cast
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import Clock
+from millicent.core.fits import StepTimeFit
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Line, Receipt
+from millicent.core.receipts import Feedback, HourShare, Line, Receipt
+from millicent.ledger import late
 from millicent.ledger.budgets import extend
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
@@ -74,6 +76,19 @@ class SqliteLedger:
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(partial(write_checkpoint, checkpoint=checkpoint))
+
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+        await self.write(partial(late.post_lines, receipt_id=receipt_id, lines=lines))
+
+    async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
+        await self.write(partial(late.add_feedback, feedback=feedback))
+
+    async def save_fits(self, fits: tuple[StepTimeFit, ...]) -> None:
+        await self.write(partial(late.save_fits, fits=fits))
+
+    async def latest_fits(self, device: str, configuration: str) -> list[StepTimeFit]:
+        """The newest fit of each model on this device, as it is configured now."""
+        return await self.write(partial(late.latest_fits, device=device, configuration=configuration))
 
     async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
         """Lines of another book for closed receipts, by receipt; those that have it already are left alone."""

@@ -16,7 +16,8 @@ from millicent.ledger.rollups import fold
 
 
 def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str, claim: Claim | None = None) -> bool:
-    """Insert the receipt unless it is there, with its holds and claim, and those of its attempts that are new.
+    """Insert the receipt unless it is there, with its holds and claim, those of its attempts that are new, and the
+    costs it came with.
 
     Whether a hard budget bounds it. Raises PaymentRequired or Conflict; nothing is written then.
     """
@@ -31,6 +32,7 @@ def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str,
             claims.claim(connection, claim, receipt.id, receipt.created_at_ns)
         budgets.reserve(connection, receipt)
     _write_attempts(connection, receipt.id, receipt.attempts)
+    _write_lines(connection, receipt)
     return budgets.is_bounded(connection, receipt.id)
 
 
@@ -56,9 +58,7 @@ def close_receipt(
         budgets.reserve(connection, receipt, enforce=False)
     _write_attempts(connection, receipt.id, receipt.attempts)
     _write_shares(connection, receipt.id, shares)
-    for ordinal, line in enumerate(receipt.lines):
-        row = rows.line_row(receipt.id, ordinal, line)
-        connection.execute(rows.insert("lines", row), row)
+    _write_lines(connection, receipt)
     base = rows.receipt_row(receipt)
     connection.execute(rows.settlement(tuple(base)), base)
     budgets.settle(connection, receipt)
@@ -117,6 +117,7 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
         "checkpointed_at_ns": at_ns,
         **rows.usage_columns(reading.usage),
         **rows.accelerator_columns(reading.accelerator),
+        **rows.energy_columns(reading.energy),
     }
     updated = connection.execute(
         f"UPDATE receipts SET {rows.assignments(row)} WHERE id = :id AND status IS NULL",  # noqa: S608 - our own names
@@ -137,6 +138,13 @@ def _write_attempts(connection: sqlite3.Connection, receipt_id: str, attempts: I
     for attempt in attempts:
         row = rows.attempt_row(receipt_id, attempt)
         connection.execute(rows.insert("attempts", row, _END_ATTEMPT), row)
+
+
+def _write_lines(connection: sqlite3.Connection, receipt: Receipt) -> None:
+    """In order: those written at opening come first in a receipt, and are there already when it closes."""
+    for ordinal, line in enumerate(receipt.lines):
+        row = rows.line_row(receipt.id, ordinal, line)
+        connection.execute(rows.insert("lines", row, "ON CONFLICT (receipt, ordinal) DO NOTHING"), row)
 
 
 def _write_shares(connection: sqlite3.Connection, receipt_id: str, shares: Iterable[HourShare]) -> None:

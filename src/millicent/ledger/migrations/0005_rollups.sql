@@ -66,13 +66,13 @@ SELECT id, created_at_ns, created_at_ns - created_at_ns % 900000000000 AS quarte
     feature, user, team, model, key, tier, status, placement, conversation, run,
     1 AS requests, ifnull(input_tokens, 0) AS input_tokens, ifnull(output_tokens, 0) AS output_tokens, serving_ns,
     ifnull((SELECT CASE WHEN count(*) = count(amount_nanousd) THEN sum(amount_nanousd) END
-        FROM lines WHERE receipt = id AND book = 'actual'), 0) AS cost_nanousd,
+        FROM lines WHERE lines.receipt = receipts.id AND book = 'actual'), 0) AS cost_nanousd,
     (SELECT CASE WHEN count(*) > 0 THEN count(*) > count(amount_nanousd) ELSE
             status != 'refused' AND (status = 'interrupted' OR input_tokens IS NOT 0 OR output_tokens IS NOT 0
                 OR serving_ns != 0) END
-        FROM lines WHERE receipt = id AND book = 'actual') AS unpriced,
+        FROM lines WHERE lines.receipt = receipts.id AND book = 'actual') AS unpriced,
     (SELECT count(*) = count(amount_nanousd) AND ifnull(max(provenance = 'assumed'), 0)
-        FROM lines WHERE receipt = id AND book = 'actual') AS assumed,
+        FROM lines WHERE lines.receipt = receipts.id AND book = 'actual') AS assumed,
     input_tokens IS NULL OR output_tokens IS NULL AS unknown_usage
 FROM receipts WHERE status IS NOT NULL;
 
@@ -132,6 +132,10 @@ END;
 DROP TRIGGER lines_settled;
 CREATE TRIGGER lines_settled BEFORE UPDATE ON lines WHEN NOT EXISTS (SELECT 1 FROM maintenance) BEGIN
     SELECT raise(ABORT, 'a line never changes: add another that corrects it');
+END;
+DROP TRIGGER feedback_settled;
+CREATE TRIGGER feedback_settled BEFORE UPDATE ON feedback WHEN NOT EXISTS (SELECT 1 FROM maintenance) BEGIN
+    SELECT raise(ABORT, 'feedback never changes: add another');
 END;
 DROP TRIGGER device_time_kept;
 CREATE TRIGGER device_time_kept BEFORE DELETE ON device_time WHEN NOT EXISTS (SELECT 1 FROM maintenance) BEGIN
