@@ -189,6 +189,13 @@ def test_the_cost_of_predictivity_is_shown_by_role(capsys: pytest.CaptureFixture
     assert row.split() == ["search", "$1.00", "20", "cents", "$1.20", "0"]
 
 
+def test_roles_by_day_are_refused_elsewhere_than_utc_rather_than_put_under_a_wrong_day(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["report", "--by", "day", "--predictivity", "--timezone", "Europe/Berlin"]) == 2
+    assert "leave --timezone out" in capsys.readouterr().err
+
+
 def test_a_receipt_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["receipts", "rcpt_none"]) == 1
     assert capsys.readouterr().err.startswith("error: no receipt rcpt_none")

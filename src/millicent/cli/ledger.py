@@ -13,6 +13,7 @@ from millicent.core.errors import NotFound
 if TYPE_CHECKING:
     from millicent.core.receipts import Receipt
     from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter, Totals
+    from millicent.ledger.worth import RoleCosts, Usefulness
 
 # What `report` can group by: `millicent.ledger.queries.GroupBy`, written out so that help needn't load it.
 GROUPS = ("feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status")
@@ -87,8 +88,16 @@ def report(by: str, predictivity: bool, timezone: str, book: str, json_: bool, *
     if book != "actual" and book not in (books := ledger.books()):
         raise NotFound(f"no book {book!r} in this ledger: there is {', '.join(books)}.")
     totals = ledger.totals(cast("GroupBy", by), where, book, zone=timezone)
-    roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where)}
-    useful = {each.group: each for each in ledger.usefulness(cast("GroupBy", by), where)}
+    # Roles and usefulness read every receipt, and know days and hours in UTC only: nothing is shown under a wrong day.
+    elsewhere = timezone != "UTC" and by in {"day", "hour"}
+    if elsewhere and predictivity:
+        raise click.UsageError(f"--predictivity by {by} is in UTC: leave --timezone out, or group by something else.")
+    roles: dict[str | None, RoleCosts] = {}
+    useful: dict[str | None, Usefulness] = {}
+    if not elsewhere:
+        useful = {each.group: each for each in ledger.usefulness(cast("GroupBy", by), where)}
+        if predictivity or json_:
+            roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where)}
     if json_:
         groups = [
             _totals_body(each) | worth.roles_body(roles.get(each.group)) | worth.useful_body(useful.get(each.group))
