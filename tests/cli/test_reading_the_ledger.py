@@ -76,7 +76,8 @@ class ToldQueries:
         self.asked.append((where, limit, after))
         return ReceiptPage((UNPRICED, RECEIPT), "rcpt_next")
 
-    def totals(self, by: str, where: ReceiptFilter, book: str = "actual") -> Sequence[Totals]:
+    def totals(self, by: str, where: ReceiptFilter, book: str = "actual", *, zone: str = "UTC") -> Sequence[Totals]:
+        assert zone in {"UTC", "Europe/Berlin"}
         self.asked.append((by, where) if book == "actual" else (by, where, book))
         return TOTALS
 
@@ -186,6 +187,13 @@ def test_the_cost_of_predictivity_is_shown_by_role(capsys: pytest.CaptureFixture
     header, row = call(capsys, "report", "--predictivity").splitlines()
     assert header.split() == ["FEATURE", "INFERENCE", "RETRIEVAL", "PREDICTIVITY", "UNPRICED", "LINES"]
     assert row.split() == ["search", "$1.00", "20", "cents", "$1.20", "0"]
+
+
+def test_roles_by_day_are_refused_elsewhere_than_utc_rather_than_put_under_a_wrong_day(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["report", "--by", "day", "--predictivity", "--timezone", "Europe/Berlin"]) == 2
+    assert "leave --timezone out" in capsys.readouterr().err
 
 
 def test_a_receipt_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,11 @@ class Ledger(Protocol):
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None: ...
 
+    async def maintain(self) -> None:
+        """Settle what gateways that are gone left open, and delete what has outlived its retention. Call it now and
+        then: some is done each time."""
+        ...
+
     async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
         """Append to a closed receipt. A line whose `id` is there already changes nothing.
 

@@ -80,6 +80,9 @@ class MemoryLedger:
         """A gateway that is gone took its memory along: there is never anything to settle."""
         return 0
 
+    async def maintain(self) -> None:
+        """Nothing outlives anything here."""
+
     async def device_seen_ns(self, device: str) -> int:
         """As SqliteLedger's: 0, since memory doesn't outlive a session."""
         del device

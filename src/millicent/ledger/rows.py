@@ -198,6 +198,13 @@ def assignments(columns: Iterable[str]) -> str:
 
 # The same few statements are asked for with every receipt.
 @cache
+def settlement(columns: tuple[str, ...]) -> str:
+    """`UPDATE` of all that closing a receipt may change."""
+    changing = _assignments(tuple(name for name in columns if name not in FIXED_COLUMNS))
+    return f"UPDATE receipts SET {changing} WHERE id = :id"  # noqa: S608 - our own names
+
+
+@cache
 def _insert(table: str, columns: tuple[str, ...], conflict: str) -> str:
     values = ", ".join(f":{name}" for name in columns)
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) {conflict}"  # noqa: S608 - our own names

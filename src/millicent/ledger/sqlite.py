@@ -19,7 +19,9 @@ from millicent.ledger import late
 from millicent.ledger.budgets import extend
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
+from millicent.ledger.maintenance import delete_expired
 from millicent.ledger.recovery import recover, unsettled_gateways
+from millicent.ledger.rollups import DAY_NS
 from millicent.ledger.schema import unavailable
 from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
 from millicent.ledger.writer import Writer
@@ -32,6 +34,7 @@ class SqliteLedger:
 
     def __init__(self, path: Path, config: LedgerConfig, clock: Clock, gateway: str) -> None:
         self._path = path
+        self._config = config
         self._clock = clock
         self._gateway = gateway
         self._writer = Writer(path, config, clock)
@@ -94,6 +97,13 @@ class SqliteLedger:
     async def recover(self) -> int:
         """Settle what gateways that no longer live left open; how many receipts that closed. Call it now and then."""
         return await self.write(self._recover_dead)
+
+    async def maintain(self) -> None:
+        """Settle what dead gateways left, and delete some of the detail that has outlived `retain_days`."""
+        await self.recover()
+        if self._config.retain_days is not None:
+            before_ns = self._clock.now_ns() - self._config.retain_days * DAY_NS
+            await self._writer.submit(partial(delete_expired, before_ns=before_ns))
 
     async def device_seen_ns(self, device: str) -> int:
         """UTC nanoseconds up to which this device is accounted for, 0 if never: a new session must not start before."""

@@ -12,6 +12,7 @@ from millicent.core.accounts import Checkpoint, DeviceSession, Reading
 from millicent.core.idempotency import Claim
 from millicent.core.receipts import Attempt, HourShare, Line, Receipt
 from millicent.ledger import budgets, claims, rows
+from millicent.ledger.rollups import fold
 
 
 def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str, claim: Claim | None = None) -> bool:
@@ -59,8 +60,7 @@ def close_receipt(
     _write_shares(connection, receipt.id, shares)
     _write_lines(connection, receipt)
     base = rows.receipt_row(receipt)
-    changing = rows.assignments(name for name in base if name not in rows.FIXED_COLUMNS)
-    connection.execute(f"UPDATE receipts SET {changing} WHERE id = :id", base)  # noqa: S608 - our own names
+    connection.execute(rows.settlement(tuple(base)), base)
     budgets.settle(connection, receipt)
     claims.answer_claim(connection, receipt, answer)
 
@@ -85,6 +85,7 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
     for session in checkpoint.sessions:
         write_session(connection, session)
     claims.drop_expired(connection, checkpoint.at_ns)
+    fold(connection)
 
 
 def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:
@@ -126,11 +127,17 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
         _write_shares(connection, reading.receipt, reading.shares)
 
 
+# Who was asked, and when, is known when an attempt begins.
+_END_ATTEMPT = (
+    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error"
+    " WHERE attempts.ended_at_ns IS NULL AND excluded.ended_at_ns IS NOT NULL"
+)
+
+
 def _write_attempts(connection: sqlite3.Connection, receipt_id: str, attempts: Iterable[Attempt]) -> None:
     for attempt in attempts:
         row = rows.attempt_row(receipt_id, attempt)
-        upsert = f"ON CONFLICT DO UPDATE SET {rows.assignments(row)} WHERE ended_at_ns IS NULL"
-        connection.execute(rows.insert("attempts", row, upsert), row)
+        connection.execute(rows.insert("attempts", row, _END_ATTEMPT), row)
 
 
 def _write_lines(connection: sqlite3.Connection, receipt: Receipt) -> None:

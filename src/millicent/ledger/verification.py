@@ -6,13 +6,17 @@ import sqlite3
 from collections.abc import Callable
 
 from millicent.core.clock import iso_utc
+from millicent.ledger import rollups
 
 # Each finds rows that must not be, and says of one row what is wrong.
 _MUST_BE_EMPTY: dict[str, str] = {
     "device time of hour {1} in session {0} is {2} ns by receipt and {3} ns in the account": """
         SELECT session, hour_ns, coalesce(t.serving_ns, 0), h.serving_ns
         FROM device_hours AS h LEFT JOIN
-            (SELECT session, hour_ns, sum(serving_ns) AS serving_ns FROM device_time GROUP BY session, hour_ns) AS t
+            (SELECT session, hour_ns, sum(serving_ns) AS serving_ns FROM
+                (SELECT session, hour_ns, serving_ns FROM device_time
+                    UNION ALL SELECT session, hour_ns, serving_ns FROM device_time_archived)
+             GROUP BY session, hour_ns) AS t
             USING (session, hour_ns)
         WHERE h.serving_ns != coalesce(t.serving_ns, 0)""",
     "session {0} has device time in hour {1} but was never written: checkpoint before the first request": """
@@ -42,7 +46,10 @@ _MUST_BE_EMPTY: dict[str, str] = {
     "budget {0} of {1!r} from {2} has {3} spent and {4} held, and its holds make {5} and {6}": """
         SELECT p.budget, p.subject, p.period_ns, p.spent_nanousd, p.held_nanousd,
             coalesce(sum(h.spent_nanousd), 0) AS spent, coalesce(sum(h.held_nanousd), 0) AS held
-        FROM budget_periods AS p LEFT JOIN holds AS h USING (budget, subject, period_ns)
+        FROM budget_periods AS p LEFT JOIN (
+            SELECT budget, subject, period_ns, spent_nanousd, held_nanousd FROM holds
+            UNION ALL SELECT budget, subject, period_ns, spent_nanousd, 0 FROM holds_archived
+        ) AS h USING (budget, subject, period_ns)
         GROUP BY p.budget, p.subject, p.period_ns HAVING spent != p.spent_nanousd OR held != p.held_nanousd""",
     "receipt {0} is closed and still holds {2} nano-dollars of budget {1}": """
         SELECT receipt, budget, held_nanousd FROM holds JOIN receipts ON receipts.id = receipt
@@ -71,4 +78,4 @@ def problems(connection: sqlite3.Connection, is_live: Callable[[str], bool]) -> 
     ]
     for message, sql in _MUST_BE_EMPTY.items():
         found += [message.format(*row) for row in connection.execute(sql)]
-    return found
+    return found + rollups.problems(connection)

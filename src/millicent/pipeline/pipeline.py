@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -44,6 +45,8 @@ from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
 log = logging.getLogger(__name__)
 
 CHECKPOINT_INTERVAL_S = 1.0
+# What other gateways left open when they died is settled at every tenth checkpoint.
+CHECKPOINTS_PER_MAINTENANCE = 10
 _ATTEMPT = 1
 
 
@@ -363,10 +366,12 @@ class Pipeline:
 
     async def _keep_checkpointing(self) -> None:
         failing = False
-        while True:
+        for number in itertools.count(1):
             await asyncio.sleep(CHECKPOINT_INTERVAL_S)
             try:
                 await self.checkpoint()
+                if number % CHECKPOINTS_PER_MAINTENANCE == 0:
+                    await self._ledger.maintain()
                 failing = False
             except LedgerUnavailable as error:
                 if not failing:
