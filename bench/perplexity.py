@@ -13,6 +13,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,15 +37,8 @@ def windows(text: Path, model: Path, tokens: int) -> list[list[int]]:
 def ours(spec: str, given: list[list[int]], threads: int) -> float:
     """`spec` is FILE[,dtype[,quantize[,kv_dtype]]]."""
     path, *rest = spec.split(",")
-    dtype, quantize, kv_dtype = [*rest, *("auto", "auto", "auto")[len(rest) :]]
-    model = load_model(
-        Path(path),
-        dtype=dtype,
-        name="measured",
-        threads=threads,
-        quantize=quantize,
-        kv_dtype=kv_dtype,  # type: ignore[arg-type]
-    )
+    settings: dict[str, Any] = dict(zip(("dtype", "quantize", "kv_dtype"), rest, strict=False))
+    model = load_model(Path(path), name="measured", threads=threads, **{"dtype": "auto", **settings})
     assert isinstance(model, KernelDecoder)
     blocks = WINDOW // BLOCK
     model.allocate(blocks, BLOCK)
@@ -61,7 +55,7 @@ def ours(spec: str, given: list[list[int]], threads: int) -> float:
 
 def theirs(path: str, given: list[list[int]], threads: int) -> float:
     """llama.cpp, by its Python package."""
-    from llama_cpp import Llama
+    from llama_cpp import Llama  # type: ignore[import-not-found,unused-ignore]
 
     model = Llama(
         path, n_ctx=WINDOW, n_batch=512, n_threads=threads, n_threads_batch=threads, logits_all=True, verbose=False

@@ -13,6 +13,7 @@ from gguf import quantize as gguf_quantize
 from millicent.core.errors import ConfigError
 from millicent.engine import kernels
 from millicent.engine.batch import Model, Piece
+from millicent.engine.config import Dtype
 from millicent.engine.kernels import library
 from millicent.engine.kernels.weights import Format, quantize
 from millicent.engine.models import load_model
@@ -56,7 +57,7 @@ def prompt(tokens: int, seed: int = 0) -> list[int]:
     ],
 )
 def test_the_kernels_logits_are_torchs_within_what_rounding_costs(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, quantize: str, error: float
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: Dtype, quantize: str, error: float
 ) -> None:
     """Errors are relative to the norm of the logits: bf16 rounds to 8 bits, int8 both sides to 8, int4 weights to 4."""
     ours = load_model(tiny, dtype=dtype, name="tiny", quantize=quantize)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import torch
 
 from millicent.core.errors import ModelError
 from millicent.engine.batch import Piece
+from millicent.engine.config import Dtype
 from millicent.engine.layers import rotary_frequencies
 from millicent.engine.models import FAMILIES, load_model
 from millicent.engine.quantization import dequantize
@@ -99,7 +100,7 @@ def test_dequantized_blocks_equal_those_of_the_gguf_library(kind: str) -> None:
     assert torch.equal(rounded, expected.bfloat16())
 
 
-def refusal(path: Path, dtype: str = "fp32") -> str:
+def refusal(path: Path, dtype: Dtype = "fp32") -> str:
     with pytest.raises(ModelError) as caught:
         load_model(path, dtype=dtype, name="tiny")
     assert "\n" not in caught.value.message
