@@ -227,8 +227,14 @@ def test_a_model_that_cannot_be_loaded_fails_its_start_and_costs_later_requests_
         with pytest.raises(ModelError, match=r"missing\.gguf"):
             await subject.start()
         assert subject.status().state is EngineState.FAILED
-        models = {"bad": LocalModel(missing, "home"), "tiny": LocalModel(tiny, "home")}
+        models = {
+            "bad": LocalModel(missing, "home"),
+            "narrow": LocalModel(tiny, "home", quantize="int4"),  # its heads of 8 are none for the kernels
+            "tiny": LocalModel(tiny, "home"),
+        }
         async with backend(models, tmp_path) as (subject, _):
+            with pytest.raises(ModelError, match="quantize = 'int4' needs the compiled kernels"):
+                await subject.prepare(request(model="narrow"))
             for _ in range(2):
                 with pytest.raises(ModelError, match=r"missing\.gguf"):
                     await subject.prepare(request(model="bad"))
