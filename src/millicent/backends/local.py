@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from millicent.backends.engine_process import EngineProcess
+from millicent.backends.grammar_checks import GrammarChecker
 from millicent.backends.local_models import (
     EngineState,
     EngineStatus,
@@ -51,6 +52,7 @@ from millicent.engine.protocol import (
     Unload,
     Unloaded,
 )
+from millicent.text.grammars import format_grammar
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -96,6 +98,7 @@ class LocalBackend:
         self._clock = clock
         self._command = tuple(command)
         self._log_file = home / "logs" / f"engine-{config.device}.log"
+        self._grammars = GrammarChecker()
         self._models = {model: HeldModel(model, spec) for model, spec in models.items()}
         self._state = EngineState.STOPPED
         self._message = ""
@@ -150,6 +153,7 @@ class LocalBackend:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._grammars.close()
         if engine is not None:
             await engine.stop()
 
@@ -165,6 +169,10 @@ class LocalBackend:
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model, _START_GRACE_S)
         assert model.tokenizer is not None
+        grammar = ""
+        if request.output_format is not None:
+            grammar = format_grammar(request.output_format)
+            await self._grammars.check(grammar, "response_format")
         tokens = await encode(request, model.tokenizer)
         tokens = truncate(request, tokens, model.context_tokens)
         check_tokens(request, model.tokenizer.vocabulary_size)
@@ -179,6 +187,7 @@ class LocalBackend:
             tenant=self._tenant(request.attribution.key),
             priority=request.priority,
             deadline_ns=self._deadline_ns(request.latency_target_ms),
+            grammar=grammar,
         )
         echo = model.tokenizer.decode(tokens) if request.echo else ""
         begin = functools.partial(self._begin, model.tokenizer.label, echo)

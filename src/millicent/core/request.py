@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from millicent.core.money import Money
@@ -49,6 +51,14 @@ class Limits(msgspec.Struct, frozen=True):
     stop_tokens: tuple[int, ...] = ()
 
 
+class OutputFormat(msgspec.Struct, frozen=True):
+    """What the answer must be: any JSON object, or what `source` describes: a JSON schema, a regular expression, a Lark
+    grammar (llguidance's dialect)."""
+
+    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    source: str = ""
+
+
 class Attribution(msgspec.Struct, frozen=True):
     """Whom the receipt is for. Every field is optional; absent is shown as unattributed."""
 
@@ -77,6 +87,7 @@ class Request(msgspec.Struct, frozen=True):
     prompt: str | tuple[int, ...] | None = None
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
+    output_format: OutputFormat | None = None
     stream: bool = False
     choices: int = 1
     echo: bool = False

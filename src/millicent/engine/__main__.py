@@ -38,7 +38,9 @@ def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel]:
         model = load_model(
             path, dtype=frame.dtype, name=frame.model, deterministic=config.deterministic, threads=threads
         )
-        return OpenModel(model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer))
+        return OpenModel(
+            model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer), tokenizer.grammar_vocabulary
+        )
 
     return open_model
 

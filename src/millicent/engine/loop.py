@@ -71,6 +71,8 @@ class Engine:
                 if isinstance(frame, Shutdown):
                     return
                 self._handle(frame)
+            for runner in self._runners.values():
+                self._report(runner.take_compiled())
             if busy := self._busy():
                 turn += 1
                 self._connection.send(busy[turn % len(busy)].step(self._config.device, self._steps, self._clock))
@@ -144,7 +146,7 @@ class Engine:
             kv_bytes = least * self._config.block_tokens * opened.model.kv_bytes_per_token
             weight_bytes = opened.model.weight_bytes
             raise OutOfMemory(_does_not_fit(frame.model, weight_bytes + kv_bytes, weight_bytes + left))
-        return Runner(opened, self._config, blocks=blocks)
+        return Runner(opened, self._config, blocks=blocks, wake=self._connection.wake)
 
     def _kv_blocks(self, model: Model, left_bytes: int) -> tuple[int, int]:
         """How many KV blocks the model gets, and the fewest it can work with.

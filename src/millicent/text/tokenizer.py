@@ -11,9 +11,11 @@ from millicent.core.clock import Clock, SystemClock
 from millicent.core.errors import InvalidRequest, ModelError
 from millicent.core.request import Message
 from millicent.text.gguf import find_gguf, read_gguf_head
+from millicent.text.grammars import vocabulary
 from millicent.text.templates import ChatTemplate, SpecialTokens
 
 if TYPE_CHECKING:
+    import llguidance
     import tokenizers
 
 
@@ -81,6 +83,11 @@ class Tokenizer:
     def label(self, token: int) -> bytes:
         """What to show where a token itself is meant: its bytes, or a control token's name."""
         return self.token_bytes(token) or self._added.get(token, b"")
+
+    def grammar_vocabulary(self, size: int, ends: Iterable[int]) -> llguidance.LLTokenizer:
+        """The vocabulary as grammars see it, padded to the `size` of the model's output."""
+        tokens = range(size)
+        return vocabulary([self.token_bytes(token) for token in tokens], [self.label(token) for token in tokens], ends)
 
     def _encode_piece(self, text: str) -> list[int]:
         tokens: list[int] = self._plain.encode(text, add_special_tokens=False).ids

@@ -62,7 +62,6 @@ class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=T
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     # refused by name unless neutral
-    response_format: Any = None
     tools: Any = None
     tool_choice: Any = None
     functions: Any = None
@@ -77,7 +76,6 @@ class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=T
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -123,6 +121,7 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         messages=tuple(_message(message, f"messages[{i}]") for i, message in enumerate(chat.messages)),
         sampling=chat.sampling((chat.top_logprobs or 0) if chat.logprobs else None),
         limits=chat.limits(chat.max_completion_tokens or chat.max_tokens),
+        output_format=chat.output_format(),
         stream=stream,
         choices=chat.n or 1,
         truncate_prompt_tokens=chat.truncate_prompt_tokens,
