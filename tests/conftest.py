@@ -31,3 +31,12 @@ def smollm2_path(model_cache: Path) -> Path:
         return pull("smollm2:135m", model_cache).path
     except ModelError as error:
         pytest.skip(f"the default model cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def minilm_path(model_cache: Path) -> Path:
+    """The embedding model's directory. Tests that use it are marked `model`."""
+    try:
+        return pull("minilm", model_cache).path
+    except ModelError as error:
+        pytest.skip(f"the embedding model cannot be fetched: {error}")

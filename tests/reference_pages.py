@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator
+from datetime import date
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -73,28 +74,40 @@ def _settings(room: type[msgspec.Struct]) -> str:
     hints = get_type_hints(room, include_extras=True)
     lines = ["| setting | value | default |", "|---|---|---|"]
     for field in msgspec.structs.fields(room):
-        default = "required" if field.default is msgspec.NODEFAULT else _toml(field.default)
-        lines.append(f"| `{field.encode_name}` | {_values(hints[field.name])} | {default} |")
+        default = "required" if field.required else _toml(_default(field))
+        lines.append(f"| `{field.encode_name}` | {_values(hints[field.name], room)} | {default} |")
     return "\n".join(lines)
+
+
+def _default(field: msgspec.structs.FieldInfo) -> object:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def _toml(value: object) -> str:
     return "not set" if value is None else f"`{msgspec.json.encode(value).decode()}`"
 
 
-def _values(hint: Any) -> str:
+def _values(hint: Any, room: type[msgspec.Struct]) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in {Union, types.UnionType}:
-        return " or ".join(_values(each) for each in arguments if each is not type(None))
+        return " or ".join(_values(each, room) for each in arguments if each is not type(None))
     if origin is Annotated:
-        return f"{_values(arguments[0])}{_bounds(arguments[1])}"
+        return f"{_values(arguments[0], room)}{_bounds(arguments[1])}"
     if origin is Literal:
         return ", ".join(_toml(each) for each in arguments)
     if origin in {tuple, list}:
-        return f"list of {_values(arguments[0])}"
+        return f"list of {_values(arguments[0], room)}"
+    if origin is dict:
+        return f"table of {_values(arguments[1], room)}"
     if issubclass(hint, Enum):
         return ", ".join(_toml(each) for each in hint)
-    return {bool: "`true`, `false`", int: "whole number", float: "number", Decimal: "number", str: "text"}[hint]
+    if issubclass(hint, msgspec.Struct):
+        known = {field.name for field in msgspec.structs.fields(room)}
+        more = [f"`{field.name}`" for field in msgspec.structs.fields(hint) if field.name not in known]
+        return " and ".join(["table of settings as here", *more])
+    return {date: "day", bool: "`true`, `false`", int: "whole number", float: "number", Decimal: "number", str: "text"}[
+        hint
+    ]
 
 
 def _bounds(meta: msgspec.Meta) -> str:

@@ -31,6 +31,10 @@ from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
+from millicent.meter.prices import PriceBook
+from millicent.meter.published_prices import published_prices
+from millicent.meter.quotes import Quoter
+from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server
 from millicent.server.config import ServerConfig
@@ -40,16 +44,20 @@ log = logging.getLogger(__name__)
 
 _LOG_BYTES = 10 << 20
 _LOG_FILES = 3
+# Enough to quote as before a restart; learning from so many takes less than a second.
+_LEARNED_AT_START = 2000
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What to serve, from where; `models` maps public names to files that are here, on `placement`."""
+    """What to serve, from where; `models` maps public names to files that are here, on `placement`. Models at
+    `providers` can be quoted beside them."""
 
     home: Path
     config: Config
     models: Mapping[str, LocalModel]
     placement: Placement
+    providers: tuple[Placement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,14 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     try:
         device = config.engine.device
         placement = options.placement
-        meter = Meter(clock, gateway, ids, StepTimeShares())
+        shares = StepTimeShares()
+        meter = Meter(clock, gateway, ids, shares)
         meter.add_device(device, placement, not_before_ns=await ledger.device_seen_ns(device))
         backend = LocalBackend(config.engine, options.models, meter, clock, home)
+        queries = LedgerQueries(home / "ledger.db")
+        quoter = Quoter(shares.coefficients)
+        for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
+            quoter.learn_from(receipt)
         await ledger.write(partial(follow_config, configured=config.budgets))
         queries = LedgerQueries(home / "ledger.db")
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
@@ -107,9 +120,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             backends=[backend],
             ledger=ledger,
             meter=meter,
-            placements={placement.name: placement},
+            placements={each.name: each for each in (placement, *options.providers)},
             clock=clock,
             limits=config.limits,
+            estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
         )
         server = Server(
@@ -181,7 +195,9 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
             await asyncio.wait({starting, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 await starting
-                _announce(say, settings.host, listener.getsockname()[1], app.pipeline.models())
+                models = app.pipeline.models()
+                vectors = app.backend.makes_vectors(models[0])
+                _announce(say, settings.host, listener.getsockname()[1], models, vectors=vectors)
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             starting.cancel()
@@ -214,15 +230,21 @@ def _stop_on_signals(http: uvicorn.Server) -> asyncio.Future[None]:
     return stopping
 
 
-def _announce(say: Callable[[str], None], host: str, port: int, models: Sequence[str]) -> None:
+def _announce(say: Callable[[str], None], host: str, port: int, models: Sequence[str], *, vectors: bool) -> None:
+    """`vectors`: the first model makes embeddings, not text."""
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f"Millicent ready on {url}")
     say(f"Serving {', '.join(models)}. Open {url}/ in a browser, or paste:\n")
-    say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
-    say(
-        f'  -d \'{{"model": "{models[0]}", "messages": [{{"role": "user", '
-        '"content": "What is the capital city of Japan?"}], "temperature": 0}\'\n'
-    )
+    question = "What is the capital city of Japan?"
+    if vectors:
+        address, asked = "embeddings", f'"input": "{question}"'
+    else:
+        address, asked = (
+            "chat/completions",
+            f'"messages": [{{"role": "user", "content": "{question}"}}], "temperature": 0',
+        )
+    say(f"curl {url}/v1/{address} -H 'Content-Type: application/json' \\")
+    say(f'  -d \'{{"model": "{models[0]}", {asked}}}\'\n')
 
 
 def _listen(config: ServerConfig) -> socket.socket:

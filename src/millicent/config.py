@@ -20,6 +20,7 @@ from millicent.core.errors import ConfigError
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
 from millicent.meter.placements import PlacementConfig
+from millicent.meter.prices import PriceConfig
 from millicent.pipeline.config import LimitsConfig
 from millicent.server.config import ServerConfig
 
@@ -35,6 +36,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineConfig = EngineConfig()
     models: dict[str, ModelConfig] = {}
     placements: dict[str, PlacementConfig] = {}
+    prices: dict[str, PriceConfig] = {}
     budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig = LedgerConfig()
@@ -68,6 +70,7 @@ def load(path: Path) -> Config:
     config = msgspec.convert(table, Config)
     checks: list[tuple[tuple[str, str], Callable[[], object]]] = [
         *((("placements", name), partial(each.placement, name)) for name, each in config.placements.items()),
+        *((("prices", name), partial(each.check, name)) for name, each in config.prices.items()),
         *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]

@@ -86,6 +86,7 @@ async def read(run: Run) -> tuple[list[Text], End]:
     async for chunk in run:
         if isinstance(chunk, End):
             return texts, chunk
+        assert isinstance(chunk, Text)
         texts.append(chunk)
     raise AssertionError("it ended without an End")
 

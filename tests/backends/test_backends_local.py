@@ -78,6 +78,7 @@ async def read(run: Run) -> tuple[str, End]:
         if isinstance(chunk, Text):
             text += chunk.text
         else:
+            assert isinstance(chunk, End)
             end = chunk
     assert end is not None
     return text, end

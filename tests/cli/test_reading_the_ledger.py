@@ -75,9 +75,12 @@ class ToldQueries:
         self.asked.append((where, limit, after))
         return ReceiptPage((UNPRICED, RECEIPT), "rcpt_next")
 
-    def totals(self, by: str, where: ReceiptFilter) -> Sequence[Totals]:
-        self.asked.append((by, where))
+    def totals(self, by: str, where: ReceiptFilter, book: str = "actual") -> Sequence[Totals]:
+        self.asked.append((by, where) if book == "actual" else (by, where, book))
         return TOTALS
+
+    def books(self) -> list[str]:
+        return ["actual", "next-year"]
 
 
 @pytest.fixture(autouse=True)
@@ -171,3 +174,10 @@ def test_without_a_ledger_the_error_says_where_it_was_looked_for(
     (tmp_path / "ledger.db").unlink()
     assert run(["report"]) == 1
     assert f"no ledger at {tmp_path}/ledger.db" in capsys.readouterr().err
+
+
+def test_a_report_can_be_of_another_book(capsys: pytest.CaptureFixture[str]) -> None:
+    assert json.loads(call(capsys, "report", "--book", "next-year", "--json"))["book"] == "next-year"
+    assert ToldQueries.asked[-1][2] == "next-year"
+    assert run(("report", "--book", "nowhere")) == 1
+    assert "there is actual, next-year" in capsys.readouterr().err

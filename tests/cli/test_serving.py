@@ -49,7 +49,7 @@ def pulled(name: str, cache: Path, progress: Progress | None = None) -> Installe
 
 def test_a_model_can_be_given_by_its_path(model_file: Path, tmp_path: Path) -> None:
     wanted = chosen((str(model_file),), Config(), tmp_path, "local")
-    assert list(wanted) == ["tiny"]
+    assert list(wanted) == ["tiny", "minilm"]
     assert (wanted["tiny"].path, wanted["tiny"].placement, wanted["tiny"].preload) == (model_file, "local", True)
 
 
@@ -69,7 +69,35 @@ def test_two_models_of_one_name_are_refused(model_file: Path, tmp_path: Path) ->
 
 def test_without_a_name_the_default_model_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("millicent.hub.pull", pulled)
-    assert list(chosen((), Config(), tmp_path, "local")) == ["smollm2:135m"]
+    wanted = chosen((), Config(), tmp_path, "local")
+    assert list(wanted) == ["smollm2:135m", "minilm"]
+    assert isinstance(wanted["smollm2:135m"].path, Path)
+
+
+def test_the_embedding_model_is_fetched_when_it_is_first_asked_for(
+    monkeypatch: pytest.MonkeyPatch, model_file: Path, tmp_path: Path
+) -> None:
+    fetched: list[str] = []
+
+    def pull(name: str, cache: Path, progress: Progress | None = None) -> InstalledModel:
+        fetched.append(name)
+        return pulled(name, cache, progress)
+
+    monkeypatch.setattr("millicent.hub.pull", pull)
+    offered = chosen((str(model_file),), Config(), tmp_path, "local")["minilm"]
+    assert (fetched, offered.preload) == ([], False)
+    assert not isinstance(offered.path, Path)
+    assert offered.path() == tmp_path / "cache" / "models" / "minilm"
+    assert fetched == ["minilm"]
+
+
+def test_an_embedding_model_that_is_named_is_served_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("millicent.hub.pull", pulled)
+    wanted = chosen(("minilm",), Config(), tmp_path, "local")
+    assert list(wanted) == ["minilm"]
+    assert wanted["minilm"].preload
 
 
 def test_a_machine_that_nobody_priced_has_an_assumed_rate() -> None:

@@ -34,7 +34,7 @@ from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.pipeline.answer import Answer, KeptAnswer
 from millicent.pipeline.config import LimitsConfig
-from millicent.pipeline.holds import HoldOf, HoldWatch, cautious_hold
+from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
 from millicent.pipeline.pipeline import Pipeline
 
 # A dollar a second: a chunk takes a second, so each costs a dollar.
@@ -80,7 +80,7 @@ async def world(
     answer: FakeAnswer | Callable[[Request], FakeAnswer] = TEN,
     *,
     limit_usd: int | None = None,
-    hold: HoldOf = cautious_hold,
+    hold: HoldOf = quoted_hold,
     rates: Rates | None = None,
 ) -> AsyncIterator[World]:
     clock, ids = ManualClock(), SequentialIds()
@@ -120,7 +120,7 @@ async def world(
 
 
 def dollars(amount: int) -> HoldOf:
-    return lambda _call, _placement: Money.from_usd(amount)
+    return lambda _plan: Money.from_usd(amount)
 
 
 def run(scenario: Callable[[], Any]) -> None:
@@ -195,21 +195,11 @@ def test_an_answer_that_fails_gives_its_hold_back_and_is_booked_for_what_it_used
 
 def test_a_call_without_an_upper_bound_is_refused_by_a_hard_budget_before_it_runs() -> None:
     async def scenario() -> None:
-        async with world(limit_usd=100, hold=lambda _call, _placement: None) as here:
+        async with world(limit_usd=100, hold=lambda _plan: None) as here:
             with pytest.raises(PaymentRequired, match="nobody can say"):
                 await here.settle(here.request())
             assert here.backend.running == 0
             assert here.ledger.queries.count_open() == 0
-
-    run(scenario)
-
-
-def test_the_cautious_hold_is_the_whole_device_for_as_long_as_it_could_take() -> None:
-    async def scenario() -> None:
-        async with world() as here:
-            call = await here.backend.prepare(here.request(limits=Limits(max_tokens=20)))
-            # 5 tokens in at 10 ms, 20 out at 100 ms, a dollar a second
-            assert cautious_hold(call, PLACEMENT) == Money.from_usd("2.05")
 
     run(scenario)
 

@@ -50,6 +50,13 @@ def spent(server: LiveServer, query: str = "") -> Decimal:
     return sum((Decimal(one["total_usd"]) for one in server.receipts(query)), Decimal(0))
 
 
+def usual_hold(server: LiveServer) -> Decimal:
+    """What a short request holds, once a few have been seen."""
+    for _ in range(3):
+        _, _, headers = post(server, SHORT)
+    return Decimal(server.get(f"/v1/receipts/{headers['x-millicent-receipt']}")[1]["hold_usd"])
+
+
 def check_ledger(server: LiveServer) -> None:
     connection = sqlite3.connect(server.home / "ledger.db")
     assert connection.execute("SELECT count(*) FROM holds WHERE held_nanousd != 0 OR NOT settled").fetchone() == (0,)
@@ -58,8 +65,8 @@ def check_ledger(server: LiveServer) -> None:
 
 
 def test_64_calls_at_once_on_a_nearly_empty_hard_budget_never_overspend(server: LiveServer) -> None:
-    _, _, headers = post(server, SHORT)
-    hold = Decimal(server.get(f"/v1/receipts/{headers['x-millicent-receipt']}")[1]["hold_usd"])
+    hold = usual_hold(server)
+    before = {one["id"] for one in server.receipts()}
     admin(server, "POST", "/budgets", {"name": "small", "limit_usd": str(hold * Decimal("2.5"))})
     with ThreadPoolExecutor(64) as pool:
         results = list(pool.map(lambda _: post(server, SHORT), range(64)))
@@ -69,14 +76,16 @@ def test_64_calls_at_once_on_a_nearly_empty_hard_budget_never_overspend(server: 
     assert {status for status, _, _ in results} == {200, 402}
     error = refused[0]["error"]
     assert error["code"] == "budget_exceeded"
-    for word in ("`small`", "left", "renews at", str(hold)):
+    for word in ("`small`", "left", "renews at", "may cost up to $"):
         assert word in error["message"]
     now = balance(server)
     assert now["held"] == 0
-    paid = [one for one in server.receipts() if one["id"] != headers["x-millicent-receipt"]]
+    paid = [one for one in server.receipts() if one["id"] not in before]
     assert len(paid) == 64 - len(refused)
     assert now["spent"] == sum(Decimal(one["total_usd"]) for one in paid)
-    assert now["left"] >= 0
+    # A step that took longer than all its hold foresaw is the one thing that may pass the limit.
+    beyond = sum(max(Decimal(0), Decimal(one["total_usd"]) - Decimal(one["hold_usd"])) for one in paid)
+    assert now["left"] >= -beyond
     server.check_accounts()
 
 
@@ -87,11 +96,10 @@ def test_a_soft_budget_counts_and_refuses_nothing(server: LiveServer) -> None:
 
 
 def test_a_budget_per_team_is_each_teams_own(server: LiveServer) -> None:
-    _, _, headers = post(server, SHORT)
-    hold = Decimal(server.get(f"/v1/receipts/{headers['x-millicent-receipt']}")[1]["hold_usd"])
-    admin(server, "POST", "/budgets", {"name": "small", "limit_usd": str(hold), "per": "team", "only": "red"})
-    assert post(server, SHORT | {"max_tokens": 64}, X_Millicent_Team="red")[0] == 402
-    assert post(server, SHORT | {"max_tokens": 64}, X_Millicent_Team="blue")[0] == 200
+    limit = str(usual_hold(server) * 8)
+    admin(server, "POST", "/budgets", {"name": "small", "limit_usd": limit, "per": "team", "only": "red"})
+    assert post(server, SHORT | {"max_tokens": 400}, X_Millicent_Team="red")[0] == 402
+    assert post(server, SHORT | {"max_tokens": 400}, X_Millicent_Team="blue")[0] == 200
     assert post(server, SHORT, X_Millicent_Team="red")[0] == 200
 
 
@@ -298,3 +306,18 @@ def test_a_first_try_that_a_crash_cut_off_does_not_block_the_second(server: Live
     second = httpx.post(f"{server.url}/v1/completions", json=SHORT, headers=headers, timeout=60)
     assert second.status_code == 200
     assert second.headers["x-millicent-receipt"] != first
+
+
+def test_other_machines_are_served_once_there_is_a_key(tmp_path: Path) -> None:
+    tiny = write_tiny_model(tmp_path / "tiny")
+    server = LiveServer(tmp_path / "home", [str(tiny)], '[server]\nhost = "0.0.0.0"\n')
+    with pytest.raises(AssertionError, match="make one with `millicent keys create`"):
+        server.start()
+    token = server.command("keys", "create")
+    try:
+        server.start()
+        assert post(server, SHORT)[0] == 401
+        assert post(server, SHORT, Authorization=f"Bearer {token}")[0] == 200
+    finally:
+        if server.process is not None:
+            server.kill()

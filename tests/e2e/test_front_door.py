@@ -230,7 +230,7 @@ def test_other_hosts_and_origins_are_refused(server: LiveServer, headers: dict[s
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert [model.id for model in client.models.list()] == ["tiny", "minilm"]
     assert client.models.retrieve("tiny").id == "tiny"
 
 
@@ -259,3 +259,32 @@ def test_a_reader_that_pauses_gets_everything_in_the_end(server: LiveServer) -> 
                 usage = json.loads(line.removeprefix("data: "))["usage"]
                 tokens = usage["completion_tokens"] if usage else tokens
     assert tokens == 2000
+
+
+def test_a_quote_is_given_and_a_request_keeps_within_its_maximum(server: LiveServer) -> None:
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "tell me"}], "max_tokens": 2_000}
+    asked["ignore_eos"] = True
+    status, quotes, _ = server.request("POST", "/v1/quote", json.dumps(asked).encode())
+    assert status == 200
+    (quote,) = quotes["data"]
+    assert quote["output_tokens"]["high"] == 2_000
+    assert float(quote["cost_usd"]["low"]) <= float(quote["cost_usd"]["expected"]) <= float(quote["cost_usd"]["high"])
+
+    def ask(maximum: str) -> tuple[int, Any, Any]:
+        headers = {"X-Millicent-Max-Cost-USD": maximum}
+        return server.request("POST", "/v1/chat/completions", json.dumps(asked).encode(), headers)
+
+    status, refused, _ = ask("0.000000001")
+    assert (status, refused["error"]["code"]) == (402, "max_cost_exceeded")
+    assert refused["error"]["quote"]["model"] == "tiny"
+    status, whole, headers = ask("1")
+    receipt = settled(server, headers["x-millicent-receipt"])
+    assert (status, whole["usage"]["completion_tokens"]) == (200, 2_000)
+    assert receipt["hold_usd"] is not None
+    fifth = f"{float(receipt['total_usd']) / 5:.9f}"
+    status, part, headers = ask(fifth)
+    stopped = settled(server, headers["x-millicent-receipt"])
+    assert (status, part["choices"][0]["finish_reason"], stopped["status"]) == (200, "length", "succeeded")
+    assert 0 < part["usage"]["completion_tokens"] < 2_000
+    # Steps of a tiny model are shorter than the way of the stop to the engine, on a busy machine by many.
+    assert float(stopped["total_usd"]) <= float(fifth) * 1.5

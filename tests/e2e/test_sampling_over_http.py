@@ -125,8 +125,9 @@ def test_a_completion_echoes_and_scores_its_prompt(client: openai.OpenAI) -> Non
     assert logprobs.tokens is not None
     assert logprobs.token_logprobs is not None
     assert "".join(logprobs.tokens) == prompt
-    assert logprobs.token_logprobs[0] is None
-    assert all(value < 0 for value in logprobs.token_logprobs[1:])
+    first, *others = logprobs.model_dump()["token_logprobs"]
+    assert first is None
+    assert all(value < 0 for value in others)
     assert logprobs.text_offset == [len("".join(logprobs.tokens[:index])) for index in range(len(logprobs.tokens))]
     assert scored.usage is not None
     assert scored.usage.completion_tokens == 0

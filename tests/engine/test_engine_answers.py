@@ -133,7 +133,7 @@ def test_thirty_two_requests_with_one_prefix_of_512_tokens_prefill_it_once() -> 
         frame = Submit(number, "scripted", (*prefix, number, 5), Sampling(temperature=0), limits)
         assert subject.submit(frame) is None
     rows = 0
-    cached = {}
+    cached: dict[int, int | None] = {}
     while subject.busy:
         step = subject.step("cpu", 0, ManualClock())
         assert step.record is not None

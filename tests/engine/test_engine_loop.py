@@ -34,7 +34,7 @@ from millicent.engine.protocol import (
     encode_frame,
     from_engine_decoder,
 )
-from millicent.engine.runner import OpenModel
+from millicent.engine.runner import OpenModel, Runner
 from support.scripted_model import ScriptedModel, opened
 
 
@@ -278,7 +278,9 @@ def test_two_hundred_arrivals_and_cancellations_leave_all_blocks_free() -> None:
         assert {end.finish for end in ends.values()} == {"cancelled", "length"}
         running.gateway.send(Shutdown())
         running.join()
-        scheduler = running.engine._runners["scripted"].scheduler
+        runner = running.engine._runners["scripted"]
+        assert isinstance(runner, Runner)
+        scheduler = runner.scheduler
         assert (len(scheduler), scheduler.pool.used) == (0, 0)
 
 

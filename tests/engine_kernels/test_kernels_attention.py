@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from millicent.engine.batch import Piece
 from millicent.engine.kernels.layers import Batch, DecoderLayers, DecoderShape, LayerWeights
-from millicent.engine.kernels.reference import ReferenceAttention
 from millicent.engine.kernels.weights import PackedWeight
+from support.kernel_reference import ReferenceAttention
 
 BLOCKS = 64
 TOLERANCE = {torch.bfloat16: 1.2e-2, torch.float32: 4e-6}

@@ -7,7 +7,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from millicent.engine.kernels import reference
 from millicent.engine.kernels.weights import (
     GROUP,
     Epilogue,
@@ -20,6 +19,7 @@ from millicent.engine.kernels.weights import (
     interleaved_rows,
     quantize,
 )
+from support import kernel_reference as reference
 
 # Eight bits of an activation are half a step of 1/127 of its group's greatest: about 0.5% of a normal row.
 TOLERANCE = {Format.F32: 2e-6, Format.BF16: 6e-3, Format.Q8: 1.2e-2, Format.Q4: 1.2e-2, Format.Q4_MIN: 1.2e-2}

@@ -150,5 +150,5 @@ def test_totals_of_a_few_receipts_do_not_read_them_all(tmp_path: Path, where: Re
     sql = _TOTALS.format(where=condition, group="feature", order="grouped")
     with LedgerQueries(path)._snapshot() as connection:
         assert connection is not None
-        plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values))
+        plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", ["actual", *values]))
     assert f"SEARCH r USING INDEX {index} (" in plan

@@ -59,6 +59,19 @@ def test_a_step_is_split_to_the_nanosecond_among_its_sequences() -> None:
     }
 
 
+def test_several_sequences_of_a_receipt_in_a_step_are_one_step_to_it_and_each_has_its_share() -> None:
+    watch = Watch()
+    watch.meter.open("many", 1, (1, 2, 3))
+    watch.meter.open("one", 1, (4,))
+    watch.step(0, 80, prefill(1), prefill(2), prefill(3), decode(4))
+    many, one = (watch.meter.reading(name).accelerator for name in ("many", "one"))
+    assert (many.serving_ns, many.steps, many.batch_sum) == (60, 1, 4)
+    assert (one.serving_ns, one.steps, one.batch_sum) == (20, 1, 4)
+    watch.meter.close("many")
+    watch.step(80, 20, prefill(3), decode(4))
+    assert watch.meter.reading("one").accelerator.serving_ns == 30
+
+
 def test_a_step_over_the_hour_is_cut_at_the_hour_and_counted_once() -> None:
     watch = Watch()
     watch.meter.open("r", 1, (7,))

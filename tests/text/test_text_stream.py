@@ -84,3 +84,10 @@ def test_what_may_become_a_stop_string_waits_and_comes_when_it_cannot() -> None:
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="stop"):
         TextStream(Pieces([]), ["x", ""])
+
+
+def test_stop_strings_that_are_not_heeded_yet_pass_and_later_ones_stop() -> None:
+    stream = TextStream(Pieces([b"a", b"b", b"a", b"b"]), ["ab"])
+    assert [stream.push(token, heed_stops=token >= 2) for token in range(4)] == ["a", "b", "", ""]
+    assert stream.stopped
+    assert stream.finish() == ""

@@ -188,7 +188,8 @@ class FakeRun:
 
     def _end(self, reason: FinishReason, error: MillicentError | None = None) -> End:
         answer = self._answer
-        choices = (reason,) * (1 + max((chunk.choice for chunk in answer.chunks), default=0))
+        last = max((chunk.choice for chunk in answer.chunks), default=0)
+        choices = (reason,) * (last + 1) if last else ()
         if answer.usage is not None:
             return End(reason, answer.usage, error, choices)
         if answer.provenance is Provenance.UNKNOWN:

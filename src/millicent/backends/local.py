@@ -7,7 +7,6 @@ engine is started again with its models. Nothing an engine does can take the gat
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
 import math
@@ -16,32 +15,35 @@ import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from millicent.backends.engine_process import EngineProcess
 from millicent.backends.grammar_checks import GrammarChecker
+from millicent.backends.local_embeddings import EmbeddingCall, EmbeddingRun, encode_inputs
 from millicent.backends.local_models import (
     EngineState,
     EngineStatus,
     HeldModel,
     LocalModel,
     ModelState,
+    check_does,
     check_fits,
     check_tokens,
     encode,
     truncate,
 )
-from millicent.backends.local_runs import Label, LocalCall, LocalRun
+from millicent.backends.local_runs import LocalCall, LocalRun
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_MS, NS_PER_S, Clock
 from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError, ModelError, ModelNotFound, Unavailable
 from millicent.core.protocols import Observer
-from millicent.core.request import Request
+from millicent.core.request import Embedding, Request
 from millicent.core.steps import DeviceState, Overhead
 from millicent.engine.protocol import (
     Cancel,
+    Embed,
     EngineConfig,
     FromEngine,
     Load,
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from millicent.text import Tokenizer
 
 __all__ = ["EngineState", "EngineStatus", "LocalBackend", "LocalModel", "ModelState"]
+
+R = TypeVar("R", LocalRun, EmbeddingRun)
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +109,7 @@ class LocalBackend:
         self._engine: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._runs: dict[int, LocalRun] = {}
+        self._runs: dict[int, LocalRun | EmbeddingRun] = {}
         self._sequences = itertools.count(1)
         self._tenant_secret = secrets.token_bytes(16)
         # One change of what is loaded at a time, so that making room is decided once.
@@ -119,6 +123,10 @@ class LocalBackend:
 
     def models(self) -> tuple[str, ...]:
         return tuple(self._models)
+
+    def makes_vectors(self, model: str) -> bool:
+        """False too while the model hasn't been loaded."""
+        return self._models[model].dimensions > 0
 
     def status(self) -> EngineStatus:
         return EngineStatus(
@@ -157,7 +165,7 @@ class LocalBackend:
         if engine is not None:
             await engine.stop()
 
-    async def prepare(self, request: Request) -> LocalCall:
+    async def prepare(self, request: Request) -> LocalCall | EmbeddingCall:
         model = self._models.get(request.model)
         if model is None:
             known = ", ".join(self._models) or "none"
@@ -169,6 +177,9 @@ class LocalBackend:
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model, _START_GRACE_S)
         assert model.tokenizer is not None
+        check_does(request, model)
+        if request.embedding is not None:
+            return await self._prepare_embedding(request.embedding, model)
         grammar = ""
         if request.output_format is not None:
             grammar = format_grammar(request.output_format)
@@ -190,8 +201,21 @@ class LocalBackend:
             grammar=grammar,
         )
         echo = model.tokenizer.decode(tokens) if request.echo else ""
-        begin = functools.partial(self._begin, model.tokenizer.label, echo)
-        return LocalCall(submit, sequences, placement=model.spec.placement, begin=begin)
+        label = model.tokenizer.label
+        return LocalCall(
+            submit,
+            sequences,
+            placement=model.spec.placement,
+            begin=lambda submits: self._begin(LocalRun(submits, label, echo, self._cancel)),
+        )
+
+    async def _prepare_embedding(self, wanted: Embedding, model: HeldModel) -> EmbeddingCall:
+        assert model.tokenizer is not None
+        texts = await encode_inputs(wanted, model.tokenizer, model.context_tokens)
+        frames = [Embed(next(self._sequences), model.name, tokens, wanted.dimensions or 0) for tokens in texts]
+        return EmbeddingCall(
+            frames, model.spec.placement, lambda frames: self._begin(EmbeddingRun(frames, self._cancel))
+        )
 
     def _tenant(self, key: str | None) -> int:
         """A number that says nothing of the key it stands for. Callers without a key are one tenant, 0."""
@@ -205,19 +229,18 @@ class LocalBackend:
 
     # Runs.
 
-    def _begin(self, label: Label, echo: str, submits: tuple[Submit, ...]) -> LocalRun:
-        run = LocalRun(submits, label, echo, self._cancel)
+    def _begin(self, run: R) -> R:
         model = self._models[run.model]
         model.running += 1
         model.keep()
-        self._runs.update({submit.sequence: run for submit in submits})
+        self._runs.update(dict.fromkeys(run.sequences, run))
         if model.state is ModelState.LOADED and self._engine is not None:
             self._submit(run, self._engine)
         else:  # it was unloaded, or the engine crashed, since the call was prepared
             self._spawn(self._begin_later(run, model))
         return run
 
-    async def _begin_later(self, run: LocalRun, model: HeldModel) -> None:
+    async def _begin_later(self, run: LocalRun | EmbeddingRun, model: HeldModel) -> None:
         try:
             await self._ensure_loaded(model)
         except MillicentError as error:
@@ -226,27 +249,29 @@ class LocalBackend:
         if not run.ended and self._engine is not None:
             self._submit(run, self._engine)
 
-    def _submit(self, run: LocalRun, engine: EngineProcess) -> None:
-        run.submitted_ns = self._clock.monotonic_ns()
-        for submit in run.submits:
-            engine.send(submit)
+    def _submit(self, run: LocalRun | EmbeddingRun, engine: EngineProcess) -> None:
+        if run.submitted_ns is None:
+            run.submitted_ns = self._clock.monotonic_ns()
+        for frame in run.next_frames():
+            engine.send(frame)
 
-    def _cancel(self, run: LocalRun) -> None:
+    def _cancel(self, run: LocalRun | EmbeddingRun) -> None:
         if run.submitted_ns is None:
             self._end(run, FinishReason.CANCELLED)
         elif self._engine is not None:
             for sequence in run.unfinished:
                 self._engine.send(Cancel(sequence))
 
-    def _end(self, run: LocalRun, reason: FinishReason, error: MillicentError | None = None) -> None:
+    def _end(self, run: LocalRun | EmbeddingRun, reason: FinishReason, error: MillicentError | None = None) -> None:
         run.end(reason, error)
         self._forget(run)
 
-    def _forget(self, run: LocalRun) -> None:
+    def _forget(self, run: LocalRun | EmbeddingRun) -> None:
         """The run has ended."""
-        known = [self._runs.pop(submit.sequence, None) for submit in run.submits]
-        if known[0] is None:
+        if run.sequences[0] not in self._runs:
             return
+        for sequence in run.sequences:
+            del self._runs[sequence]
         model = self._models[run.model]
         model.running -= 1
         model.used_ns = self._clock.monotonic_ns()
@@ -282,6 +307,8 @@ class LocalBackend:
                     self._forget(run)
                 elif output.finish == FinishReason.ERROR.value:  # no choice is worth more than the whole answer
                     self._cancel(run)
+                elif self._engine is not None:
+                    self._submit(run, self._engine)
 
     def _take_overhead(self, overhead: Overhead) -> None:
         self._accounted_ns = overhead.start_ns + overhead.wall_ns
@@ -320,13 +347,17 @@ class LocalBackend:
 
     async def _load(self, model: HeldModel) -> None:
         try:
+            model.state = ModelState.LOADING
+            model.message = ""
+            if model.path is None:
+                path = model.spec.path
+                model.path = path if isinstance(path, Path) else await asyncio.to_thread(path)
+            if model.tokenizer is None:
+                model.tokenizer = await asyncio.to_thread(_load_tokenizer, model.path, self._clock)
             async with self._changing_models:
-                model.state = ModelState.LOADING
-                model.message = ""
-                if model.tokenizer is None:
-                    model.tokenizer = await asyncio.to_thread(_load_tokenizer, model.spec.path, self._clock)
-                loaded = await self._load_making_room(model)
+                loaded = await self._load_making_room(model, model.path)
                 model.context_tokens = loaded.context_tokens
+                model.dimensions = loaded.dimensions
                 model.state = ModelState.LOADED
                 model.wanted = True
                 self._unload_later(model, _START_GRACE_S)
@@ -341,10 +372,10 @@ class LocalBackend:
         finally:
             model.loading = None
 
-    async def _load_making_room(self, model: HeldModel) -> Loaded:
+    async def _load_making_room(self, model: HeldModel, path: Path) -> Loaded:
         """Unloads idle models, the least recently used first, until the model fits."""
         while True:
-            answer = await self._ask(Load(model.name, str(model.spec.path), self._config.dtype))
+            answer = await self._ask(Load(model.name, str(path), self._config.dtype))
             if isinstance(answer, Loaded):
                 return answer
             assert isinstance(answer, LoadFailed)

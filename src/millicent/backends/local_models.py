@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +21,12 @@ _INLINE_CHARACTERS = 20_000
 
 
 class LocalModel(msgspec.Struct, frozen=True):
-    """A model on this machine. `keep_alive_s` without use and it is unloaded; None keeps it, 0 unloads it at once."""
+    """A model on this machine. `keep_alive_s` without use and it is unloaded; None keeps it, 0 unloads it at once.
 
-    path: Path
+    `path` can be what finds the model, or fetches it, at its first use: called on a thread of its own.
+    """
+
+    path: Path | Callable[[], Path]
     placement: str
     keep_alive_s: float | None = None
     preload: bool = False
@@ -62,8 +66,10 @@ class HeldModel:
         self.state = ModelState.UNLOADED
         self.wanted = spec.preload  # load it again after a crash
         self.message = ""
+        self.path: Path | None = None  # once it is here
         self.context_tokens = 0
-        self.running = 0  # sequences that haven't ended
+        self.dimensions = 0  # of its vectors; a model without makes text
+        self.running = 0  # calls that haven't ended
         self.used_ns = 0
         self.failed_ns = 0
         self.loading: asyncio.Task[None] | None = None
@@ -75,6 +81,24 @@ class HeldModel:
         if self.unload_timer is not None:
             self.unload_timer.cancel()
             self.unload_timer = None
+
+
+def check_does(request: Request, model: HeldModel) -> None:
+    """Raises InvalidRequest where text is asked of a model that makes vectors, or the reverse, or longer vectors."""
+    embedding = request.embedding
+    if embedding is None and model.dimensions:
+        raise InvalidRequest(
+            f"model: {model.name} makes embeddings, not text; send its input to /v1/embeddings", param="model"
+        )
+    if embedding is not None and not model.dimensions:
+        raise InvalidRequest(
+            f"model: {model.name} makes text, not embeddings; ask an embedding model (minilm, say)", param="model"
+        )
+    if embedding is not None and (embedding.dimensions or 0) > model.dimensions:
+        raise InvalidRequest(
+            f"dimensions: {embedding.dimensions} are more than the {model.dimensions} of {model.name}; ask for fewer",
+            param="dimensions",
+        )
 
 
 async def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -76,12 +76,15 @@ class LocalRun:
         self, submits: tuple[Submit, ...], label: Label, echo: str, on_cancel: Callable[[LocalRun], None]
     ) -> None:
         self.submits = submits
+        self.model = submits[0].model
+        self.sequences = tuple(submit.sequence for submit in submits)
         self.submitted_ns: int | None = None  # when the engine was given it
         self._label = label
         self._on_cancel = on_cancel
         self._choices = {submit.sequence: _Choice(index, echo) for index, submit in enumerate(submits)}
         self._output_tokens = 0
         self._error: MillicentError | None = None
+        self._unsent = submits
         self._end: End | None = None
         self._over = False
         self._news = asyncio.Event()
@@ -102,17 +105,20 @@ class LocalRun:
             self._on_cancel(self)
 
     @property
-    def model(self) -> str:
-        return self.submits[0].model
-
-    @property
     def ended(self) -> bool:
         return self._end is not None
 
     @property
-    def unfinished(self) -> Iterator[int]:
-        """The sequences that the engine hasn't ended."""
-        return (sequence for sequence, choice in self._choices.items() if choice.reason is None)
+    def unfinished(self) -> tuple[int, ...]:
+        """The sequences that the engine has and hasn't ended."""
+        if self.ended:
+            return ()
+        return tuple(sequence for sequence, choice in self._choices.items() if choice.reason is None)
+
+    def next_frames(self) -> Sequence[Submit]:
+        """What the engine should be given now."""
+        frames, self._unsent = self._unsent, ()
+        return frames
 
     def prefilled(self, sequence: int, rows: int) -> None:
         """A step has computed this many more rows of the prompt."""
@@ -149,8 +155,8 @@ class LocalRun:
             input_cache_read=cached,
             output_text=self._output_tokens,
         )
-        choices = tuple(choice.reason or reason for choice in self._choices.values())
-        self._end = End(reason, usage, error, choices)
+        reasons = tuple(choice.reason or reason for choice in self._choices.values())
+        self._end = End(reason, usage, error, reasons if len(reasons) > 1 else ())
         self._news.set()
 
     @property

@@ -1,4 +1,4 @@
-"""A small client of our own server: what `chat` and `run` need of HTTP, from the standard library."""
+"""A small client of our own server: what commands need of HTTP, from the standard library."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ class Client:
                 raise Unavailable(
                     f"what answers at {self.url} is no model server: look what else runs there."
                 ) from error
+
+    def quote(self, body: dict[str, Any]) -> dict[str, Any]:
+        with self._request("POST", "/v1/quote", body) as response:
+            quotes: dict[str, Any] = _decoder.decode(response.read())
+        return quotes
 
     def chat(self, body: dict[str, Any], answered: Answered) -> Generator[str, None, None]:
         """The answer's text as it comes. Closing this early tells the server to stop."""

@@ -10,6 +10,7 @@ from millicent.cli.control import budgets, keys
 from millicent.cli.conversation import chat, run
 from millicent.cli.ledger import receipts, report
 from millicent.cli.models import models, pull
+from millicent.cli.prices import quote, reprice
 from millicent.cli.serving import serve
 
 
@@ -19,5 +20,7 @@ def millicent() -> None:
     """The inference server with the meter built in: every answer comes with a durable receipt."""
 
 
-for _command in (serve, chat, run, pull, models, receipts, report, keys, budgets, config, doctor):
+for _command in (
+    serve, chat, run, pull, models, quote, receipts, report, reprice, keys, budgets, config, doctor,
+):  # fmt: skip
     millicent.add_command(_command)

@@ -49,7 +49,7 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
     from millicent.cli import show
     from millicent.wire.receipts import list_body, receipt_body
 
-    queries = _open_ledger()
+    queries = open_ledger()
     if receipt_id is not None:
         receipt = queries.receipt(receipt_id)
         if receipt is None:
@@ -72,14 +72,18 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
 @click.command()
 @click.option("--by", type=click.Choice(GROUPS), default="feature", show_default=True, help="One row for each.")
 @_filters
+@click.option("--book", default="actual", show_default=True, help="Prices of this book: see `millicent reprice`.")
 @_json
-def report(by: str, json_: bool, **filters: Any) -> None:
+def report(by: str, book: str, json_: bool, **filters: Any) -> None:
     """Sum up what was spent, by whatever it was spent on."""
     from millicent.cli import show
 
-    totals = _open_ledger().totals(cast("GroupBy", by), _where(filters))
+    ledger = open_ledger()
+    if book not in (books := ledger.books()):
+        raise NotFound(f"no book {book!r} in this ledger: there is {', '.join(books)}.")
+    totals = ledger.totals(cast("GroupBy", by), _where(filters), book)
     if json_:
-        show.as_json({"object": "list", "by": by, "data": [_totals_body(each) for each in totals]})
+        show.as_json({"object": "list", "by": by, "book": book, "data": [_totals_body(each) for each in totals]})
         return
     header = (by.upper(), "REQUESTS", "IN", "OUT", "ACCELERATOR", "COST", "UNPRICED", "ASSUMED", "UNKNOWN USAGE")
     rows = [_totals_row(each) for each in totals]
@@ -203,7 +207,7 @@ def _totals_body(totals: Totals) -> dict[str, Any]:
     }
 
 
-def _open_ledger() -> LedgerQueries:
+def open_ledger() -> LedgerQueries:
     from millicent.config import home
     from millicent.ledger.queries import LedgerQueries
 

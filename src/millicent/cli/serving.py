@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from millicent.meter.placements import Placement
 
 DEFAULT_MODEL = "smollm2:135m"
+EMBEDDING_MODEL = "minilm"  # offered beside any other, and fetched when it is first asked for
 
 
 @click.command()
@@ -23,7 +24,8 @@ def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
     """Serve models over HTTP; those that aren't here yet are downloaded first.
 
     MODEL is a name from `millicent models`, a name in millicent.toml, org/name on the Hugging Face hub, or the path of
-    a GGUF file or a folder of safetensors. By default, those in millicent.toml, else smollm2:135m.
+    a GGUF file or a folder of safetensors. By default, those in millicent.toml, else smollm2:135m. The embedding model
+    minilm is served beside them, and downloaded when it is first asked for.
     """
     import importlib.util
 
@@ -44,7 +46,10 @@ def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
 
     placement = placement_of(settings)
     wanted = chosen(models, settings, home, placement.name)
-    serve_until_stopped(ServeOptions(home=home, config=settings, models=wanted, placement=placement))
+    providers = [each.placement(name) for name, each in settings.placements.items() if each.kind == "api"]
+    serve_until_stopped(
+        ServeOptions(home=home, config=settings, models=wanted, placement=placement, providers=tuple(providers))
+    )
 
 
 def placement_of(settings: Config) -> Placement:
@@ -54,17 +59,19 @@ def placement_of(settings: Config) -> Placement:
     from millicent.engine.machine import usable_cores
     from millicent.meter.placements import assumed_placement
 
-    if not settings.placements:
+    machines = {name: each for name, each in settings.placements.items() if each.kind != "api"}
+    if not machines:
         return assumed_placement("local", usable_cores(EngineConfig()))
-    if len(settings.placements) > 1:
-        names = ", ".join(settings.placements)
+    if len(machines) > 1:
+        names = ", ".join(machines)
         raise ConfigError(f"[placements] holds {names}, and this machine is one of them: keep that one.")
-    [(name, placement)] = settings.placements.items()
+    [(name, placement)] = machines.items()
     return placement.placement(name)
 
 
 def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str) -> dict[str, LocalModel]:
-    """Public names and their files, downloaded where need be. What is named on the command line is loaded at once."""
+    """Public names and their files, downloaded where need be. What is named on the command line is loaded at once;
+    the embedding model, unless named, when it is first asked for."""
     from millicent.backends.config import ModelConfig
     from millicent.backends.local import LocalModel
     from millicent.cli.models import found, path_of
@@ -79,4 +86,5 @@ def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str)
             raise ConfigError(f"two models would be called {public!r}: give one another name with [models.NAME] path.")
         preload = how.preload or bool(names) or not settings.models
         wanted[public] = LocalModel(model.path, placement, how.keep_alive_s, preload)
+    wanted.setdefault(EMBEDDING_MODEL, LocalModel(lambda: found(EMBEDDING_MODEL).path, placement))
     return wanted

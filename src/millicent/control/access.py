@@ -62,11 +62,7 @@ class Caller(msgspec.Struct, frozen=True):
         """Raises Forbidden, saying what this key may not do."""
         if not allowed:
             assert self.key is not None
-            raise Forbidden(
-                f"A {self.key.scope} key may not {what}: use an admin key"
-                + (" or a viewer key." if what.startswith("read") else "."),
-                code="scope",
-            )
+            raise Forbidden(f"A {self.key.scope} key may not {what}: use one with another scope.", code="scope")
 
 
 class KeyRing:

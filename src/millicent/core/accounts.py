@@ -81,3 +81,11 @@ class Account(msgspec.Struct, frozen=True):
     usd_per_hour: Decimal | None
     rate_provenance: Provenance
     cost: Money | None
+
+    @property
+    def unused_cost(self) -> Money | None:
+        """The part of `cost` in which nothing was done: of committed capacity, what was paid for and left unused."""
+        if self.cost is None:
+            return None
+        used_ns = self.serving_ns + self.overhead_ns + self.lost_ns
+        return self.cost.split([used_ns, self.idle_ns + self.down_ns])[1] if self.wall_ns else Money(0)

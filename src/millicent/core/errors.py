@@ -20,6 +20,11 @@ MillicentError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from millicent.core.quotes import Quote
+
 
 class MillicentError(Exception):
     """`message` is one line for a person; `status` the HTTP status; `code` a stable word for programs."""
@@ -51,9 +56,23 @@ class Unauthorized(MillicentError):
 
 
 class PaymentRequired(MillicentError):
+    """`quote` says what the request would have cost, where it could be told."""
+
     status = 402
     kind = "insufficient_quota"
     code = "budget_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+        quote: Quote | None = None,
+    ) -> None:
+        super().__init__(message, param=param, code=code, retry_after_s=retry_after_s)
+        self.quote = quote
 
 
 class Forbidden(MillicentError):

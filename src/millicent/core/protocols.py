@@ -19,7 +19,7 @@ class Run(Protocol):
     """One attempt in progress."""
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
-        """Text chunks, then exactly one End. Never raises for what went wrong upstream: that is an End with an error.
+        """Text or vectors, then exactly one End. What goes wrong upstream is never raised: it is an End with an error.
 
         A slow reader doesn't grow memory beyond the answer itself: text that waits is merged.
         """
@@ -33,8 +33,8 @@ class Run(Protocol):
 class Call(Protocol):
     """A request that a backend has looked at and could run: counted, checked, not started. Nothing was spent.
 
-    `sequences` are the numbers under which this call appears in step records, one for each choice; none where the
-    backend shows no steps.
+    `sequences` are the numbers under which this call appears in step records, one for each choice or embedded text;
+    none where the backend shows no steps. `max_output_tokens` counts all choices.
     """
 
     served_model: str

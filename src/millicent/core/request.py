@@ -72,8 +72,19 @@ class Attribution(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
 
 
+class Embedding(msgspec.Struct, frozen=True):
+    """Texts, or their tokens, each to become a vector. `dimensions` keeps so many of its numbers, as a unit vector.
+
+    What is longer than `truncate_tokens` is cut off there (-1: where the model's length ends); None refuses it.
+    """
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    truncate_tokens: int | None = None
+
+
 class Request(msgspec.Struct, frozen=True):
-    """`id` is the receipt's identifier. Exactly one of `messages` and `prompt` is set;
+    """`id` is the receipt's identifier. Exactly one of `messages`, `prompt` and `embedding` is set;
     a prompt is text or token ids and gets no chat template.
 
     `choices` answers are drawn, all on one receipt. `echo` puts the prompt before each. `truncate_prompt_tokens` keeps
@@ -85,6 +96,7 @@ class Request(msgspec.Struct, frozen=True):
     model: str
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
+    embedding: Embedding | None = None
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
     output_format: OutputFormat | None = None

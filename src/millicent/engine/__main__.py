@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from millicent.core.clock import SystemClock
+from millicent.engine.batch import Encoder
 from millicent.engine.config import EngineConfig
 from millicent.engine.connection import Connection, Disconnected
 from millicent.engine.loop import Engine
@@ -25,18 +26,25 @@ from millicent.engine.runner import OpenModel
 _PR_SET_PDEATHSIG = 1
 
 
-def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel]:
+def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel | Encoder]:
     """Imports torch now, so that its seconds are the engine's start and not the first model's loading time."""
-    from millicent.engine.models import load_model
+    from millicent.engine.models import is_encoder, load_encoder, load_model
     from millicent.text import TextStream, load_tokenizer
 
     threads = usable_cores(config)
 
-    def open_model(frame: Load) -> OpenModel:
+    def open_model(frame: Load) -> OpenModel | Encoder:
         path = Path(frame.path)
+        if is_encoder(path):
+            return load_encoder(path, dtype=frame.dtype, name=frame.model, threads=threads)
         tokenizer = load_tokenizer(path)
         model = load_model(
-            path, dtype=frame.dtype, name=frame.model, deterministic=config.deterministic, threads=threads
+            path,
+            dtype=frame.dtype,
+            name=frame.model,
+            deterministic=config.deterministic,
+            threads=threads,
+            tokenizer=tokenizer,
         )
         return OpenModel(
             model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer), tokenizer.grammar_vocabulary

@@ -1,4 +1,4 @@
-"""What the scheduler asks of a model, and what a model is to the scheduler: the seam between integers and tensors."""
+"""What a forward pass is asked, and what a model is to its scheduler: the seam between integers and tensors."""
 
 from __future__ import annotations
 
@@ -47,4 +47,18 @@ class Model(Protocol):
 
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """One pass over all pieces. Logits, float32 [their logit rows, vocabulary], in the order of the pieces."""
+        ...
+
+
+class Encoder(Protocol):
+    """A loaded model that turns texts into vectors. Nothing of one text stays for the next: there is no cache."""
+
+    name: str
+    context_tokens: int
+    vocabulary_size: int
+    dimensions: int
+    weight_bytes: int
+
+    def encode(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """One pass over all texts, each a list of tokens. Vectors, float32 [texts, dimensions]."""
         ...

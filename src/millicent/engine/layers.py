@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,6 +55,18 @@ class RmsNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(x, self._weight.shape, self._weight, self._eps)
+
+
+class LayerNorm:
+    """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last dimension."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> None:
+        self._weight = weight
+        self._bias = bias
+        self._eps = eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(x, self._weight.shape, self._weight, self._bias, self._eps)
 
 
 class Rotary:
@@ -117,6 +131,15 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, plan: 
             enable_gqa=heads != kv_heads,
         )[0].transpose(0, 1)
     return found.view(rows, heads * head_dim)
+
+
+def attend_both_ways(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, edges: Sequence[int]) -> torch.Tensor:
+    """Every row of a text attends to all of it. [rows, heads, head_dim]; text i starts at row edges[i]."""
+    found = torch.empty_like(query)
+    for start, stop in pairwise(edges):
+        q, k, v = (rows[None, start:stop].transpose(1, 2) for rows in (query, key, value))
+        found[start:stop] = functional.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+    return found.flatten(1)
 
 
 def _gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,13 @@ from millicent.core.chunks import FinishReason
 from millicent.core.clock import Clock
 from millicent.core.errors import ModelError
 from millicent.core.steps import Overhead, OverheadKind
-from millicent.engine.batch import Model
+from millicent.engine.batch import Encoder, Model
 from millicent.engine.config import EngineConfig
 from millicent.engine.connection import Connection
+from millicent.engine.encoder_runner import EncoderRunner
 from millicent.engine.protocol import (
     Cancel,
+    Embed,
     Hello,
     Load,
     Loaded,
@@ -52,14 +54,14 @@ class Engine:
         clock: Clock,
         *,
         memory_bytes: int,
-        open_model: Callable[[Load], OpenModel],
+        open_model: Callable[[Load], OpenModel | Encoder],
     ) -> None:
         self._connection = connection
         self._config = config
         self._clock = clock
         self._memory_bytes = memory_bytes
         self._open_model = open_model
-        self._runners: dict[str, Runner] = {}
+        self._runners: dict[str, Runner | EncoderRunner] = {}
         self._steps = 0
 
     def run(self) -> None:
@@ -72,18 +74,19 @@ class Engine:
                     return
                 self._handle(frame)
             for runner in self._runners.values():
-                self._report(runner.take_compiled())
+                if isinstance(runner, Runner):
+                    self._report(runner.take_compiled())
             if busy := self._busy():
                 turn += 1
                 self._connection.send(busy[turn % len(busy)].step(self._config.device, self._steps, self._clock))
                 self._steps += 1
 
-    def _busy(self) -> list[Runner]:
+    def _busy(self) -> list[Runner | EncoderRunner]:
         return [runner for runner in self._runners.values() if runner.busy]
 
     def _handle(self, frame: ToEngine) -> None:
         match frame:
-            case Submit():
+            case Submit() | Embed():
                 self._submit(frame)
             case Cancel():
                 self._report(runner.cancel(frame.sequence) for runner in self._runners.values())
@@ -92,13 +95,19 @@ class Engine:
             case Unload():
                 self._unload(frame)
 
-    def _submit(self, frame: Submit) -> None:
-        runner = self._runners.get(frame.model)
-        if runner is None:
-            error = f"the model {frame.model} is not loaded in the engine; retry"
-            self._report([Output(frame.sequence, 0, "", FinishReason.ERROR.value, error)])
-        else:
-            self._report([runner.submit(frame)])
+    def _submit(self, frame: Submit | Embed) -> None:
+        match self._runners.get(frame.model), frame:
+            case (Runner() as runner, Submit()):
+                self._report([runner.submit(frame)])
+            case (EncoderRunner() as runner, Embed()):
+                self._report([runner.submit(frame)])
+            case (None, _):
+                self._refuse(frame, f"the model {frame.model} is not loaded in the engine; retry")
+            case _:
+                self._refuse(frame, f"the model {frame.model} doesn't do this; ask one that does")
+
+    def _refuse(self, frame: Submit | Embed, error: str) -> None:
+        self._report([Output(frame.sequence, 0, "", FinishReason.ERROR.value, error)])
 
     def _report(self, outputs: Iterable[Output | None]) -> None:
         """Ends that no forward pass belongs to."""
@@ -126,13 +135,14 @@ class Engine:
         wall_ns = self._clock.monotonic_ns() - start_ns
         return Loaded(
             model=frame.model,
-            context_tokens=runner.scheduler.context_tokens,
+            context_tokens=runner.context_tokens,
             weight_bytes=runner.weight_bytes,
             kv_bytes=runner.kv_bytes,
             overhead=Overhead(self._config.device, frame.model, OverheadKind.LOAD, start_ns, wall_ns),
+            dimensions=runner.dimensions,
         )
 
-    def _open(self, frame: Load) -> Runner:
+    def _open(self, frame: Load) -> Runner | EncoderRunner:
         held = sum(runner.weight_bytes + runner.kv_bytes for runner in self._runners.values())
         left = self._memory_bytes - held
         # Weights may shrink to half on their way from the file (fp32 to bf16), not further.
@@ -140,6 +150,10 @@ class Engine:
         if least > left:
             raise OutOfMemory(_does_not_fit(frame.model, least, left))
         opened = self._open_model(frame)
+        if not isinstance(opened, OpenModel):
+            if opened.weight_bytes > left:
+                raise OutOfMemory(_does_not_fit(frame.model, opened.weight_bytes, left))
+            return EncoderRunner(opened, self._config)
         left -= opened.model.weight_bytes
         blocks, least = self._kv_blocks(opened.model, left)
         if blocks < least:

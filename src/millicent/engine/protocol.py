@@ -49,6 +49,19 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     grammar: str = ""
 
 
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """Turn one text into a vector. Answered by one Output, its end, with the vector; `sequence` as in Submit.
+
+    `dimensions` keeps so many of the vector's numbers and makes them a unit vector; 0 keeps it as it is.
+    """
+
+    sequence: int
+    model: str
+    tokens: tuple[int, ...]
+    dimensions: int = 0
+    tenant: int = 0
+
+
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Stop a sequence within one step. Answered by its end, in an Output with finish `cancelled`, unless it ended."""
 
@@ -69,13 +82,15 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """`context_tokens` is the longest sequence this model can run here; `bytes` what it holds, KV cache included."""
+    """`context_tokens` is the longest sequence this model can run here. `dimensions` is how long its vectors are: 0 for
+    a model that makes text."""
 
     model: str
     context_tokens: int
     weight_bytes: int
     kv_bytes: int
     overhead: Overhead
+    dimensions: int = 0
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -103,8 +118,8 @@ class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """News of one sequence. `tokens` counts output tokens produced now; `text` is what can be shown of them.
 
     `finish` is empty while it runs; then stop, length, cancelled or error, with `error` saying why. The end also
-    carries the sequence's totals. `scored` are the tokens produced now and `scored_prompt` those of the prompt, where
-    they were asked for. `cached_tokens` of the prompt weren't
+    carries the sequence's totals; an Embed's is its vector, little-endian float32. `scored` are the tokens produced
+    now and `scored_prompt` those of the prompt, where they were asked for. `cached_tokens` of the prompt weren't
     computed; None before it began.
     """
 
@@ -117,6 +132,7 @@ class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     cached_tokens: int | None = None
     scored: tuple[ScoredToken, ...] = ()
     scored_prompt: tuple[ScoredToken, ...] = ()
+    vector: bytes = b""
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
@@ -126,7 +142,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     outputs: tuple[Output, ...]
 
 
-ToEngine = Load | Unload | Submit | Cancel | Shutdown
+ToEngine = Load | Unload | Submit | Embed | Cancel | Shutdown
 FromEngine = Hello | Loaded | LoadFailed | Unloaded | Step
 
 _encoder = msgspec.msgpack.Encoder()

@@ -109,6 +109,13 @@ class _Answer:
         )
 
 
+def check_tokens(tokens: Collection[int], vocabulary_size: int, what: str = "the prompt holds") -> None:
+    """A token that the model doesn't know would fail the whole forward pass."""
+    for token in (min(tokens, default=0), max(tokens, default=0)):
+        if not 0 <= token < vocabulary_size:
+            raise InvalidRequest(f"{what} token {token}; this model's are 0 to {vocabulary_size - 1}")
+
+
 class Runner:
     def __init__(
         self, opened: OpenModel, config: EngineConfig, *, blocks: int, wake: Callable[[], None] = _nothing
@@ -120,6 +127,7 @@ class Runner:
         self._eos_tokens = opened.eos_tokens | opened.model.eos_tokens
         self._words = opened.words
         self._deterministic = config.deterministic
+        self.dimensions = 0
         self.weight_bytes = opened.model.weight_bytes
         self.kv_bytes = blocks * config.block_tokens * opened.model.kv_bytes_per_token
         self._answers: dict[int, _Answer] = {}
@@ -136,6 +144,10 @@ class Runner:
             prefix_cache=config.prefix_cache,
         )
         self._model.allocate(blocks, config.block_tokens)
+
+    @property
+    def context_tokens(self) -> int:
+        return self.scheduler.context_tokens
 
     @property
     def busy(self) -> bool:
@@ -177,9 +189,9 @@ class Runner:
         )
         try:
             words = self._words(limits.stop)
-            self._check_tokens("the prompt holds", sequence.tokens)
-            self._check_tokens("logit_bias names", sampling.logit_bias)
-            self._check_tokens("stop_token_ids names", limits.stop_tokens)
+            check_tokens(sequence.tokens, self._vocabulary_size)
+            check_tokens(sampling.logit_bias, self._vocabulary_size, "logit_bias names")
+            check_tokens(limits.stop_tokens, self._vocabulary_size, "stop_token_ids names")
             self.scheduler.add(sequence)
         except InvalidRequest as error:
             return Output(sequence.id, 0, "", FinishReason.ERROR.value, error.message)
@@ -188,13 +200,6 @@ class Runner:
         adjust = adjustments(sampling, limits, sequence.tokens, [end for end in ends if end < self._vocabulary_size])
         self._answers[sequence.id] = _Answer(sequence, sampling, limits, seed, words, adjust, grammar)
         return None
-
-    def _check_tokens(self, what: str, tokens: Collection[int]) -> None:
-        """A token that the model doesn't know would fail the whole forward pass."""
-        for token in (min(tokens, default=0), max(tokens, default=0)):
-            if not 0 <= token < self._vocabulary_size:
-                last = self._vocabulary_size - 1
-                raise InvalidRequest(f"{what} token {token}; this model's are 0 to {last}")
 
     def cancel(self, sequence: int) -> Output | None:
         if self._compiling.pop(sequence, None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ class RopeScaling:
     divisors: tuple[float, ...] = ()
 
 
+_HEAD_NORMS = frozenset({"qwen3"})
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A decoder's shape. `family` is the name under which `engine.models` knows how to build it."""
@@ -55,6 +59,11 @@ class ModelSpec:
     attention_output_bias: bool
     mlp_bias: bool
 
+    @property
+    def head_norms(self) -> bool:
+        """Whether each head of queries and keys has a norm."""
+        return self.family in _HEAD_NORMS
+
     def __post_init__(self) -> None:
         for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocabulary"):
             if getattr(self, field) < 1:
@@ -65,12 +74,48 @@ class ModelSpec:
             raise ValueError(f"a head of {self.head_dim} cannot be rotated: its width is odd")
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """An encoder's shape. `pooling` is mean (over a text's rows) or cls (its first); `normalize` makes vectors unit."""
+
+    family: str
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    positions: int
+    context_tokens: int
+    norm_eps: float
+    pooling: str
+    normalize: bool
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "hidden", "heads", "intermediate", "vocabulary", "context_tokens"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}")
+        if self.hidden % self.heads:
+            raise ValueError(f"{self.hidden} dimensions cannot be split among {self.heads} heads evenly")
+        if self.context_tokens > self.positions:
+            raise ValueError(f"{self.context_tokens} tokens are more than its {self.positions} positions")
+
+
 class Checkpoint(ABC):
-    """An open model. `spec` is what its metadata says; `shapes` what is there, by Hugging Face's names."""
+    """An open model. `family` is its architecture's name; `shapes` what is there, by Hugging Face's names."""
 
     label: str
-    spec: ModelSpec
+    family: str
     shapes: dict[str, tuple[int, ...]]
+
+    @cached_property
+    @abstractmethod
+    def spec(self) -> ModelSpec:
+        """What the metadata says of a decoder. Raises ModelError."""
+
+    @cached_property
+    @abstractmethod
+    def encoder_spec(self) -> EncoderSpec:
+        """What the metadata says of an encoder. Raises ModelError."""
 
     @abstractmethod
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from millicent.core.errors import ModelError
-from millicent.engine.weights import Checkpoint, ModelSpec, RopeScaling, check_family
-from millicent.text.gguf import GgufHead, TensorInfo, read_gguf_head
+from millicent.engine.weights import Checkpoint, EncoderSpec, ModelSpec, RopeScaling, check_family
+from millicent.text.gguf import TensorInfo, read_gguf_head
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from millicent.engine.kernels.weights import Quantized
 
+T = TypeVar("T")
 _OUTSIDE_LAYERS = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -36,6 +38,25 @@ _IN_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_BERT_EMBEDDINGS = "embeddings"
+_BERT_OUTSIDE_LAYERS = {
+    "token_embd": f"{_BERT_EMBEDDINGS}.word_embeddings",
+    "token_types": f"{_BERT_EMBEDDINGS}.token_type_embeddings",
+    "position_embd": f"{_BERT_EMBEDDINGS}.position_embeddings",
+    "token_embd_norm": f"{_BERT_EMBEDDINGS}.LayerNorm",
+}
+_BERT_IN_LAYER = {
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
+}
+_NAMES = {"bert": ("encoder.layer", _BERT_OUTSIDE_LAYERS, _BERT_IN_LAYER)}
+_POOLINGS = {1: "mean", 2: "cls"}  # llama.cpp's numbers
 # Converters reorder the rows of query and key projections of these architectures for interleaved rotation.
 _INTERLEAVED = frozenset({"llama"})
 _ROPE_DIVISORS = "rope_freqs.weight"
@@ -46,17 +67,28 @@ class GgufCheckpoint(Checkpoint):
         head = read_gguf_head(path)
         self.label = path.name
         self._path = path
-        self._architecture = str(head.metadata.get("general.architecture"))
-        check_family(self.label, self._architecture, families)
-        self._tensors = {_hugging_face_name(name): info for name, info in head.tensors.items()}
+        self.family = str(head.metadata.get("general.architecture"))
+        check_family(self.label, self.family, families)
+        self._metadata = head.metadata
+        self._tensors = {_hugging_face_name(self.family, name): info for name, info in head.tensors.items()}
         self.shapes = {name: info.shape for name, info in self._tensors.items()}
         self._byte_counts = {name: _stored_bytes(self.label, info) for name, info in self._tensors.items()}
         for name, info in self._tensors.items():
             if info.offset + self._byte_counts[name] > head.file_bytes:
                 raise ModelError(f"{self.label}: cut off in tensor {info.name}; fetch the model again")
         self._data = _map_file(path)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return self._sensible(self._read_spec)
+
+    @cached_property
+    def encoder_spec(self) -> EncoderSpec:
+        return self._sensible(self._read_encoder_spec)
+
+    def _sensible(self, read: Callable[[], T]) -> T:
         try:
-            self.spec = self._read_spec(head)
+            return read()
         except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"{self.label}: its metadata makes no sense ({error}); fetch the model again") from None
 
@@ -90,7 +122,7 @@ class GgufCheckpoint(Checkpoint):
         Hugging Face's layout, rows i and i + half do. None where both are the same."""
         import torch
 
-        if self._architecture not in _INTERLEAVED:
+        if self.family not in _INTERLEAVED:
             return None
         if name.endswith(("q_proj.weight", "q_proj.bias")):
             heads = self.spec.heads
@@ -101,15 +133,14 @@ class GgufCheckpoint(Checkpoint):
         rows = torch.arange(self.shapes[name][0]).view(heads, -1, 2)
         return rows.transpose(1, 2).reshape(-1)
 
-    def _read_spec(self, head: GgufHead) -> ModelSpec:
-        metadata, architecture = head.metadata, self._architecture
+    def _number(self, key: str, default: Any = None) -> Any:
+        found = self._metadata.get(f"{self.family}.{key}", default)
+        if not isinstance(found, int | float):
+            raise ModelError(f"{self.label}: {self.family}.{key} is {found!r}, not a number; use another build")
+        return found
 
-        def number(key: str, default: Any = None) -> Any:
-            found = metadata.get(f"{architecture}.{key}", default)
-            if not isinstance(found, int | float):
-                raise ModelError(f"{self.label}: {architecture}.{key} is {found!r}, not a number; use another build")
-            return found
-
+    def _read_spec(self) -> ModelSpec:
+        number = self._number
         heads, hidden = int(number("attention.head_count")), int(number("embedding_length"))
         head_dim = int(number("attention.key_length", hidden // max(heads, 1)))
         if int(number("attention.value_length", head_dim)) != head_dim:
@@ -123,7 +154,7 @@ class GgufCheckpoint(Checkpoint):
         if int(number("expert_count", 0)):
             raise ModelError(f"{self.label}: mixtures of experts are not supported; use another model")
         return ModelSpec(
-            family=architecture,
+            family=self.family,
             layers=int(number("block_count")),
             hidden=hidden,
             heads=heads,
@@ -134,37 +165,60 @@ class GgufCheckpoint(Checkpoint):
             context_tokens=int(number("context_length")),
             norm_eps=float(number("attention.layer_norm_rms_epsilon")),
             rope_theta=float(number("rope.freq_base", 10_000.0)),
-            rope_scaling=self._rope_scaling(metadata),
+            rope_scaling=self._rope_scaling(),
             tied_embeddings="lm_head.weight" not in self.shapes,
             qkv_bias="model.layers.0.self_attn.q_proj.bias" in self.shapes,
             attention_output_bias="model.layers.0.self_attn.o_proj.bias" in self.shapes,
             mlp_bias="model.layers.0.mlp.down_proj.bias" in self.shapes,
         )
 
-    def _rope_scaling(self, metadata: dict[str, Any]) -> RopeScaling | None:
+    def _read_encoder_spec(self) -> EncoderSpec:
+        number = self._number
+        if self._metadata.get(f"{self.family}.attention.causal"):
+            raise ModelError(f"{self.label}: causal attention is not supported in an encoder; use another model")
+        kind = int(number("pooling_type", 1))
+        if kind not in _POOLINGS:
+            raise ModelError(f"{self.label}: pooling {kind} is not supported (supported: mean, cls); use another model")
+        positions = self.shapes.get(f"{_BERT_EMBEDDINGS}.position_embeddings.weight", (0,))[0]
+        return EncoderSpec(
+            family=self.family,
+            layers=int(number("block_count")),
+            hidden=int(number("embedding_length")),
+            heads=int(number("attention.head_count")),
+            intermediate=int(number("feed_forward_length")),
+            vocabulary=self.shapes.get(f"{_BERT_EMBEDDINGS}.word_embeddings.weight", (0,))[0],
+            positions=positions,
+            context_tokens=min(int(number("context_length")), positions),
+            norm_eps=float(number("attention.layer_norm_epsilon")),
+            pooling=_POOLINGS[kind],
+            normalize=True,  # the format doesn't say; llama.cpp's server does
+        )
+
+    def _rope_scaling(self) -> RopeScaling | None:
         import torch
 
         if _ROPE_DIVISORS in self._tensors:
             divisors = self.read(_ROPE_DIVISORS, torch.float32)
             return RopeScaling("llama3", divisors=tuple(divisors.tolist()))
-        kind = metadata.get(f"{self._architecture}.rope.scaling.type", "none")
+        kind = self._metadata.get(f"{self.family}.rope.scaling.type", "none")
         if kind == "none":
             return None
         if kind != "linear":
             raise ModelError(
                 f"{self.label}: rotary scaling {kind!r} is not supported (supported: linear, llama3); use another model"
             )
-        return RopeScaling("linear", factor=float(metadata[f"{self._architecture}.rope.scaling.factor"]))
+        return RopeScaling("linear", factor=float(self._metadata[f"{self.family}.rope.scaling.factor"]))
 
 
-def _hugging_face_name(name: str) -> str:
+def _hugging_face_name(architecture: str, name: str) -> str:
     """`blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`. Unknown names stay as they are."""
+    layers, outside, inside = _NAMES.get(architecture, ("model.layers", _OUTSIDE_LAYERS, _IN_LAYER))
     stem, _, suffix = name.rpartition(".")
-    if stem in _OUTSIDE_LAYERS:
-        return f"{_OUTSIDE_LAYERS[stem]}.{suffix}"
+    if stem in outside:
+        return f"{outside[stem]}.{suffix}"
     parts = stem.split(".")
-    if len(parts) == 3 and parts[0] == "blk" and parts[2] in _IN_LAYER:
-        return f"model.layers.{parts[1]}.{_IN_LAYER[parts[2]]}.{suffix}"
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in inside:
+        return f"{layers}.{parts[1]}.{inside[parts[2]]}.{suffix}"
     return name
 
 

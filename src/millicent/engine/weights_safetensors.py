@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from millicent.core.errors import ModelError
-from millicent.engine.weights import Checkpoint, ModelSpec, RopeScaling, check_family
+from millicent.engine.weights import Checkpoint, EncoderSpec, ModelSpec, RopeScaling, check_family
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
@@ -23,7 +25,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
         self.label = path.name
         config = _read_object(path / "config.json")
-        check_family(self.label, str(config.get("model_type")), families)
+        self.family = str(config.get("model_type"))
+        check_family(self.label, self.family, families)
         self._files: dict[str, Any] = {}
         self.shapes = {}
         for file in _weight_files(path):
@@ -36,11 +39,24 @@ class SafetensorsCheckpoint(Checkpoint):
                 raise ModelError(f"{file}: missing; fetch the model again") from None
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{file}: damaged or cut off ({error}); fetch the model again") from None
+        self._config = config
+        self._path = path
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return self._sensible(lambda: _read_spec(self._config, self.label, self.shapes))
+
+    @cached_property
+    def encoder_spec(self) -> EncoderSpec:
+        return self._sensible(lambda: _read_encoder_spec(self._config, self.label, self._path))
+
+    def _sensible(self, read: Callable[[], T]) -> T:
         try:
-            self.spec = _read_spec(config, self.label, self.shapes)
+            return read()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise ModelError(f"{path / 'config.json'}: makes no sense ({reason}); fetch the model again") from None
+            file = self._path / "config.json"
+            raise ModelError(f"{file}: makes no sense ({reason}); fetch the model again") from None
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         tensor: torch.Tensor = self._files[name].get_tensor(name)
@@ -63,16 +79,24 @@ def _weight_files(path: Path) -> list[Path]:
     return [path / name for name in files]
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> Any:
     try:
-        found = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except FileNotFoundError:
         raise ModelError(f"{file}: missing; fetch the model again") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{file}: not readable as JSON ({error}); fetch the model again") from None
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    found = _read_json(file)
     if not isinstance(found, dict):
         raise ModelError(f"{file}: not a JSON object; fetch the model again")
     return found
+
+
+def _read_optional(file: Path) -> dict[str, Any]:
+    return _read_object(file) if file.exists() else {}
 
 
 def _read_spec(config: dict[str, Any], label: str, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
@@ -104,6 +128,61 @@ def _read_spec(config: dict[str, Any], label: str, shapes: dict[str, tuple[int, 
         attention_output_bias=bool(config.get("attention_bias", "model.layers.0.self_attn.o_proj.bias" in shapes)),
         mlp_bias=bool(config.get("mlp_bias", False)),
     )
+
+
+def _read_encoder_spec(config: dict[str, Any], label: str, path: Path) -> EncoderSpec:
+    activation, positions = config.get("hidden_act", "gelu"), int(config["max_position_embeddings"])
+    if activation != "gelu":
+        raise ModelError(f"{label}: activation {activation!r} is not supported (supported: gelu); use another model")
+    if (kind := config.get("position_embedding_type", "absolute")) != "absolute":
+        raise ModelError(f"{label}: positions {kind!r} are not supported (supported: absolute); use another model")
+    pooling, normalize = _read_modules(path, label)
+    context_tokens = _read_optional(path / "sentence_bert_config.json").get("max_seq_length") or positions
+    return EncoderSpec(
+        family=str(config["model_type"]),
+        layers=int(config["num_hidden_layers"]),
+        hidden=int(config["hidden_size"]),
+        heads=int(config["num_attention_heads"]),
+        intermediate=int(config["intermediate_size"]),
+        vocabulary=int(config["vocab_size"]),
+        positions=positions,
+        context_tokens=min(int(context_tokens), positions),
+        norm_eps=float(config["layer_norm_eps"]),
+        pooling=pooling,
+        normalize=normalize,
+    )
+
+
+def _read_modules(path: Path, label: str) -> tuple[str, bool]:
+    """How vectors are made of rows, and whether they become unit vectors: sentence-transformers' modules.json.
+
+    Without one it is the mean, as it is, which is what sentence-transformers does with a bare encoder.
+    """
+    file = path / "modules.json"
+    if not file.exists():
+        return "mean", False
+    pooling, normalize = "mean", False
+    for module in _read_json(file):
+        kind = str(module["type"]).rpartition(".")[2]
+        if kind == "Pooling":
+            pooling = _read_pooling(_read_object(path / str(module["path"]) / "config.json"), label)
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise ModelError(
+                f"{label}: module {kind!r} is not supported (supported: Transformer, Pooling, Normalize);"
+                " use another model"
+            )
+    return pooling, normalize
+
+
+def _read_pooling(config: dict[str, Any], label: str) -> str:
+    modes = [name.removeprefix("pooling_mode_") for name, chosen in config.items() if chosen is True]
+    found = config.get("pooling_mode") or "+".join(mode for mode in modes if mode != "include_prompt")
+    pooling = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}.get(found)
+    if pooling is None:
+        raise ModelError(f"{label}: pooling {found!r} is not supported (supported: mean, cls); use another model")
+    return pooling
 
 
 def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,11 +14,11 @@ from millicent.core.clock import ManualClock
 from millicent.core.errors import LedgerUnavailable
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.receipts import HourShare, Line, Receipt
 from millicent.ledger.budgets import extend
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import migrate
-from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
+from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
 
 T = TypeVar("T")
 
@@ -58,6 +58,9 @@ class MemoryLedger:
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(lambda connection: write_checkpoint(connection, checkpoint))
+
+    async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
+        await self.write(lambda connection: add_lines(connection, entries))
 
     async def recover(self) -> int:
         """A gateway that is gone took its memory along: there is never anything to settle."""

@@ -21,6 +21,7 @@ from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
 from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
+from millicent.ledger.rows import receipt_of
 from millicent.ledger.schema import unavailable
 from millicent.ledger.verification import problems
 
@@ -85,7 +86,7 @@ _TOTALS = """
         SELECT created_at_ns, status, model, key, team, user, feature, tier, input_tokens, output_tokens, serving_ns,
             CASE WHEN count(l.receipt) = count(amount_nanousd) THEN sum(amount_nanousd) END AS total_nanousd,
             coalesce(max(l.provenance = 'assumed'), 0) AS assumed
-        FROM receipts AS r LEFT JOIN lines AS l ON l.receipt = r.id AND l.book = 'actual'
+        FROM receipts AS r LEFT JOIN lines AS l ON l.receipt = r.id AND l.book = ?
         WHERE status IS NOT NULL AND {where} GROUP BY created_at_ns, r.id
     )
     SELECT {group} AS grouped, count(*) AS requests,
@@ -136,14 +137,21 @@ class LedgerQueries:
             page = read_receipts(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
-    def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]:
-        """Dearest first; days and hours in order."""
+    def recent(self, limit: int) -> list[Receipt]:
+        """The newest that succeeded, oldest first, without their lines and attempts."""
+        sql = "SELECT * FROM receipts WHERE status = 'succeeded' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        with self._snapshot() as connection:
+            found = [] if connection is None else select(connection, sql, (limit,))
+        return [receipt_of(row) for row in reversed(found)]
+
+    def totals(self, by: GroupBy, where: ReceiptFilter, book: str = "actual") -> list[Totals]:
+        """Dearest first; days and hours in order. In another book, receipts that aren't in it count as unpriced."""
         with self._snapshot() as connection:
             if connection is None:
                 return []
             condition, values = _condition(where)
             order = "grouped" if by in {"day", "hour"} else "cost_nanousd DESC, grouped"
-            found = select(connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), values)
+            found = select(connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), [book, *values])
         return [
             Totals(
                 group=row["grouped"],
@@ -158,6 +166,12 @@ class LedgerQueries:
             )
             for row in found
         ]
+
+    def books(self) -> list[str]:
+        """Their names; the one that stands is `actual`. Reads every line."""
+        with self._snapshot() as connection:
+            found = [] if connection is None else connection.execute("SELECT DISTINCT book FROM lines").fetchall()
+        return sorted({"actual", *(book for (book,) in found)})
 
     def accounts(self, from_ns: int, to_ns: int) -> list[Account]:
         """Hours that overlap [from_ns, to_ns), oldest first, as of the last checkpoint; ask the writer for one first

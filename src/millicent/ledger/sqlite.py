@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -13,13 +13,13 @@ from millicent.core.accounts import Checkpoint
 from millicent.core.clock import Clock
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.receipts import HourShare, Line, Receipt
 from millicent.ledger.budgets import extend
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
 from millicent.ledger.recovery import recover, unsettled_gateways
 from millicent.ledger.schema import unavailable
-from millicent.ledger.store import close_receipt, open_receipt, write_checkpoint
+from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
 from millicent.ledger.writer import Writer
 
 T = TypeVar("T")
@@ -71,6 +71,10 @@ class SqliteLedger:
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(partial(write_checkpoint, checkpoint=checkpoint))
+
+    async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
+        """Lines of another book for closed receipts, by receipt; those that have it already are left alone."""
+        await self.write(partial(add_lines, entries=entries))
 
     async def recover(self) -> int:
         """Settle what gateways that no longer live left open; how many receipts that closed. Call it now and then."""

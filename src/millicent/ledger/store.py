@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
 from millicent.core.accounts import Checkpoint, DeviceSession, Reading
 from millicent.core.idempotency import Claim
-from millicent.core.receipts import Attempt, HourShare, Receipt
+from millicent.core.receipts import Attempt, HourShare, Line, Receipt
 from millicent.ledger import budgets, claims, rows
 
 
@@ -63,6 +63,20 @@ def close_receipt(
     connection.execute(f"UPDATE receipts SET {changing} WHERE id = :id", base)  # noqa: S608 - our own names
     budgets.settle(connection, receipt)
     claims.answer_claim(connection, receipt, answer)
+
+
+def add_lines(connection: sqlite3.Connection, entries: Mapping[str, tuple[Line, ...]]) -> None:
+    """Lines for closed receipts, by receipt. A receipt that has lines in a line's book already gets none of that book:
+    what was added once isn't added again."""
+    for receipt_id, lines in entries.items():
+        if _status(connection, receipt_id) != "closed":
+            raise ValueError(f"receipt {receipt_id} is not closed: its lines are written when it is")
+        found = connection.execute("SELECT book, ordinal FROM lines WHERE receipt = ?", (receipt_id,)).fetchall()
+        kept = {book for book, _ in found}
+        following = max((ordinal for _, ordinal in found), default=-1) + 1
+        for ordinal, line in enumerate((line for line in lines if line.book not in kept), start=following):
+            row = rows.line_row(receipt_id, ordinal, line)
+            connection.execute(rows.insert("lines", row), row)
 
 
 def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:

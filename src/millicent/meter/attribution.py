@@ -31,18 +31,23 @@ class StepTimeShares:
         fit.learn(record)
         return weights
 
+    def coefficients(self, model: str) -> Coefficients | None:
+        """The model's latest fit, on whichever device it ran last; None until there is one."""
+        fitted = [fit.coefficients for (_, name), fit in self._fits.items() if name == model]
+        return next((coefficients for coefficients in reversed(fitted) if coefficients is not None), None)
+
 
 class _Fit:
     def __init__(self) -> None:
         self._fitter = Fitter()
-        self._coefficients: Coefficients | None = None
+        self.coefficients: Coefficients | None = None
         self._next_fit = 16
         self._unobserved_ns = _OBSERVED_EVERY_NS
 
     def weights(self, sequences: Sequence[SequenceWork]) -> Sequence[int]:
-        if self._coefficients is None or not sequences:
+        if self.coefficients is None or not sequences:
             return [1] * len(sequences)
-        shares = self._coefficients.shares([Work.of(work) for work in sequences])
+        shares = self.coefficients.shares([Work.of(work) for work in sequences])
         return [int(share * _WEIGHTS_PER_NS) for share in shares]
 
     def learn(self, record: StepRecord) -> None:
@@ -52,6 +57,6 @@ class _Fit:
         self._unobserved_ns = 0
         self._fitter.observe(Work.total(Work.of(work) for work in record.sequences), record.wall_ns)
         if self._fitter.steps >= self._next_fit:
-            self._coefficients = self._fitter.coefficients()
+            self.coefficients = self._fitter.coefficients()
             # Early fits are refined soon, later ones now and then.
             self._next_fit += min(self._fitter.steps, _REFIT_STEPS)

@@ -44,6 +44,7 @@ class Meter:
         self._ids = ids
         self._shares = shares
         self._sessions: dict[str, _Session] = {}
+        self._ended: list[DeviceSession] = []  # and not known to be written yet
         self._receipts: dict[str, _Receipt] = {}
         self._sequences: dict[int, tuple[_Receipt, int]] = {}
 
@@ -64,12 +65,18 @@ class Meter:
         )
 
     def open(self, receipt_id: str, attempt: int, sequences: Sequence[int]) -> None:
-        """Before the attempt starts. Without sequences its device time cannot be known."""
+        """Before the attempt starts. Without `sequences` its device time cannot be known."""
         receipt = self._receipts.setdefault(receipt_id, _Receipt(receipt_id))
         receipt.known.append(bool(sequences))
+        receipt.sequences += sequences
         for sequence in sequences:
-            receipt.sequences.append(sequence)
             self._sequences[sequence] = (receipt, attempt)
+
+    def stop_at(self, receipt_id: str, serving_ns: int, stop: Callable[[], None]) -> None:
+        """Call `stop`, once, as soon as one more step would take the receipt beyond `serving_ns`."""
+        receipt = self._receipts[receipt_id]
+        receipt.limit_ns = serving_ns
+        receipt.stop = stop
 
     def note_usage(self, receipt_id: str, usage: Usage) -> None:
         """The receipt's usage so far, all of it."""
@@ -103,18 +110,25 @@ class Meter:
                     continue
                 receipt, attempt = entry
                 receipt.shares[attempt, session.id, hour_ns] += part_ns
+                receipt.step_ns += part_ns
                 if work.prefill_rows:
                     receipt.prefill_ns += part_ns
                 else:
                     receipt.decode_ns += part_ns
-        for entry in entries:
-            if entry is not None:
-                receipt = entry[0]
-                receipt.device = record.device
-                if receipt.first_step_at_ns is None:
-                    receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
-                receipt.steps += 1
-                receipt.batch_sum += len(entries)
+        read_whole = {
+            entry[0].id
+            for entry, work in zip(entries, record.sequences, strict=True)
+            if entry is not None and work.prefill_rows and work.sampled_rows
+        }
+        # Several sequences of a receipt in a step are one step to it.
+        for receipt in {entry[0].id: entry[0] for entry in entries if entry is not None}.values():
+            # After the last of the prompt come steps of another size; else the next is like this one.
+            receipt.expect(0 if receipt.id in read_whole else receipt.step_ns)
+            receipt.device = record.device
+            if receipt.first_step_at_ns is None:
+                receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
+            receipt.steps += 1
+            receipt.batch_sum += len(entries)
 
     def overhead(self, overhead: Overhead) -> None:
         session = self._session(overhead.device)
@@ -127,14 +141,20 @@ class Meter:
             session.hours[hour_ns].lost_ns += accelerator_ns
 
     def checkpoint(self) -> Checkpoint:
-        """Everything that runs, now. Hours that no longer change are in it until `written` says they arrived."""
+        """Everything that runs, now. Hours that no longer change are in it until `written` says they arrived.
+
+        Where a placement's rate has changed, a new session begins: each account has one rate.
+        """
+        self._renew()
         return self._checkpoint(closed=False)
 
     def written(self, checkpoint: Checkpoint) -> None:
         """The ledger has it: hours before the running one need not be sent again unless they change."""
         for session in checkpoint.sessions:
-            if session.device in self._sessions:
-                self._sessions[session.device].written(session)
+            watched = self._sessions.get(session.device)
+            if watched is not None and watched.id == session.id:
+                watched.written(session)
+        self._ended = [session for session in self._ended if session not in checkpoint.sessions]
 
     def stop(self) -> Checkpoint:
         """End the watch over all devices: the last checkpoint, with their sessions closed. Stop backends first."""
@@ -142,10 +162,20 @@ class Meter:
         self._sessions.clear()
         return checkpoint
 
+    def _renew(self) -> None:
+        """Time that is not reported yet counts for the new session as far as it lies in it."""
+        now_ns = self._clock.now_ns()
+        for device, session in list(self._sessions.items()):
+            if session.terms_at(now_ns).usd_per_hour == session.terms.usd_per_hour:
+                continue
+            ended = session.seen(now_ns, busy=False, closed=True)
+            self._ended.append(ended)
+            self._sessions[device] = session.successor(self._ids.new("sess"), now_ns)
+
     def _checkpoint(self, *, closed: bool) -> Checkpoint:
         now_ns = self._clock.now_ns()
         waiting = [receipt.device for receipt in self._receipts.values() if receipt.sequences]
-        sessions = []
+        sessions = list(self._ended)
         for session in self._sessions.values():
             busy = not closed and any(device in {None, session.device} for device in waiting)
             sessions.append(session.seen(now_ns, busy=busy, closed=closed))
@@ -162,8 +192,8 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "batch_sum", "decode_ns", "device", "first_step_at_ns", "id", "known", "prefill_ns", "sequences", "shares",
-        "steps", "usage",
+        "batch_sum", "decode_ns", "device", "first_step_at_ns", "id", "known", "limit_ns", "prefill_ns", "sequences",
+        "shares", "step_ns", "steps", "stop", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -176,8 +206,20 @@ class _Receipt:
         self.shares: dict[tuple[int, str, int], int] = defaultdict(int)
         self.prefill_ns = 0
         self.decode_ns = 0
+        self.step_ns = 0  # the share of the step that is being counted
         self.steps = 0
         self.batch_sum = 0
+        self.limit_ns: int | None = None
+        self.stop: Callable[[], None] | None = None
+
+    def expect(self, next_step_ns: int) -> None:
+        """A step has been counted and another is about to begin: is there room for it?"""
+        self.step_ns = 0
+        if self.limit_ns is None or self.stop is None:
+            return
+        if self.prefill_ns + self.decode_ns + next_step_ns > self.limit_ns:
+            stop, self.stop = self.stop, None
+            stop()
 
     def reading(self) -> Reading:
         provenance = weakest(Provenance.MEASURED if known else Provenance.UNKNOWN for known in self.known)
@@ -217,6 +259,7 @@ class _Session:
         self.id = session
         self.device = device
         self.hours: dict[int, _Hour] = defaultdict(_Hour)
+        self.terms = placement.at(now_ns)
         self._gateway = gateway
         self._placement = placement
         self._accelerators = accelerators
@@ -226,6 +269,17 @@ class _Session:
         self._claimed_until_ns = self._started_at_ns
         self._down_since_ns: int | None = self._started_at_ns
         self._written: dict[int, HourTime] = {}
+
+    def terms_at(self, now_ns: int) -> Placement:
+        return self._placement.at(now_ns)
+
+    def successor(self, session: str, now_ns: int) -> _Session:
+        """The session that takes over now, in the same state."""
+        accelerators, placement = self._accelerators, self._placement
+        fresh = _Session(session, self._gateway, self.device, placement, accelerators, now_ns, self._seen_at_ns)
+        if self._down_since_ns is None:
+            fresh.set_state(DeviceState.UP, now_ns)
+        return fresh
 
     def claim(self, start_ns: int, wall_ns: int) -> list[tuple[int, int]]:
         """What is still free of the interval, by UTC hour, in accelerator-nanoseconds."""
@@ -260,8 +314,8 @@ class _Session:
             device=self.device,
             placement=self._placement.name,
             accelerators=self._accelerators,
-            usd_per_hour=self._placement.usd_per_hour,
-            rate_provenance=self._placement.rate_provenance,
+            usd_per_hour=self.terms.usd_per_hour,
+            rate_provenance=self.terms.rate_provenance,
             started_at_ns=self._started_at_ns,
             seen_at_ns=self._seen_at_ns,
             busy=busy,

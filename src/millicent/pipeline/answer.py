@@ -13,12 +13,14 @@ from millicent.core.receipts import Receipt
 
 
 class Progress:
-    """When output came: times are UTC nanoseconds, `tokens` how many came so far."""
+    """When output came: times are UTC nanoseconds, `tokens` how many came so far, `vector_tokens`
+    how many were read for the vectors that did."""
 
-    __slots__ = ("first_token_at_ns", "last_token_at_ns", "tokens")
+    __slots__ = ("first_token_at_ns", "last_token_at_ns", "tokens", "vector_tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.vector_tokens = 0
         self.first_token_at_ns: int | None = None
         self.last_token_at_ns: int | None = None
 
@@ -56,6 +58,7 @@ class Answer:
         self.progress = Progress()
         self._run: Run | None = None
         self._cancelled = False
+        self._stopped = False
         self._receipt: Receipt | None = None
         self._waiting: list[Text] = []
         self._reasons: tuple[FinishReason, ...] = ()
@@ -89,10 +92,21 @@ class Answer:
         if self._run is not None:
             self._run.cancel()
 
+    def stop(self) -> None:
+        """Stop the work as if the output's limit were reached: the caller's maximum cost is, or a budget's end."""
+        self._stopped = True
+        if self._run is not None:
+            self._run.cancel()
+
+    @property
+    def stopped_at_limit(self) -> bool:
+        """It was `stop` that ended it, not whoever asked."""
+        return self._stopped and not self._cancelled
+
     def attach(self, run: Run) -> None:
         """The work has begun; a cancellation that came before reaches it now."""
         self._run = run
-        if self._cancelled:
+        if self._cancelled or self._stopped:
             run.cancel()
 
     async def take(self) -> tuple[Text, ...] | None:

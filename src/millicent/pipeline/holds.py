@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from millicent.core.clock import NS_PER_MS
 from millicent.core.money import Money
-from millicent.core.protocols import Call
-from millicent.meter.placements import Placement
+from millicent.pipeline.estimates import Plan
 
-# What a call may cost at most; None where nobody can say. Hard budgets refuse that.
-HoldOf = Callable[[Call, Placement], Money | None]
-
-# A machine that nobody has measured: slower than any that serves people. A hold is given back when it isn't needed.
-_INPUT_TOKEN_NS = 10 * NS_PER_MS
-_OUTPUT_TOKEN_NS = 100 * NS_PER_MS
+# What a request may cost before more is asked of its budgets; None where nobody can say. Hard budgets refuse that.
+HoldOf = Callable[[Plan], Money | None]
 
 
-def cautious_hold(call: Call, placement: Placement) -> Money | None:
-    """The price of the device's whole time for as long as the call could last on a very slow machine."""
-    rate = placement.receipt_usd_per_hour
-    if rate is None or call.input_tokens is None or call.max_output_tokens is None:
-        return None
-    longest_ns = call.input_tokens * _INPUT_TOKEN_NS + call.max_output_tokens * _OUTPUT_TOKEN_NS
-    return Money.of_time(longest_ns * placement.accelerators, rate)
+def quoted_hold(plan: Plan) -> Money | None:
+    """The quote's upper end, at most what the caller allows."""
+    return plan.hold
 
 
 class HoldWatch:

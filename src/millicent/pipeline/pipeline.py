@@ -11,28 +11,33 @@ import msgspec
 
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.accounts import Reading
-from millicent.core.chunks import End, FinishReason, Text
+from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
 from millicent.core.errors import (
     EngineCrashed,
     LedgerUnavailable,
     MillicentError,
     ModelNotFound,
+    PaymentRequired,
     RateLimited,
     Unavailable,
 )
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
 from millicent.core.protocols import Backend, Call, Ledger
+from millicent.core.quotes import Quote
 from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
+from millicent.meter.prices import PriceBook
 from millicent.meter.pricing import price
+from millicent.meter.quotes import Asked, Quoter
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
-from millicent.pipeline.holds import HoldOf, HoldWatch, cautious_hold
+from millicent.pipeline.estimates import Estimates, Plan
+from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +57,9 @@ class Pipeline:
         placements: Mapping[str, Placement],
         clock: Clock,
         limits: LimitsConfig,
+        estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
-        hold: HoldOf = cautious_hold,
+        hold: HoldOf = quoted_hold,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
@@ -61,6 +67,7 @@ class Pipeline:
         self._placements = placements
         self._clock = clock
         self._limits = limits
+        self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._hold = hold
         self._admitted = 0
@@ -121,9 +128,11 @@ class Pipeline:
         try:
             backend = self._route(request.model)
             call = await backend.prepare(request)
-            receipt = self._opening(request, backend, call)
+            plan = await self._estimates.within(request, backend, call, self._asked(request, call))
+            call = plan.call
+            receipt = self._opening(request, backend, plan)
             ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
-            bounded = await self._ledger.open(receipt, claim)
+            bounded = await self._open(receipt, claim, plan)
         except BaseException:
             self._admitted -= 1
             ticket.withdraw()
@@ -131,11 +140,35 @@ class Pipeline:
         answer = Answer(receipt, keep=claim is not None)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequences)
+        if plan.serving_ns is not None:
+            self._meter.stop_at(receipt.id, plan.serving_ns, answer.stop)
         watch = HoldWatch(receipt.hold) if bounded and receipt.hold is not None else None
-        task = asyncio.create_task(self._drive(answer, call, ticket, watch))
+        task = asyncio.create_task(self._drive(answer, plan, ticket, watch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return answer
+
+    async def quotes(self, request: Request, models: Sequence[str]) -> list[Quote]:
+        """What the request would be on each of these models, wherever one is placed. Nothing is spent, though a model
+        may have to be loaded for its tokenizer. Raises as `admit` does."""
+        prepared: list[Asked] = []
+        for model in models:
+            wanted = msgspec.structs.replace(request, model=model)
+            serving = [backend for backend in self._backends if model in backend.models()]
+            prepared += [self._asked(wanted, await backend.prepare(wanted)) for backend in serving]
+            elsewhere = [place for place in self._placements.values() if model in place.models]
+            if not serving and not elsewhere:
+                self._route(model)
+        asked: list[Asked] = []
+        for model in models:
+            wanted = msgspec.structs.replace(request, model=model)
+            asked += [each for each in prepared if each.model == model]
+            for place in self._placements.values():
+                if model in place.models and all(
+                    each.placement.name != place.name for each in asked if each.model == model
+                ):
+                    asked.append(self._estimates.asked_elsewhere(wanted, place, prepared, self._clock.now_ns()))
+        return [self._estimates.quote(each) for each in asked]
 
     def running(self, answer: Answer) -> Receipt:
         """The receipt as it stands, priced so far."""
@@ -152,9 +185,23 @@ class Pipeline:
         advice = f"did you mean `{close[0]}`?" if close else f"this server has {', '.join(known) or 'none'}."
         raise ModelNotFound(f"Model `{model[:100]}` is not served here: {advice}", param="model")
 
-    def _opening(self, request: Request, backend: Backend, call: Call) -> Receipt:
+    def _asked(self, request: Request, call: Call) -> Asked:
+        beside = sum(answer.opened.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
-        placement = self._placements[call.placement]
+        return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
+
+    async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
+        """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
+        try:
+            return await self._ledger.open(receipt, claim)
+        except PaymentRequired as error:
+            error.quote = plan.quote
+            raise
+
+    def _opening(self, request: Request, backend: Backend, plan: Plan) -> Receipt:
+        now_ns = self._clock.now_ns()
+        call = plan.call
+        placement = self._placements[call.placement].at(now_ns)
         attempt = Attempt(_ATTEMPT, backend.name, call.placement, call.served_model, Role.INFERENCE, now_ns)
         return Receipt(
             id=request.id,
@@ -167,14 +214,14 @@ class Pipeline:
             stream=request.stream,
             attribution=request.attribution,
             attempts=(attempt,),
-            hold=self._hold(call, placement),
+            hold=self._hold(plan),
             prices=placement.prices,
             basis=placement.basis,
         )
 
-    async def _drive(self, answer: Answer, call: Call, ticket: Ticket, watch: HoldWatch | None) -> None:
+    async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, watch: HoldWatch | None) -> None:
         try:
-            end = await self._consume(answer, call, watch)
+            end = await self._consume(answer, plan.call, watch)
         except MillicentError as error:  # the backend went away between prepare and start
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
@@ -183,6 +230,7 @@ class Pipeline:
             end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, bug)
         try:
             await self._settle(answer, end)
+            self._estimates.learn(answer.settled, plan)
         finally:
             del self._answers[answer.receipt_id]
             self._admitted -= 1
@@ -192,16 +240,14 @@ class Pipeline:
     async def _consume(self, answer: Answer, call: Call, watch: HoldWatch | None) -> End:
         run = call.start()
         answer.attach(run)
-        out_of_money = False
         async for chunk in run:
             if isinstance(chunk, End):
-                stopped = out_of_money and chunk.reason is FinishReason.CANCELLED
-                return _cut_off(chunk) if stopped else chunk
+                stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
+                return _cut_short(call, chunk) if stopped else chunk
             self._note(answer, call, chunk)
-            answer.push(chunk)
-            if watch is not None and not out_of_money and not await self._within_hold(answer, watch):
-                out_of_money = True
-                run.cancel()
+            answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
+            if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
+                answer.stop()
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
 
@@ -220,7 +266,12 @@ class Pipeline:
             answer.opened = msgspec.structs.replace(answer.opened, hold=wanted)
         return extended
 
-    def _note(self, answer: Answer, call: Call, chunk: Text) -> None:
+    def _note(self, answer: Answer, call: Call, chunk: Text | Vector) -> None:
+        if isinstance(chunk, Vector):
+            answer.progress.vector_tokens += chunk.input_tokens
+            usage = Usage.of(Provenance.MEASURED, input_fresh=answer.progress.vector_tokens)
+            self._meter.note_usage(answer.receipt_id, usage)
+            return
         answer.progress.note(chunk.tokens, self._clock.now_ns())
         leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
         if call.input_tokens is not None:
@@ -258,14 +309,16 @@ class Pipeline:
         )
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
-        placement = self._placements[receipt.placement or ""]
-        priced = price(reading, receipt.attempts, placement, self._clock.now_ns())
+        placement = self._placements[receipt.placement or ""].at(receipt.created_at_ns)
+        prices = self._estimates.prices(receipt.served_model or receipt.model, placement, receipt.created_at_ns)
+        priced = price(reading, receipt.attempts, placement, self._clock.now_ns(), prices)
         return msgspec.structs.replace(
             receipt,
             usage=reading.usage,
             accelerator=reading.accelerator,
             lines=priced.lines,
             list_price=priced.list_price,
+            saved=priced.saved,
             prices=priced.prices,
             basis=priced.basis,
         )
@@ -307,10 +360,13 @@ def _tokens(usage: Usage) -> int | None:
     return None if read is None or written is None else read + written
 
 
-def _cut_off(end: End) -> End:
-    """Cancelled for want of money is an answer that came out too short."""
-    cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
-    return End(FinishReason.LENGTH, end.usage, choices=tuple(cut.get(reason, reason) for reason in end.choices))
+def _cut_short(call: Call, end: End) -> End:
+    """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
+    if call.max_output_tokens != 0:
+        cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
+        return End(FinishReason.LENGTH, end.usage, choices=tuple(cut.get(reason, reason) for reason in end.choices))
+    message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
+    return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
 
 
 def _status(end: End) -> Status:

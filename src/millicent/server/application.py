@@ -27,12 +27,14 @@ from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.admin import Admin, Writes
 from millicent.server.authentication import Authentication, caller_of
+from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.guard import Guard
-from millicent.server.inference import CHAT, COMPLETIONS, InferenceEndpoint
+from millicent.server.inference import CHAT, COMPLETIONS, EMBEDDINGS, InferenceEndpoint
 from millicent.server.sessions import Sessions
 from millicent.server.sign_in import SignIn, SignInPage
 from millicent.wire import openai_common
+from millicent.wire import quotes as quotes_wire
 from millicent.wire import receipts as receipts_wire
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ class Server:
         sign_in_page: SignInPage,
         pages: Sequence[BaseRoute] = (),
     ) -> None:
+        self._config = config
+        self._ids = ids
         self._pipeline = pipeline
         self._queries = queries
         self._health = health
@@ -93,9 +97,14 @@ class Server:
             Route("/v1/receipts", self._receipts),
             Route("/v1/receipts/{receipt_id}", self._receipt),
             Route("/v1/accounts", self._accounts),
+            Route("/v1/quote", self._quote, methods=["POST"]),
         ]
         idempotency = Idempotency(queries, clock)
-        for path, dialect in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETIONS)):
+        for path, dialect in (
+            ("/v1/chat/completions", CHAT),
+            ("/v1/completions", COMPLETIONS),
+            ("/v1/embeddings", EMBEDDINGS),
+        ):
             endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, ids, config)
             routes.append(Route(path, endpoint, methods=["POST"]))
         sessions = Sessions(clock)
@@ -156,6 +165,18 @@ class Server:
         if receipt is None or not (caller.reads_all or receipt.attribution.key == caller.id):
             raise NotFound(f"There is no receipt `{receipt_id[:100]}`: check the `X-Millicent-Receipt` header.")
         return _json(receipts_wire.receipt_body(receipt))
+
+    async def _quote(self, request: Request) -> Response:
+        body = await read_body(
+            request.scope, request.receive, max_mb=self._config.max_body_mb, timeout_s=self._config.body_timeout_s
+        )
+        asked, models = quotes_wire.decode(body, request.headers, self._ids.new("rcpt"))
+        caller = caller_of(request.scope)
+        for model in models:
+            caller.check_model(model)
+        asked = msgspec.structs.replace(asked, attribution=caller.attribute(asked.attribution))
+        quotes = await self._pipeline.quotes(asked, models)
+        return _json(receipts_wire.list_body([receipts_wire.quote_body(quote) for quote in quotes], None))
 
     async def _accounts(self, request: Request) -> Response:
         query = request.query_params

@@ -28,7 +28,7 @@ from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.responses import send_error, send_json
-from millicent.wire import openai_chat, openai_common, openai_completions
+from millicent.wire import openai_chat, openai_common, openai_completions, openai_embeddings
 from millicent.wire.openai_common import StreamShape
 
 _STREAM_HEADERS = [
@@ -49,12 +49,24 @@ class Dialect:
     """One dialect's both ways."""
 
     decode: Callable[[bytes, Mapping[str, str], str], tuple[Request, StreamShape]]
-    answer_body: Callable[[Receipt, Sequence[Text], Sequence[FinishReason]], dict[str, Any]]
-    stream: Callable[[StreamShape], StreamWriter]
+    answer_body: Callable[[Receipt, Sequence[Text], Sequence[FinishReason], StreamShape], dict[str, Any]]
+    stream: Callable[[StreamShape], StreamWriter] | None = None  # None: its requests never stream
 
 
-CHAT = Dialect(openai_chat.decode, openai_chat.answer_body, openai_chat.Stream)
-COMPLETIONS = Dialect(openai_completions.decode, openai_completions.answer_body, openai_completions.Stream)
+CHAT = Dialect(
+    openai_chat.decode,
+    lambda receipt, texts, reasons, _: openai_chat.answer_body(receipt, texts, reasons),
+    openai_chat.Stream,
+)
+COMPLETIONS = Dialect(
+    openai_completions.decode,
+    lambda receipt, texts, reasons, _: openai_completions.answer_body(receipt, texts, reasons),
+    openai_completions.Stream,
+)
+EMBEDDINGS = Dialect(
+    openai_embeddings.decode,
+    lambda receipt, texts, _, shape: openai_embeddings.answer_body(receipt, texts[0].text, shape),
+)
 
 
 class Replay:
@@ -115,7 +127,7 @@ class InferenceEndpoint:
             await send_error(send, error, headers=self._rate_headers(caller))
             return
         told = self._rate_headers(caller) | {"x-millicent-receipt": answer.receipt_id}
-        respond = self._stream(send, answer, shape, told) if request.stream else self._whole(send, answer, told)
+        respond = self._stream(send, answer, shape, told) if request.stream else self._whole(send, answer, shape, told)
         if claim is not None:
             # Whoever sends a key means to come back for the answer: it is finished even when nobody reads it now.
             await respond
@@ -143,7 +155,7 @@ class InferenceEndpoint:
     def _rate_headers(self, caller: Caller) -> dict[str, str]:
         return openai_common.rate_headers(self._limiter.allowances(caller.id))
 
-    async def _whole(self, send: Send, answer: Answer | Replay, headers: dict[str, str]) -> None:
+    async def _whole(self, send: Send, answer: Answer | Replay, shape: StreamShape, headers: dict[str, str]) -> None:
         pieces: list[Text] = []
         try:
             while (news := await answer.take()) is not None:
@@ -155,10 +167,11 @@ class InferenceEndpoint:
         assert receipt is not None
         # An empty piece for each choice, so that one without any text is there too.
         texts = merge_texts([*pieces, *(Text("", 0, choice) for choice in range(len(answer.reasons)))])
-        body = openai_common.encode(self._dialect.answer_body(receipt, texts, answer.reasons))
+        body = openai_common.encode(self._dialect.answer_body(receipt, texts, answer.reasons, shape))
         await send_json(send, body, headers=headers | _cost_header(answer))
 
     async def _stream(self, send: Send, answer: Answer | Replay, shape: StreamShape, headers: dict[str, str]) -> None:
+        assert self._dialect.stream is not None, "its requests don't stream"
         writer = self._dialect.stream(shape)
         ours = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *ours]})

@@ -82,7 +82,8 @@ def tokenizer_parts(head: GgufHead) -> TokenizerParts:
         if isinstance(token := metadata.get(f"tokenizer.ggml.{role}_token_id"), int) and 0 <= token < len(texts)
     }
     _add_tokens(backend, texts, kinds, ids)
-    _add_ends(backend, texts, ids, metadata, add_bos=add_bos)
+    if kind != "bert":  # whose builder knows them
+        _add_ends(backend, texts, ids, metadata, add_bos=add_bos)
     named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ends = {token for token, text in enumerate(texts) if kinds[token] == _CONTROL and text in _TURN_ENDS}
     return TokenizerParts(
@@ -145,7 +146,37 @@ def _sentence_pieces(name: str, metadata: dict[str, Any], texts: list[str]) -> t
     return backend, True
 
 
-_BUILDERS = {"gpt2": _byte_pairs, "llama": _sentence_pieces}
+def _word_pieces(name: str, metadata: dict[str, Any], texts: list[str]) -> tuple[tokenizers.Tokenizer, bool]:
+    """`bert`: the longest piece of each word that is a token. Files mark where words begin, BERT where they go on."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    kinds = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(texts)
+    for token, text in enumerate(texts):
+        if kinds[token] != _CONTROL:
+            texts[token] = text.removeprefix("\u2581") if text.startswith("\u2581") else f"##{text}"
+    vocabulary = {text: token for token, text in enumerate(texts)}
+    ends = [_first_token(metadata, roles) for roles in (("cls", "bos"), ("seperator", "eos"))]  # the format's spelling
+    unknown = metadata.get("tokenizer.ggml.unknown_token_id")
+    if unknown is None or None in ends:
+        raise ModelError(f"{name}: doesn't say its first, last and unknown tokens; use another build")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=texts[unknown]))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    first, last = (texts[end] for end in ends)
+    backend.post_processor = processors.TemplateProcessing(
+        single=[first, "$A", last], special_tokens=[(texts[end], end) for end in ends]
+    )
+    return backend, False
+
+
+def _first_token(metadata: dict[str, Any], roles: tuple[str, ...]) -> Any:
+    found = (metadata.get(f"tokenizer.ggml.{role}_token_id") for role in roles)
+    return next((token for token in found if token is not None), None)
+
+
+_BUILDERS = {"gpt2": _byte_pairs, "llama": _sentence_pieces, "bert": _word_pieces}
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, texts: list[str], kinds: list[int], ids: dict[str, int]) -> None:

@@ -49,13 +49,18 @@ class Tokenizer:
         self.vocabulary_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.context_tokens = context_tokens
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, limit: int | None = None) -> list[int]:
         """Tokens of a text, with what the model wants around it (a first token, say).
 
-        Unless `special`, text that looks like a control token (`<|im_end|>`) is plain text.
+        Unless `special`, text that looks like a control token (`<|im_end|>`) is plain text. A text with more than
+        `limit` tokens loses its last ones; what goes around it stays.
         """
-        tokens: list[int] = (self._parsing if special else self._plain).encode(text).ids
-        return tokens
+        backend = self._parsing if special else self._plain
+        encoding = backend.encode(text, add_special_tokens=False)
+        if limit is not None:
+            encoding.truncate(max(limit - backend.num_special_tokens_to_add(is_pair=False), 0))
+        tokens: list[int] = backend.post_process(encoding).ids
+        return tokens[:limit]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation, up to where the assistant speaks. Only the template's own control tokens count."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 
 from millicent.core.errors import InvalidRequest
+from millicent.core.money import Money
 from millicent.core.request import Attribution
 
 FIELDS = ("user", "team", "feature", "tier", "conversation", "run")
 _PREFIX = "x-millicent-"
 _MAX_CHARACTERS = 256
 _MAX_TAGS = 16
+_MAX_COST = "x-millicent-max-cost-usd"
+_MOST_USD = 1_000_000
 
 # Headers that promise something this server can't keep yet: refused, because to ignore one would cost money.
-_REFUSED_HEADERS = ("x-millicent-max-cost-usd", "x-millicent-latency-target-ms")
+_REFUSED_HEADERS = ("x-millicent-latency-target-ms",)
 
 
 def read_attribution(
@@ -48,6 +52,25 @@ def read_attribution(
     if len(tags) > _MAX_TAGS:
         raise InvalidRequest(f"{len(tags)} tags are too many: send at most {_MAX_TAGS}.", param="metadata")
     return Attribution(**values, tags=tags)
+
+
+def read_max_cost(headers: Mapping[str, str]) -> Money | None:
+    """`X-Millicent-Max-Cost-USD` in dollars, to the nano-dollar below. Raises InvalidRequest."""
+    header = headers.get(_MAX_COST)
+    if header is None:
+        return None
+    try:
+        usd = Decimal(header.strip())
+    except InvalidOperation:
+        usd = Decimal("NaN")
+    if not (usd.is_finite() and 0 < usd <= _MOST_USD):
+        raise InvalidRequest(
+            f"Header `{_MAX_COST}` is `{header[:40]}`: send dollars above 0, such as 0.002.", param=_MAX_COST
+        )
+    nanousd = int(usd.scaleb(9))
+    if nanousd == 0:
+        raise InvalidRequest(f"Header `{_MAX_COST}` is below a billionth of a dollar: raise it.", param=_MAX_COST)
+    return Money(nanousd)
 
 
 def _parse_tags(header: str) -> dict[str, str]:

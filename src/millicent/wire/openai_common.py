@@ -10,10 +10,11 @@ import msgspec
 
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_MS, NS_PER_S
-from millicent.core.errors import InvalidRequest, MillicentError
+from millicent.core.errors import InvalidRequest, MillicentError, PaymentRequired
 from millicent.core.limits import Allowance
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Leaf, weakest
+from millicent.wire.receipts import quote_body
 
 # Decimals become JSON numbers: dollars in `usage.cost` are exact, never a float on the way.
 _encoder = msgspec.json.Encoder(decimal_format="number")
@@ -96,7 +97,16 @@ def created_s(receipt: Receipt) -> int:
 
 
 def error_body(error: MillicentError) -> dict[str, Any]:
-    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+    """OpenAI's shape; a 402 also says what the request would have cost, where that can be told."""
+    body: dict[str, Any] = {
+        "message": error.message,
+        "type": error.kind,
+        "param": error.param,
+        "code": error.code,
+    }
+    if isinstance(error, PaymentRequired) and error.quote is not None:
+        body["quote"] = quote_body(error.quote)
+    return {"error": body}
 
 
 def rate_headers(allowances: Mapping[str, Allowance]) -> dict[str, str]:

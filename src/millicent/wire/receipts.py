@@ -1,8 +1,8 @@
-"""Our own JSON: receipts, accounts, lists. Money is a decimal string; times are RFC 3339 in UTC."""
+"""Our own JSON: receipts, quotes, accounts, lists. Money is a decimal string; times are RFC 3339 in UTC."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +11,7 @@ import msgspec
 from millicent.core.accounts import Account
 from millicent.core.clock import NS_PER_MS, NS_PER_S, iso_utc
 from millicent.core.money import Money
+from millicent.core.quotes import CostInterval, Interval, Quote
 from millicent.core.receipts import Accelerator, Attempt, Line, Receipt
 from millicent.core.usage import Provenance
 
@@ -90,6 +91,22 @@ def account_body(account: Account) -> dict[str, Any]:
         "rate_usd_per_hour": None if account.usd_per_hour is None else f"{account.usd_per_hour:f}",
         "rate_provenance": account.rate_provenance,
         "cost_usd": _usd(account.cost),
+        "unused_usd": _usd(account.unused_cost),
+    }
+
+
+def quote_body(quote: Quote) -> dict[str, Any]:
+    cost = quote.cost
+    return {
+        "object": "quote",
+        "model": quote.model,
+        "placement": quote.placement,
+        "input_tokens": quote.input_tokens,
+        "output_tokens": msgspec.structs.asdict(quote.output_tokens),
+        "ttft_ms": _interval_ms(quote.ttft),
+        "total_ms": _interval_ms(quote.total),
+        "cost_usd": None if cost is None else {name: str(amount) for name, amount in _fields(cost)},
+        "provenance": quote.provenance,
     }
 
 
@@ -145,6 +162,14 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
 
 def _usd(amount: Money | None) -> str | None:
     return None if amount is None else str(amount)
+
+
+def _interval_ms(interval: Interval | None) -> dict[str, Decimal] | None:
+    return None if interval is None else {name: Decimal(ns) / NS_PER_MS for name, ns in _fields(interval)}
+
+
+def _fields(interval: Interval | CostInterval) -> Iterable[tuple[str, Any]]:
+    return msgspec.structs.asdict(interval).items()
 
 
 def _ms(ns: int | None) -> Decimal | None:

@@ -1,26 +1,46 @@
-"""Models that the engine runs. A family is a file that builds its layer from shared parts, and a line in `FAMILIES`."""
+"""Models that the engine runs. A family is a file that builds its layer from shared parts, and a line below."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from millicent.core.errors import ConfigError
 from millicent.engine import kernels
-from millicent.engine.batch import Model
+from millicent.engine.batch import Encoder, Model
 from millicent.engine.layers import has_fast_bf16
-from millicent.engine.models import llama
+from millicent.engine.models import llama, qwen3
+from millicent.engine.models.bert import Bert
 from millicent.engine.models.decoder import BuildLayer, Decoder, Loader
 from millicent.engine.models.kernel_decoder import KernelDecoder, Quantization, unsupported
-from millicent.engine.weights import open_checkpoint
-from millicent.text import load_tokenizer
+from millicent.engine.weights import Checkpoint, open_checkpoint
+from millicent.text import Tokenizer, load_tokenizer
 
 FAMILIES: dict[str, BuildLayer] = {
     "llama": llama.build_layer,
     "mistral": llama.build_layer,
+    "qwen2": llama.build_layer,  # its biases are told by the tensors that are there
+    "qwen3": qwen3.build_layer,
 }
+ENCODERS: dict[str, Callable[[str, Checkpoint, torch.dtype], Encoder]] = {
+    "bert": Bert,
+}
+
+
+def is_encoder(path: Path) -> bool:
+    """Whether the model at `path` makes vectors rather than text. Raises ModelError unless it is one of the above."""
+    return open_checkpoint(path, (*FAMILIES, *ENCODERS)).family in ENCODERS
+
+
+def load_encoder(path: Path, *, dtype: str, name: str, threads: int = 0) -> Encoder:
+    """As `load_model`. `auto` is float32: vectors are kept and compared with later ones."""
+    torch.set_num_threads(threads or min(torch.get_num_threads(), _usable_processors()))
+    checkpoint = open_checkpoint(path, ENCODERS)
+    with torch.inference_mode():
+        return ENCODERS[checkpoint.family](name, checkpoint, _torch_dtype("fp32" if dtype == "auto" else dtype))
 
 
 def load_model(
@@ -31,11 +51,14 @@ def load_model(
     deterministic: bool = False,
     threads: int = 0,
     quantize: Quantization | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Model:
     """The model at `path`, ready for `allocate`. `threads` 0 leaves torch's choice, at most the processors we may use.
 
     `quantize` None is `native` where `dtype` is auto, and `none` where a dtype is asked for. The compiled kernels run
     the model where they can, torch otherwise; int8 and int4 exist in the kernels alone.
+
+    `tokenizer` is the model's, where the caller has it already: reading it takes half a second.
 
     Raises ModelError for files that are missing, damaged or not of a family in `FAMILIES`, and ConfigError for a
     quantization that cannot be had here.
@@ -43,7 +66,7 @@ def load_model(
     threads = threads or min(torch.get_num_threads(), _usable_processors())
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(path, FAMILIES)
-    tokenizer = load_tokenizer(path)
+    tokenizer = tokenizer or load_tokenizer(path)
     quantization = quantize or ("native" if dtype == "auto" else "none")
     obstacle = kernels.available().reason or unsupported(checkpoint.spec)
     if obstacle and quantization in {"int8", "int4"}:
@@ -55,7 +78,7 @@ def load_model(
         return Decoder(
             name,
             Loader(checkpoint, _torch_dtype(dtype)),
-            FAMILIES[checkpoint.spec.family],
+            FAMILIES[checkpoint.family],
             eos_tokens=tokenizer.eos_tokens,
             deterministic=deterministic,
         )

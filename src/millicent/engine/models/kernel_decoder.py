@@ -152,4 +152,4 @@ class _Loader:
         return self._checkpoint.read(name, torch.float32)
 
     def _head_norm(self, name: str) -> torch.Tensor | None:
-        return self.vector(name, self._spec.head_dim) if name in self._checkpoint.shapes else None
+        return self.vector(name, self._spec.head_dim) if self._spec.head_norms else None

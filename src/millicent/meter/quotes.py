@@ -1,0 +1,169 @@
+"""What a request will cost, before it runs: predicted lengths and times, at a placement's prices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+
+import msgspec
+
+from millicent.core.money import Money
+from millicent.core.quotes import CostInterval, Quote
+from millicent.core.receipts import Attempt, Receipt, Role, Status
+from millicent.core.usage import Provenance, Usage, weakest
+from millicent.meter.durations import DurationModel, Durations, Times
+from millicent.meter.lengths import Length, OutputLengths
+from millicent.meter.placements import Placement
+from millicent.meter.prices import Prices
+from millicent.meter.pricing import Consumption, tier_of, token_lines, total
+from millicent.step_time import Coefficients
+
+# Money.of_time's: nanoseconds x dollars per hour, divided by this, is nano-dollars.
+_HOUR_NS_PER_NANOUSD = 3600
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What is to be quoted. `limit` is the most output tokens there can be; `batch` how many will run beside each other
+    on the device, this one included."""
+
+    model: str
+    placement: Placement
+    input_tokens: int
+    input_provenance: Provenance
+    limit: int | None
+    feature: str | None
+    batch: int = 1
+    prices: Prices | None = None
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """What is learned from: one answer that came to its own end, or (`cut`) to its limit's."""
+
+    model: str
+    feature: str | None
+    input_tokens: int
+    output_tokens: int
+    cut: bool
+    batch: int
+    times: Times
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> Answered | None:
+        """None when the answer failed, was cancelled, or wasn't counted. `batch` None: as it was on average."""
+        read, written = receipt.usage.input_tokens, receipt.usage.output_tokens
+        if receipt.status is not Status.SUCCEEDED or read is None or written is None:
+            return None
+        ran, took = receipt.accelerator, receipt.timing
+        known = ran.provenance is not Provenance.UNKNOWN
+        return cls(
+            model=receipt.model,
+            feature=receipt.attribution.feature,
+            input_tokens=read,
+            output_tokens=written,
+            cut=receipt.finish_reason == "length",
+            batch=batch or max(1, ran.batch_sum // max(1, ran.steps)),
+            times=Times(ran.serving_ns if known else None, took.ttft_ns, took.total_ns),
+            limit=limit,
+        )
+
+
+class Quoter:
+    """Learns from every answer, and forgets at the end of the process: the ledger holds what to learn from again.
+
+    `fit` gives a model's step-time coefficients, where there are any.
+    """
+
+    def __init__(self, fit: Callable[[str], Coefficients | None]) -> None:
+        self._fit = fit
+        self._lengths = OutputLengths()
+        self._durations = DurationModel()
+
+    def quote(self, asked: Asked) -> Quote:
+        length = self._lengths.forecast(asked.model, asked.feature, asked.input_tokens, asked.limit)
+        fit = self._fit(asked.model)
+        durations = self._durations.predict(asked.model, fit, asked.input_tokens, length.tokens, asked.batch)
+        if asked.placement.kind == "api":
+            cost, known = _cost_of_tokens(asked, length)
+            # How long a provider takes is known only from its own answers.
+            timed = durations.provenance is not Provenance.ASSUMED
+        else:
+            cost, known = _cost_of_time(asked.placement, durations)
+            timed = True
+        return Quote(
+            model=asked.model,
+            placement=asked.placement.name,
+            input_tokens=asked.input_tokens,
+            output_tokens=length.tokens,
+            ttft=durations.ttft if timed else None,
+            total=durations.total if timed else None,
+            cost=cost,
+            provenance=known if cost is None else weakest((known, length.provenance, Provenance.ESTIMATED)),
+        )
+
+    def learn_from(self, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> None:
+        """A closed receipt: see Answered.of."""
+        answered = Answered.of(receipt, batch, limit)
+        if answered is not None:
+            self.learn(answered)
+
+    def learn(self, answered: Answered) -> None:
+        """Costs some 0.3 ms."""
+        if answered.output_tokens:  # embeddings say nothing of how long texts are
+            self._lengths.learn(
+                answered.model,
+                answered.feature,
+                answered.input_tokens,
+                answered.output_tokens,
+                answered.limit,
+                cut=answered.cut,
+            )
+        fit = self._fit(answered.model)
+        self._durations.learn(
+            answered.model, fit, answered.input_tokens, answered.output_tokens, answered.batch, answered.times
+        )
+
+
+def serving_ns_within(cost: Money, usd_per_hour: Decimal) -> int | None:
+    """The longest device time that costs no more than this; None when time is free."""
+    if usd_per_hour == 0:
+        return None
+    return int(Decimal(cost.nanousd * _HOUR_NS_PER_NANOUSD) // usd_per_hour)
+
+
+def output_tokens_within(cost: Money, asked: Asked, most: int) -> int:
+    """The longest output, at most `most`, whose tokens cost no more than this together with the input; -1 when even
+    the input costs more, or it has no price."""
+    low, high = -1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        spent = _tokens_cost(asked, middle)
+        if spent is not None and spent <= cost:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _cost_of_time(placement: Placement, durations: Durations) -> tuple[CostInterval | None, Provenance]:
+    rate = placement.receipt_usd_per_hour
+    if rate is None:
+        return None, Provenance.UNKNOWN
+    serving = durations.serving
+    cost = CostInterval(*(Money.of_time(ns, rate) for ns in (serving.low, serving.expected, serving.high)))
+    return cost, weakest((durations.provenance, placement.rate_provenance))
+
+
+def _cost_of_tokens(asked: Asked, length: Length) -> tuple[CostInterval | None, Provenance]:
+    tokens = length.tokens
+    low, expected, high = (_tokens_cost(asked, count) for count in (tokens.low, tokens.expected, tokens.high))
+    if low is None or expected is None or high is None:
+        return None, Provenance.UNKNOWN
+    return CostInterval(low, expected, high), asked.input_provenance
+
+
+def _tokens_cost(asked: Asked, output_tokens: int) -> Money | None:
+    usage = Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens, output_text=output_tokens)
+    attempt = Attempt(1, "", asked.placement.name, asked.model, Role.INFERENCE, 0)
+    tier = tier_of(asked.prices.service if asked.prices else None, usage)
+    return total(token_lines(Consumption(usage), tier, attempt, 0, discount=asked.placement.discount))

@@ -1,0 +1,129 @@
+"""Before a request runs: what it will cost, what is held for it, and how it keeps within its caller's maximum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from millicent.core.errors import PaymentRequired
+from millicent.core.money import Money
+from millicent.core.protocols import Backend, Call
+from millicent.core.quotes import Quote
+from millicent.core.receipts import Receipt
+from millicent.core.request import Request
+from millicent.core.usage import Provenance
+from millicent.meter.placements import Placement
+from millicent.meter.prices import PriceBook, Prices
+from millicent.meter.quotes import Asked, Quoter, output_tokens_within, serving_ns_within
+
+MAX_COST_HEADER = "x-millicent-max-cost-usd"
+_MOST_TOKENS = 1 << 24
+# English text in the tokenizers of the day: about four characters to a token.
+_CHARACTERS_PER_TOKEN = 4
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A request that may run: its call, what was quoted, what is held, and the device time it may take, if bounded."""
+
+    call: Call
+    asked: Asked
+    quote: Quote
+    hold: Money | None
+    serving_ns: int | None = None
+
+
+class Estimates:
+    """The quoter and the price book, as the pipeline asks them."""
+
+    def __init__(self, quoter: Quoter, book: PriceBook) -> None:
+        self._quoter = quoter
+        self._book = book
+
+    def prices(self, model: str, placement: Placement, at_ns: int) -> Prices | None:
+        """None where device time is what is paid for, or nobody knows."""
+        if placement.kind != "api":
+            return None
+        return self._book.find(model, at_ns, placement.service, placement.provider)
+
+    def asked(self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int) -> Asked:
+        if not call.sequences and placement.kind != "api":
+            # A backend that shows no steps: its device time, and so its cost, will not be known.
+            placement = msgspec.structs.replace(placement, usd_per_hour=None, list_usd_per_hour=None)
+        counted = call.input_tokens is not None
+        return Asked(
+            model=request.model,
+            placement=placement,
+            input_tokens=call.input_tokens if call.input_tokens is not None else _guess_tokens(request),
+            input_provenance=Provenance.COUNTED if counted else Provenance.ASSUMED,
+            limit=call.max_output_tokens,
+            feature=request.attribution.feature,
+            batch=batch,
+            prices=self.prices(call.served_model, placement, at_ns),
+        )
+
+    def asked_elsewhere(self, request: Request, placement: Placement, others: Sequence[Asked], at_ns: int) -> Asked:
+        """On a placement that nothing here can call: its tokens are about as many as another model's."""
+        placement = placement.at(at_ns)
+        counted = [other.input_tokens for other in others if other.input_provenance is Provenance.COUNTED]
+        return Asked(
+            model=request.model,
+            placement=placement,
+            input_tokens=counted[0] if counted else _guess_tokens(request),
+            input_provenance=Provenance.ESTIMATED if counted else Provenance.ASSUMED,
+            limit=request.limits.max_tokens,
+            feature=request.attribution.feature,
+            prices=self.prices(request.model, placement, at_ns),
+        )
+
+    def quote(self, asked: Asked) -> Quote:
+        return self._quoter.quote(asked)
+
+    async def within(self, request: Request, backend: Backend, call: Call, asked: Asked) -> Plan:
+        """How to run it so that the caller's maximum holds. Raises PaymentRequired, with the quote, when it can't.
+
+        Where tokens have prices, the output is limited beforehand; where time is paid for, the device time is.
+        """
+        quote = self.quote(asked)
+        held = None if quote.cost is None else quote.cost.high
+        maximum = request.max_cost
+        if maximum is None:
+            return Plan(call, asked, quote, held)
+        if quote.cost is None or held is None:
+            raise _refusal(f"`{asked.model}` has no price on `{quote.placement}`, so no maximum can be kept", quote)
+        if quote.cost.low > maximum:
+            raise _refusal(f"this would cost at least ${quote.cost.low}, above the maximum of ${maximum}", quote)
+        if asked.placement.kind == "api":
+            most = output_tokens_within(maximum, asked, _MOST_TOKENS if asked.limit is None else asked.limit)
+            if most < 1:
+                raise _refusal(f"the maximum of ${maximum} doesn't pay for the input and one token", quote)
+            if asked.limit is None or most < asked.limit:
+                limits = msgspec.structs.replace(request.limits, max_tokens=most)
+                call = await backend.prepare(msgspec.structs.replace(request, limits=limits))
+                asked = msgspec.structs.replace(asked, limit=most)
+                quote = self.quote(asked)
+            return Plan(call, asked, quote, min(maximum, held))
+        rate = asked.placement.receipt_usd_per_hour
+        assert rate is not None
+        return Plan(call, asked, quote, min(maximum, held), serving_ns_within(maximum, rate))
+
+    def learn(self, receipt: Receipt | None, plan: Plan) -> None:
+        """An answer was settled; None: it could not be."""
+        if receipt is not None:
+            self._quoter.learn_from(receipt, plan.asked.batch, plan.asked.limit)
+
+
+def _refusal(what: str, quote: Quote) -> PaymentRequired:
+    return PaymentRequired(
+        f"{what[:1].upper()}{what[1:]}: raise `X-Millicent-Max-Cost-USD`, or ask for less.",
+        param=MAX_COST_HEADER,
+        code="max_cost_exceeded",
+        quote=quote,
+    )
+
+
+def _guess_tokens(request: Request) -> int:
+    if isinstance(request.prompt, tuple):
+        return len(request.prompt)
+    text = request.prompt or "".join(message.content for message in request.messages or ())
+    return len(text) // _CHARACTERS_PER_TOKEN + 1

@@ -1,0 +1,102 @@
+"""One request as several sequences: what its reader sees, and what it is charged for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from millicent.backends.local_runs import LocalCall, LocalRun, choice_seed
+from millicent.core.chunks import Chunk, End, FinishReason, Text, merge_texts
+from millicent.core.request import Limits, Sampling
+from millicent.core.usage import Leaf
+from millicent.engine.protocol import Output, ScoredToken, Submit
+
+PROMPT = (1, 2, 3, 4, 5)
+CHOICE_SEED_OF_7 = 3839616360365740667
+
+
+def run_of(choices: int, echo: str = "") -> LocalRun:
+    submits = tuple(Submit(10 + index, "m", PROMPT, Sampling(), Limits(max_tokens=9)) for index in range(choices))
+    return LocalRun(submits, lambda token: bytes([token]), echo, lambda run: None)
+
+
+def chunks(run: LocalRun) -> list[Chunk]:
+    async def read() -> list[Chunk]:
+        return [chunk async for chunk in run]
+
+    return asyncio.run(asyncio.wait_for(read(), 10))
+
+
+def test_choices_are_merged_by_index_and_the_prompt_is_counted_once() -> None:
+    run = run_of(2)
+    run.prefilled(10, 5)
+    run.prefilled(11, 1)
+    for output in (
+        Output(10, 1, "a", cached_tokens=0),
+        Output(11, 1, "x", cached_tokens=4),
+        Output(10, 1, "b", "length"),
+        Output(11, 1, "", "stop"),
+    ):
+        run.take(output)
+    *texts, end = chunks(run)
+    assert [(text.choice, text.text) for text in texts if isinstance(text, Text)] == [(0, "ab"), (1, "x")]
+    assert isinstance(end, End)
+    assert (end.reason, end.choices) == (FinishReason.LENGTH, (FinishReason.LENGTH, FinishReason.STOP))
+    assert (end.usage.input_tokens, end.usage.tokens(Leaf.INPUT_CACHE_READ), end.usage.output_tokens) == (5, 0, 4)
+
+
+def test_a_choice_that_never_began_says_nothing_about_the_cache() -> None:
+    run = run_of(2)
+    run.prefilled(10, 1)
+    run.take(Output(10, 1, "a", cached_tokens=4))
+    run.take(Output(10, 0, "", "cancelled", cached_tokens=4))
+    run.take(Output(11, 0, "", "cancelled"))
+    end = chunks(run)[-1]
+    assert isinstance(end, End)
+    assert (end.usage.tokens(Leaf.INPUT_CACHE_READ), end.usage.tokens(Leaf.INPUT_FRESH)) == (4, 1)
+
+
+def test_one_choice_that_fails_fails_the_answer_once_all_have_ended() -> None:
+    run = run_of(3)
+    run.take(Output(11, 0, "", "error", "the model failed"))
+    assert not run.ended
+    assert run.unfinished == (10, 12)
+    run.take(Output(10, 0, "", "cancelled"))
+    run.take(Output(12, 3, "done", "stop"))
+    end = chunks(run)[-1]
+    assert isinstance(end, End)
+    assert end.reason is FinishReason.ERROR
+    assert end.error is not None
+    assert (end.error.message, end.usage.output_tokens) == ("the model failed", 3)
+
+
+def test_the_prompt_is_echoed_before_the_first_text_with_its_scores() -> None:
+    run = run_of(1, echo="Once")
+    scored = (ScoredToken(65, None), ScoredToken(66, -1.0, ((67, -0.5),)))
+    run.take(Output(10, 1, "", scored_prompt=scored, scored=(ScoredToken(68, -2.0),)))
+    run.take(Output(10, 1, " upon", "length", scored=(ScoredToken(69, -3.0),)))
+    *texts, _ = chunks(run)
+    (text,) = merge_texts(text for text in texts if isinstance(text, Text))
+    assert text.text == "Once upon"
+    assert [(entry.content, entry.logprob) for entry in text.logprobs] == [
+        (b"A", None), (b"B", -1.0), (b"D", -2.0), (b"E", -3.0),
+    ]  # fmt: skip
+    assert text.logprobs[1].top[0].content == b"C"
+
+
+def test_each_choice_has_a_seed_of_its_own_and_the_first_the_requests() -> None:
+    assert choice_seed(7, 0) == 7
+    assert choice_seed(None, 3) is None
+    assert len({choice_seed(seed, choice) for seed in (7, 8, -1) for choice in range(20)}) == 60
+    # Promised: another derivation would change every seeded answer.
+    assert choice_seed(7, 1) == CHOICE_SEED_OF_7
+    begun: list[tuple[Submit, ...]] = []
+
+    def begin(submits: tuple[Submit, ...]) -> LocalRun:
+        begun.append(submits)
+        return run_of(2)
+
+    submit = Submit(4, "m", PROMPT, Sampling(seed=7), Limits(max_tokens=9))
+    call = LocalCall(submit, (4, 5), placement="here", begin=begin)
+    assert (call.input_tokens, call.max_output_tokens) == (5, 18)
+    call.start()
+    assert [(one.sequence, one.sampling.seed) for one in begun[0]] == [(4, 7), (5, CHOICE_SEED_OF_7)]
