@@ -38,7 +38,7 @@ class Connection:
         self._flush()
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
-        """Frames that have come. Blocks for the next one, or a `wake`, if `wait`; and while the gateway doesn't read."""
+        """Frames that have come. Blocks for one, or a `wake`, if `wait`; and while the gateway doesn't read."""
         while True:
             if self._outgoing:
                 self._flush()
