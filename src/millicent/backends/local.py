@@ -54,7 +54,7 @@ from millicent.engine.protocol import (
     Unload,
     Unloaded,
 )
-from millicent.text.grammars import format_grammar
+from millicent.text.tools import ToolCallParser, answer_grammar
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -180,10 +180,9 @@ class LocalBackend:
         check_does(request, model)
         if request.embedding is not None:
             return await self._prepare_embedding(request.embedding, model)
-        grammar = ""
-        if request.output_format is not None:
-            grammar = format_grammar(request.output_format)
-            await self._grammars.check(grammar, "response_format")
+        form = model.tokenizer.tool_format
+        if grammar := answer_grammar(request, form):
+            await self._grammars.check(grammar, "tools" if request.tools else "response_format")
         tokens = await encode(request, model.tokenizer)
         tokens = truncate(request, tokens, model.context_tokens)
         check_tokens(request, model.tokenizer.vocabulary_size)
@@ -202,11 +201,16 @@ class LocalBackend:
         )
         echo = model.tokenizer.decode(tokens) if request.echo else ""
         label = model.tokenizer.label
+        called = [tool.name for tool in request.tools if request.tool_choice != "none"]
         return LocalCall(
             submit,
             sequences,
             placement=model.spec.placement,
-            begin=lambda submits: self._begin(LocalRun(submits, label, echo, self._cancel)),
+            begin=lambda submits: self._begin(
+                LocalRun(
+                    submits, label, echo, self._cancel, parser=lambda: ToolCallParser(form, called) if called else None
+                )
+            ),
         )
 
     async def _prepare_embedding(self, wanted: Embedding, model: HeldModel) -> EmbeddingCall:

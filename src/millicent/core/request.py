@@ -9,12 +9,30 @@ import msgspec
 from millicent.core.money import Money
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the assistant made. `arguments` is a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A function that the model may call. `parameters` is a JSON schema of its arguments, as text."""
+
+    name: str
+    description: str
+    parameters: str
+
+
 class Message(msgspec.Struct, frozen=True):
-    """One turn. `role` is system, user, assistant or tool."""
+    """One turn. `role` is system, user, assistant or tool; an assistant's may hold calls, a tool's answers one."""
 
     role: str
     content: str
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -89,6 +107,8 @@ class Request(msgspec.Struct, frozen=True):
 
     `choices` answers are drawn, all on one receipt. `echo` puts the prompt before each. `truncate_prompt_tokens` keeps
     that many of the prompt's last tokens, -1 as many as the context has room for. Lower `priority` is served earlier.
+
+    Of the `tools` only `tool_name` may be called, where it is set.
     """
 
     id: str
@@ -100,6 +120,10 @@ class Request(msgspec.Struct, frozen=True):
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
     output_format: OutputFormat | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    tool_name: str | None = None
+    parallel_tool_calls: bool = True
     stream: bool = False
     choices: int = 1
     echo: bool = False
