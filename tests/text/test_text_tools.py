@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from typing import Any
@@ -32,7 +33,7 @@ NAMES = ("weather", "clock-1")
 def whole(form: ToolFormat, text: str, cuts: list[int] | None = None) -> tuple[str, tuple[CallPiece, ...], bool]:
     parser, content, pieces = ToolCallParser(form, NAMES), "", []
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts or []), len(text)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         said, found = parser.feed(text[start:stop])
         content, pieces = content + said, [*pieces, *found]
     said, found = parser.finish()
