@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -25,20 +26,24 @@ from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
+from millicent.engine.machine import usable_cores
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
+from millicent.meter.energy import energy_source
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
 from millicent.meter.published_prices import published_prices
 from millicent.meter.quotes import Quoter
 from millicent.pipeline.estimates import Estimates
+from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server
 from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
+from millicent.server.late import LateEntries
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +100,7 @@ class _Health:
 async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     """Everything but the socket. On leaving, what runs is finished or settled, and everything is stopped."""
     config, home = options.config, options.home
+    features = Features(config.features)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     clock = SystemClock()
     ids = SystemIds(clock)
@@ -104,16 +110,20 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     try:
         device = config.engine.device
         placement = options.placement
-        shares = StepTimeShares()
+        shares = await _known_shares(ledger, config, clock, ids)
         meter = Meter(clock, gateway, ids, shares)
-        meter.add_device(device, placement, not_before_ns=await ledger.device_seen_ns(device))
-        backend = LocalBackend(config.engine, options.models, meter, clock, home)
+        meter.add_device(
+            device,
+            placement,
+            not_before_ns=await ledger.device_seen_ns(device),
+            energy=energy_source(device, _watts(placement)),
+        )
+        backend = LocalBackend(config.engine, options.models, meter, clock, home, knows=shares.knows)
         queries = LedgerQueries(home / "ledger.db")
         quoter = Quoter(shares.coefficients)
         for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
             quoter.learn_from(receipt)
         await ledger.write(partial(follow_config, configured=config.budgets))
-        queries = LedgerQueries(home / "ledger.db")
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
         pipeline = Pipeline(
@@ -123,6 +133,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             placements={each.name: each for each in (placement, *options.providers)},
             clock=clock,
             limits=config.limits,
+            fits=shares,
+            features=features,
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
         )
@@ -133,6 +145,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             health=_Health(ledger, backend),
             clock=clock,
             ids=ids,
+            late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
             ledger=ledger,
             keys=keys,
             limiter=limiter,
@@ -150,6 +163,20 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             await pipeline.close()
     finally:
         await ledger.stop()
+
+
+async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock, ids: SystemIds) -> StepTimeShares:
+    """With the fits that the ledger has for this device as it is configured now."""
+    engine = config.engine
+    configuration = f"dtype={engine.dtype} threads={usable_cores(engine)} deterministic={engine.deterministic}".lower()
+    shares = StepTimeShares(clock, ids, configuration)
+    shares.load(await ledger.latest_fits(engine.device, configuration))
+    return shares
+
+
+def _watts(placement: Placement) -> Decimal | None:
+    watts = placement.inputs.get("watts")
+    return None if watts is None else Decimal(watts)
 
 
 def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:

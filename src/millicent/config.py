@@ -22,6 +22,7 @@ from millicent.ledger.config import LedgerConfig
 from millicent.meter.placements import PlacementConfig
 from millicent.meter.prices import PriceConfig
 from millicent.pipeline.config import LimitsConfig
+from millicent.pipeline.features import FeatureConfig, Features
 from millicent.server.config import ServerConfig
 
 FILE_NAME = "millicent.toml"
@@ -36,6 +37,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineConfig = EngineConfig()
     models: dict[str, ModelConfig] = {}
     placements: dict[str, PlacementConfig] = {}
+    features: dict[str, FeatureConfig] = {}
     prices: dict[str, PriceConfig] = {}
     budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
@@ -72,6 +74,7 @@ def load(path: Path) -> Config:
         *((("placements", name), partial(each.placement, name)) for name, each in config.placements.items()),
         *((("prices", name), partial(each.check, name)) for name, each in config.prices.items()),
         *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
+        *((("features", name), partial(Features, {name: each})) for name, each in config.features.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
     for where, check in checks:

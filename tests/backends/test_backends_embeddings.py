@@ -168,3 +168,16 @@ def test_a_cancelled_call_sends_nothing_more_and_says_what_was_read() -> None:
         assert (end.reason, end.usage.tokens(Leaf.INPUT_FRESH)) == (FinishReason.CANCELLED, 1000)
 
     run(story())
+
+
+def test_a_cancellation_that_comes_after_the_last_vector_changes_nothing() -> None:
+    async def story() -> None:
+        subject = EmbeddingRun(frames(5, 6), lambda _: None)
+        subject.next_frames()
+        subject.take(Output(10, 0, "", "stop", vector=b"1234"))
+        subject.cancel()
+        subject.take(Output(11, 0, "", "stop", vector=b"5678"))
+        vectors, end = await read(subject)
+        assert (sorted(vectors), end.reason) == ([0, 1], FinishReason.STOP)
+
+    run(story())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+from millicent.backends.local import LocalBackend
 from millicent.backends.local_runs import LocalCall, LocalRun, choice_seed
 from millicent.core.chunks import Chunk, End, FinishReason, Text, merge_texts
+from millicent.core.clock import SystemClock
 from millicent.core.request import Limits, Sampling
 from millicent.core.usage import Leaf
+from millicent.engine.config import EngineConfig
 from millicent.engine.protocol import Output, ScoredToken, Submit
+from support.observers import Notes
 
 PROMPT = (1, 2, 3, 4, 5)
 CHOICE_SEED_OF_7 = 3839616360365740667
@@ -100,3 +105,11 @@ def test_each_choice_has_a_seed_of_its_own_and_the_first_the_requests() -> None:
     assert (call.input_tokens, call.max_output_tokens) == (5, 18)
     call.start()
     assert [(one.sequence, one.sampling.seed) for one in begun[0]] == [(4, 7), (5, CHOICE_SEED_OF_7)]
+
+
+def test_the_engine_knows_tenants_as_numbers_that_say_nothing(tmp_path: Path) -> None:
+    first, second = (LocalBackend(EngineConfig(), {}, Notes(), SystemClock(), tmp_path) for _ in range(2))
+    assert first._tenant(None) == 0
+    assert len({first._tenant(key) for key in (None, "mk_a", "mk_b")}) == 3
+    assert first._tenant("mk_a") == first._tenant("mk_a") != second._tenant("mk_a")
+    assert 0 <= first._tenant("mk_a") < 2**63

@@ -17,6 +17,7 @@ from millicent.core.receipts import Accelerator, Line, Meter, Receipt, Role, Sta
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
 from millicent.ledger.queries import ReceiptFilter, ReceiptPage, Totals
+from millicent.ledger.worth import RoleCosts, Usefulness
 
 CREATED_NS = 1_767_225_600 * NS_PER_S
 
@@ -75,9 +76,17 @@ class ToldQueries:
         self.asked.append((where, limit, after))
         return ReceiptPage((UNPRICED, RECEIPT), "rcpt_next")
 
-    def totals(self, by: str, where: ReceiptFilter, book: str = "actual") -> Sequence[Totals]:
+    def totals(self, by: str, where: ReceiptFilter, book: str = "actual", *, zone: str = "UTC") -> Sequence[Totals]:
+        assert zone in {"UTC", "Europe/Berlin"}
         self.asked.append((by, where) if book == "actual" else (by, where, book))
         return TOTALS
+
+    def usefulness(self, by: str, where: ReceiptFilter) -> list[Usefulness]:
+        return [Usefulness("search", requests=10, priced=10, cost=Money(1_200_000_000), rated=4, useful=3)]
+
+    def role_costs(self, by: str, where: ReceiptFilter) -> list[RoleCosts]:
+        costs = {Role.INFERENCE: Money(1_000_000_000), Role.RETRIEVAL: Money(200_000_000)}
+        return [RoleCosts("search", costs, unpriced=0)]
 
     def books(self) -> list[str]:
         return ["actual", "next-year"]
@@ -147,7 +156,7 @@ def test_the_list_as_json_has_the_next_page(capsys: pytest.CaptureFixture[str]) 
 def test_a_report_adds_up_and_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", "--by", "feature"]) == 0
     out, err = capsys.readouterr()
-    header, search, nobody, total = out.splitlines()
+    header, search, nobody, total = out.splitlines()[:4]
     assert header.startswith("FEATURE")
     assert search.split()[:2] == ["search", "3"]
     assert nobody.startswith("unattributed")
@@ -161,6 +170,30 @@ def test_a_report_as_json_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
     assert body["by"] == "user"
     assert [each["cost_usd"] for each in body["data"]] == ["1.2", "0.000034"]
     assert [each["group"] for each in body["data"]] == ["search", None]
+
+
+def test_a_report_says_what_a_useful_output_costs_and_null_where_nothing_was_rated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    search, unattributed = json.loads(call(capsys, "report", "--json"))["data"]
+    assert search["useful"]["cost_per_useful_usd"] == "0.16"
+    assert search["useful"]["coverage"] == 0.4
+    assert search["roles_usd"] == {"inference": "1", "retrieval": "0.2"}
+    assert (unattributed["rated"], unattributed["useful"], unattributed["roles_usd"]) == (0, None, {})
+    assert "75.0%" in call(capsys, "report")
+
+
+def test_the_cost_of_predictivity_is_shown_by_role(capsys: pytest.CaptureFixture[str]) -> None:
+    header, row = call(capsys, "report", "--predictivity").splitlines()
+    assert header.split() == ["FEATURE", "INFERENCE", "RETRIEVAL", "PREDICTIVITY", "UNPRICED", "LINES"]
+    assert row.split() == ["search", "$1.00", "20", "cents", "$1.20", "0"]
+
+
+def test_roles_by_day_are_refused_elsewhere_than_utc_rather_than_put_under_a_wrong_day(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["report", "--by", "day", "--predictivity", "--timezone", "Europe/Berlin"]) == 2
+    assert "leave --timezone out" in capsys.readouterr().err
 
 
 def test_a_receipt_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

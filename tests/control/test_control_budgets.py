@@ -201,7 +201,7 @@ class Spending(RuleBasedStateMachine):
         self.count += 1
         self.connection.execute(
             "INSERT INTO lines VALUES"
-            " (?, ?, 1, 'adjustment', 'other', '1', 'each', NULL, ?, 'measured', 0, 0, 'actual', NULL)",
+            " (?, ?, 1, 'adjustment', 'other', '1', 'each', NULL, ?, 'measured', 0, 0, 'actual', NULL, NULL)",
             (receipt.id, self.count, amount),
         )
         self.book(receipt, amount)

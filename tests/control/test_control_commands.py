@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,7 @@ import pytest
 
 from millicent import config
 from millicent.cli import run
-from millicent.core.clock import ManualClock
 from millicent.core.errors import ConfigError
-from millicent.ledger.config import LedgerConfig
-from millicent.ledger.queries import LedgerQueries, ReceiptFilter
-from millicent.ledger.schema import migrate, write_once
-from millicent.ledger.store import close_receipt, open_receipt
-from support.receipts import running, settled
 
 
 @pytest.fixture(autouse=True)
@@ -131,27 +124,3 @@ def test_another_machine_is_served_only_once_there_is_a_key(capsys: pytest.Captu
     settings = config.Config(server=ServerConfig(host="0.0.0.0", port=0))
     with pytest.raises(ConfigError, match="there is no key"):
         serve(ServeOptions(tmp_path, settings, {}, assumed_placement("here", 1)))
-
-
-def test_an_older_ledger_is_brought_up_to_date_with_its_totals_unchanged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from millicent.ledger import schema
-
-    path = tmp_path / "ledger.db"
-    all_migrations = schema._migrations()
-    monkeypatch.setattr(schema, "_migrations", lambda: all_migrations[:1])
-    connection = sqlite3.connect(path, isolation_level=None)
-    migrate(connection, ManualClock())
-    # As version 1 wrote them: without holds or claims.
-    for name in ("budgets.reserve", "budgets.is_bounded", "budgets.settle", "claims.answer_claim"):
-        monkeypatch.setattr(f"millicent.ledger.{name}", lambda *_: False)
-    receipt = settled()
-    open_receipt(connection, running(), "gw")
-    close_receipt(connection, receipt, (), "gw")
-    connection.close()
-    before = LedgerQueries(path).totals("model", ReceiptFilter())
-    monkeypatch.undo()
-    write_once(path, LedgerConfig(), ManualClock(), lambda connection: None)
-    assert LedgerQueries(path).totals("model", ReceiptFilter()) == before
-    assert LedgerQueries(path).receipt(receipt.id) == receipt

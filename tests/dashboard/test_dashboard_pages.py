@@ -347,3 +347,12 @@ def test_accounts_ask_for_a_checkpoint_and_say_when_there_was_none(clock: Manual
         text = words(client.get("/accounts").text)
     assert asked == [1]
     assert "These figures end at the last checkpoint: the writer is stopped" in text
+
+
+def test_what_names_no_feature_can_be_selected_by_its_row(client: TestClient) -> None:
+    assert "none=feature" in client.get("/").text
+    page = client.get("/receipts?none=feature&range=all")
+    assert page.status_code == 200
+    assert "remove this filter" in page.text
+    assert client.get("/receipts?none=feature&feature=search").status_code == 400
+    assert client.get("/receipts?none=weather").status_code == 400

@@ -122,6 +122,20 @@ def test_a_key_that_is_sent_again_gets_the_same_vectors_under_the_same_receipt(
     assert first.parse() == again.parse()
 
 
+def test_a_maximum_cost_gives_every_vector_or_none(server: LiveServer, client: openai.OpenAI) -> None:
+    texts = ["the sun rises and sets"] * 1000
+    whole = client.embeddings.with_raw_response.create(model="encoder", input=texts)
+    cost = float(whole.headers["x-millicent-cost-usd"])
+    seen = len(server.receipts())
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.embeddings.create(
+            model="encoder", input=texts, extra_headers={"X-Millicent-Max-Cost-USD": f"{cost / 20:.9f}"}
+        )
+    assert refused.value.status_code == 402
+    # Refused by its quote, without a receipt, or stopped on the way, with one that failed. Never some of the vectors.
+    assert {one["status"] for one in server.receipts()[: len(server.receipts()) - seen]} <= {"failed"}
+
+
 def test_embeddings_and_text_at_once_are_each_right_and_their_time_adds_up(
     server: LiveServer, client: openai.OpenAI, encoder: Path
 ) -> None:

@@ -6,14 +6,17 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from millicent.core.clock import NS_PER_HOUR, ManualClock
+from millicent.core.errors import InvalidRequest, LedgerUnavailable
 from millicent.core.receipts import HourShare, Receipt
 from millicent.ledger.config import LedgerConfig
-from millicent.ledger.queries import _TOTALS, LedgerQueries, ReceiptFilter, ReceiptPage, _condition
+from millicent.ledger.queries import LedgerQueries, ReceiptFilter, ReceiptPage
+from millicent.ledger.rollups import totals_sql
 from millicent.ledger.sqlite import SqliteLedger
 
 Make = Callable[..., Receipt]
@@ -86,6 +89,8 @@ def test_questions_write_nothing(tmp_path: Path, opened: Make, closed: Make, sha
         ("UPDATE receipts SET status = NULL, settled_at_ns = NULL", "gateway gw_1 is gone"),
         ("UPDATE receipts SET status = NULL, settled_at_ns = NULL", "is open and has a line already"),
         ("DELETE FROM receipts", "belongs to no row of receipts"),
+        ("UPDATE lines SET amount_nanousd = 9", "the rollup by status of 2026-01-01T00:00:00.000000Z isn't the sum"),
+        ("DELETE FROM rollup_deltas", "the rollup by user, status of 2026-01-01T00:00:00.000000Z isn't the sum"),
     ],
 )
 def test_the_doctor_finds_what_does_not_add_up(
@@ -136,19 +141,33 @@ def test_devices_whose_rate_changed_within_an_hour_have_an_account_for_each(tmp_
 
 
 @pytest.mark.parametrize(
-    ("where", "index"),
+    ("fixed", "index"),
     [
-        (ReceiptFilter(from_ns=1, to_ns=5), "receipts_created"),
-        (ReceiptFilter(user="u", from_ns=1), "receipts_user"),
-        (ReceiptFilter(feature="f"), "receipts_feature"),
+        ({}, "receipts_created"),
+        ({"user": "u", "feature": "f"}, "receipts_user"),
+        ({"conversation": "c"}, "receipts_conversation"),
     ],
 )
-def test_totals_of_a_few_receipts_do_not_read_them_all(tmp_path: Path, where: ReceiptFilter, index: str) -> None:
+def test_what_rollups_cannot_answer_is_found_by_index(tmp_path: Path, fixed: dict[str, str], index: str) -> None:
     path = tmp_path / "ledger.db"
     fill(path)
-    condition, values = _condition(where)
-    sql = _TOTALS.format(where=condition, group="feature", order="grouped")
     with LedgerQueries(path)._snapshot() as connection:
         assert connection is not None
-        plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", ["actual", *values]))
-    assert f"SEARCH r USING INDEX {index} (" in plan
+        sql, values = totals_sql(connection, "tier", fixed, 1, 5)
+        plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values))
+    assert f"SEARCH receipts USING INDEX {index} (" in plan
+
+
+def test_a_ledger_of_an_older_version_is_not_read_but_says_how_it_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    fill(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM migrations WHERE number > 1")
+    with pytest.raises(LedgerUnavailable, match="millicent ledger upgrade"):
+        LedgerQueries(path).totals("model", ReceiptFilter())
+
+
+@pytest.mark.parametrize("zone", ["Nowhere/Atlantis", "../../etc/passwd", ""])
+def test_a_zone_that_nobody_knows_is_refused_by_name(tmp_path: Path, zone: str) -> None:
+    with pytest.raises(InvalidRequest, match="Europe/Berlin"):
+        LedgerQueries(tmp_path / "none.db").totals("day", ReceiptFilter(), zone=zone)

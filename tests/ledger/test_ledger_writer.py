@@ -81,7 +81,7 @@ def test_one_bad_write_does_not_fail_its_neighbours(tmp_path: Path, opened: Make
         return list(results)
 
     first, second, third = asyncio.run(scenario())
-    assert (first, third) == (False, None)  # opened, bounded by no budget; closed
+    assert (first, third) == (False, None)
     assert isinstance(second, OverflowError)
     ids = [receipt.id for receipt in LedgerQueries(tmp_path / "ledger.db").receipts(ReceiptFilter()).receipts]
     assert ids == ["rcpt_0003", "rcpt_0001"]

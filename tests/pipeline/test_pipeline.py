@@ -364,3 +364,29 @@ def test_accounts_and_receipts_agree_after_many_answers() -> None:
         assert sum(one.accelerator.serving_ns for one in receipts) == 5 * 6 * 700 * NS_PER_S
 
     run(story)
+
+
+def test_the_ledger_is_maintained_every_tenth_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millicent.pipeline.pipeline.CHECKPOINT_INTERVAL_S", 0.0)
+
+    async def story() -> None:
+        world = World(FakeAnswer(LETTERS))
+        calls: list[str] = []
+        maintained = asyncio.Event()
+
+        async def checkpoint(checkpoint: object) -> None:
+            calls.append("checkpoint")
+
+        async def maintain() -> None:
+            calls.append("maintain")
+            maintained.set()
+
+        monkeypatch.setattr(world.ledger, "checkpoint", checkpoint)
+        monkeypatch.setattr(world.ledger, "maintain", maintain)
+        await world.pipeline.start()
+        await maintained.wait()
+        # The one at the start, then ten.
+        assert calls == ["checkpoint"] * 11 + ["maintain"]
+        await world.pipeline.close()
+
+    run(story)

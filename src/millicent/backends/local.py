@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -83,6 +83,8 @@ class LocalBackend:
     """`core.protocols.Backend` over one engine process. Use from one event loop: `start`, then `prepare`, then `close`.
 
     `command` starts the engine (to put `numactl` or the like before it); `--socket` and `--config` are added.
+    `knows` tells whether the observer knows what steps of a model on a device cost; if not, loading it calibrates.
+    Without `knows` nothing is calibrated.
     """
 
     def __init__(
@@ -95,10 +97,12 @@ class LocalBackend:
         *,
         name: str = "local",
         command: Sequence[str] = _ENGINE_COMMAND,
+        knows: Callable[[str, str], bool] | None = None,
     ) -> None:
         self.name = name
         self._config = config
         self._observer = observer
+        self._knows = knows
         self._clock = clock
         self._command = tuple(command)
         self._log_file = home / "logs" / f"engine-{config.device}.log"
@@ -289,6 +293,8 @@ class LocalBackend:
                 self._take_step(frame)
             case Loaded() | Unloaded():
                 self._take_overhead(frame.overhead)
+                if isinstance(frame, Loaded) and frame.calibration is not None:
+                    self._take_overhead(frame.calibration)
                 self._give_answer(frame)
             case LoadFailed():
                 self._accounted_ns = self._clock.monotonic_ns()
@@ -379,7 +385,9 @@ class LocalBackend:
     async def _load_making_room(self, model: HeldModel, path: Path) -> Loaded:
         """Unloads idle models, the least recently used first, until the model fits."""
         while True:
-            answer = await self._ask(Load(model.name, str(path), self._config.dtype))
+            known = self._knows is None or self._knows(self._config.device, model.name)
+            calibrate = self._config.calibrate and not known
+            answer = await self._ask(Load(model.name, str(path), self._config.dtype, calibrate))
             if isinstance(answer, Loaded):
                 return answer
             assert isinstance(answer, LoadFailed)

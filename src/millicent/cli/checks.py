@@ -32,13 +32,16 @@ def check(json_: bool) -> None:
 
 
 @click.command()
+@click.option("--ledger", "only_ledger", is_flag=True, help="Only ask whether the ledger is sound and adds up.")
 @_json
-def doctor(json_: bool) -> None:
+def doctor(only_ledger: bool, json_: bool) -> None:
     """Say what this machine can do, and what stands in the way, with the fix; exit 1 when something does."""
+    from millicent import config as configuration
     from millicent.cli import show
     from millicent.cli.doctor import State, examine
+    from millicent.cli.doctor import ledger as examine_ledger
 
-    findings = list(examine())
+    findings = [examine_ledger(configuration.home() / "ledger.db")] if only_ledger else list(examine())
     if json_:
         show.as_json({"object": "list", "data": findings})
     else:

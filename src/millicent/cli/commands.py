@@ -8,10 +8,12 @@ from millicent import __version__
 from millicent.cli.checks import config, doctor
 from millicent.cli.control import budgets, keys
 from millicent.cli.conversation import chat, run
+from millicent.cli.exchange import export, import_, reconcile
 from millicent.cli.ledger import receipts, report
 from millicent.cli.models import models, pull
 from millicent.cli.prices import quote, reprice
 from millicent.cli.serving import serve
+from millicent.cli.upkeep import ledger
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -21,6 +23,8 @@ def millicent() -> None:
 
 
 for _command in (
-    serve, chat, run, pull, models, quote, receipts, report, reprice, keys, budgets, config, doctor,
-):  # fmt: skip
+    *(serve, chat, run, pull, models, quote),
+    *(receipts, report, reprice, export, import_, reconcile, ledger),
+    *(keys, budgets, config, doctor),
+):
     millicent.add_command(_command)

@@ -13,13 +13,14 @@ from millicent.core.errors import NotFound
 if TYPE_CHECKING:
     from millicent.core.receipts import Receipt
     from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter, Totals
+    from millicent.ledger.worth import RoleCosts, Usefulness
 
 # What `report` can group by: `millicent.ledger.queries.GroupBy`, written out so that help needn't load it.
-GROUPS = ("feature", "user", "team", "model", "key", "tier", "day", "hour", "status")
-_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "status")
+GROUPS = ("feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status")
+_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "placement", "status")
 
 
-def _filters(command: Callable[..., None]) -> Callable[..., None]:
+def filters(command: Callable[..., None]) -> Callable[..., None]:
     """The same filters on every command that reads receipts."""
     command = click.option("--until", metavar="TIME", callback=utc_ns, help="Only those created before this time.")(
         command
@@ -31,7 +32,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
         help="Only those created from this time on: 2026-01-31, 2026-01-31T09:00, or 24h ago.",
     )(command)
     for name in reversed(_ATTRIBUTES):
-        command = click.option(f"--{name}", help=f"Only those with this {name}.")(command)
+        command = click.option(f"--{name}", help=f'Only those with this {name}; "" for none.')(command)
     return command
 
 
@@ -40,11 +41,11 @@ _json = click.option("--json", "json_", is_flag=True, help="Print JSON; amounts 
 
 @click.command()
 @click.argument("receipt_id", metavar="[ID]", required=False)
-@_filters
+@filters
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many to show.")
 @click.option("--after", help="Go on after this point: the `next` of the page before.")
 @_json
-def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool, **filters: Any) -> None:
+def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool, **given: Any) -> None:
     """Show the newest receipts, or the one with this ID."""
     from millicent.cli import show
     from millicent.wire.receipts import list_body, receipt_body
@@ -59,7 +60,7 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
         else:
             print(card(receipt))
         return
-    page = queries.receipts(_where(filters), limit=limit, after=after)
+    page = queries.receipts(where_of(given), limit=limit, after=after)
     if json_:
         show.as_json(list_body([receipt_body(receipt) for receipt in page.receipts], page.next))
         return
@@ -71,23 +72,47 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
 
 @click.command()
 @click.option("--by", type=click.Choice(GROUPS), default="feature", show_default=True, help="One row for each.")
-@_filters
+@click.option(
+    "--predictivity", is_flag=True, help="Split the cost by what it was for: inference, retries, checks, retrieval..."
+)
+@filters
+@click.option("--timezone", default="UTC", show_default=True, help="Whose days and hours: Europe/Berlin, say.")
 @click.option("--book", default="actual", show_default=True, help="Prices of this book: see `millicent reprice`.")
 @_json
-def report(by: str, book: str, json_: bool, **filters: Any) -> None:
-    """Sum up what was spent, by whatever it was spent on."""
-    from millicent.cli import show
+def report(by: str, predictivity: bool, timezone: str, book: str, json_: bool, **given: Any) -> None:
+    """Sum up what was spent, by whatever it was spent on; and what a useful output costs, where any was rated."""
+    from millicent.cli import show, worth
 
-    ledger = open_ledger()
-    if book not in (books := ledger.books()):
+    ledger, where = open_ledger(), where_of(given)
+    # Looking for books reads every line; the one that stands is always there.
+    if book != "actual" and book not in (books := ledger.books()):
         raise NotFound(f"no book {book!r} in this ledger: there is {', '.join(books)}.")
-    totals = ledger.totals(cast("GroupBy", by), _where(filters), book)
+    totals = ledger.totals(cast("GroupBy", by), where, book, zone=timezone)
+    # Roles and usefulness read every receipt, and know days and hours in UTC only: nothing is shown under a wrong day.
+    elsewhere = timezone != "UTC" and by in {"day", "hour"}
+    if elsewhere and predictivity:
+        raise click.UsageError(f"--predictivity by {by} is in UTC: leave --timezone out, or group by something else.")
+    roles: dict[str | None, RoleCosts] = {}
+    useful: dict[str | None, Usefulness] = {}
+    if not elsewhere:
+        useful = {each.group: each for each in ledger.usefulness(cast("GroupBy", by), where)}
+        if predictivity or json_:
+            roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where)}
     if json_:
-        show.as_json({"object": "list", "by": by, "book": book, "data": [_totals_body(each) for each in totals]})
+        groups = [
+            _totals_body(each) | worth.roles_body(roles.get(each.group)) | worth.useful_body(useful.get(each.group))
+            for each in totals
+        ]
+        show.as_json({"object": "list", "by": by, "book": book, "data": groups})
+        return
+    if predictivity:
+        print(worth.roles_table(by, [roles[each.group] for each in totals if each.group in roles]))
         return
     header = (by.upper(), "REQUESTS", "IN", "OUT", "ACCELERATOR", "COST", "UNPRICED", "ASSUMED", "UNKNOWN USAGE")
     rows = [_totals_row(each) for each in totals]
     print(show.table(header, [*rows, _sum_row(totals)], right=frozenset(header[1:])))
+    if rated := [useful[each.group] for each in totals if each.group in useful and useful[each.group].rated]:
+        print("\n" + worth.useful_table(by, rated))
     if any(each.unpriced for each in totals):
         show.note("Unpriced requests are not in COST: nobody knows what they cost.")
     if any(each.assumed for each in totals):
@@ -217,10 +242,10 @@ def open_ledger() -> LedgerQueries:
     return LedgerQueries(path)
 
 
-def _where(filters: dict[str, Any]) -> ReceiptFilter:
+def where_of(given: dict[str, Any]) -> ReceiptFilter:
     from millicent.ledger.queries import ReceiptFilter
 
-    return ReceiptFilter(from_ns=filters.pop("since"), to_ns=filters.pop("until"), **filters)
+    return ReceiptFilter(from_ns=given.pop("since"), to_ns=given.pop("until"), **given)
 
 
 def _attribution(receipt: Receipt) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from decimal import Decimal
 import msgspec
 
 from millicent.core.money import Money
-from millicent.core.receipts import Accelerator, HourShare
+from millicent.core.receipts import Accelerator, Energy, HourShare
 from millicent.core.usage import Provenance, Usage
 
 
@@ -55,6 +55,7 @@ class Reading(msgspec.Struct, frozen=True):
     accelerator: Accelerator
     shares: tuple[HourShare, ...] = ()
     first_step_at_ns: int | None = None
+    energy: Energy = Energy()
 
 
 class Checkpoint(msgspec.Struct, frozen=True):

@@ -8,9 +8,10 @@ from typing import Protocol
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.chunks import Chunk
+from millicent.core.fits import StepTimeFit
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.receipts import Feedback, HourShare, Line, Receipt
 from millicent.core.request import Request
 from millicent.core.steps import DeviceState, Overhead, StepRecord
 
@@ -96,3 +97,23 @@ class Ledger(Protocol):
         ...
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None: ...
+
+    async def maintain(self) -> None:
+        """Settle what gateways that are gone left open, and delete what has outlived its retention. Call it now and
+        then: some is done each time."""
+        ...
+
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+        """Append to a closed receipt. A line whose `id` is there already changes nothing.
+
+        Raises NotFound, or Conflict while the receipt is open and where the same `id` stands for another cost.
+        """
+        ...
+
+    async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
+        """All or none. One whose `id` is there already changes nothing. Raises NotFound naming the receipt."""
+        ...
+
+    async def save_fits(self, fits: tuple[StepTimeFit, ...]) -> None:
+        """Keep versions of the step-time model: receipts refer to them."""
+        ...

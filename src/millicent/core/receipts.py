@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Context, Decimal
 from enum import StrEnum
 
 import msgspec
 
 from millicent.core.money import Money
-from millicent.core.request import Attribution
+from millicent.core.request import Attribution, OutsideCost
 from millicent.core.usage import Provenance, Usage
 
 
@@ -47,7 +47,8 @@ class Meter(StrEnum):
 class Line(msgspec.Struct, frozen=True):
     """One priced quantity: attempt x role x meter. `amount` is None when unpriced, which is never zero.
 
-    Times are UTC nanoseconds: `incurred_at_ns` when the cost arose, `posted_at_ns` when it was written.
+    Times are UTC nanoseconds: `incurred_at_ns` when the cost arose, `posted_at_ns` when it was written. `id` is the
+    caller's, on lines that a caller posted, so that posting one again changes nothing.
     """
 
     attempt: int
@@ -62,6 +63,7 @@ class Line(msgspec.Struct, frozen=True):
     posted_at_ns: int
     book: str = "actual"
     note: str | None = None
+    id: str | None = None
 
 
 def device_line(
@@ -93,6 +95,29 @@ def device_line(
         incurred_at_ns=incurred_at_ns,
         posted_at_ns=posted_at_ns,
         note=note,
+    )
+
+
+# Unit prices that follow from an amount are for reading.
+_SHOWN = Context(prec=18)
+
+
+def outside_line(cost: OutsideCost, posted_at_ns: int) -> Line:
+    """A cost that a caller told of, as a line. It belongs to no attempt of ours: 0 stands for that."""
+    per_unit = _SHOWN.divide(cost.amount.usd, cost.quantity).normalize() if cost.quantity else None
+    return Line(
+        attempt=0,
+        role=Role(cost.role),
+        meter=Meter(cost.meter),
+        quantity=cost.quantity,
+        unit=cost.unit,
+        unit_price_usd=per_unit,
+        amount=cost.amount,
+        provenance=Provenance.REPORTED,
+        incurred_at_ns=posted_at_ns if cost.incurred_at_ns is None else cost.incurred_at_ns,
+        posted_at_ns=posted_at_ns,
+        note=cost.note,
+        id=cost.id,
     )
 
 
@@ -131,6 +156,8 @@ class HourShare(msgspec.Struct, frozen=True):
 class Accelerator(msgspec.Struct, frozen=True):
     """Device time attributed to a receipt. `prefill_ns + decode_ns == serving_ns`; batch_sum / steps is the mean batch.
 
+    `recomputed_tokens` counts prompt tokens computed again after a preemption: their time is the request's own.
+    `step_time_version` is the fit by which its last step was split, None where steps were split evenly.
     `provenance` is unknown, and every figure shown as null, where the backend shows no steps.
     """
 
@@ -140,6 +167,8 @@ class Accelerator(msgspec.Struct, frozen=True):
     steps: int = 0
     batch_sum: int = 0
     provenance: Provenance = Provenance.UNKNOWN
+    recomputed_tokens: int = 0
+    step_time_version: str | None = None
 
 
 class Energy(msgspec.Struct, frozen=True):
@@ -158,8 +187,26 @@ class PriceSource(msgspec.Struct, frozen=True):
     snapshot: dict[str, str] = {}
 
 
+class Feedback(msgspec.Struct, frozen=True):
+    """What somebody thought of an answer, at any time after it. Not money. `score` is 0 to 1.
+
+    `useful` is what the feature's rule made of it when it came; None where the rule says nothing of it.
+    """
+
+    receipt: str
+    posted_at_ns: int
+    score: Decimal | None = None
+    label: str | None = None
+    comment: str | None = None
+    useful: bool | None = None
+    id: str | None = None
+
+
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """Open while `status` is None; closed once, then only entries are added (lines with a later `posted_at_ns`)."""
+    """Open while `status` is None; closed once, then only entries are added (lines with a later `posted_at_ns`).
+
+    `useful` is the feature's rule applied to the output when it ended; None where no rule judges output.
+    """
 
     id: str
     created_at_ns: int
@@ -186,6 +233,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     prices: PriceSource = PriceSource()
     policy: dict[str, str] | None = None
     error: str | None = None
+    useful: bool | None = None
 
     @property
     def total(self) -> Money | None:

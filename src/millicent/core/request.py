@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Literal
 
 import msgspec
@@ -90,6 +91,22 @@ class Attribution(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
 
 
+class OutsideCost(msgspec.Struct, frozen=True):
+    """A cost that a caller tells of: retrieval, a tool, a check made elsewhere. `role` and `meter` are those of lines.
+
+    `incurred_at_ns` None: when it is told. `id` is the caller's own: the same one again is the same cost.
+    """
+
+    role: str
+    meter: str
+    quantity: Decimal
+    unit: str
+    amount: Money
+    note: str | None = None
+    incurred_at_ns: int | None = None
+    id: str | None = None
+
+
 class Embedding(msgspec.Struct, frozen=True):
     """Texts, or their tokens, each to become a vector. `dimensions` keeps so many of its numbers, as a unit vector.
 
@@ -132,3 +149,4 @@ class Request(msgspec.Struct, frozen=True):
     attribution: Attribution = Attribution()
     latency_target_ms: int | None = None
     max_cost: Money | None = None
+    outside_costs: tuple[OutsideCost, ...] = ()

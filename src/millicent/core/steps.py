@@ -52,13 +52,17 @@ class OverheadKind(StrEnum):
 
 
 class Overhead(msgspec.Struct, frozen=True, array_like=True):
-    """Device time that belongs to a model, never to the first caller. Monotonic nanoseconds."""
+    """Device time that belongs to a model, never to the first caller. Monotonic nanoseconds.
+
+    `steps` are the synthetic forward passes of a calibration, inside that time: nobody's, but to be learned from.
+    """
 
     device: str
     model: str
     kind: OverheadKind
     start_ns: int
     wall_ns: int
+    steps: tuple[StepRecord, ...] = ()
 
 
 class DeviceState(StrEnum):

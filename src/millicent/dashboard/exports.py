@@ -24,6 +24,18 @@ Cell = str | int | float | None
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _TEXTS = {"feature", "user", "team", "key", "tier", "conversation", "run", "model", "served_model", "error"}
 
+# What a column of `row` holds, for formats that must know before the first row; the others hold text.
+_KINDS = {
+    "stream": "boolean",
+    "input_tokens": "integer",
+    "output_tokens": "integer",
+    "queue_ms": "real",
+    "ttft_ms": "real",
+    "tpot_ms": "real",
+    "total_ms": "real",
+    "accelerator_seconds": "real",
+}
+
 
 def row(receipt: Receipt) -> dict[str, Cell]:
     who, timing, device = receipt.attribution, receipt.timing, receipt.accelerator
@@ -68,6 +80,12 @@ def _in_unit(ns: int | None, per_unit: int) -> float | None:
     return None if ns is None else ns / per_unit
 
 
+def column_kinds() -> dict[str, str]:
+    """Every column of `row`, in order: boolean, integer, real or text."""
+    empty = Receipt(id="", created_at_ns=0, model="", dialect="", stream=False)
+    return {name: _KINDS.get(name, "text") for name in row(empty)}
+
+
 def as_csv(pages: Iterator[ReceiptPage]) -> Iterator[str]:
     """RFC 4180, a header first. Text a caller chose that a spreadsheet would run as a formula gets a leading `'`."""
     first = True
@@ -81,8 +99,7 @@ def as_csv(pages: Iterator[ReceiptPage]) -> Iterator[str]:
             csv.writer(text).writerow([_inert(name, cell) for name, cell in cells.items()])
         yield text.getvalue()
     if first:
-        empty = Receipt(id="", created_at_ns=0, model="", dialect="", stream=False)
-        yield ",".join(row(empty)) + "\r\n"
+        yield ",".join(column_kinds()) + "\r\n"
 
 
 def _inert(name: str, cell: Cell) -> Cell:

@@ -13,9 +13,9 @@ import msgspec
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Status
-from millicent.ledger.queries import GroupBy, ReceiptFilter
+from millicent.ledger.queries import RUNNING, GroupBy, ReceiptFilter
 
-FIELDS = ("feature", "model", "user", "team", "key", "tier", "status", "conversation", "run")
+FIELDS = ("feature", "model", "user", "team", "key", "tier", "placement", "status", "conversation", "run")
 GROUPS: tuple[GroupBy, ...] = ("feature", "model", "user", "team", "key", "tier", "status")
 RANGES: dict[str, tuple[str, int | None]] = {
     "1h": ("last hour", NS_PER_HOUR),
@@ -28,7 +28,9 @@ MAX_LIMIT = 500
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIMES = frozenset({"range", "from", "to"})
-FILTERS = TIMES | frozenset(FIELDS)
+FILTERS = TIMES | frozenset(FIELDS) | {"none"}
+# `none=feature` selects what names no feature: an empty value would be what forms send for no filter.
+NAMELESS = ("feature", "user", "team", "key", "tier", "placement")
 PAGED = FILTERS | {"after", "limit"}
 GROUPED = PAGED | {"by"}
 
@@ -46,7 +48,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fields(self) -> dict[str, str]:
         """The attribution, model and status filters that are set."""
-        return {name: self.params[name] for name in FIELDS if name in self.params}
+        return {name: self.params[name] for name in (*FIELDS, "none") if name in self.params}
 
     @property
     def period(self) -> str:
@@ -87,9 +89,14 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
         span_ns = RANGES[range_name][1]
         from_ns, to_ns = (None if span_ns is None else now_ns - span_ns), None
     if "status" in params:
-        _choice(params["status"], "status", tuple(Status))
+        _choice(params["status"], "status", (*Status, RUNNING))
     by = _choice(params.get("by", "feature"), "by", get_args(GroupBy))
     filters = {name: params[name] for name in FIELDS if name in params}
+    if "none" in params:
+        name = _choice(params["none"], "none", NAMELESS)
+        if name in filters:
+            raise InvalidRequest(f"none={name} and {name}={filters[name]!r} exclude each other; drop one", param="none")
+        filters[name] = ""
     return Selection(
         params=params,
         where=ReceiptFilter(**filters, from_ns=from_ns, to_ns=to_ns),

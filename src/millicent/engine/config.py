@@ -13,13 +13,15 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`threads` 0 and `memory_gb` None mean as much as this machine has to give.
 
     `deterministic` makes results independent of what else is in the batch, at the price of batching's speed.
-    `prefix_cache`: prompts that begin alike are computed once, for each tenant on its own or, `shared`, for all; how
-    fast an answer comes then tells one tenant what others have sent.
+    `calibrate` spends up to a second after a model's first loading to learn what its steps cost, so that the first
+    requests that share one are charged fairly. `prefix_cache`: prompts that begin alike are computed once, for each
+    tenant on its own or, `shared`, for all; how fast an answer comes then tells one tenant what others have sent.
     """
 
     device: Literal["cpu"] = "cpu"
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     deterministic: bool = False
+    calibrate: bool = True
     threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     memory_gb: Annotated[float, msgspec.Meta(gt=0)] | None = None
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from millicent.engine.protocol import ScoredToken
+from millicent.engine.sampler import top_k_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,12 +17,11 @@ def score(logits: np.ndarray, token: int, top: int) -> ScoredToken:
     import numpy as np
 
     largest = logits.max()
-    log_sum = float(largest) + float(np.log(np.exp(logits - largest).sum(dtype=np.float64)))
-    top = min(top, len(logits))
+    shifted = logits - largest
+    log_sum = float(largest) + math.log(np.exp(shifted, out=shifted).sum())
     best: list[int] = []
     if top:
-        least = np.partition(logits, -top)[-top]
-        ids = np.flatnonzero(logits >= least)
+        ids = top_k_ids(logits, top)
         best = ids[np.argsort(-logits[ids], kind="stable")][:top].tolist()  # of equal ones the first
     likeliest = tuple((one, float(logits[one]) - log_sum) for one in best)
     return ScoredToken(token, float(logits[token]) - log_sum, likeliest)

@@ -117,9 +117,14 @@ class Engine:
 
     def _load(self, frame: Load) -> Loaded | LoadFailed:
         start_ns = self._clock.monotonic_ns()
+        opened_ns, calibration = start_ns, None
         if frame.model not in self._runners:
             try:
-                self._runners[frame.model] = self._open(frame)
+                runner = self._open(frame)
+                opened_ns = self._clock.monotonic_ns()
+                if frame.calibrate and isinstance(runner, Runner):
+                    calibration = runner.calibrate(self._config, self._clock)
+                self._runners[frame.model] = runner
             except ModelError as error:
                 return LoadFailed(frame.model, error.message, "model_unusable")
             except OutOfMemory as error:
@@ -132,13 +137,13 @@ class Engine:
                 detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 return LoadFailed(frame.model, f"{frame.path}: cannot be loaded ({detail})", "model_unusable")
         runner = self._runners[frame.model]
-        wall_ns = self._clock.monotonic_ns() - start_ns
         return Loaded(
             model=frame.model,
             context_tokens=runner.context_tokens,
             weight_bytes=runner.weight_bytes,
             kv_bytes=runner.kv_bytes,
-            overhead=Overhead(self._config.device, frame.model, OverheadKind.LOAD, start_ns, wall_ns),
+            overhead=Overhead(self._config.device, frame.model, OverheadKind.LOAD, start_ns, opened_ns - start_ns),
+            calibration=calibration,
             dimensions=runner.dimensions,
         )
 

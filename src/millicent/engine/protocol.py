@@ -18,11 +18,15 @@ MAX_FRAME_BYTES = 64 << 20
 
 # Gateway to engine.
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """Bring a model into memory. Answered by Loaded or LoadFailed. Loading a loaded model answers Loaded at once."""
+    """Bring a model into memory. Answered by Loaded or LoadFailed. Loading a loaded model answers Loaded at once.
+
+    `calibrate` asks for a few forward passes of every kind too, since nobody knows yet what they cost.
+    """
 
     model: str
     path: str
     dtype: str
+    calibrate: bool = False
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
@@ -91,6 +95,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     kv_bytes: int
     overhead: Overhead
     dimensions: int = 0
+    calibration: Overhead | None = None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):

@@ -17,8 +17,9 @@ from millicent.core.chunks import FinishReason
 from millicent.core.clock import Clock
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Limits, Sampling
-from millicent.core.steps import StepRecord
+from millicent.core.steps import Overhead, StepRecord
 from millicent.engine.batch import Model, Piece
+from millicent.engine.calibration import calibrate
 from millicent.engine.config import EngineConfig
 from millicent.engine.grammars import Grammar, GrammarCompiler, Vocabulary
 from millicent.engine.logprobs import score
@@ -143,7 +144,12 @@ class Runner:
             deterministic=config.deterministic,
             prefix_cache=config.prefix_cache,
         )
+        self._blocks = blocks
         self._model.allocate(blocks, config.block_tokens)
+
+    def calibrate(self, config: EngineConfig, clock: Clock) -> Overhead:
+        """Measure what steps of every kind cost. Call before the first sequence."""
+        return calibrate(self._model, config, clock, blocks=self._blocks)
 
     @property
     def context_tokens(self) -> int:

@@ -83,7 +83,7 @@ def _draw(scores: np.ndarray, largest: float, draw: Draw, scratch: np.ndarray) -
 
     ids: np.ndarray | None = None
     if 0 < draw.top_k < len(scores):
-        ids = _top_k(scores, draw.top_k)
+        ids = top_k_ids(scores, draw.top_k)
     elif draw.min_p > 0 and draw.top_p >= 1:  # which needs no probabilities: most tokens are out before `exp`
         ids = np.flatnonzero(scores >= largest + draw.temperature * np.log(draw.min_p) - 1e-3)
     if ids is not None:
@@ -123,10 +123,12 @@ def _weights(scores: np.ndarray, largest: float, temperature: float, out: np.nda
     return out
 
 
-def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
+def top_k_ids(scores: np.ndarray, k: int) -> np.ndarray:
     """The ids of the k best, in order, with what ties with the last."""
     import numpy as np
 
+    if k >= len(scores):
+        return np.arange(len(scores))
     groups = len(scores) // _GROUP_TOKENS
     candidates = None
     if k <= groups:

@@ -12,9 +12,11 @@ from typing import TypeVar
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import ManualClock
 from millicent.core.errors import LedgerUnavailable
+from millicent.core.fits import StepTimeFit
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Line, Receipt
+from millicent.core.receipts import Feedback, HourShare, Line, Receipt
+from millicent.ledger import late
 from millicent.ledger.budgets import extend
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import migrate
@@ -59,12 +61,27 @@ class MemoryLedger:
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(lambda connection: write_checkpoint(connection, checkpoint))
 
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+        await self.write(lambda connection: late.post_lines(connection, receipt_id, lines))
+
+    async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
+        await self.write(lambda connection: late.add_feedback(connection, feedback))
+
+    async def save_fits(self, fits: tuple[StepTimeFit, ...]) -> None:
+        await self.write(lambda connection: late.save_fits(connection, fits))
+
+    async def latest_fits(self, device: str, configuration: str) -> list[StepTimeFit]:
+        return await self.write(lambda connection: late.latest_fits(connection, device, configuration))
+
     async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
         await self.write(lambda connection: add_lines(connection, entries))
 
     async def recover(self) -> int:
         """A gateway that is gone took its memory along: there is never anything to settle."""
         return 0
+
+    async def maintain(self) -> None:
+        """Nothing outlives anything here."""
 
     async def device_seen_ns(self, device: str) -> int:
         """As SqliteLedger's: 0, since memory doesn't outlive a session."""

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import quote
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
 from millicent.core.accounts import Account, HourTime
-from millicent.core.clock import NS_PER_HOUR
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
 from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
+from millicent.ledger.rollups import ACTUAL, book_sql, totals_sql
 from millicent.ledger.rows import receipt_of
-from millicent.ledger.schema import unavailable
+from millicent.ledger.schema import refuse_other_version, unavailable
 from millicent.ledger.verification import problems
+from millicent.ledger.worth import RoleCosts, Usefulness, role_costs, usefulness, verdicts
 
 T = TypeVar("T")
-GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "day", "hour", "status"]
+GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status"]
+
+# As a status in a filter: not settled yet.
+RUNNING = "running"
 
 
 class ReceiptFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Only receipts that match every field that is set. Times are UTC nanoseconds of creation, `to_ns` exclusive."""
+    """Only receipts that match every field that is set. Times are UTC nanoseconds of creation, `to_ns` exclusive.
+
+    An empty string selects receipts without a value: the unattributed ones. Status `running` selects those still open.
+    """
 
     key: str | None = None
     team: str | None = None
@@ -40,6 +50,7 @@ class ReceiptFilter(msgspec.Struct, frozen=True, kw_only=True):
     conversation: str | None = None
     run: str | None = None
     model: str | None = None
+    placement: str | None = None
     status: str | None = None
     from_ns: int | None = None
     to_ns: int | None = None
@@ -54,8 +65,8 @@ class ReceiptPage(msgspec.Struct, frozen=True):
 
 class Totals(msgspec.Struct, frozen=True):
     """One group's sum. `group` is None for what is unattributed. Token counts leave out what is unknown;
-    `unknown_usage` says on how many receipts. `unpriced` counts receipts without a total: they aren't in `cost`.
-    `assumed` counts receipts whose total rests on an assumption. Only closed receipts are counted."""
+    `unknown_usage` says on how many receipts. `unpriced` counts receipts that may have cost something nobody can price:
+    they aren't in `cost`. `assumed` counts receipts whose total rests on an assumption. Only closed ones count."""
 
     group: str | None
     requests: int
@@ -68,34 +79,12 @@ class Totals(msgspec.Struct, frozen=True):
     unknown_usage: int
 
 
+# For questions that are asked of the receipts themselves; days and hours are UTC's.
 _GROUPS: dict[GroupBy, str] = {
-    "feature": "feature",
-    "user": "user",
-    "team": "team",
-    "model": "model",
-    "key": "key",
-    "tier": "tier",
-    "status": "status",
+    **{name: name for name in ("feature", "user", "team", "model", "key", "tier", "placement", "status")},
     "day": "strftime('%Y-%m-%d', created_at_ns / 1000000000, 'unixepoch')",
     "hour": "strftime('%Y-%m-%dT%H:00:00Z', created_at_ns / 1000000000, 'unixepoch')",
 }
-
-# Per receipt: its total (NULL when a line is unpriced or there is none), and whether an assumption is in it.
-_TOTALS = """
-    WITH priced AS (
-        SELECT created_at_ns, status, model, key, team, user, feature, tier, input_tokens, output_tokens, serving_ns,
-            CASE WHEN count(l.receipt) = count(amount_nanousd) THEN sum(amount_nanousd) END AS total_nanousd,
-            coalesce(max(l.provenance = 'assumed'), 0) AS assumed
-        FROM receipts AS r LEFT JOIN lines AS l ON l.receipt = r.id AND l.book = ?
-        WHERE status IS NOT NULL AND {where} GROUP BY created_at_ns, r.id
-    )
-    SELECT {group} AS grouped, count(*) AS requests,
-        coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(output_tokens), 0) AS output_tokens,
-        sum(serving_ns) AS serving_ns, coalesce(sum(total_nanousd), 0) AS cost_nanousd,
-        count(*) - count(total_nanousd) AS unpriced, sum(assumed AND total_nanousd IS NOT NULL) AS assumed,
-        sum(input_tokens IS NULL OR output_tokens IS NULL) AS unknown_usage
-    FROM priced GROUP BY grouped ORDER BY {order}
-"""
 
 _ACCOUNTS = """
     SELECT s.device, s.placement, s.accelerators, s.usd_per_hour, s.rate_provenance, h.*
@@ -114,9 +103,13 @@ class LedgerQueries:
         self._path = path
 
     def receipt(self, receipt_id: str) -> Receipt | None:
-        with self._snapshot() as connection:
-            found = [] if connection is None else read_receipts(connection, [receipt_id])
+        found = self.receipts_of([receipt_id])
         return found[0] if found else None
+
+    def receipts_of(self, receipt_ids: Sequence[str]) -> list[Receipt]:
+        """Those that exist, in the order asked for."""
+        with self._snapshot() as connection:
+            return [] if connection is None else _judged(connection, receipt_ids)
 
     def receipts(self, where: ReceiptFilter, *, limit: int = 50, after: str | None = None) -> ReceiptPage:
         """Raises InvalidRequest when `after` is no receipt."""
@@ -134,7 +127,7 @@ class LedgerQueries:
                 values = [*values, *last]
             sql = f"SELECT id FROM receipts WHERE {condition} ORDER BY created_at_ns DESC, id DESC LIMIT ?"  # noqa: S608 - columns are ours
             ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
-            page = read_receipts(connection, ids[:limit])
+            page = _judged(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
     def recent(self, limit: int) -> list[Receipt]:
@@ -144,28 +137,49 @@ class LedgerQueries:
             found = [] if connection is None else select(connection, sql, (limit,))
         return [receipt_of(row) for row in reversed(found)]
 
-    def totals(self, by: GroupBy, where: ReceiptFilter, book: str = "actual") -> list[Totals]:
-        """Dearest first; days and hours in order. In another book, receipts that aren't in it count as unpriced."""
+    def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
+        """Dearest first; days and hours in order, as the clocks of `zone` (an IANA name) show them.
+
+        In another book, receipts that aren't in it count as unpriced, and those whose detail was deleted aren't there.
+        Raises InvalidRequest for a zone that nobody knows.
+        """
+        clocks = _zone(zone)
+        fixed = {
+            name: str(value)
+            for name, value in msgspec.structs.asdict(where).items()
+            if value is not None and name not in {"from_ns", "to_ns"}
+        }
+        timed = by in {"day", "hour"}
         with self._snapshot() as connection:
-            if connection is None:
+            if connection is None or fixed.get("status") == RUNNING:
                 return []
-            condition, values = _condition(where)
-            order = "grouped" if by in {"day", "hour"} else "cost_nanousd DESC, grouped"
-            found = select(connection, _TOTALS.format(where=condition, group=_GROUPS[by], order=order), [book, *values])
-        return [
-            Totals(
-                group=row["grouped"],
-                requests=row["requests"],
-                input_tokens=row["input_tokens"],
-                output_tokens=row["output_tokens"],
-                serving_ns=row["serving_ns"],
-                cost=Money(row["cost_nanousd"]),
-                unpriced=row["unpriced"],
-                assumed=row["assumed"],
-                unknown_usage=row["unknown_usage"],
-            )
-            for row in found
-        ]
+            from_ns = _storable(-(2**63) if where.from_ns is None else where.from_ns)
+            to_ns = _storable(2**63 - 1 if where.to_ns is None else where.to_ns)
+            grouped = None if timed else by
+            if book == ACTUAL:
+                sql, values = totals_sql(connection, grouped, fixed, from_ns, to_ns)
+            else:
+                condition, values = _condition(where)
+                sql, values = book_sql(grouped, condition), [book, *values]
+            found = connection.execute(sql, values).fetchall()
+        if not timed:
+            groups = [_totals(group or None, figures) for group, *figures in found]
+            return sorted(groups, key=lambda each: (-each.cost.nanousd, each.group is not None, each.group or ""))
+        sums: dict[str, list[int]] = {}
+        for quarter_ns, *figures in sorted(found):
+            label = _DAY_OR_HOUR[by](datetime.fromtimestamp(quarter_ns // NS_PER_S, clocks))
+            sums[label] = [have + more for have, more in zip(sums.get(label, [0] * 8), figures, strict=True)]
+        return [_totals(label, figures) for label, figures in sums.items()]
+
+    def usefulness(self, by: GroupBy, where: ReceiptFilter) -> list[Usefulness]:
+        """In order of the groups."""
+        with self._snapshot() as connection:
+            return [] if connection is None else usefulness(connection, _GROUPS[by], *_condition(where))
+
+    def role_costs(self, by: GroupBy, where: ReceiptFilter) -> list[RoleCosts]:
+        """In order of the groups; those without a line are left out."""
+        with self._snapshot() as connection:
+            return [] if connection is None else role_costs(connection, _GROUPS[by], *_condition(where))
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""
@@ -230,6 +244,8 @@ class LedgerQueries:
                 connection.execute("PRAGMA query_only = ON")
                 connection.execute("BEGIN")
                 (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'receipts'").fetchone()
+                if tables:
+                    refuse_other_version(connection)
                 yield connection if tables else None
         except sqlite3.Error as error:
             raise unavailable(self._path, error) from error
@@ -266,14 +282,62 @@ class _Account:
         )
 
 
+def _judged(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> list[Receipt]:
+    """With `useful` as it stands now: feedback that came later counts."""
+    found = read_receipts(connection, receipt_ids)
+    useful = verdicts(connection, receipt_ids)
+    return [msgspec.structs.replace(receipt, useful=useful[receipt.id]) for receipt in found]
+
+
 def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:
     """SQL that holds for the receipts asked for, and its parameters."""
     parts, values = ["1"], []
     for name, value in msgspec.structs.asdict(where).items():
-        if value is not None:
+        if value is None:
+            continue
+        if name == "status" and value == RUNNING:
+            parts.append("status IS NULL")
+        elif value == "":
+            parts.append(f"({name} IS NULL OR {name} = '')")
+        else:
             parts.append({"from_ns": "created_at_ns >= ?", "to_ns": "created_at_ns < ?"}.get(name, f"{name} = ?"))
             values.append(_storable(value) if isinstance(value, int) else value)
     return " AND ".join(parts), values
+
+
+def _totals(group: str | None, figures: Sequence[int]) -> Totals:
+    requests, input_tokens, output_tokens, serving_ns, nanousd, unpriced, assumed, unknown_usage = figures
+    return Totals(
+        group=group,
+        requests=requests,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        serving_ns=serving_ns,
+        cost=Money(nanousd),
+        unpriced=unpriced,
+        assumed=assumed,
+        unknown_usage=unknown_usage,
+    )
+
+
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InvalidRequest(
+            f"no time zone {name!r} is known here: write one like Europe/Berlin (on a system without any, install "
+            "the package tzdata)",
+            param="timezone",
+        ) from None
+
+
+def _hour(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:00:00") + moment.isoformat()[19:].replace("+00:00", "Z")
+
+
+_DAY_OR_HOUR: dict[str, Callable[[datetime], str]] = {"day": lambda moment: moment.strftime("%Y-%m-%d"), "hour": _hour}
 
 
 def _storable(ns: int) -> int:

@@ -14,8 +14,8 @@ import msgspec
 
 from millicent.core.accounts import DeviceSession, HourTime
 from millicent.core.clock import NS_PER_S, hour_start_ns, hours_between
-from millicent.core.money import Money
-from millicent.core.receipts import RATE_KEY, Attempt, HourShare, Line, Receipt, Status, device_line
+from millicent.core.money import ZERO, Money
+from millicent.core.receipts import RATE_KEY, Attempt, Energy, HourShare, Line, Receipt, Status, device_line
 from millicent.core.usage import Count, Provenance, Usage, weakest
 from millicent.ledger.reading import read_receipts, session_of, wall_covering
 from millicent.ledger.store import close_receipt, write_session
@@ -66,7 +66,8 @@ def _interrupted(
         settled_at_ns=max(now_ns, receipt.created_at_ns),
         usage=Usage(estimated),
         accelerator=msgspec.structs.replace(receipt.accelerator, provenance=provenance),
-        lines=_lines(connection, receipt, shares, gateway, now_ns) if known else (),
+        energy=Energy(receipt.energy.joules, weakest((receipt.energy.provenance, Provenance.ESTIMATED))),
+        lines=(*receipt.lines, *(_lines(connection, receipt, shares, gateway, now_ns) if known else ())),
         attempts=tuple(_ended_attempt(attempt, now_ns) for attempt in receipt.attempts),
         error=_ERROR,
     )
@@ -82,9 +83,12 @@ def _ended_attempt(attempt: Attempt, now_ns: int) -> Attempt:
 def _lines(
     connection: sqlite3.Connection, receipt: Receipt, shares: tuple[HourShare, ...], gateway: str, now_ns: int
 ) -> tuple[Line, ...]:
-    """One accelerator line per attempt, at the rate on the receipt or else the session's; together within the hold."""
+    """One accelerator line per attempt, at the rate on the receipt or else the session's; together within what the
+    hold leaves beside the costs that the request came with."""
     lines = []
     left = receipt.hold
+    if left is not None:
+        left = max(ZERO, left - Money.total(line.amount or ZERO for line in receipt.lines))
     for attempt in receipt.attempts:
         own = [share for share in shares if share.attempt == attempt.ordinal]
         rate, provenance = _rate(connection, receipt, attempt, own, gateway)
@@ -101,7 +105,7 @@ def _lines(
         if line.amount is not None and left is not None:
             if line.amount > left:
                 line = msgspec.structs.replace(line, amount=left, note="from the last checkpoint; reduced to the hold")
-            left -= line.amount or Money(0)
+            left -= line.amount or ZERO
         lines.append(line)
     return tuple(lines)
 

@@ -57,8 +57,7 @@ def receipt_row(receipt: Receipt) -> dict[str, object]:
         "tpot_ns": receipt.timing.tpot_ns,
         "total_ns": receipt.timing.total_ns,
         **accelerator_columns(receipt.accelerator),
-        "joules": _text(receipt.energy.joules),
-        "energy_provenance": receipt.energy.provenance,
+        **energy_columns(receipt.energy),
         "hold_nanousd": _nanousd(receipt.hold),
         "list_nanousd": _nanousd(receipt.list_price),
         "saved": _json({lever: amount.nanousd for lever, amount in receipt.saved.items()}),
@@ -67,6 +66,7 @@ def receipt_row(receipt: Receipt) -> dict[str, object]:
         "price_snapshot": _json(receipt.prices.snapshot),
         "policy": None if receipt.policy is None else _json(receipt.policy),
         "error": receipt.error,
+        "useful": receipt.useful,
     }
 
 
@@ -82,7 +82,13 @@ def accelerator_columns(accelerator: Accelerator) -> dict[str, object]:
         "steps": accelerator.steps,
         "batch_sum": accelerator.batch_sum,
         "accelerator_provenance": accelerator.provenance,
+        "recomputed_tokens": accelerator.recomputed_tokens,
+        "step_time_version": accelerator.step_time_version,
     }
+
+
+def energy_columns(energy: Energy) -> dict[str, object]:
+    return {"joules": _text(energy.joules), "energy_provenance": energy.provenance}
 
 
 def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[Attempt] = ()) -> Receipt:
@@ -108,6 +114,8 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
             row["steps"],
             row["batch_sum"],
             Provenance(row["accelerator_provenance"]),
+            row["recomputed_tokens"],
+            row["step_time_version"],
         ),
         energy=Energy(_decimal(row["joules"]), Provenance(row["energy_provenance"])),
         lines=tuple(lines),
@@ -119,6 +127,7 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
         prices=PriceSource(row["price_source"], _strings_decoder.decode(row["price_snapshot"])),
         policy=None if row["policy"] is None else _strings_decoder.decode(row["policy"]),
         error=row["error"],
+        useful=None if row["useful"] is None else bool(row["useful"]),
     )
 
 
@@ -138,6 +147,7 @@ def line_row(receipt_id: str, ordinal: int, line: Line) -> dict[str, object]:
         "posted_at_ns": line.posted_at_ns,
         "book": line.book,
         "note": line.note,
+        "id": line.id,
     }
 
 
@@ -155,6 +165,7 @@ def line_of(row: sqlite3.Row) -> Line:
         posted_at_ns=row["posted_at_ns"],
         book=row["book"],
         note=row["note"],
+        id=row["id"],
     )
 
 
@@ -186,6 +197,13 @@ def assignments(columns: Iterable[str]) -> str:
 
 
 # The same few statements are asked for with every receipt.
+@cache
+def settlement(columns: tuple[str, ...]) -> str:
+    """`UPDATE` of all that closing a receipt may change."""
+    changing = _assignments(tuple(name for name in columns if name not in FIXED_COLUMNS))
+    return f"UPDATE receipts SET {changing} WHERE id = :id"  # noqa: S608 - our own names
+
+
 @cache
 def _insert(table: str, columns: tuple[str, ...], conflict: str) -> str:
     values = ", ".join(f":{name}" for name in columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -51,6 +52,9 @@ def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
         # On macOS an fsync leaves data in the drive's cache; this asks for the real thing. No effect elsewhere.
         connection.execute(f"PRAGMA fullfsync = {int(config.durability == 'power')}")
         connection.execute("PRAGMA foreign_keys = ON")
+        # Room for what recent receipts touch, in kibibytes; and checkpoints so seldom that commits rarely wait for one.
+        connection.execute("PRAGMA cache_size = -65536")
+        connection.execute("PRAGMA wal_autocheckpoint = 8000")
         # What is purged is gone from the file too, not only from its tables.
         connection.execute("PRAGMA secure_delete = ON")
     except BaseException:
@@ -85,10 +89,10 @@ def migrate(connection: sqlite3.Connection, clock: Clock) -> None:
             "CREATE TABLE IF NOT EXISTS migrations"
             " (number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at_ns INTEGER NOT NULL) STRICT"
         )
-        (latest,) = connection.execute("SELECT coalesce(max(number), 0) FROM migrations").fetchone()
-        _refuse_newer(latest, len(migrations))
-        for number, (name, sql) in enumerate(migrations, start=1):
-            if number > latest:
+        applied = {number for (number,) in connection.execute("SELECT number FROM migrations")}
+        _refuse_newer(max(applied, default=0), max(migrations))
+        for number, (name, sql) in migrations.items():
+            if number not in applied:
                 for statement in _statements(sql):
                     connection.execute(statement)
                 connection.execute("INSERT INTO migrations VALUES (?, ?, ?)", (number, name, clock.now_ns()))
@@ -106,13 +110,28 @@ def _refuse_newer(latest: int, known: int) -> None:
         )
 
 
-def _migrations() -> list[tuple[str, str]]:
-    """`(file name, SQL)` in order; the first is number 1."""
+def refuse_other_version(connection: sqlite3.Connection) -> None:
+    """For readers, who may not migrate. Raises LedgerUnavailable when the tables aren't those of this version."""
+    (latest,) = connection.execute("SELECT coalesce(max(number), 0) FROM migrations").fetchone()
+    known = _latest()
+    _refuse_newer(latest, known)
+    if latest < known:
+        raise LedgerUnavailable(
+            f"the ledger is at version {latest} and this Millicent needs {known}: run `millicent ledger upgrade`, or "
+            "start the server, which does it"
+        )
+
+
+@cache
+def _latest() -> int:
+    return max(_migrations())
+
+
+def _migrations() -> dict[int, tuple[str, str]]:
+    """`(file name, SQL)` by number, in order."""
     folder = files("millicent.ledger") / "migrations"
     found = sorted((entry.name, entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".sql"))
-    for number, (name, _) in enumerate(found, start=1):
-        assert name.startswith(f"{number:04d}_"), f"migration {name} is out of order"
-    return found
+    return {int(name.partition("_")[0]): (name, sql) for name, sql in found}
 
 
 def _statements(sql: str) -> Iterator[str]:

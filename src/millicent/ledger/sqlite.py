@@ -11,13 +11,17 @@ from typing import TypeVar, cast
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import Clock
+from millicent.core.fits import StepTimeFit
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Line, Receipt
+from millicent.core.receipts import Feedback, HourShare, Line, Receipt
+from millicent.ledger import late
 from millicent.ledger.budgets import extend
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
+from millicent.ledger.maintenance import delete_expired
 from millicent.ledger.recovery import recover, unsettled_gateways
+from millicent.ledger.rollups import DAY_NS
 from millicent.ledger.schema import unavailable
 from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
 from millicent.ledger.writer import Writer
@@ -30,6 +34,7 @@ class SqliteLedger:
 
     def __init__(self, path: Path, config: LedgerConfig, clock: Clock, gateway: str) -> None:
         self._path = path
+        self._config = config
         self._clock = clock
         self._gateway = gateway
         self._writer = Writer(path, config, clock)
@@ -72,6 +77,19 @@ class SqliteLedger:
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(partial(write_checkpoint, checkpoint=checkpoint))
 
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
+        await self.write(partial(late.post_lines, receipt_id=receipt_id, lines=lines))
+
+    async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
+        await self.write(partial(late.add_feedback, feedback=feedback))
+
+    async def save_fits(self, fits: tuple[StepTimeFit, ...]) -> None:
+        await self.write(partial(late.save_fits, fits=fits))
+
+    async def latest_fits(self, device: str, configuration: str) -> list[StepTimeFit]:
+        """The newest fit of each model on this device, as it is configured now."""
+        return await self.write(partial(late.latest_fits, device=device, configuration=configuration))
+
     async def add_lines(self, entries: Mapping[str, tuple[Line, ...]]) -> None:
         """Lines of another book for closed receipts, by receipt; those that have it already are left alone."""
         await self.write(partial(add_lines, entries=entries))
@@ -79,6 +97,13 @@ class SqliteLedger:
     async def recover(self) -> int:
         """Settle what gateways that no longer live left open; how many receipts that closed. Call it now and then."""
         return await self.write(self._recover_dead)
+
+    async def maintain(self) -> None:
+        """Settle what dead gateways left, and delete some of the detail that has outlived `retain_days`."""
+        await self.recover()
+        if self._config.retain_days is not None:
+            before_ns = self._clock.now_ns() - self._config.retain_days * DAY_NS
+            await self._writer.submit(partial(delete_expired, before_ns=before_ns))
 
     async def device_seen_ns(self, device: str) -> int:
         """UTC nanoseconds up to which this device is accounted for, 0 if never: a new session must not start before."""

@@ -12,10 +12,12 @@ from millicent.core.accounts import Checkpoint, DeviceSession, Reading
 from millicent.core.idempotency import Claim
 from millicent.core.receipts import Attempt, HourShare, Line, Receipt
 from millicent.ledger import budgets, claims, rows
+from millicent.ledger.rollups import fold
 
 
 def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str, claim: Claim | None = None) -> bool:
-    """Insert the receipt unless it is there, with its holds and claim, and those of its attempts that are new.
+    """Insert the receipt unless it is there, with its holds and claim, those of its attempts that are new, and the
+    costs it came with.
 
     Whether a hard budget bounds it. Raises PaymentRequired or Conflict; nothing is written then.
     """
@@ -30,6 +32,7 @@ def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str,
             claims.claim(connection, claim, receipt.id, receipt.created_at_ns)
         budgets.reserve(connection, receipt)
     _write_attempts(connection, receipt.id, receipt.attempts)
+    _write_lines(connection, receipt)
     return budgets.is_bounded(connection, receipt.id)
 
 
@@ -55,12 +58,9 @@ def close_receipt(
         budgets.reserve(connection, receipt, enforce=False)
     _write_attempts(connection, receipt.id, receipt.attempts)
     _write_shares(connection, receipt.id, shares)
-    for ordinal, line in enumerate(receipt.lines):
-        row = rows.line_row(receipt.id, ordinal, line)
-        connection.execute(rows.insert("lines", row), row)
+    _write_lines(connection, receipt)
     base = rows.receipt_row(receipt)
-    changing = rows.assignments(name for name in base if name not in rows.FIXED_COLUMNS)
-    connection.execute(f"UPDATE receipts SET {changing} WHERE id = :id", base)  # noqa: S608 - our own names
+    connection.execute(rows.settlement(tuple(base)), base)
     budgets.settle(connection, receipt)
     claims.answer_claim(connection, receipt, answer)
 
@@ -85,6 +85,7 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
     for session in checkpoint.sessions:
         write_session(connection, session)
     claims.drop_expired(connection, checkpoint.at_ns)
+    fold(connection)
 
 
 def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:
@@ -116,6 +117,7 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
         "checkpointed_at_ns": at_ns,
         **rows.usage_columns(reading.usage),
         **rows.accelerator_columns(reading.accelerator),
+        **rows.energy_columns(reading.energy),
     }
     updated = connection.execute(
         f"UPDATE receipts SET {rows.assignments(row)} WHERE id = :id AND status IS NULL",  # noqa: S608 - our own names
@@ -125,11 +127,24 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
         _write_shares(connection, reading.receipt, reading.shares)
 
 
+# Who was asked, and when, is known when an attempt begins.
+_END_ATTEMPT = (
+    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error"
+    " WHERE attempts.ended_at_ns IS NULL AND excluded.ended_at_ns IS NOT NULL"
+)
+
+
 def _write_attempts(connection: sqlite3.Connection, receipt_id: str, attempts: Iterable[Attempt]) -> None:
     for attempt in attempts:
         row = rows.attempt_row(receipt_id, attempt)
-        upsert = f"ON CONFLICT DO UPDATE SET {rows.assignments(row)} WHERE ended_at_ns IS NULL"
-        connection.execute(rows.insert("attempts", row, upsert), row)
+        connection.execute(rows.insert("attempts", row, _END_ATTEMPT), row)
+
+
+def _write_lines(connection: sqlite3.Connection, receipt: Receipt) -> None:
+    """In order: those written at opening come first in a receipt, and are there already when it closes."""
+    for ordinal, line in enumerate(receipt.lines):
+        row = rows.line_row(receipt.id, ordinal, line)
+        connection.execute(rows.insert("lines", row, "ON CONFLICT (receipt, ordinal) DO NOTHING"), row)
 
 
 def _write_shares(connection: sqlite3.Connection, receipt_id: str, shares: Iterable[HourShare]) -> None:

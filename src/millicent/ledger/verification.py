@@ -6,13 +6,17 @@ import sqlite3
 from collections.abc import Callable
 
 from millicent.core.clock import iso_utc
+from millicent.ledger import rollups
 
 # Each finds rows that must not be, and says of one row what is wrong.
 _MUST_BE_EMPTY: dict[str, str] = {
     "device time of hour {1} in session {0} is {2} ns by receipt and {3} ns in the account": """
         SELECT session, hour_ns, coalesce(t.serving_ns, 0), h.serving_ns
         FROM device_hours AS h LEFT JOIN
-            (SELECT session, hour_ns, sum(serving_ns) AS serving_ns FROM device_time GROUP BY session, hour_ns) AS t
+            (SELECT session, hour_ns, sum(serving_ns) AS serving_ns FROM
+                (SELECT session, hour_ns, serving_ns FROM device_time
+                    UNION ALL SELECT session, hour_ns, serving_ns FROM device_time_archived)
+             GROUP BY session, hour_ns) AS t
             USING (session, hour_ns)
         WHERE h.serving_ns != coalesce(t.serving_ns, 0)""",
     "session {0} has device time in hour {1} but was never written: checkpoint before the first request": """
@@ -29,23 +33,30 @@ _MUST_BE_EMPTY: dict[str, str] = {
     "receipt {0} shows {1} ns of device time and its entries {2} ns": """
         SELECT id, serving_ns, coalesce((SELECT sum(serving_ns) FROM device_time WHERE receipt = id), 0) AS posted_ns
         FROM receipts WHERE status IS NOT NULL AND serving_ns != posted_ns""",
+    "receipt {0} was split by the fit {1}, which was never saved": """
+        SELECT id, step_time_version FROM receipts WHERE status IS NOT NULL AND step_time_version IS NOT NULL
+            AND step_time_version NOT IN (SELECT version FROM step_time_fits)""",
     "receipt {0} is closed and its attempt {1} isn't": """
-        SELECT receipt, ordinal FROM attempts JOIN receipts ON id = receipt
+        SELECT receipt, ordinal FROM attempts JOIN receipts ON receipts.id = receipt
         WHERE receipts.status IS NOT NULL AND ended_at_ns IS NULL""",
     "receipt {0} was interrupted and costs {1} nano-dollars, more than its hold of {2}": """
-        SELECT id, (SELECT sum(amount_nanousd) FROM lines WHERE receipt = id AND posted_at_ns <= settled_at_ns) AS cost,
-            hold_nanousd
-        FROM receipts WHERE status = 'interrupted' AND cost > hold_nanousd""",
+        SELECT r.id, (SELECT sum(amount_nanousd) FROM lines AS l WHERE l.receipt = r.id
+            AND posted_at_ns <= settled_at_ns) AS cost, hold_nanousd
+        FROM receipts AS r WHERE status = 'interrupted' AND cost > hold_nanousd""",
     "budget {0} of {1!r} from {2} has {3} spent and {4} held, and its holds make {5} and {6}": """
         SELECT p.budget, p.subject, p.period_ns, p.spent_nanousd, p.held_nanousd,
             coalesce(sum(h.spent_nanousd), 0) AS spent, coalesce(sum(h.held_nanousd), 0) AS held
-        FROM budget_periods AS p LEFT JOIN holds AS h USING (budget, subject, period_ns)
+        FROM budget_periods AS p LEFT JOIN (
+            SELECT budget, subject, period_ns, spent_nanousd, held_nanousd FROM holds
+            UNION ALL SELECT budget, subject, period_ns, spent_nanousd, 0 FROM holds_archived
+        ) AS h USING (budget, subject, period_ns)
         GROUP BY p.budget, p.subject, p.period_ns HAVING spent != p.spent_nanousd OR held != p.held_nanousd""",
     "receipt {0} is closed and still holds {2} nano-dollars of budget {1}": """
-        SELECT receipt, budget, held_nanousd FROM holds JOIN receipts ON id = receipt
+        SELECT receipt, budget, held_nanousd FROM holds JOIN receipts ON receipts.id = receipt
         WHERE receipts.status IS NOT NULL AND NOT settled""",
     "receipt {0} is open and has a line already": """
-        SELECT DISTINCT receipt FROM lines JOIN receipts ON id = receipt WHERE receipts.status IS NULL""",
+        SELECT DISTINCT receipt FROM lines JOIN receipts AS r ON r.id = receipt
+        WHERE r.status IS NULL AND attempt > 0""",
 }
 
 
@@ -67,4 +78,4 @@ def problems(connection: sqlite3.Connection, is_live: Callable[[str], bool]) -> 
     ]
     for message, sql in _MUST_BE_EMPTY.items():
         found += [message.format(*row) for row in connection.execute(sql)]
-    return found
+    return found + rollups.problems(connection)

@@ -2,47 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
+from millicent.core.clock import Clock
+from millicent.core.fits import StepTimeFit
+from millicent.core.identifiers import Ids
 from millicent.core.steps import SequenceWork, StepRecord
 from millicent.step_time import Coefficients, Fitter, Work
 
 # Weights are whole picoseconds, so that no share is rounded to nothing.
 _WEIGHTS_PER_NS = 1000
+_LEAST_STEPS = 16
 _REFIT_STEPS = 256
 # Observing a step costs some 40 microseconds of the gateway's time; steps that come faster are sampled.
 _OBSERVED_EVERY_NS = 10_000_000
+# A new version replaces the one in use when its predictions of the latest steps differ by so much on average.
+_WORTH_A_VERSION_PERCENT = 2
+_LATEST_STEPS = 32
+# Steps of a calibration are chosen to tell the coefficients apart, so few will do.
+_LEAST_CALIBRATION = 8
 
 
 class StepTimeShares:
     """Weights for `Meter`: each sequence by what the model predicts it added to the step.
 
     Until there is a fit for a device and model, a step is split evenly, as if reading the weights were all of it.
+    A fit in use is a version, which the ledger must be given: `unsaved`. `configuration` names what else step
+    times depend on, so that fits made under another aren't taken for this one's.
     """
 
-    def __init__(self) -> None:
-        self._fits: dict[tuple[str, str], _Fit] = {}
+    def __init__(self, clock: Clock, ids: Ids, configuration: str = "") -> None:
+        self._clock = clock
+        self._ids = ids
+        self._configuration = configuration
+        self._models: dict[tuple[str, str], _Model] = {}
+        self._unsaved: list[StepTimeFit] = []
+
+    def load(self, fits: Iterable[StepTimeFit]) -> None:
+        """Go on from these, one per device and model, which the ledger has."""
+        for fit in fits:
+            self._models[fit.device, fit.model] = _Model(fit)
 
     def __call__(self, record: StepRecord) -> Sequence[int]:
-        fit = self._fits.get((record.device, record.model))
-        if fit is None:
-            fit = self._fits[record.device, record.model] = _Fit()
-        weights = fit.weights(record.sequences)
-        fit.learn(record)
+        model = self._of(record)
+        weights = model.weights(record.sequences)
+        if model.learn(record):
+            self._adopt(record, model)
         return weights
 
+    def calibrate(self, steps: Sequence[StepRecord]) -> None:
+        """Learn from steps that were run for that: all of them, and at once.
+
+        Each counts as fast as the fastest that was like it: the others were disturbed.
+        """
+        fastest_ns: dict[tuple[SequenceWork, ...], int] = {}
+        for record in steps:
+            fastest_ns[record.sequences] = min(record.wall_ns, fastest_ns.get(record.sequences, record.wall_ns))
+        for record in steps:
+            self._of(record).observe(record, fastest_ns[record.sequences])
+        if steps:
+            self._adopt(steps[-1], self._of(steps[-1]), _LEAST_CALIBRATION)
+
+    def version(self, device: str, model: str) -> str | None:
+        """The fit by which steps are split now; None while they are split evenly."""
+        found = self._models.get((device, model))
+        return None if found is None or found.fit is None else found.fit.version
+
+    def knows(self, device: str, model: str) -> bool:
+        return self.version(device, model) is not None
+
     def coefficients(self, model: str) -> Coefficients | None:
-        """The model's latest fit, on whichever device it ran last; None until there is one."""
-        fitted = [fit.coefficients for (_, name), fit in self._fits.items() if name == model]
-        return next((coefficients for coefficients in reversed(fitted) if coefficients is not None), None)
+        """The model's fit, on whichever device it ran last; None until there is one."""
+        known = [held.coefficients for (_, name), held in self._models.items() if name == model]
+        return next((coefficients for coefficients in reversed(known) if coefficients is not None), None)
+
+    def unsaved(self) -> tuple[StepTimeFit, ...]:
+        """Versions in use that the ledger doesn't have yet."""
+        return tuple(self._unsaved)
+
+    def saved(self, fits: Sequence[StepTimeFit]) -> None:
+        self._unsaved = [fit for fit in self._unsaved if fit not in fits]
+
+    def _of(self, record: StepRecord) -> _Model:
+        key = (record.device, record.model)
+        if key not in self._models:
+            self._models[key] = _Model()
+        return self._models[key]
+
+    def _adopt(self, record: StepRecord, model: _Model, least_steps: int = _LEAST_STEPS) -> None:
+        coefficients = model.better(least_steps)
+        if coefficients is None:
+            return
+        fit = StepTimeFit(
+            version=self._ids.new("fit"),
+            device=record.device,
+            model=record.model,
+            configuration=self._configuration,
+            fixed_ns=coefficients.fixed_ns,
+            weights_ns=coefficients.weights_ns,
+            row_ns=coefficients.row_ns,
+            sampled_row_ns=coefficients.sampled_row_ns,
+            kv_token_ns=coefficients.kv_token_ns,
+            pair_ns=coefficients.pair_ns,
+            steps=model.steps,
+            error=model.fitter.error,
+            fitted_at_ns=self._clock.now_ns(),
+        )
+        model.use(fit)
+        self._unsaved.append(fit)
 
 
-class _Fit:
-    def __init__(self) -> None:
-        self._fitter = Fitter()
+class _Model:
+    """One model on one device."""
+
+    def __init__(self, fit: StepTimeFit | None = None) -> None:
+        self.fit: StepTimeFit | None = None
         self.coefficients: Coefficients | None = None
-        self._next_fit = 16
+        self._steps_before = 0
+        if fit is not None:
+            self.use(fit)
+            self._steps_before = fit.steps
+        self.fitter = Fitter(known=self.coefficients)
+        self._next_fit = _LEAST_STEPS
         self._unobserved_ns = _OBSERVED_EVERY_NS
+        self._latest: deque[Work] = deque(maxlen=_LATEST_STEPS)
+
+    @property
+    def steps(self) -> int:
+        return self._steps_before + self.fitter.steps
+
+    def use(self, fit: StepTimeFit) -> None:
+        self.fit = fit
+        self.coefficients = Coefficients(
+            fit.fixed_ns, fit.weights_ns, fit.row_ns, fit.sampled_row_ns, fit.kv_token_ns, fit.pair_ns
+        )
 
     def weights(self, sequences: Sequence[SequenceWork]) -> Sequence[int]:
         if self.coefficients is None or not sequences:
@@ -50,13 +144,28 @@ class _Fit:
         shares = self.coefficients.shares([Work.of(work) for work in sequences])
         return [int(share * _WEIGHTS_PER_NS) for share in shares]
 
-    def learn(self, record: StepRecord) -> None:
+    def learn(self, record: StepRecord) -> bool:
+        """Whether it is time for a new fit."""
         self._unobserved_ns += record.wall_ns
         if self._unobserved_ns < _OBSERVED_EVERY_NS or not record.sequences:
-            return
+            return False
         self._unobserved_ns = 0
-        self._fitter.observe(Work.total(Work.of(work) for work in record.sequences), record.wall_ns)
-        if self._fitter.steps >= self._next_fit:
-            self.coefficients = self._fitter.coefficients()
-            # Early fits are refined soon, later ones now and then.
-            self._next_fit += min(self._fitter.steps, _REFIT_STEPS)
+        self.observe(record, record.wall_ns)
+        if self.fitter.steps < self._next_fit:
+            return False
+        # Early fits are refined soon, later ones now and then.
+        self._next_fit += min(self.fitter.steps, _REFIT_STEPS)
+        return True
+
+    def observe(self, record: StepRecord, wall_ns: int) -> None:
+        work = Work.total(Work.of(work) for work in record.sequences)
+        self.fitter.observe(work, wall_ns)
+        self._latest.append(work)
+
+    def better(self, least_steps: int) -> Coefficients | None:
+        """A new fit, if there is one that differs from the one in use by enough to be a version of its own."""
+        found = self.fitter.coefficients(least_steps)
+        if found is None or self.coefficients is None:
+            return found
+        worth_it = found.differs(self.coefficients, self._latest, _WORTH_A_VERSION_PERCENT)
+        return found if worth_it else None

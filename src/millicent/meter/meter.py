@@ -17,10 +17,13 @@ from millicent.core.money import apportion
 from millicent.core.receipts import Accelerator, HourShare
 from millicent.core.steps import DeviceState, Overhead, StepRecord
 from millicent.core.usage import Provenance, Usage, weakest
+from millicent.meter.attribution import StepTimeShares
+from millicent.meter.energy import EnergyAccount, EnergyShare, EnergySource
 from millicent.meter.placements import Placement
 
 Shares = Callable[[StepRecord], Sequence[int]]
-"""A step's sequences to the weights by which its time is split: whole numbers, none negative."""
+"""A step's sequences to the weights by which its time is split: whole numbers, none negative. Those that learn
+(StepTimeShares) are also given calibrations, and name the fit they used."""
 
 
 # A report of an idle device reaches the meter within a day of its start; older hours are settled and forgotten.
@@ -43,15 +46,24 @@ class Meter:
         self._gateway = gateway
         self._ids = ids
         self._shares = shares
+        self._fits = shares if isinstance(shares, StepTimeShares) else None
         self._sessions: dict[str, _Session] = {}
+        self._energy: dict[str, EnergyAccount] = {}
         self._ended: list[DeviceSession] = []  # and not known to be written yet
         self._receipts: dict[str, _Receipt] = {}
         self._sequences: dict[int, tuple[_Receipt, int]] = {}
 
     def add_device(
-        self, device: str, placement: Placement, accelerators: int | None = None, *, not_before_ns: int = 0
+        self,
+        device: str,
+        placement: Placement,
+        accelerators: int | None = None,
+        *,
+        not_before_ns: int = 0,
+        energy: EnergySource | None = None,
     ) -> None:
         """Begin to watch a device, down until it is said to be up. Write a checkpoint before its first request.
+        `energy` says what it draws; None where nobody knows.
 
         `not_before_ns` is the end of its last session (`device_seen_ns` of the ledger). Where the system clock was
         set back since, this session's accounts run ahead of it by the difference, rather than over old ones.
@@ -63,6 +75,8 @@ class Meter:
         self._sessions[device] = _Session(
             session, self._gateway, device, placement, accelerators, self._clock.now_ns(), not_before_ns
         )
+        if energy is not None:
+            self._energy[device] = EnergyAccount(energy, self._clock.monotonic_ns())
 
     def open(self, receipt_id: str, attempt: int, sequences: Sequence[int]) -> None:
         """Before the attempt starts. Without `sequences` its device time cannot be known."""
@@ -88,6 +102,8 @@ class Meter:
     def close(self, receipt_id: str) -> Reading:
         """The final reading. What its sequences do from now on is lost."""
         receipt = self._receipts.pop(receipt_id)
+        if receipt.device is not None:
+            self._settle_energy(receipt.device)
         for sequence in receipt.sequences:
             del self._sequences[sequence]
         return receipt.reading()
@@ -97,14 +113,21 @@ class Meter:
 
     def step(self, record: StepRecord) -> None:
         session = self._session(record.device)
+        # Before the shares: they learn from this step, and may go on with another fit.
+        version = None if self._fits is None else self._fits.version(record.device, record.model)
         weights = self._shares(record)
+        energy = self._energy.get(record.device)
         entries = [self._sequences.get(work.sequence) for work in record.sequences]
         for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(record.start_ns), record.wall_ns):
             if not entries:
                 session.hours[hour_ns].lost_ns += accelerator_ns
+                if energy is not None:
+                    energy.used(None, accelerator_ns)
                 continue
             parts = apportion(accelerator_ns, weights)
             for entry, work, part_ns in zip(entries, record.sequences, parts, strict=True):
+                if energy is not None:
+                    energy.used(None if entry is None else entry[0].energy, part_ns)
                 if entry is None:
                     session.hours[hour_ns].lost_ns += part_ns
                     continue
@@ -115,6 +138,9 @@ class Meter:
                     receipt.prefill_ns += part_ns
                 else:
                     receipt.decode_ns += part_ns
+        for entry, work in zip(entries, record.sequences, strict=True):
+            if entry is not None:
+                entry[0].recomputed_tokens += work.recomputed_rows
         read_whole = {
             entry[0].id
             for entry, work in zip(entries, record.sequences, strict=True)
@@ -125,15 +151,20 @@ class Meter:
             # After the last of the prompt come steps of another size; else the next is like this one.
             receipt.expect(0 if receipt.id in read_whole else receipt.step_ns)
             receipt.device = record.device
+            receipt.step_time_version = version
             if receipt.first_step_at_ns is None:
                 receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
             receipt.steps += 1
             receipt.batch_sum += len(entries)
+        if energy is not None and energy.is_due(self._clock.monotonic_ns()):
+            self._settle_energy(record.device)
 
     def overhead(self, overhead: Overhead) -> None:
         session = self._session(overhead.device)
         for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(overhead.start_ns), overhead.wall_ns):
             session.hours[hour_ns].overhead_ns += accelerator_ns
+        if self._fits is not None:
+            self._fits.calibrate(overhead.steps)
 
     def lost(self, device: str, start_ns: int, wall_ns: int) -> None:
         session = self._session(device)
@@ -160,6 +191,7 @@ class Meter:
         """End the watch over all devices: the last checkpoint, with their sessions closed. Stop backends first."""
         checkpoint = self._checkpoint(closed=True)
         self._sessions.clear()
+        self._energy.clear()
         return checkpoint
 
     def _renew(self) -> None:
@@ -174,12 +206,18 @@ class Meter:
 
     def _checkpoint(self, *, closed: bool) -> Checkpoint:
         now_ns = self._clock.now_ns()
+        for device in self._energy:
+            self._settle_energy(device)
         waiting = [receipt.device for receipt in self._receipts.values() if receipt.sequences]
         sessions = list(self._ended)
         for session in self._sessions.values():
             busy = not closed and any(device in {None, session.device} for device in waiting)
             sessions.append(session.seen(now_ns, busy=busy, closed=closed))
         return Checkpoint(now_ns, tuple(sessions), tuple(receipt.reading() for receipt in self._receipts.values()))
+
+    def _settle_energy(self, device: str) -> None:
+        if device in self._energy:
+            self._energy[device].settle(self._clock.monotonic_ns(), self._sessions[device].accelerators)
 
     def _session(self, device: str) -> _Session:
         try:
@@ -192,8 +230,8 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "batch_sum", "decode_ns", "device", "first_step_at_ns", "id", "known", "limit_ns", "prefill_ns", "sequences",
-        "shares", "step_ns", "steps", "stop", "usage",
+        "batch_sum", "decode_ns", "device", "energy", "first_step_at_ns", "id", "known", "limit_ns", "prefill_ns",
+        "recomputed_tokens", "sequences", "shares", "step_ns", "step_time_version", "steps", "stop", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -209,6 +247,9 @@ class _Receipt:
         self.step_ns = 0  # the share of the step that is being counted
         self.steps = 0
         self.batch_sum = 0
+        self.recomputed_tokens = 0
+        self.step_time_version: str | None = None
+        self.energy = EnergyShare()
         self.limit_ns: int | None = None
         self.stop: Callable[[], None] | None = None
 
@@ -225,8 +266,17 @@ class _Receipt:
         provenance = weakest(Provenance.MEASURED if known else Provenance.UNKNOWN for known in self.known)
         shares = tuple(HourShare(*key, serving_ns) for key, serving_ns in self.shares.items())
         serving_ns = self.prefill_ns + self.decode_ns
-        accelerator = Accelerator(serving_ns, self.prefill_ns, self.decode_ns, self.steps, self.batch_sum, provenance)
-        return Reading(self.id, self.usage, accelerator, shares, self.first_step_at_ns)
+        accelerator = Accelerator(
+            serving_ns,
+            self.prefill_ns,
+            self.decode_ns,
+            self.steps,
+            self.batch_sum,
+            provenance,
+            self.recomputed_tokens,
+            self.step_time_version,
+        )
+        return Reading(self.id, self.usage, accelerator, shares, self.first_step_at_ns, self.energy.energy)
 
 
 class _Hour:
@@ -262,7 +312,7 @@ class _Session:
         self.terms = placement.at(now_ns)
         self._gateway = gateway
         self._placement = placement
-        self._accelerators = accelerators
+        self.accelerators = accelerators
         self._ahead_ns = max(0, not_before_ns - now_ns)
         self._started_at_ns = now_ns + self._ahead_ns
         self._seen_at_ns = self._started_at_ns
@@ -275,7 +325,7 @@ class _Session:
 
     def successor(self, session: str, now_ns: int) -> _Session:
         """The session that takes over now, in the same state."""
-        accelerators, placement = self._accelerators, self._placement
+        accelerators, placement = self.accelerators, self._placement
         fresh = _Session(session, self._gateway, self.device, placement, accelerators, now_ns, self._seen_at_ns)
         if self._down_since_ns is None:
             fresh.set_state(DeviceState.UP, now_ns)
@@ -289,7 +339,7 @@ class _Session:
             return []
         self._claimed_until_ns = end_ns
         self._see(end_ns)
-        return [(hour_ns, part_ns * self._accelerators) for hour_ns, part_ns in hours_between(start_ns, end_ns)]
+        return [(hour_ns, part_ns * self.accelerators) for hour_ns, part_ns in hours_between(start_ns, end_ns)]
 
     def set_state(self, state: DeviceState, at_ns: int) -> None:
         if state is DeviceState.DOWN and self._down_since_ns is None:
@@ -313,7 +363,7 @@ class _Session:
             gateway=self._gateway,
             device=self.device,
             placement=self._placement.name,
-            accelerators=self._accelerators,
+            accelerators=self.accelerators,
             usd_per_hour=self.terms.usd_per_hour,
             rate_provenance=self.terms.rate_provenance,
             started_at_ns=self._started_at_ns,

@@ -10,7 +10,7 @@ import msgspec
 from millicent.core.money import Money
 from millicent.core.quotes import CostInterval, Quote
 from millicent.core.receipts import Attempt, Receipt, Role, Status
-from millicent.core.usage import Provenance, Usage, weakest
+from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.meter.durations import DurationModel, Durations, Times
 from millicent.meter.lengths import Length, OutputLengths
 from millicent.meter.placements import Placement
@@ -37,7 +37,8 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """What is learned from: one answer that came to its own end, or (`cut`) to its limit's."""
+    """What is learned from: one answer that came to its own end, or (`cut`) to its limit's. `cached_tokens` of the
+    input took no time."""
 
     model: str
     feature: str | None
@@ -47,6 +48,7 @@ class Answered(msgspec.Struct, frozen=True):
     batch: int
     times: Times
     limit: int | None = None
+    cached_tokens: int = 0
 
     @classmethod
     def of(cls, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> Answered | None:
@@ -65,6 +67,7 @@ class Answered(msgspec.Struct, frozen=True):
             batch=batch or max(1, ran.batch_sum // max(1, ran.steps)),
             times=Times(ran.serving_ns if known else None, took.ttft_ns, took.total_ns),
             limit=limit,
+            cached_tokens=receipt.usage.tokens(Leaf.INPUT_CACHE_READ) or 0,
         )
 
 
@@ -119,9 +122,8 @@ class Quoter:
                 cut=answered.cut,
             )
         fit = self._fit(answered.model)
-        self._durations.learn(
-            answered.model, fit, answered.input_tokens, answered.output_tokens, answered.batch, answered.times
-        )
+        computed = max(0, answered.input_tokens - answered.cached_tokens)
+        self._durations.learn(answered.model, fit, computed, answered.output_tokens, answered.batch, answered.times)
 
 
 def serving_ns_within(cost: Money, usd_per_hour: Decimal) -> int | None:

@@ -48,8 +48,8 @@ class KeptAnswer(msgspec.Struct, frozen=True):
 class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
-    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept for
-    the ledger.
+    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, for
+    the ledger or to be judged.
     """
 
     def __init__(self, opened: Receipt, *, keep: bool = False) -> None:
@@ -75,6 +75,10 @@ class Answer:
         if self._kept is None:
             return None
         return msgspec.json.encode(KeptAnswer(merge_texts(self._kept), _reasons(end))).decode()
+
+    def outputs(self) -> list[str]:
+        """The whole text of each choice, where it is kept."""
+        return [text.text for text in merge_texts(self._kept or ())] or [""]
 
     @property
     def settled(self) -> Receipt | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -23,12 +24,13 @@ from millicent.core.errors import (
     Unavailable,
 )
 from millicent.core.idempotency import Claim
-from millicent.core.money import Money
+from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
-from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing
+from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing, outside_line
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
+from millicent.meter.attribution import StepTimeShares
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
@@ -37,11 +39,14 @@ from millicent.meter.quotes import Asked, Quoter
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.estimates import Estimates, Plan
+from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_INTERVAL_S = 1.0
+# What other gateways left open when they died is settled at every tenth checkpoint.
+CHECKPOINTS_PER_MAINTENANCE = 10
 _ATTEMPT = 1
 
 
@@ -57,6 +62,8 @@ class Pipeline:
         placements: Mapping[str, Placement],
         clock: Clock,
         limits: LimitsConfig,
+        fits: StepTimeShares | None = None,
+        features: Features | None = None,
         estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
@@ -67,6 +74,8 @@ class Pipeline:
         self._placements = placements
         self._clock = clock
         self._limits = limits
+        self._fits = fits
+        self._features = features or Features({})
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._hold = hold
@@ -105,6 +114,7 @@ class Pipeline:
 
     async def checkpoint(self) -> None:
         """Write down where everything stands: after this, accounts in the ledger are current."""
+        await self._save_fits()
         await self._close_unsettled()
         checkpoint = self._meter.checkpoint()
         await self._ledger.checkpoint(checkpoint)
@@ -137,7 +147,8 @@ class Pipeline:
             self._admitted -= 1
             ticket.withdraw()
             raise
-        answer = Answer(receipt, keep=claim is not None)
+        judged = self._features.judges_output(receipt.attribution.feature)
+        answer = Answer(receipt, keep=judged or claim is not None)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequences)
         if plan.serving_ns is not None:
@@ -202,6 +213,8 @@ class Pipeline:
         now_ns = self._clock.now_ns()
         call = plan.call
         placement = self._placements[call.placement].at(now_ns)
+        hold = self._hold(plan)
+        lines = tuple(outside_line(cost, now_ns) for cost in request.outside_costs)
         attempt = Attempt(_ATTEMPT, backend.name, call.placement, call.served_model, Role.INFERENCE, now_ns)
         return Receipt(
             id=request.id,
@@ -214,7 +227,8 @@ class Pipeline:
             stream=request.stream,
             attribution=request.attribution,
             attempts=(attempt,),
-            hold=self._hold(plan),
+            lines=lines,
+            hold=None if hold is None else Money.total((hold, *(line.amount or ZERO for line in lines))),
             prices=placement.prices,
             basis=placement.basis,
         )
@@ -285,6 +299,7 @@ class Pipeline:
         reading = self._meter.close(answer.receipt_id)
         receipt = answer.closing = self._closing(answer, end, reading)
         try:
+            await self._save_fits()
             await self._ledger.close(receipt, reading.shares, answer.kept(end))
         except LedgerUnavailable as error:
             self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept(end))
@@ -306,7 +321,18 @@ class Pipeline:
             timing=self._timing(answer, reading, now_ns),
             attempts=(attempt,),
             error=message,
+            useful=self._verdict(answer, status),
         )
+
+    def _verdict(self, answer: Answer, status: Status) -> bool | None:
+        """The feature's rule on the output; of several choices, one that is useful will do. A failed answer is of no
+        use; of a cancelled one nobody knows."""
+        feature = answer.opened.attribution.feature
+        if status is Status.CANCELLED or not self._features.judges_output(feature):
+            return None
+        if status is not Status.SUCCEEDED:
+            return False
+        return any(self._features.output(feature, text) for text in answer.outputs())
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
         placement = self._placements[receipt.placement or ""].at(receipt.created_at_ns)
@@ -316,7 +342,8 @@ class Pipeline:
             receipt,
             usage=reading.usage,
             accelerator=reading.accelerator,
-            lines=priced.lines,
+            energy=reading.energy,
+            lines=(*receipt.lines, *priced.lines),
             list_price=priced.list_price,
             saved=priced.saved,
             prices=priced.prices,
@@ -339,15 +366,23 @@ class Pipeline:
 
     async def _keep_checkpointing(self) -> None:
         failing = False
-        while True:
+        for number in itertools.count(1):
             await asyncio.sleep(CHECKPOINT_INTERVAL_S)
             try:
                 await self.checkpoint()
+                if number % CHECKPOINTS_PER_MAINTENANCE == 0:
+                    await self._ledger.maintain()
                 failing = False
             except LedgerUnavailable as error:
                 if not failing:
                     log.warning("the ledger can't be written: %s", error.message)
                 failing = True
+
+    async def _save_fits(self) -> None:
+        """Before the receipts that refer to them."""
+        if self._fits is not None and (unsaved := self._fits.unsaved()):
+            await self._ledger.save_fits(unsaved)
+            self._fits.saved(unsaved)
 
     async def _close_unsettled(self) -> None:
         for receipt_id, closing in list(self._unsettled.items()):

@@ -31,6 +31,7 @@ from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.guard import Guard
 from millicent.server.inference import CHAT, COMPLETIONS, EMBEDDINGS, InferenceEndpoint
+from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
 from millicent.server.sign_in import SignIn, SignInPage
 from millicent.wire import openai_common
@@ -76,6 +77,7 @@ class Server:
         health: Health,
         clock: Clock,
         ids: Ids,
+        late: LateEntries,
         ledger: Writes,
         keys: KeyRing,
         limiter: RateLimiter,
@@ -97,6 +99,7 @@ class Server:
             Route("/v1/receipts", self._receipts),
             Route("/v1/receipts/{receipt_id}", self._receipt),
             Route("/v1/accounts", self._accounts),
+            *late.routes,
             Route("/v1/quote", self._quote, methods=["POST"]),
         ]
         idempotency = Idempotency(queries, clock)
@@ -105,7 +108,7 @@ class Server:
             ("/v1/completions", COMPLETIONS),
             ("/v1/embeddings", EMBEDDINGS),
         ):
-            endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, ids, config)
+            endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, ids, clock, config)
             routes.append(Route(path, endpoint, methods=["POST"]))
         sessions = Sessions(clock)
         routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes

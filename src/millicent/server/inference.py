@@ -16,9 +16,11 @@ from millicent.control.access import Caller
 from millicent.control.idempotency import RACE, Idempotency, claim_of
 from millicent.control.limits import RateLimiter
 from millicent.core.chunks import FinishReason, Text, merge_texts
+from millicent.core.clock import Clock
 from millicent.core.errors import Conflict, MillicentError
 from millicent.core.idempotency import Claim
 from millicent.core.identifiers import Ids
+from millicent.core.money import ZERO
 from millicent.core.receipts import Receipt
 from millicent.core.request import Request
 from millicent.ledger.queries import LedgerQueries
@@ -29,6 +31,7 @@ from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.responses import send_error, send_json
 from millicent.wire import openai_chat, openai_common, openai_completions, openai_embeddings
+from millicent.wire.late import read_lines
 from millicent.wire.openai_common import StreamShape
 
 _STREAM_HEADERS = [
@@ -98,6 +101,7 @@ class InferenceEndpoint:
         idempotency: Idempotency,
         queries: LedgerQueries,
         ids: Ids,
+        clock: Clock,
         config: ServerConfig,
     ) -> None:
         self._dialect = dialect
@@ -106,6 +110,7 @@ class InferenceEndpoint:
         self._idempotency = idempotency
         self._queries = queries
         self._ids = ids
+        self._clock = clock
         self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,6 +123,10 @@ class InferenceEndpoint:
             request, shape = self._dialect.decode(body, headers, self._ids.new("rcpt"))
             caller.check_model(request.model)
             request = msgspec.structs.replace(request, attribution=caller.attribute(request.attribution))
+            if costs := read_lines(headers, self._clock.now_ns()):
+                if any(cost.amount < ZERO for cost in costs):
+                    caller.demand(caller.administers, "send a credit")
+                request = msgspec.structs.replace(request, outside_costs=costs)
             key = headers.get("idempotency-key")
             claim = None if key is None else claim_of(key, caller.id, request, shape)
             answer = await self._begin(request, claim)

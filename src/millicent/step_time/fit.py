@@ -5,6 +5,9 @@ linear: t = c0 + a*max(r, rows) + s*sampled + k*kv + p*pairs. So one set of norm
 grid, with older steps fading out, and whichever fits best is taken. Five unknowns that may not be negative are solved
 exactly, by trying every set of them that is allowed to be positive. Steps count by relative error, so that a few long
 prefills don't outweigh a thousand decode steps, and one that is far off (the machine was busy elsewhere) counts less.
+
+Traffic that is all alike says nothing of other steps. What was known of those is kept: each fit also answers, with
+little weight, to what the fit before it (or one that was loaded) predicts for a few steps of every kind.
 """
 
 from __future__ import annotations
@@ -23,6 +26,20 @@ _SUBSETS = [subset for size in range(_UNKNOWNS + 1) for subset in combinations(r
 _NS_PER_UNIT = 1e6
 _LEAST_STEPS = 16
 _FAR_OFF = 0.5  # relative error beyond which a step counts less
+# Steps of every kind: `(rows, sampled, KV tokens, pairs)`. Together they weigh as much as _ANCHORS_WEIGH real steps.
+_ANCHORS = (
+    Work(1, 1, 64, 0),
+    Work(4, 4, 1024, 0),
+    Work(16, 16, 4096, 0),
+    Work(32, 32, 32768, 0),
+    Work(8, 8, 16384, 0),
+    Work(32, 0, 0, 528),
+    Work(128, 1, 0, 8256),
+    Work(512, 1, 0, 131328),
+    Work(256, 1, 0, 295040),
+    Work(136, 9, 4096, 8256),
+)
+_ANCHORS_WEIGH = 2
 
 
 class Fitter:
@@ -31,10 +48,11 @@ class Fitter:
     `error` is the mean absolute relative error of predictions made before each step was seen.
     """
 
-    def __init__(self, window_steps: int = 2000) -> None:
+    def __init__(self, window_steps: int = 2000, known: Coefficients | None = None) -> None:
+        """`known`: a fit to begin with."""
         self._keep = 1 - 1 / window_steps
         self._systems = [_System(break_rows) for break_rows in _BREAKS]
-        self._current: Coefficients | None = None
+        self._current = known
         self._seen = 0
         self.error: float | None = None
 
@@ -55,11 +73,11 @@ class Fitter:
         for system in self._systems:
             system.add(work, wall_ns, weight, self._keep)
 
-    def coefficients(self) -> Coefficients | None:
-        """The best fit so far; None until there is enough to fit."""
-        if self._seen < _LEAST_STEPS:
-            return None
-        solved = [(*system.solve(), system) for system in self._systems]
+    def coefficients(self, least_steps: int = _LEAST_STEPS) -> Coefficients | None:
+        """The best fit so far; what was known before, or None, until there is enough to fit."""
+        if self._seen < least_steps:
+            return self._current
+        solved = [(*system.anchored(self._current).solve(), system) for system in self._systems]
         _, values, best = min(solved, key=lambda found: found[0])
         self._current = best.coefficients(values)
         return self._current
@@ -74,7 +92,7 @@ class _System:
         self._targets = [0.0] * _UNKNOWNS
         self._square = 0.0
 
-    def add(self, work: Work, wall_ns: int, weight: float, keep: float) -> None:
+    def add(self, work: Work, wall_ns: float, weight: float, keep: float) -> None:
         time = wall_ns / _NS_PER_UNIT
         features = (
             1.0,
@@ -90,6 +108,19 @@ class _System:
             for j in range(i, _UNKNOWNS):
                 row[j] = row[j] * keep + scaled * features[j]
         self._square = self._square * keep + weight
+
+    def anchored(self, known: Coefficients | None) -> _System:
+        """These equations with what is known added."""
+        if known is None:
+            return self
+        copy = _System(self._break_rows)
+        copy._products = [row.copy() for row in self._products]
+        copy._targets = self._targets.copy()
+        copy._square = self._square
+        for work in _ANCHORS:
+            if wall_ns := known.step_ns(work):
+                copy.add(work, wall_ns, _ANCHORS_WEIGH / len(_ANCHORS), 1.0)
+        return copy
 
     def solve(self) -> tuple[float, list[float]]:
         """The least sum of squared relative errors with no unknown below zero, and where it is reached."""

@@ -77,6 +77,12 @@ class Coefficients(msgspec.Struct, frozen=True):
         per_row_ns = beyond_ns / rows if rows else 0.0
         return [even_ns + per_row_ns * work.rows + self._own_ns(work) for work in works]
 
+    def differs(self, other: Coefficients, works: Iterable[Work], percent: int) -> bool:
+        """Whether predictions for these steps differ by more than so much of the other's, on average."""
+        pairs = [(self.step_ns(work), other.step_ns(work)) for work in works]
+        differences = [abs(ours / theirs - 1) for ours, theirs in pairs if theirs > 0]
+        return not differences or 100 * sum(differences) > percent * len(differences)
+
     def _own_ns(self, work: Work) -> float:
         return (
             self.sampled_row_ns * work.sampled_rows

@@ -72,6 +72,7 @@ def receipt_body(receipt: Receipt) -> dict[str, Any]:
         "basis": receipt.basis,
         "prices": {"source": receipt.prices.source, "snapshot": receipt.prices.snapshot},
         "policy": receipt.policy,
+        "useful": receipt.useful,
     }
 
 
@@ -126,7 +127,9 @@ def _accelerator(accelerator: Accelerator) -> dict[str, Any]:
             "steps": accelerator.steps,
             "mean_batch": round(accelerator.batch_sum / accelerator.steps, 3) if accelerator.steps else None,
         }
-    return figures | {"provenance": accelerator.provenance}
+    if accelerator.recomputed_tokens:
+        figures["recomputed_tokens"] = accelerator.recomputed_tokens
+    return figures | {"step_time_version": accelerator.step_time_version, "provenance": accelerator.provenance}
 
 
 def _line(line: Line) -> dict[str, Any]:
@@ -143,6 +146,7 @@ def _line(line: Line) -> dict[str, Any]:
         "posted_at": iso_utc(line.posted_at_ns),
         "book": line.book,
         "note": line.note,
+        **({} if line.id is None else {"id": line.id}),
     }
 
 

@@ -1,0 +1,78 @@
+"""`ledger`: copies of it, its version, and people who want to be forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from millicent.cli import show
+
+
+@click.group()
+def ledger() -> None:
+    """Back the ledger up, put a backup back, forget a person. A server may run meanwhile."""
+
+
+@ledger.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def backup(file: Path) -> None:
+    """Copy the ledger, whole and of one instant, to a new FILE."""
+    from millicent.ledger.backup import back_up
+
+    back_up(_path(), file)
+    print(f"{file}: {show.size(file.stat().st_size)}, checked.")
+
+
+@ledger.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def restore(file: Path, yes: bool) -> None:
+    """Put the backup FILE in the ledger's place. The ledger as it is now is backed up beside it first."""
+    from millicent.core.clock import SystemClock, iso_utc
+    from millicent.ledger import backup
+
+    path, clock = _path(), SystemClock()
+    if path.exists() and not yes:
+        click.confirm(f"Replace {path}? Receipts since the backup are then only in the copy that is made.", abort=True)
+    kept = path.with_name(f"ledger-before-{iso_utc(clock.now_ns())[:19].replace(':', '')}.db")
+    existed = backup.restore(path, file, kept, _settings(), clock)
+    print(f"{path} is as it was in {file}" + (f"; what it was until now is in {kept}." if existed else "."))
+
+
+@ledger.command()
+@click.option("--user", required=True, help="The user as receipts name them.")
+def purge(user: str) -> None:
+    """Take a person off every receipt; the amounts stay. Backups made before still have them."""
+    from millicent.core.clock import SystemClock
+    from millicent.core.errors import NotFound
+    from millicent.ledger.maintenance import purge_user
+    from millicent.ledger.schema import write_once
+
+    if not _path().exists():
+        raise NotFound(f"no ledger at {_path()}: set MILLICENT_HOME to where it is.")
+    purged = write_once(_path(), _settings(), SystemClock(), lambda connection: purge_user(connection, user))
+    print(f"{purged:,} receipts no longer name {show.printable(user)}.")
+
+
+@ledger.command()
+def upgrade() -> None:
+    """Bring the ledger up to this version, as the server does when it starts."""
+    from millicent.core.clock import SystemClock
+    from millicent.ledger.schema import write_once
+
+    write_once(_path(), _settings(), SystemClock(), lambda _: None)
+    print(f"{_path()} is up to date.")
+
+
+def _path() -> Path:
+    from millicent import config
+
+    return config.home() / "ledger.db"
+
+
+def _settings() -> Any:
+    from millicent import config
+
+    return config.load(config.home() / config.FILE_NAME).ledger

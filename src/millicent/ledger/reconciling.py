@@ -1,0 +1,157 @@
+"""An invoice beside the ledger: which of its lines the receipts explain, and what is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from millicent.core.clock import iso_utc
+from millicent.core.errors import ConfigError
+from millicent.core.money import Money
+from millicent.ledger.importing import parse_amount, parse_moment_ns
+from millicent.ledger.queries import LedgerQueries, ReceiptFilter
+from millicent.ledger.rollups import DAY_NS
+
+_MODEL_COLUMNS = ("model", "model_version", "line_item", "description", "item", "product", "sku", "skumeter")
+_AMOUNT_COLUMNS = ("amount", "amount_usd", "amount_value", "cost", "cost_usd", "spend", "total", "billedcost", "price")
+_TIME_COLUMNS = ("date", "usage_date_utc", "start_time", "start_time_iso", "day", "time", "chargeperiodstart")
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One thing the invoice charges for, or one model the ledger has and the invoice hasn't.
+
+    `invoice == attributed + unattributed + residual`. `unpriced` counts receipts whose cost nobody knows: where there
+    are some, they may be the residual. `requests` counts all.
+    """
+
+    name: str
+    invoice: Money
+    attributed: Money
+    unattributed: Money
+    residual: Money
+    requests: int
+    unpriced: int
+    why: str
+
+
+class InvoiceLine(msgspec.Struct, frozen=True):
+    name: str
+    amount: Money
+    at_ns: int | None
+
+
+def invoice_lines(rows: Sequence[Mapping[str, str]], columns: Mapping[str, str]) -> list[InvoiceLine]:
+    """The rows that charge something. `columns` names those for model, amount and time; else they are recognised.
+
+    Raises ConfigError naming the row and the column.
+    """
+    if not rows:
+        raise ConfigError("the invoice has no rows: export it with its lines.")
+    name = _column(rows[0], columns.get("model"), _MODEL_COLUMNS, "model")
+    amount = _column(rows[0], columns.get("amount"), _AMOUNT_COLUMNS, "amount")
+    wanted_time = columns.get("time")
+    time = _column(rows[0], wanted_time, _TIME_COLUMNS, "time") if wanted_time or _has(rows[0], _TIME_COLUMNS) else None
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        text, when = (row[amount] or "").strip(), (row[time] or "").strip() if time else ""
+        if not text:
+            continue
+        usd = parse_amount(text)
+        if usd is None:
+            raise ConfigError(f"row {number}, column {amount}: {text!r} is no amount.")
+        try:
+            at_ns = parse_moment_ns(when) if when else None
+        except ValueError:
+            raise ConfigError(f"row {number}, column {time}: {when!r} is no date.") from None
+        lines.append(InvoiceLine((row[name] or "").strip() or "(no name)", Money.from_usd(usd), at_ns))
+    return lines
+
+
+def period_of(lines: Sequence[InvoiceLine]) -> tuple[int, int]:
+    """From the first day on the invoice to the end of its last. Raises ConfigError where it shows no dates."""
+    times = [line.at_ns for line in lines if line.at_ns is not None]
+    if not times:
+        raise ConfigError("the invoice shows no dates: say which time it is for with --since and --until.")
+    return min(times) // DAY_NS * DAY_NS, max(times) // DAY_NS * DAY_NS + DAY_NS
+
+
+def reconcile(
+    queries: LedgerQueries, lines: Sequence[InvoiceLine], from_ns: int, to_ns: int, placement: str | None
+) -> list[Item]:
+    """One item for each name on the invoice, dearest first, then for each model that is only in the ledger."""
+    amounts: dict[str, Money] = {}
+    for line in lines:
+        amounts[line.name] = amounts.get(line.name, Money(0)) + line.amount
+    where = ReceiptFilter(from_ns=from_ns, to_ns=to_ns, placement=placement)
+    known = {total.group or "": total for total in queries.totals("model", where)}
+    nameless = msgspec.structs.replace(where, feature="")
+    unattributed = {total.group or "": total.cost for total in queries.totals("model", nameless)}
+    matches = _matches(list(amounts), list(known))
+    items = []
+    for name in sorted([*amounts, *(model for model in known if model not in matches.values())], key=str.lower):
+        on_invoice = name in amounts
+        models = [model for model in known if matches.get(name) == model] if on_invoice else [name]
+        total = known.get(models[0]) if models else None
+        cost = Money(0) if total is None else total.cost
+        nobody = unattributed.get(models[0], Money(0)) if models else Money(0)
+        invoiced = amounts.get(name, Money(0))
+        residual = invoiced - cost
+        unpriced = 0 if total is None else total.unpriced
+        requests = 0 if total is None else total.requests
+        why = _why(on_invoice, total is not None, residual, unpriced)
+        items.append(Item(name, invoiced, cost - nobody, nobody, residual, requests, unpriced, why))
+    return sorted(items, key=lambda item: (item.name not in amounts, -item.invoice.nanousd, item.name))
+
+
+def _matches(names: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """Invoice names to models: the same, or the longest model that the name begins with or has inside. Each model once,
+    so that no receipt explains two lines."""
+    found: dict[str, str] = {}
+    left = sorted(models, key=len, reverse=True)
+    for exact in (True, False):
+        for name in sorted(set(names) - set(found), key=len):
+            plain = _plain(name)
+            for model in left:
+                if (_plain(model) == plain) if exact else (_plain(model) and _plain(model) in plain):
+                    found[name] = model
+                    left.remove(model)
+                    break
+    return found
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum() or character == ".")
+
+
+def _why(on_invoice: bool, in_ledger: bool, residual: Money, unpriced: int) -> str:
+    if not in_ledger:
+        return "no receipt has this model: it was used past Millicent, or is no model"
+    if not on_invoice:
+        return "in the ledger only: another invoice has it, or it runs on your own machine"
+    if residual == Money(0):
+        return "explained"
+    if residual.nanousd > 0 and unpriced:
+        return "unpriced receipts may be the residual: give the model a price, or import what it cost"
+    if residual.nanousd > 0:
+        return "the invoice is higher: use past Millicent, a price that changed, or tax"
+    return "the ledger is higher: a discount, a credit, or a price that changed"
+
+
+def _has(row: Mapping[str, str], known: Sequence[str]) -> bool:
+    return any(column.lower() in known for column in row)
+
+
+def _column(row: Mapping[str, str], wanted: str | None, known: Sequence[str], field: str) -> str:
+    if wanted is not None and wanted in row:
+        return wanted
+    by_name = {column.lower(): column for column in row}
+    found = next((by_name[name] for name in known if name in by_name), None)
+    if wanted is not None or found is None:
+        what = f"has no column {wanted!r}" if wanted else f"has no column that I know for the {field}"
+        raise ConfigError(f"the invoice {what}: name one of {', '.join(row)} with --{field}.")
+    return found
+
+
+def period_text(from_ns: int, to_ns: int) -> str:
+    return f"{iso_utc(from_ns)[:10]} to {iso_utc(to_ns - 1)[:10]} UTC"

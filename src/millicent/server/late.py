@@ -1,0 +1,108 @@
+"""Routes for what comes after an answer: lines that are posted later, and feedback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from millicent.core.clock import Clock
+from millicent.core.errors import InvalidRequest, NotFound
+from millicent.core.money import ZERO
+from millicent.core.receipts import Feedback, Line, Receipt, outside_line
+from millicent.ledger.queries import LedgerQueries
+from millicent.pipeline.features import Features
+from millicent.server.authentication import caller_of
+from millicent.server.bodies import read_body
+from millicent.server.config import ServerConfig
+from millicent.wire import late as late_wire
+from millicent.wire import receipts as receipts_wire
+
+
+class LateWrites(Protocol):
+    """The ledger, as far as it is needed here."""
+
+    async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None: ...
+
+    async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None: ...
+
+
+class LateEntries:
+    """A key may add to its own receipts, one that reads all to any. To others a receipt isn't there."""
+
+    def __init__(
+        self,
+        *,
+        ledger: LateWrites,
+        queries: LedgerQueries,
+        features: Features,
+        clock: Clock,
+        config: ServerConfig,
+    ) -> None:
+        self._ledger = ledger
+        self._queries = queries
+        self._features = features
+        self._clock = clock
+        self._config = config
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/v1/receipts/{receipt_id}/lines", self._add_lines, methods=["POST"]),
+            Route("/v1/feedback", self._add_feedback, methods=["POST"]),
+        ]
+
+    async def _add_lines(self, request: Request) -> Response:
+        receipt_id = request.path_params["receipt_id"]
+        now_ns = self._clock.now_ns()
+        costs = late_wire.decode_lines(await self._body(request), now_ns)
+        await self._writable(request, [receipt_id])
+        if any(cost.amount < ZERO for cost in costs):
+            caller = caller_of(request.scope)
+            caller.demand(caller.administers, "post a credit")
+        await self._ledger.post_lines(receipt_id, tuple(outside_line(cost, now_ns) for cost in costs))
+        [receipt] = await asyncio.to_thread(self._queries.receipts_of, [receipt_id])
+        return _created(receipts_wire.receipt_body(receipt))
+
+    async def _add_feedback(self, request: Request) -> Response:
+        given, several = late_wire.decode_feedback(await self._body(request), self._clock.now_ns())
+        found = await self._writable(request, {each.receipt for each in given})
+        feature_of = {receipt.id: receipt.attribution.feature for receipt in found}
+        judged = tuple(
+            msgspec.structs.replace(
+                each, useful=self._features.feedback(feature_of[each.receipt], each.score, each.label)
+            )
+            for each in given
+        )
+        await self._ledger.add_feedback(judged)
+        bodies = [late_wire.feedback_body(each) for each in judged]
+        return _created(receipts_wire.list_body(bodies, None) if several else bodies[0])
+
+    async def _writable(self, request: Request, receipt_ids: Iterable[str]) -> list[Receipt]:
+        wanted = list(receipt_ids)
+        found = await asyncio.to_thread(self._queries.receipts_of, wanted)
+        caller = caller_of(request.scope)
+        allowed = [one for one in found if caller.reads_all or one.attribution.key == caller.id]
+        if missing := set(wanted) - {receipt.id for receipt in allowed}:
+            raise NotFound(
+                f"There is no receipt `{min(missing)[:100]}`: check the `X-Millicent-Receipt` header.", param="receipt"
+            )
+        return allowed
+
+    async def _body(self, request: Request) -> bytes:
+        config = self._config
+        try:
+            return await read_body(
+                request.scope, request.receive, max_mb=config.max_body_mb, timeout_s=config.body_timeout_s
+            )
+        except ClientDisconnect:
+            raise InvalidRequest("The client left before its body was here: send it again.") from None
+
+
+def _created(body: object) -> Response:
+    return Response(receipts_wire.encode(body), status_code=201, media_type="application/json")

@@ -1,0 +1,290 @@
+"""What leaves the ledger leaves its sums; what is copied is whole; what an older version wrote keeps its totals."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from millicent.core.accounts import Checkpoint, DeviceSession, HourTime
+from millicent.core.budgets import Budget, Every
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock
+from millicent.core.errors import ConfigError, LedgerUnavailable, NotFound
+from millicent.core.money import Money
+from millicent.core.receipts import HourShare, Receipt, Status
+from millicent.core.request import Attribution
+from millicent.core.usage import Provenance
+from millicent.ledger import maintenance
+from millicent.ledger.backup import back_up, restore
+from millicent.ledger.budgets import put_budget, read_balances
+from millicent.ledger.config import LedgerConfig
+from millicent.ledger.maintenance import purge_user
+from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter
+from millicent.ledger.schema import write_once
+from millicent.ledger.sqlite import SqliteLedger
+
+Make = Callable[..., Receipt]
+T0 = ManualClock().now_ns()
+DAY_NS = 24 * NS_PER_HOUR
+SCHEMA_1 = Path(__file__).parent / "released" / "schema_1.sql"
+
+
+def every_total(queries: LedgerQueries) -> dict[str, Any]:
+    return {by: queries.totals(by, ReceiptFilter()) for by in get_args(GroupBy)}
+
+
+async def fill(ledger: SqliteLedger, opened: Make, closed: Make) -> None:
+    """Nine receipts over nine hours, for three users; their device time in one session."""
+    hours = tuple(HourTime(T0 + number * NS_PER_HOUR, NS_PER_HOUR) for number in range(9))
+    session = DeviceSession(
+        "sess_1", "gw_1", "cpu:0", "cpu", 1, None, Provenance.ASSUMED, T0, T0 + 9 * NS_PER_HOUR, False, True, hours
+    )
+    await ledger.checkpoint(Checkpoint(T0, (session,), ()))
+    for number in range(9):
+        whom = Attribution(user=f"u{number % 3}", feature="f", conversation="c", run="r", tags={"mail": "a@b"})
+        receipt = opened(number, attribution=whom, created_at_ns=T0 + number * NS_PER_HOUR)
+        share = HourShare(1, "sess_1", T0 + number * NS_PER_HOUR, 700)
+        await ledger.close(closed(receipt, error="it said a@b"), (share,))
+
+
+def run(path: Path, scenario: Callable[[SqliteLedger, ManualClock], Any], config: LedgerConfig | None = None) -> None:
+    async def go() -> None:
+        clock = ManualClock()
+        ledger = SqliteLedger(path, config or LedgerConfig(), clock, "gw_1")
+        await ledger.start()
+        try:
+            await scenario(ledger, clock)
+        finally:
+            await ledger.stop()
+
+    asyncio.run(go())
+
+
+def test_detail_that_outlived_its_retention_goes_and_every_sum_stays(
+    tmp_path: Path, opened: Make, closed: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "_BATCH", 2)
+    queries = LedgerQueries(tmp_path / "ledger.db")
+
+    async def scenario(ledger: SqliteLedger, clock: ManualClock) -> None:
+        await fill(ledger, opened, closed)
+        await ledger.open(opened(99, created_at_ns=T0))
+        before = every_total(queries), queries.totals("tier", ReceiptFilter(user="u1", feature="f"))
+        accounts = queries.accounts(0, 2**62)
+        clock.advance(DAY_NS + 5 * NS_PER_HOUR + 1)
+        for _ in range(5):
+            await ledger.maintain()
+        left = [receipt.id for receipt in queries.receipts(ReceiptFilter()).receipts]
+        assert left == ["rcpt_0008", "rcpt_0007", "rcpt_0006", "rcpt_0099"]
+        assert (every_total(queries), queries.totals("tier", ReceiptFilter(user="u1", feature="f"))) == before
+        assert queries.accounts(0, 2**62) == accounts
+        assert queries.verify() == []
+
+    run(tmp_path / "ledger.db", scenario, LedgerConfig(retain_days=1))
+
+
+def test_without_retention_nothing_is_ever_deleted(tmp_path: Path, opened: Make, closed: Make) -> None:
+    queries = LedgerQueries(tmp_path / "ledger.db")
+
+    async def scenario(ledger: SqliteLedger, clock: ManualClock) -> None:
+        await fill(ledger, opened, closed)
+        clock.advance(10_000 * DAY_NS)
+        await ledger.maintain()
+        assert len(queries.receipts(ReceiptFilter()).receipts) == 9
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_a_purged_user_is_nowhere_in_the_file_and_every_amount_stays(
+    tmp_path: Path, opened: Make, closed: Make
+) -> None:
+    path = tmp_path / "ledger.db"
+    queries = LedgerQueries(path)
+
+    async def scenario(ledger: SqliteLedger, clock: ManualClock) -> None:
+        whom = Attribution(user="ada@example.org", conversation="ada-1", run="ada-2", tags={"mail": "ada@example.org"})
+        for number in range(3):
+            receipt = closed(opened(number, attribution=whom), error="for ada@example.org")
+            share = HourShare(1, "sess_1", T0, 700)
+            await ledger.close(receipt, (share,))
+        await ledger.close(closed(opened(3, attribution=Attribution(user="bob"))), (HourShare(1, "sess_1", T0, 700),))
+        await ledger.open(opened(4, attribution=whom))
+        before = every_total(queries)
+        assert write_once(path, LedgerConfig(), clock, lambda each: purge_user(each, "ada@example.org")) == 3
+        after = every_total(queries)
+        named = {each.group for each in after["user"]}
+        assert "bob" in named
+        assert [name for name in named if name and name.startswith("purged-")] == list(named - {"bob"})
+        assert [each.cost for each in after["user"]] == [each.cost for each in before["user"]]
+        assert after | {"user": None} == before | {"user": None}
+        first = queries.receipt("rcpt_0000")
+        assert first is not None
+        assert (first.attribution.conversation, first.attribution.run, first.attribution.tags) == (None, None, {})
+        await ledger.close(closed(opened(4, attribution=whom)), (HourShare(1, "sess_1", T0, 700),))
+        assert write_once(path, LedgerConfig(), clock, lambda each: purge_user(each, "ada@example.org")) == 1
+        assert not [each for each in queries.verify() if "rollup" in each]
+
+    run(path, scenario)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("PRAGMA journal_mode = DELETE")
+    assert b"ada" not in path.read_bytes()
+
+
+def test_what_is_settled_still_refuses_change_by_hand(tmp_path: Path, opened: Make, closed: Make) -> None:
+    path = tmp_path / "ledger.db"
+    run(path, lambda ledger, _: fill(ledger, opened, closed))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for change in (
+            "UPDATE receipts SET user = NULL",
+            "UPDATE lines SET note = NULL",
+            "DELETE FROM lines",
+            "DELETE FROM attempts",
+            "DELETE FROM device_time",
+            "DELETE FROM receipts",
+        ):
+            with pytest.raises(sqlite3.IntegrityError, match=r"never|deleted"):
+                connection.execute(change)
+
+
+def test_a_backup_taken_while_the_gateway_writes_is_whole_and_can_be_restored_beneath_it(
+    tmp_path: Path, opened: Make, closed: Make
+) -> None:
+    path, copy, kept = tmp_path / "ledger.db", tmp_path / "copy.db", tmp_path / "kept.db"
+    queries = LedgerQueries(path)
+
+    async def scenario(ledger: SqliteLedger, clock: ManualClock) -> None:
+        await fill(ledger, opened, closed)
+        then = every_total(queries)
+        writing = asyncio.gather(*(ledger.open(opened(100 + number)) for number in range(50)))
+        await asyncio.to_thread(back_up, path, copy)
+        await writing
+        await ledger.close(closed(opened(100)), (HourShare(1, "sess_1", T0, 700),))
+        now = every_total(queries)
+        assert now != then
+        assert every_total(LedgerQueries(copy)) == then
+        await asyncio.to_thread(restore, path, copy, kept, LedgerConfig(), clock)
+        assert every_total(queries) == then
+        assert every_total(LedgerQueries(kept)) == now
+        # The gateway goes on, and what it had opened before is settled whole.
+        await ledger.close(closed(opened(149)), (HourShare(1, "sess_1", T0, 700),))
+        settled = queries.receipt("rcpt_0149")
+        assert settled is not None
+        assert settled.status is Status.SUCCEEDED
+        assert queries.verify() == []
+
+    run(path, scenario)
+    assert not list(tmp_path.glob("*.restoring*")) + list(tmp_path.glob("*.partial*"))
+
+
+def test_backups_overwrite_nothing_and_only_ledgers_are_restored(tmp_path: Path, opened: Make, closed: Make) -> None:
+    path, copy, kept = tmp_path / "ledger.db", tmp_path / "copy.db", tmp_path / "kept.db"
+    clock, config = ManualClock(), LedgerConfig()
+    with pytest.raises(NotFound, match="no ledger"):
+        back_up(path, copy)
+    with pytest.raises(NotFound, match="no backup"):
+        restore(path, copy, kept, config, clock)
+    run(path, lambda ledger, _: fill(ledger, opened, closed))
+    before = path.read_bytes()
+    back_up(path, copy)
+    with pytest.raises(ConfigError, match="never overwrites"):
+        back_up(path, copy)
+    sqlite3.connect(tmp_path / "other.db").close()
+    (tmp_path / "text.db").write_text("this is no database at all" * 100)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE receipts_of_my_shop (id)")
+    with pytest.raises(ConfigError, match="no ledger"):
+        restore(path, tmp_path / "other.db", kept, config, clock)
+    kept.unlink()
+    with pytest.raises(LedgerUnavailable, match="not a database"):
+        restore(path, tmp_path / "text.db", kept, config, clock)
+    assert path.read_bytes() == before
+
+
+def released(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(SCHEMA_1.read_text())
+
+
+def test_a_ledger_of_schema_1_is_brought_up_to_date_with_its_totals_unchanged(tmp_path: Path) -> None:
+    """The expected figures were read by the version that wrote the file."""
+    path = tmp_path / "ledger.db"
+    released(path)
+    ledger = SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_2")
+    queries = LedgerQueries(path)
+
+    def figures(by: GroupBy) -> list[tuple[Any, ...]]:
+        where = ReceiptFilter(to_ns=T0 + 11 * 700 * NS_PER_S)  # the last was open: recovery settles it
+        found = [msgspec.structs.astuple(total) for total in queries.totals(by, where)]
+        return [(*each[:5], each[5].nanousd, *each[6:]) for each in found]
+
+    async def scenario() -> None:
+        await ledger.start()
+        for _ in range(2):
+            assert figures("feature") == [
+                ("search", 5, 48, 12, 3500, 1_000_000_004_500, 2, 1, 1),
+                (None, 6, 72, 18, 4200, 9_000, 0, 0, 0),
+            ]
+            assert figures("user") == [
+                ("user3", 2, 24, 6, 1400, 1_000_000_001_500, 1, 1, 0),
+                (None, 3, 36, 9, 2100, 4_500, 0, 0, 0),
+                ("user2", 3, 36, 9, 2100, 4_500, 0, 0, 0),
+                ("user1", 3, 24, 6, 2100, 3_000, 1, 0, 1),
+            ]
+            assert figures("hour") == [
+                ("2026-01-01T00:00:00Z", 6, 60, 15, 4200, 6_000, 2, 0, 1),
+                ("2026-01-01T01:00:00Z", 5, 60, 15, 3500, 1_000_000_007_500, 0, 1, 0),
+            ]
+            assert queries.verify() == []
+            # Before what it wrote is taken into the rollups, and after.
+            await ledger.checkpoint(Checkpoint(T0, (), ()))
+        await ledger.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_upgrade_that_fails_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    released(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE rollups (mine)")
+        connection.commit()
+        before = connection.execute("SELECT sql FROM sqlite_schema ORDER BY name").fetchall()
+        with pytest.raises(LedgerUnavailable, match="rollups already exists"):
+            asyncio.run(SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_2").start())
+        assert connection.execute("SELECT sql FROM sqlite_schema ORDER BY name").fetchall() == before
+        assert connection.execute("SELECT count(*) FROM migrations").fetchone() == (1,)
+
+
+def test_budgets_keep_what_was_spent_when_detail_goes_and_forget_a_purged_user(
+    tmp_path: Path, opened: Make, closed: Make
+) -> None:
+    path = tmp_path / "ledger.db"
+    queries = LedgerQueries(path)
+    budget = Budget(name="each", limit=Money(10**9), every=Every.MONTH, per="user", only=None, hard=False, source="cli")
+
+    def balances() -> dict[str, int]:
+        found = queries.ask(lambda connection: read_balances(connection, budget, T0))
+        return {each.subject: each.spent.nanousd for each in found or []}
+
+    async def scenario(ledger: SqliteLedger, clock: ManualClock) -> None:
+        await ledger.write(lambda connection: put_budget(connection, budget))
+        await fill(ledger, opened, closed)
+        assert balances() == {"u0": 4_500, "u1": 4_500, "u2": 4_500}
+        clock.advance(DAY_NS + 5 * NS_PER_HOUR + 1)
+        await ledger.maintain()
+        assert len(queries.receipts(ReceiptFilter()).receipts) == 3
+        assert balances() == {"u0": 4_500, "u1": 4_500, "u2": 4_500}
+        assert queries.verify() == []
+        await ledger.write(lambda connection: purge_user(connection, "u1"))
+        assert "u1" not in balances()
+        assert sorted(balances().values()) == [4_500] * 3
+        assert queries.verify() == []
+
+    run(path, scenario, LedgerConfig(retain_days=1))

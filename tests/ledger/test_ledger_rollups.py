@@ -1,0 +1,280 @@
+"""Rollups are the sum of entries, at every instant, whatever is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millicent.core.accounts import Checkpoint
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock, iso_utc
+from millicent.core.money import Money
+from millicent.core.receipts import Accelerator, Line, Meter, Receipt, Role, Status
+from millicent.core.request import Attribution
+from millicent.core.usage import Count, Leaf, Provenance, Usage
+from millicent.ledger import rollups, rows
+from millicent.ledger.memory import MemoryLedger
+from millicent.ledger.queries import GroupBy, ReceiptFilter
+
+Make = Callable[..., Receipt]
+T0 = ManualClock().now_ns()
+QUARTER_NS = 900 * NS_PER_S
+GROUPS: tuple[GroupBy, ...] = get_args(GroupBy)
+
+names = st.sampled_from([None, None, "a", "b"])
+amounts = st.one_of(st.none(), st.integers(-5, 10**12))
+lines = st.tuples(amounts, st.sampled_from(["measured", "assumed"]), st.sampled_from(["actual", "actual", "what-if"]))
+# Over three days, so that whole days, quarter-hours at their ends and cut ones are all asked for.
+instants = st.integers(-2 * 96, 96).flatmap(
+    lambda quarter: st.sampled_from([0, 1, QUARTER_NS - 1]).map(lambda rest: T0 + quarter * QUARTER_NS + rest)
+)
+closings = st.fixed_dictionaries(
+    {
+        "created_at_ns": instants,
+        "attribution": st.builds(Attribution, key=names, team=names, user=names, feature=names, tier=names, run=names),
+        "model": st.sampled_from(["m", "n"]),
+        "status": st.sampled_from(list(Status)),
+        "lines": st.lists(lines, max_size=3),
+        "tokens": st.one_of(st.none(), st.integers(0, 9)),
+        "serving_ns": st.integers(0, 3),
+    }
+)
+filters = st.builds(
+    ReceiptFilter,
+    user=st.sampled_from([None, None, "a", ""]),
+    feature=st.sampled_from([None, None, "a", ""]),
+    tier=st.sampled_from([None, None, None, "a"]),
+    run=st.sampled_from([None, None, None, "a", ""]),
+    status=st.sampled_from([None, None, "succeeded"]),
+    from_ns=st.one_of(st.none(), instants),
+    to_ns=st.one_of(st.none(), instants),
+)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("close"), closings),
+        st.tuples(st.just("late"), lines),
+        st.just(("fold", None)),
+    ),
+    max_size=25,
+)
+
+
+def line(given_line: tuple[int | None, str, str]) -> Line:
+    nanousd, provenance, book = given_line
+    amount = None if nanousd is None else Money(nanousd)
+    return Line(1, Role.ADJUSTMENT, Meter.OTHER, 1, "unit", None, amount, Provenance(provenance), T0, T0, book)  # type: ignore[arg-type]
+
+
+def receipt_of(number: int, facts: dict[str, Any]) -> Receipt:
+    tokens = facts["tokens"]
+    count = Count(None, Provenance.UNKNOWN) if tokens is None else Count(tokens, Provenance.MEASURED)
+    return Receipt(
+        id=f"rcpt_{number:04d}",
+        created_at_ns=facts["created_at_ns"],
+        settled_at_ns=facts["created_at_ns"] + 1,
+        status=facts["status"],
+        model=facts["model"],
+        placement="p" if facts["model"] == "m" else None,
+        dialect="openai",
+        stream=False,
+        attribution=facts["attribution"],
+        usage=Usage({Leaf.INPUT_FRESH: count}),
+        accelerator=Accelerator(serving_ns=facts["serving_ns"]),
+        lines=tuple(map(line, facts["lines"])),
+    )
+
+
+def add_line(connection: sqlite3.Connection, receipt_id: str, ordinal: int, added: Line) -> None:
+    row = rows.line_row(receipt_id, ordinal, added)
+    connection.execute(rows.insert("lines", row), row)
+
+
+def expected(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict[str | None, tuple[int, ...]]:
+    """The same sums, from the receipts themselves."""
+    sums: dict[str | None, list[int]] = defaultdict(lambda: [0] * 8)
+    for receipt in receipts:
+        named = msgspec.structs.asdict(receipt.attribution) | {
+            "model": receipt.model,
+            "status": receipt.status,
+            "placement": receipt.placement,
+            "day": iso_utc(receipt.created_at_ns)[:10],
+            "hour": iso_utc(receipt.created_at_ns)[:13] + ":00:00Z",
+        }
+        wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
+        low, high = wanted.pop("from_ns", -(2**63)), wanted.pop("to_ns", 2**63)
+        if not low <= receipt.created_at_ns < high or any((named[n] or "") != value for n, value in wanted.items()):
+            continue
+        actual = [each for each in receipt.lines if each.book == "actual"]
+        ran = receipt.status is not Status.REFUSED and (
+            receipt.status is Status.INTERRUPTED
+            or receipt.usage.input_tokens != 0
+            or receipt.accelerator.serving_ns != 0
+        )
+        unpriced = any(each.amount is None for each in actual) if actual else ran
+        figures = (
+            1,
+            receipt.usage.input_tokens or 0,
+            0,
+            receipt.accelerator.serving_ns,
+            0 if receipt.total is None else receipt.total.nanousd,
+            unpriced,
+            receipt.total is not None and any(each.provenance is Provenance.ASSUMED for each in actual),
+            receipt.usage.input_tokens is None,
+        )
+        sums[named[by]] = [have + more for have, more in zip(sums[named[by]], figures, strict=True)]
+    return {group: tuple(figures) for group, figures in sums.items()}
+
+
+def answered(ledger: MemoryLedger, by: GroupBy, where: ReceiptFilter, zone: str = "UTC") -> dict[str | None, Any]:
+    totals = ledger.queries.totals(by, where, zone=zone)
+    return {
+        each.group: (
+            each.requests,
+            each.input_tokens,
+            each.output_tokens,
+            each.serving_ns,
+            each.cost.nanousd,
+            each.unpriced,
+            each.assumed,
+            each.unknown_usage,
+        )
+        for each in totals
+    }
+
+
+async def play(ledger: MemoryLedger, script: list[tuple[str, Any]]) -> list[Receipt]:
+    receipts: list[Receipt] = []
+    for verb, facts in script:
+        if verb == "close":
+            receipts.append(receipt_of(len(receipts), facts))
+            await ledger.close(receipts[-1], ())
+        elif verb == "fold":
+            await ledger.checkpoint(Checkpoint(T0, (), ()))
+        elif receipts:
+            changed = receipts[len(receipts) // 2]
+            added = line(facts)
+            await ledger.write(partial(add_line, receipt_id=changed.id, ordinal=len(changed.lines), added=added))
+            receipts[len(receipts) // 2] = msgspec.structs.replace(changed, lines=(*changed.lines, added))
+    return receipts
+
+
+@settings(max_examples=60, deadline=None)
+@given(script=steps, questions=st.lists(st.tuples(st.sampled_from(GROUPS), filters), min_size=4, max_size=8))
+def test_totals_are_the_sum_of_entries_whatever_was_folded_and_whatever_is_asked(
+    script: list[tuple[str, Any]], questions: list[tuple[GroupBy, ReceiptFilter]]
+) -> None:
+    ledger = MemoryLedger()
+    receipts = asyncio.run(play(ledger, script))
+    for by, where in questions:
+        assert answered(ledger, by, where) == expected(receipts, by, where), (by, where)
+    assert not [each for each in ledger.queries.verify() if "rollup" in each]
+    asyncio.run(ledger.stop())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    before=st.lists(closings, max_size=12),
+    after=steps,
+    question=st.tuples(st.sampled_from(GROUPS), filters),
+    batch=st.integers(1, 4),
+)
+def test_receipts_of_an_older_version_are_taken_in_bit_by_bit_and_counted_once_all_the_while(
+    before: list[dict[str, Any]], after: list[tuple[str, Any]], question: tuple[GroupBy, ReceiptFilter], batch: int
+) -> None:
+    ledger = MemoryLedger()
+    old = asyncio.run(play(ledger, [("close", facts) for facts in before]))
+    # As a migration leaves it: nothing rolled up, everything still to be taken in.
+    ledger._connection.execute("DELETE FROM rollup_deltas")
+    ledger._connection.execute(
+        "UPDATE rollup_progress SET raw_before_ns = (SELECT coalesce(max(created_at_ns) + 1, -1 << 63) FROM receipts)"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rollups, "_BACKFILL", batch)
+        script = [*after, *[("fold", None)] * 13]
+        receipts = old
+        for verb, facts in script:
+            if verb == "close":
+                receipts.append(receipt_of(len(receipts), facts))
+                asyncio.run(ledger.close(receipts[-1], ()))
+            elif verb == "fold":
+                asyncio.run(ledger.checkpoint(Checkpoint(T0, (), ())))
+            assert answered(ledger, *question) == expected(receipts, *question)
+        for _ in range(26):
+            asyncio.run(ledger.checkpoint(Checkpoint(T0, (), ())))
+    assert rollups.is_complete(ledger._connection)
+    assert not [each for each in ledger.queries.verify() if "rollup" in each]
+    asyncio.run(ledger.stop())
+
+
+def test_days_and_hours_are_those_of_the_zone_through_changes_of_the_clock(opened: Make, closed: Make) -> None:
+    """Berlin's 2026-03-29 has 23 hours and its 2026-10-25 has 25; both are told apart from UTC's."""
+    ledger = MemoryLedger()
+    spring = 1_774_738_800 * NS_PER_S  # 2026-03-28T23:00:00Z, midnight in Berlin
+    autumn = 1_792_879_200 * NS_PER_S  # 2026-10-24T22:00:00Z, midnight in Berlin
+    for number, created_at_ns in enumerate(
+        [
+            spring - 1,
+            spring,
+            spring + 23 * NS_PER_HOUR - 1,
+            spring + 23 * NS_PER_HOUR,
+            autumn + 2 * NS_PER_HOUR,
+            autumn + 3 * NS_PER_HOUR,
+            autumn + 25 * NS_PER_HOUR,
+        ]
+    ):
+        receipt = closed(opened(number, created_at_ns=created_at_ns), accelerator=Accelerator())
+        asyncio.run(ledger.close(receipt, ()))
+    days = ledger.queries.totals("day", ReceiptFilter(), zone="Europe/Berlin")
+    assert [(each.group, each.requests) for each in days] == [
+        ("2026-03-28", 1),
+        ("2026-03-29", 2),
+        ("2026-03-30", 1),
+        ("2026-10-25", 2),
+        ("2026-10-26", 1),
+    ]
+    hours = ledger.queries.totals("hour", ReceiptFilter(from_ns=autumn), zone="Europe/Berlin")
+    assert [each.group for each in hours] == [
+        "2026-10-25T02:00:00+02:00",
+        "2026-10-25T02:00:00+01:00",
+        "2026-10-26T00:00:00+01:00",
+    ]
+    asyncio.run(ledger.stop())
+
+
+@pytest.mark.parametrize(
+    ("changes", "unpriced"),
+    [
+        ({"status": Status.REFUSED}, 0),
+        ({"status": Status.FAILED, "usage": Usage()}, 0),
+        ({"status": Status.INTERRUPTED, "usage": Usage()}, 1),
+        ({"status": Status.SUCCEEDED}, 1),
+    ],
+)
+def test_what_cost_nothing_is_not_unpriced(opened: Make, closed: Make, changes: dict[str, Any], unpriced: int) -> None:
+    ledger = MemoryLedger()
+    asyncio.run(ledger.close(closed(opened(1), lines=(), accelerator=Accelerator(), **changes), ()))
+    assert ledger.queries.totals("model", ReceiptFilter())[0].unpriced == unpriced
+    asyncio.run(ledger.stop())
+
+
+def test_unattributed_and_running_receipts_can_be_selected(opened: Make, closed: Make) -> None:
+    ledger = MemoryLedger()
+    asyncio.run(ledger.open(opened(1)))
+    asyncio.run(ledger.close(closed(opened(2), accelerator=Accelerator()), ()))
+    asyncio.run(ledger.open(opened(3, attribution=Attribution(feature="f"))))
+
+    def found(**where: Any) -> list[str]:
+        return [receipt.id[-1] for receipt in ledger.queries.receipts(ReceiptFilter(**where)).receipts]
+
+    assert found(feature="") == ["2", "1"]
+    assert found(status="running") == ["3", "1"]
+    assert ledger.queries.totals("feature", ReceiptFilter(status="running")) == []
+    asyncio.run(ledger.stop())
