@@ -31,7 +31,8 @@ NAMES = ("weather", "clock-1")
 
 
 def whole(form: ToolFormat, text: str, cuts: list[int] | None = None) -> tuple[str, tuple[CallPiece, ...], bool]:
-    parser, content, pieces = ToolCallParser(form, NAMES), "", []
+    parser, content = ToolCallParser(form, NAMES), ""
+    pieces: list[CallPiece] = []
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts or []), len(text)]
     for start, stop in itertools.pairwise(edges):
         said, found = parser.feed(text[start:stop])

@@ -166,10 +166,22 @@ def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> N
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type"),
         ({"tool_choice": "always"}, "tool_choice"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": True}}},
-         "response_format.json_schema.schema"),
-        ({"messages": [{"role": "user", "content": "x", "tool_calls": [{"id": "c", "type": "function", "function":
-            {"name": "f", "arguments": "{}"}}]}]}, "messages[0].tool_calls"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": True}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": "x",
+                        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls",
+        ),
     ],
 )
 def test_a_bad_value_is_a_400_that_names_the_field(fields: dict[str, Any], param: str) -> None:

@@ -29,8 +29,13 @@ class Connection:
 
     def wake(self) -> None:
         """Make a `receive` that waits return. Safe from any thread."""
-        with contextlib.suppress(BlockingIOError):  # full of wakes already
+        with contextlib.suppress(OSError):  # full of wakes already, or closed
             self._waker.send(b"\0")
+
+    def close(self) -> None:
+        """Nobody is woken any more. The gateway's socket is its owner's to close."""
+        self._woken.close()
+        self._waker.close()
 
     def send(self, frame: FromEngine) -> None:
         """Queue a frame and write what the socket takes now."""

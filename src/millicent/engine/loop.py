@@ -66,6 +66,12 @@ class Engine:
 
     def run(self) -> None:
         """Until the gateway says Shutdown; raises Disconnected when it goes without a word."""
+        try:
+            self._serve()
+        finally:
+            self._connection.close()
+
+    def _serve(self) -> None:
         self._connection.send(Hello(self._config.device, os.getpid(), self._memory_bytes))
         turn = 0
         while True:
