@@ -51,13 +51,15 @@ def test_choices_and_log_probabilities(dialect: Any) -> None:
 
 
 CALLED = [
+    Text("", 5, reasoning="It is about"),
+    Text("", 2, reasoning=" Rome."),
     Text("Let me look.", 4),
     Text("", 9, 0, calls=(CallPiece(0, "weather", '{"ci'),)),
     Text("", 3, 0, calls=(CallPiece(0, "", 'ty": "Rome"}'), CallPiece(1, "now", "{}"))),
 ]
 
 
-def test_calls_of_tools() -> None:
+def test_reasoning_and_calls_of_tools() -> None:
     body = openai_chat.answer_body(receipts.settled(), merge_texts(CALLED), [FinishReason.TOOL_CALLS])
     snapshots.check(SNAPSHOTS / "openai.chat.answer.calls.json", pretty(body))
     events = stream_of(openai_chat.Stream(openai_common.StreamShape()), CALLED, [FinishReason.TOOL_CALLS])

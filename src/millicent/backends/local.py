@@ -34,7 +34,7 @@ from millicent.backends.local_models import (
     encode,
     truncate,
 )
-from millicent.backends.local_runs import LocalCall, LocalRun
+from millicent.backends.local_runs import LocalCall, LocalRun, Reading
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_MS, NS_PER_S, Clock
 from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError, ModelError, ModelNotFound, Unavailable
@@ -54,7 +54,8 @@ from millicent.engine.protocol import (
     Unload,
     Unloaded,
 )
-from millicent.text.tools import ToolCallParser, answer_grammar
+from millicent.text.reasoning import opens_reasoning
+from millicent.text.tools import answer_grammar
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -205,16 +206,16 @@ class LocalBackend:
         )
         echo = model.tokenizer.decode(tokens) if request.echo else ""
         label = model.tokenizer.label
-        called = [tool.name for tool in request.tools if request.tool_choice != "none"]
+        names = tuple(tool.name for tool in request.tools if request.tool_choice != "none")
+        reasons = model.tokenizer.reasons and request.messages is not None
+        # What a grammar holds is the answer, also where the model was to think first.
+        thinks = reasons and not grammar and opens_reasoning(model.tokenizer.decode(tokens[-8:]))
+        reading = Reading(reasons, thinks, form, names)
         return LocalCall(
             submit,
             sequences,
             placement=model.spec.placement,
-            begin=lambda submits: self._begin(
-                LocalRun(
-                    submits, label, echo, self._cancel, parser=lambda: ToolCallParser(form, called) if called else None
-                )
-            ),
+            begin=lambda submits: self._begin(LocalRun(submits, label, echo, self._cancel, reading=reading)),
         )
 
     async def _prepare_embedding(self, wanted: Embedding, model: HeldModel) -> EmbeddingCall:

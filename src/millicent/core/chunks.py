@@ -57,6 +57,7 @@ class Text(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
     calls: tuple[CallPiece, ...] = ()
+    reasoning: str = ""
 
 
 def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
@@ -72,6 +73,7 @@ def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
             tuple(logprob for part in parts for logprob in part.logprobs),
             parts[-1].cached_tokens,
             merge_pieces(piece for part in parts for piece in part.calls),
+            "".join(part.reasoning for part in parts),
         )
         for choice, parts in sorted(by_choice.items())
     )

@@ -12,6 +12,7 @@ from millicent.core.errors import InvalidRequest, ModelError
 from millicent.core.request import Message, Tool
 from millicent.text.gguf import find_gguf, read_gguf_head
 from millicent.text.grammars import vocabulary
+from millicent.text.reasoning import reasons
 from millicent.text.templates import ChatTemplate, SpecialTokens
 from millicent.text.tools import ToolFormat, message_entries, tool_entries, tool_format
 
@@ -67,6 +68,11 @@ class Tokenizer:
     def tool_format(self) -> ToolFormat:
         """How this model calls tools."""
         return tool_format(self._template.source if self._template else "")
+
+    @property
+    def reasons(self) -> bool:
+        """Whether this model thinks before it answers."""
+        return reasons(self._template.source if self._template else "")
 
     def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Tokens of a conversation, up to where the assistant speaks. Only the template's own control tokens count."""

@@ -42,6 +42,7 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     function_call: Any = None
     tool_calls: list[openai_tools.Called] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None  # what was thought before an earlier answer isn't thought again
 
 
 class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -199,6 +200,8 @@ def answer_body(receipt: Receipt, texts: Sequence[Text], reasons: Sequence[Finis
 
 def _message_body(receipt: Receipt, choice: int, text: Text) -> dict[str, Any]:
     body: dict[str, Any] = {"role": "assistant", "content": text.text, "refusal": None, "annotations": []}
+    if text.reasoning:
+        body["reasoning_content"] = text.reasoning
     if text.calls:
         body["content"] = text.text or None
         body["tool_calls"] = openai_tools.calls_body(receipt, choice, text.calls)
@@ -217,7 +220,9 @@ class Stream:
 
     def text(self, receipt: Receipt, text: Text) -> bytes:
         delta: dict[str, Any] = {}
-        if text.text or not text.calls:
+        if text.reasoning:
+            delta["reasoning_content"] = text.reasoning
+        if text.text or not (text.calls or text.reasoning):
             delta["content"] = text.text
         if text.calls:
             delta["tool_calls"] = [openai_tools.piece_body(receipt, text.choice, piece) for piece in text.calls]
