@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from hashlib import blake2b
 
 import msgspec
 
-from millicent.core.chunks import Candidate, Chunk, End, FinishReason, Text, TokenLogprob
+from millicent.core.chunks import CallPiece, Candidate, Chunk, End, FinishReason, Text, TokenLogprob, merge_pieces
 from millicent.core.errors import MillicentError
 from millicent.core.usage import Provenance, Usage
 from millicent.engine.protocol import Output, ScoredToken, Submit
+from millicent.text.tools import ToolCallParser
 
 Label = Callable[[int], bytes]
 """What a token is shown as: its text's bytes, or a control token's name."""
@@ -28,12 +29,14 @@ def choice_seed(seed: int | None, choice: int) -> int | None:
 class _Choice:
     """One sequence of a run: what waits for the reader, and how it ended."""
 
-    def __init__(self, index: int, echo: str) -> None:
+    def __init__(self, index: int, echo: str, parser: ToolCallParser | None) -> None:
         self.index = index
         self.reason: FinishReason | None = None
         self.cached_tokens: int | None = None
         self.prefilled_tokens = 0
         self._echo = echo
+        self._parser = parser
+        self._calls: list[CallPiece] = []
         self._begun = False
         self._text: list[str] = []
         self._tokens = 0
@@ -46,23 +49,39 @@ class _Choice:
             self._begun = True
             self._push(self._echo)
         self._push(output.text)
+        if self._parser is not None and output.finish:
+            self._add(*self._parser.finish())
         self._tokens += output.tokens
         self._logprobs += [_shown(scored, label) for scored in (*output.scored_prompt, *output.scored)]
 
     @property
     def has_news(self) -> bool:
-        return bool(self._text) or (self.reason is not None and bool(self._logprobs))
+        return bool(self._text) or bool(self._calls) or (self.reason is not None and bool(self._logprobs))
+
+    def end(self, reason: FinishReason) -> FinishReason:
+        called = self._parser is not None and self._parser.calls and reason is FinishReason.STOP
+        self.reason = FinishReason.TOOL_CALLS if called else reason
+        return self.reason
 
     def news(self, cached_tokens: int | None) -> Text:
-        text = Text("".join(self._text), self._tokens, self.index, tuple(self._logprobs), cached_tokens)
+        calls = merge_pieces(self._calls)
+        text = Text("".join(self._text), self._tokens, self.index, tuple(self._logprobs), cached_tokens, calls)
+        self._calls.clear()
         self._text.clear()
         self._logprobs.clear()
         self._tokens = 0
         return text
 
     def _push(self, text: str) -> None:
+        if self._parser is None:
+            self._add(text, ())
+        else:
+            self._add(*self._parser.feed(text))
+
+    def _add(self, text: str, calls: Iterable[CallPiece]) -> None:
         if text:
             self._text.append(text)
+        self._calls += calls
 
 
 class LocalRun:
@@ -73,7 +92,13 @@ class LocalRun:
     """
 
     def __init__(
-        self, submits: tuple[Submit, ...], label: Label, echo: str, on_cancel: Callable[[LocalRun], None]
+        self,
+        submits: tuple[Submit, ...],
+        label: Label,
+        echo: str,
+        on_cancel: Callable[[LocalRun], None],
+        *,
+        parser: Callable[[], ToolCallParser | None] = lambda: None,
     ) -> None:
         self.submits = submits
         self.model = submits[0].model
@@ -81,7 +106,7 @@ class LocalRun:
         self.submitted_ns: int | None = None  # when the engine was given it
         self._label = label
         self._on_cancel = on_cancel
-        self._choices = {submit.sequence: _Choice(index, echo) for index, submit in enumerate(submits)}
+        self._choices = {submit.sequence: _Choice(index, echo, parser()) for index, submit in enumerate(submits)}
         self._output_tokens = 0
         self._error: MillicentError | None = None
         self._unsent = submits
@@ -132,8 +157,8 @@ class LocalRun:
         choice.take(output, self._label)
         self._output_tokens += output.tokens
         if output.finish:
-            choice.reason = FinishReason(output.finish)
-            if choice.reason is FinishReason.ERROR and self._error is None:
+            ended = choice.end(FinishReason(output.finish))
+            if ended is FinishReason.ERROR and self._error is None:
                 self._error = MillicentError(output.error)
             reasons = [each.reason for each in self._choices.values() if each.reason is not None]
             if len(reasons) == len(self._choices):
@@ -167,7 +192,7 @@ class LocalRun:
 
 
 def _overall(reasons: list[FinishReason]) -> FinishReason:
-    for reason in (FinishReason.ERROR, FinishReason.CANCELLED, FinishReason.LENGTH):
+    for reason in (FinishReason.ERROR, FinishReason.CANCELLED, FinishReason.LENGTH, FinishReason.TOOL_CALLS):
         if reason in reasons:
             return reason
     return FinishReason.STOP
