@@ -3,9 +3,13 @@
 // The cache keeps keys and values in the order in which the dot products want them, per KV head and 16 tokens:
 //   keys    bfloat16 [head_dim / 2][16 tokens][2]   values  bfloat16 [16 tokens / 2][head_dim][2]
 //   keys    float    [head_dim][16 tokens]          values  float    [16 tokens][head_dim]
+//   keys and values of signed bytes lie as the bfloat16 do, with float [16 tokens] of scales behind them
 // so that neither decoding nor prefill transposes or reduces across lanes. A decode step and a prefill chunk run the same
 // code over the same tiles of 4 x 16 positions, counted from the sequence's start: a row's bits depend neither on the
 // batch nor on how its prompt was cut into chunks.
+//
+// Bytes are widened to bfloat16, which holds them exactly, once per tile and task; their scales go onto the scores and
+// onto the probabilities, so that nothing is rounded more than once.
 
 constexpr int kStep = 4;  // cache tiles between two rescalings of a row
 constexpr int kStepTokens = kStep * kCacheTile;
@@ -34,6 +38,8 @@ struct CacheTraits<true> {
 struct TileSpan {
   int64_t position;  // of the first token
   int64_t tokens;
+  const float* key_scales;  // [16 tokens], null where values have no scales
+  const float* value_scales;
 };
 
 template <bool Wide>
@@ -106,7 +112,9 @@ void soften(AttentionState<Wide>& state, int64_t row, int r, int64_t visible, co
     const int64_t seen = least(visible - spans[t].position, spans[t].tokens);
     for (int i = 0; i < kCacheTile; i += kLanes) {
       const int lanes = seen <= i ? 0 : static_cast<int>(least(seen - i, kLanes));
-      const Floats v = first_lanes(multiply(load(scores + t * kCacheTile + i), splat(scale)), lanes, nothing);
+      const Floats factor = spans[t].key_scales == nullptr ? splat(scale)
+                                                            : multiply(load(spans[t].key_scales + i), splat(scale));
+      const Floats v = first_lanes(multiply(load(scores + t * kCacheTile + i), factor), lanes, nothing);
       store(scores + t * kCacheTile + i, v);
       top = maximum(top, v);
     }
@@ -123,7 +131,8 @@ void soften(AttentionState<Wide>& state, int64_t row, int r, int64_t visible, co
     Floats total = multiply(load(weights + i), splat(factor[0]));
     for (int t = 0; t < tile_count; t++) {
       const Floats p = exponential(subtract(load(scores + t * kCacheTile + i), splat(now)));
-      store(scores + t * kCacheTile + i, p);
+      const float* value_scales = spans[t].value_scales;
+      store(scores + t * kCacheTile + i, value_scales == nullptr ? p : multiply(p, load(value_scales + i)));
       total = add(total, p);
     }
     store(weights + i, total);
@@ -199,9 +208,7 @@ void attend_step(AttentionState<Wide>& state, int64_t rows, const int64_t* visib
   }
 }
 
-template <bool Wide>
 StepTiles step_tiles(const AttentionTask& task, const CacheGeometry& cache, int64_t first_tile, int64_t end_position) {
-  constexpr int64_t kBytes = Wide ? 4 : 2;
   StepTiles tiles;
   tiles.count = 0;
   for (int64_t tile = first_tile; tile < first_tile + kStep; tile++) {
@@ -209,16 +216,50 @@ StepTiles step_tiles(const AttentionTask& task, const CacheGeometry& cache, int6
     const int64_t within = tile % cache.tiles_per_block;
     const int64_t position = block * cache.block_tokens + within * kCacheTile;
     if (position >= end_position) break;
-    const int64_t offset = cache.tile_offset(task.table[block], task.kv_head, within) * kBytes;
-    tiles.keys[tiles.count] = static_cast<const uint8_t*>(task.keys) + offset;
-    tiles.values[tiles.count] = static_cast<const uint8_t*>(task.values) + offset;
-    tiles.spans[tiles.count] = {position, least(kCacheTile, cache.block_tokens - within * kCacheTile)};
+    const int64_t offset = cache.tile_offset(task.table[block], task.kv_head, within);
+    const uint8_t* keys = tiles.keys[tiles.count] = static_cast<const uint8_t*>(task.keys) + offset;
+    const uint8_t* values = tiles.values[tiles.count] = static_cast<const uint8_t*>(task.values) + offset;
+    const bool scaled = cache.tile_bytes > cache.value_bytes;
+    tiles.spans[tiles.count] = {position, least(kCacheTile, cache.block_tokens - within * kCacheTile),
+                                scaled ? reinterpret_cast<const float*>(keys + cache.value_bytes) : nullptr,
+                                scaled ? reinterpret_cast<const float*>(values + cache.value_bytes) : nullptr};
     tiles.count++;
   }
   return tiles;
 }
 
-template <bool Wide>
+// A step's tiles of bytes as bfloat16.
+struct WidenedTiles {
+  alignas(64) uint16_t keys[kStep][kCacheTile * kMaxHeadDim];
+  alignas(64) uint16_t values[kStep][kCacheTile * kMaxHeadDim];
+
+  StepTiles of(const StepTiles& tiles, int64_t elements) {
+    StepTiles widened = tiles;
+    for (int t = 0; t < tiles.count; t++) {
+      widen(tiles.keys[t], elements, keys[t]);
+      widen(tiles.values[t], elements, values[t]);
+      widened.keys[t] = reinterpret_cast<const uint8_t*>(keys[t]);
+      widened.values[t] = reinterpret_cast<const uint8_t*>(values[t]);
+    }
+    return widened;
+  }
+
+ private:
+  static void widen(const uint8_t* bytes, int64_t count, uint16_t* out) {
+    const int8_t* from = reinterpret_cast<const int8_t*>(bytes);
+    for (int64_t i = 0; i < count; i++) {
+      const float value = from[i];
+      uint32_t bits;
+      __builtin_memcpy(&bits, &value, 4);
+      out[i] = static_cast<uint16_t>(bits >> 16);
+    }
+  }
+};
+struct NothingToWiden {
+  StepTiles of(const StepTiles& tiles, int64_t) { return tiles; }
+};
+
+template <bool Wide, typename Widened>
 void attend_cache(const AttentionTask& task) {
   const mk_shape& shape = *task.shape;
   const CacheGeometry cache(shape);
@@ -227,6 +268,7 @@ void attend_cache(const AttentionTask& task) {
   const int64_t rows = (task.last_token - task.first_token) * group;
   const int64_t width = static_cast<int64_t>(shape.heads + 2 * shape.kv_heads) * head_dim;
   AttentionState<Wide> state;
+  Widened widened;
   int64_t visible[kAttentionRows];
   for (int64_t row = 0; row < rows; row++) {
     const int64_t token = task.first_token + row / group;
@@ -239,13 +281,12 @@ void attend_cache(const AttentionTask& task) {
   __builtin_memset(state.weights, 0, static_cast<size_t>(rows) * kCacheTile * sizeof(float));
   const int64_t end = visible[rows - 1];
   // Blocks lie anywhere in memory: while one step's keys and values are used, the next one's are fetched.
-  const int64_t tile_bytes = cache.tile_elements * static_cast<int64_t>(sizeof(state.queries[0]));
-  StepTiles tiles = step_tiles<Wide>(task, cache, 0, end);
+  StepTiles tiles = step_tiles(task, cache, 0, end);
   for (int64_t tile = kStep; tiles.count > 0; tile += kStep) {
-    const StepTiles next = step_tiles<Wide>(task, cache, tile, end);
-    fetch_tiles(next.keys, next.count, tile_bytes);
-    fetch_tiles(next.values, next.count, tile_bytes);
-    attend_step<Wide>(state, rows, visible, tiles, shape);
+    const StepTiles next = step_tiles(task, cache, tile, end);
+    fetch_tiles(next.keys, next.count, cache.tile_bytes);
+    fetch_tiles(next.values, next.count, cache.tile_bytes);
+    attend_step<Wide>(state, rows, visible, widened.of(tiles, kCacheTile * head_dim), shape);
     tiles = next;
   }
   for (int64_t row = 0; row < rows; row++) {
@@ -261,10 +302,10 @@ void attend_cache(const AttentionTask& task) {
 }
 
 void attend(const AttentionTask& task) {
-  if (task.shape->cache_format == MK_F32) {
-    attend_cache<true>(task);
-  } else {
-    attend_cache<false>(task);
+  switch (task.shape->cache_format) {
+    case MK_F32: attend_cache<true, NothingToWiden>(task); break;
+    case MK_BF16: attend_cache<false, NothingToWiden>(task); break;
+    default: attend_cache<false, WidenedTiles>(task); break;
   }
 }
 
@@ -288,29 +329,53 @@ void rotate_head(const mk_shape& shape, const float* norm, int64_t position, flo
   }
 }
 
-template <bool Wide>
-void write_head(const mk_shape& shape, int64_t lane, bool clear_next, const float* key, const float* value,
-                typename CacheTraits<Wide>::Element* keys, typename CacheTraits<Wide>::Element* values) {
-  constexpr int kPerWord = CacheTraits<Wide>::kPerWord;
-  for (int32_t i = 0; i < shape.head_dim; i++) {
-    keys[(i / kPerWord * kCacheTile + lane) * kPerWord + i % kPerWord] = CacheTraits<Wide>::narrow(key[i]);
-    const int64_t at = (lane / kPerWord * shape.head_dim + i) * kPerWord;
-    values[at + lane % kPerWord] = CacheTraits<Wide>::narrow(value[i]);
+// A head's key or value as cache elements. A plain cache has no scales; bytes get the one that makes the greatest 127.
+template <typename Element>
+void narrow_head(const float* head, int32_t head_dim, Element* out, float*) {
+  for (int32_t i = 0; i < head_dim; i++) out[i] = CacheTraits<sizeof(Element) == 4>::narrow(head[i]);
+}
+void narrow_head(const float* head, int32_t head_dim, int8_t* out, float* scale) {
+  Floats top = splat(0.0F);
+  for (int32_t i = 0; i < head_dim; i += kLanes) top = maximum(absolute(load(head + i)), top);
+  const float greatest = reduce_max(top);
+  const Floats inverse = splat(greatest < kTiny ? 0.0F : 127.0F / greatest);
+  for (int32_t i = 0; i < head_dim; i += kLanes) store_bytes(out + i, round_to_int(multiply(load(head + i), inverse)));
+  *scale = greatest / 127.0F;
+}
+
+// Writes one token into its lane of a tile of keys and one of values. kPerWord elements of a key, or of consecutive
+// tokens' values, make a word.
+template <typename Element>
+void write_head(const CacheGeometry& cache, int32_t head_dim, int64_t lane, bool clear_next, const float* key,
+                const float* value, uint8_t* key_tile, uint8_t* value_tile) {
+  constexpr int kPerWord = sizeof(Element) == 4 ? 1 : 2;
+  Element* keys = reinterpret_cast<Element*>(key_tile);
+  Element* values = reinterpret_cast<Element*>(value_tile);
+  float* key_scales = reinterpret_cast<float*>(key_tile + cache.value_bytes);
+  float* value_scales = reinterpret_cast<float*>(value_tile + cache.value_bytes);
+  alignas(64) Element narrow_key[kMaxHeadDim];
+  alignas(64) Element narrow_value[kMaxHeadDim];
+  narrow_head(key, head_dim, narrow_key, key_scales + lane);
+  narrow_head(value, head_dim, narrow_value, value_scales + lane);
+  for (int32_t i = 0; i < head_dim; i++) {
+    keys[(i / kPerWord * kCacheTile + lane) * kPerWord + i % kPerWord] = narrow_key[i];
+    const int64_t at = (lane / kPerWord * head_dim + i) * kPerWord;
+    values[at + lane % kPerWord] = narrow_value[i];
     // A last token's partner holds whatever the block's former owner left, perhaps NaN, and would be multiplied by 0.
     if (clear_next) values[at + 1] = 0;
   }
+  if (clear_next && sizeof(Element) == 1) value_scales[lane + 1] = 0.0F;
 }
 
-template <bool Wide>
+template <typename Element>
 void write_row(const WriteTask& task) {
-  using Element = typename CacheTraits<Wide>::Element;
   const mk_shape& shape = *task.shape;
   const CacheGeometry cache(shape);
   const int64_t block = task.table[task.position / cache.block_tokens];
   const int64_t within = task.position % cache.block_tokens;
   const int64_t lane = within % kCacheTile;
   const bool ends = task.last_of_piece || within + 1 == cache.block_tokens;
-  const bool clear_next = !Wide && lane % 2 == 0 && ends;
+  const bool clear_next = sizeof(Element) < 4 && lane % 2 == 0 && ends;
   for (int32_t head = 0; head < shape.heads; head++) {
     rotate_head(shape, task.query_norm, task.position, task.qkv + head * shape.head_dim);
   }
@@ -319,15 +384,15 @@ void write_row(const WriteTask& task) {
     const float* value = key + shape.kv_heads * shape.head_dim;
     rotate_head(shape, task.key_norm, task.position, key);
     const int64_t offset = cache.tile_offset(block, head, within / kCacheTile);
-    write_head<Wide>(shape, lane, clear_next, key, value, static_cast<Element*>(task.keys) + offset,
-                     static_cast<Element*>(task.values) + offset);
+    write_head<Element>(cache, shape.head_dim, lane, clear_next, key, value, static_cast<uint8_t*>(task.keys) + offset,
+                        static_cast<uint8_t*>(task.values) + offset);
   }
 }
 
 void rotate_and_write(const WriteTask& task) {
-  if (task.shape->cache_format == MK_F32) {
-    write_row<true>(task);
-  } else {
-    write_row<false>(task);
+  switch (task.shape->cache_format) {
+    case MK_F32: write_row<float>(task); break;
+    case MK_BF16: write_row<uint16_t>(task); break;
+    default: write_row<int8_t>(task); break;
   }
 }

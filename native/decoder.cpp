@@ -167,6 +167,38 @@ void attend(Workspace& work, const mk_shape& shape, const mk_layer& layer, const
   });
 }
 
+void decode_layers(Workspace& work, const mk_shape& shape, const mk_layer* layers, int64_t count, const mk_batch& batch,
+                   float* hidden) {
+  const int64_t rows = batch.rows;
+  const int64_t query_width = static_cast<int64_t>(shape.heads) * shape.head_dim;
+  const int64_t qkv_width = query_width + 2LL * shape.kv_heads * shape.head_dim;
+  float* qkv = work.qkv.take<float>(rows * qkv_width);
+  float* attended = work.attended.take<float>(rows * query_width);
+  float* activated = work.activated.take<float>(rows * shape.intermediate);
+  for (int64_t i = 0; i < count; i++) {
+    const mk_layer& layer = layers[i];
+    linear(work, layer.qkv, hidden, rows, layer.attention_norm, shape.norm_epsilon, MK_STORE, qkv);
+    rotate_and_write(work, shape, layer, batch, qkv);
+    attend(work, shape, layer, batch, qkv, attended);
+    linear(work, layer.output, attended, rows, nullptr, 0.0F, MK_ADD, hidden);
+    linear(work, layer.gate_up, hidden, rows, layer.feed_forward_norm, shape.norm_epsilon, MK_SILU_MUL, activated);
+    linear(work, layer.down, activated, rows, nullptr, 0.0F, MK_ADD, hidden);
+  }
+}
+
+// Runs a call with the workspace for itself. Only taking scratch can fail, never a task on another thread.
+template <typename Body>
+int32_t answer(const Body& body) {
+  Workspace& work = workspace();
+  const std::lock_guard<std::mutex> lock(work.mutex);
+  try {
+    body(work);
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
+  return 0;
+}
+
 }  // namespace
 }  // namespace millicent
 
@@ -180,44 +212,22 @@ int32_t mk_use_threads(int32_t threads) {
   return work.pool.resize(threads < 1 ? 1 : threads);
 }
 
-void mk_linear(const mk_weight* weight, const float* x, int64_t rows, const float* norm, float norm_epsilon,
-               int32_t epilogue, float* y) {
-  Workspace& work = workspace();
-  const std::lock_guard<std::mutex> lock(work.mutex);
-  linear(work, *weight, x, rows, norm, norm_epsilon, epilogue, y);
+int32_t mk_linear(const mk_weight* weight, const float* x, int64_t rows, const float* norm, float norm_epsilon,
+                  int32_t epilogue, float* y) {
+  return answer([&](Workspace& work) { linear(work, *weight, x, rows, norm, norm_epsilon, epilogue, y); });
 }
 
-void mk_rotate_and_write(const mk_shape* shape, const mk_layer* layer, const mk_batch* batch, float* qkv) {
-  Workspace& work = workspace();
-  const std::lock_guard<std::mutex> lock(work.mutex);
-  rotate_and_write(work, *shape, *layer, *batch, qkv);
+int32_t mk_rotate_and_write(const mk_shape* shape, const mk_layer* layer, const mk_batch* batch, float* qkv) {
+  return answer([&](Workspace& work) { rotate_and_write(work, *shape, *layer, *batch, qkv); });
 }
 
-void mk_attend(const mk_shape* shape, const mk_layer* layer, const mk_batch* batch, const float* qkv, float* out) {
-  Workspace& work = workspace();
-  const std::lock_guard<std::mutex> lock(work.mutex);
-  attend(work, *shape, *layer, *batch, qkv, out);
+int32_t mk_attend(const mk_shape* shape, const mk_layer* layer, const mk_batch* batch, const float* qkv, float* out) {
+  return answer([&](Workspace& work) { attend(work, *shape, *layer, *batch, qkv, out); });
 }
 
-void mk_decode_layers(const mk_shape* shape, const mk_layer* layers, int64_t count, const mk_batch* batch,
-                      float* hidden) {
-  Workspace& work = workspace();
-  const std::lock_guard<std::mutex> lock(work.mutex);
-  const int64_t rows = batch->rows;
-  const int64_t query_width = static_cast<int64_t>(shape->heads) * shape->head_dim;
-  const int64_t qkv_width = query_width + 2LL * shape->kv_heads * shape->head_dim;
-  float* qkv = work.qkv.take<float>(rows * qkv_width);
-  float* attended = work.attended.take<float>(rows * query_width);
-  float* activated = work.activated.take<float>(rows * shape->intermediate);
-  for (int64_t i = 0; i < count; i++) {
-    const mk_layer& layer = layers[i];
-    linear(work, layer.qkv, hidden, rows, layer.attention_norm, shape->norm_epsilon, MK_STORE, qkv);
-    rotate_and_write(work, *shape, layer, *batch, qkv);
-    attend(work, *shape, layer, *batch, qkv, attended);
-    linear(work, layer.output, attended, rows, nullptr, 0.0F, MK_ADD, hidden);
-    linear(work, layer.gate_up, hidden, rows, layer.feed_forward_norm, shape->norm_epsilon, MK_SILU_MUL, activated);
-    linear(work, layer.down, activated, rows, nullptr, 0.0F, MK_ADD, hidden);
-  }
+int32_t mk_decode_layers(const mk_shape* shape, const mk_layer* layers, int64_t count, const mk_batch* batch,
+                         float* hidden) {
+  return answer([&](Workspace& work) { decode_layers(work, *shape, layers, count, *batch, hidden); });
 }
 
 void mk_argmax(const float* values, int64_t rows, int64_t columns, int64_t* positions) {

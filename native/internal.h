@@ -111,20 +111,22 @@ extern const Kernels* const kNeonKernels;
 
 const Kernels& kernels_in_use();
 
-// Where a position lies in a paged cache: a block, and a tile and lane within it.
+// Where a position lies in a paged cache, in bytes: a block, and a tile and lane within it.
 struct CacheGeometry {
   int64_t tiles_per_block;
-  int64_t tile_elements;  // of one KV head
-  int64_t block_elements;
+  int64_t value_bytes;  // of one KV head's tile; behind them lie a quantized tile's scales
+  int64_t tile_bytes;
+  int64_t block_bytes;
   int32_t block_tokens;
 
   explicit CacheGeometry(const mk_shape& shape)
       : tiles_per_block(divide_up(shape.block_tokens, kCacheTile)),
-        tile_elements(static_cast<int64_t>(kCacheTile) * shape.head_dim),
-        block_elements(tiles_per_block * tile_elements * shape.kv_heads),
+        value_bytes(static_cast<int64_t>(kCacheTile) * shape.head_dim * value_bits(shape.cache_format) / 8),
+        tile_bytes(value_bytes + (is_quantized(shape.cache_format) ? kCacheTile * 4 : 0)),
+        block_bytes(tiles_per_block * tile_bytes * shape.kv_heads),
         block_tokens(shape.block_tokens) {}
   int64_t tile_offset(int64_t block, int64_t kv_head, int64_t tile) const {
-    return block * block_elements + (kv_head * tiles_per_block + tile) * tile_elements;
+    return block * block_bytes + (kv_head * tiles_per_block + tile) * tile_bytes;
   }
 };
 

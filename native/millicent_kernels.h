@@ -12,7 +12,7 @@ extern "C" {
 #define MK_EXPORT __attribute__((visibility("default")))
 
 // Raised whenever a struct or a signature below changes; the Python side refuses a library that answers another number.
-enum { MK_INTERFACE_VERSION = 1 };
+enum { MK_INTERFACE_VERSION = 2 };
 
 // How a weight matrix is stored. Groups are 32 consecutive inputs of one output.
 //   MK_Q8:   w = scale * (q - 128), q in 0..255           (GGUF Q8_0)
@@ -56,7 +56,7 @@ typedef struct mk_shape {
   int32_t rotary_interleaved;  // pairs (0,1), (2,3), ... instead of (0, half), (1, half+1), ...
   int32_t intermediate;
   int32_t block_tokens;
-  int32_t cache_format;  // MK_BF16 or MK_F32
+  int32_t cache_format;  // MK_BF16, MK_F32 or MK_Q8: signed bytes with a float scale per token and KV head
   float norm_epsilon;
   float attention_scale;
   int32_t reserved;
@@ -99,21 +99,23 @@ MK_EXPORT void mk_pack(int32_t format, int64_t outputs, int64_t inputs, const vo
 // Rows of a packed matrix as float32 [count][inputs]: embeddings from a tied head, and round trips in tests.
 MK_EXPORT void mk_unpack_rows(const mk_weight* weight, const int64_t* rows, int64_t count, float* out);
 
+// The functions below that answer int32_t answer 0, or -1 where memory ran out.
+
 // y = x W^T (+ bias), x float32 [rows][inputs], y float32 [rows][outputs]. With norm, x is RMS-normalised first.
-MK_EXPORT void mk_linear(const mk_weight* weight, const float* x, int64_t rows, const float* norm, float norm_epsilon,
-                         int32_t epilogue, float* y);
+MK_EXPORT int32_t mk_linear(const mk_weight* weight, const float* x, int64_t rows, const float* norm, float norm_epsilon,
+                            int32_t epilogue, float* y);
 
 // Bytes of one block of one layer's keys; the values need as many.
 MK_EXPORT int64_t mk_cache_block_bytes(const mk_shape* shape);
 // Head norms (when given), rotary embedding of queries and keys, keys and values written to the cache.
 // qkv: float32 [rows][(heads + 2 kv_heads) head_dim], its queries and keys are overwritten.
-MK_EXPORT void mk_rotate_and_write(const mk_shape* shape, const mk_layer* layer, const mk_batch* batch, float* qkv);
+MK_EXPORT int32_t mk_rotate_and_write(const mk_shape* shape, const mk_layer* layer, const mk_batch* batch, float* qkv);
 // Causal attention of the rotated queries in qkv over the cache. out: float32 [rows][heads * head_dim].
-MK_EXPORT void mk_attend(const mk_shape* shape, const mk_layer* layer, const mk_batch* batch, const float* qkv,
-                         float* out);
-// All layers of a decoder: hidden, float32 [rows][hidden], is updated in place.
-MK_EXPORT void mk_decode_layers(const mk_shape* shape, const mk_layer* layers, int64_t count, const mk_batch* batch,
-                                float* hidden);
+MK_EXPORT int32_t mk_attend(const mk_shape* shape, const mk_layer* layer, const mk_batch* batch, const float* qkv,
+                            float* out);
+// All layers of a decoder: hidden, float32 [rows][hidden], is updated in place; what it holds after -1 means nothing.
+MK_EXPORT int32_t mk_decode_layers(const mk_shape* shape, const mk_layer* layers, int64_t count, const mk_batch* batch,
+                                   float* hidden);
 
 // The position of each row's greatest value, the first of equals. NaN never wins; a row of NaN answers 0.
 MK_EXPORT void mk_argmax(const float* values, int64_t rows, int64_t columns, int64_t* positions);

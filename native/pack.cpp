@@ -127,7 +127,7 @@ void mk_unpack_rows(const mk_weight* weight, const int64_t* rows, int64_t count,
 }
 
 int64_t mk_cache_block_bytes(const mk_shape* shape) {
-  return CacheGeometry(*shape).block_elements * (shape->cache_format == MK_F32 ? 4 : 2);
+  return CacheGeometry(*shape).block_bytes;
 }
 
 }  // extern "C"

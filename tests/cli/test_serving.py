@@ -12,7 +12,7 @@ import pytest
 from millicent.app import ServeOptions
 from millicent.backends.config import ModelConfig
 from millicent.cli import run
-from millicent.cli.serving import chosen, placement_of
+from millicent.cli.serving import chosen, in_precision, placement_of
 from millicent.config import Config
 from millicent.core.errors import ConfigError
 from millicent.core.usage import Provenance
@@ -51,6 +51,30 @@ def test_a_model_can_be_given_by_its_path(model_file: Path, tmp_path: Path) -> N
     wanted = chosen((str(model_file),), Config(), tmp_path, "local")
     assert list(wanted) == ["tiny", "minilm"]
     assert (wanted["tiny"].path, wanted["tiny"].placement, wanted["tiny"].preload) == (model_file, "local", True)
+
+
+def test_a_precision_on_the_command_line_is_for_every_model_and_one_in_the_file_for_its_own(
+    model_file: Path, tmp_path: Path
+) -> None:
+    settings = Config(models={"mine": ModelConfig(path="tiny.gguf", dtype="fp32", quantize="int8")})
+    as_written = chosen((), settings, tmp_path / "home", "local")["mine"]
+    assert (as_written.dtype, as_written.quantize) == ("fp32", "int8")
+    told = in_precision(settings, None, "int4")
+    assert told.engine.quantize == "int4"
+    overruled = chosen((), told, tmp_path / "home", "local")["mine"]
+    assert (overruled.dtype, overruled.quantize) == ("fp32", None)
+
+
+def test_a_word_that_is_no_precision_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--quantize", "int2"]) == 2
+    assert "'int4'" in capsys.readouterr().err
+
+
+def test_quantize_says_in_one_line_what_stands_in_its_way(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["quantize", str(model_file), "--to", "int8", "--out", str(tmp_path)]) == 1
+    assert "exists already; name another folder" in capsys.readouterr().err
 
 
 def test_a_model_in_the_configuration_goes_by_its_name_there(model_file: Path, tmp_path: Path) -> None:

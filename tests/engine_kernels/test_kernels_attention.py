@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from millicent.engine.batch import Piece
 from millicent.engine.kernels.layers import Batch, DecoderLayers, DecoderShape, LayerWeights
+from millicent.engine.kernels.library import library
 from millicent.engine.kernels.weights import PackedWeight
 from support.kernel_reference import ReferenceAttention
 
 BLOCKS = 64
-TOLERANCE = {torch.bfloat16: 1.2e-2, torch.float32: 4e-6}
+# Bytes keep 7 bits and a sign of a head's greatest element, bfloat16 8 bits of each.
+TOLERANCE = {torch.int8: 2e-2, torch.bfloat16: 1.2e-2, torch.float32: 4e-6}
+DTYPES = list(TOLERANCE)
 
 
 def shape_of(
@@ -65,7 +68,7 @@ def qkv_of(shape: DecoderShape, pieces: list[Piece]) -> torch.Tensor:
     group=st.integers(1, 8),
     head_dim=st.sampled_from([16, 32, 48, 64, 80, 128]),
     block_tokens=st.sampled_from([5, 16, 24, 32, 48]),
-    wide=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
     interleaved=st.booleans(),
     normed=st.booleans(),
     steps=st.lists(
@@ -78,13 +81,12 @@ def test_attention_is_torchs_for_any_heads_blocks_and_mixture_of_pieces(
     group: int,
     head_dim: int,
     block_tokens: int,
-    wide: bool,
+    dtype: torch.dtype,
     interleaved: bool,
     normed: bool,
     steps: list[list[int]],
 ) -> None:
     torch.manual_seed(0)
-    dtype = torch.float32 if wide else torch.bfloat16
     shape = shape_of(kv_heads * group, kv_heads, head_dim, dtype, interleaved=interleaved)
     norm = torch.rand(head_dim) + 0.5 if normed else None
     layers, expected = attention_of(shape, block_tokens, norm), ReferenceAttention(shape, norm, norm)
@@ -99,7 +101,7 @@ def test_attention_is_torchs_for_any_heads_blocks_and_mixture_of_pieces(
         assert (found - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (4, 2, 128), (5, 1, 48)])
 def test_a_rows_bits_depend_neither_on_the_batch_nor_on_how_its_prompt_was_cut(
     instruction_set: str, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
@@ -151,3 +153,19 @@ def test_a_long_context_is_attended_to_whole(instruction_set: str) -> None:
     query[0, 64:] = 1.0
     found = layers.attend(0, query, Batch([Piece(0, [0], 9000, table, True)]))
     assert torch.allclose(found, torch.full((1, 32), 5.0), atol=0.02)
+
+
+@pytest.mark.parametrize(("head_dim", "share"), [(64, 0.54), (128, 0.52)])
+def test_a_cache_of_bytes_takes_half_the_memory_of_bfloat16(head_dim: int, share: float) -> None:
+    bytes_of = {dtype: attention_of(shape_of(6, 2, head_dim, dtype), 16).cache_bytes for dtype in DTYPES}
+    assert bytes_of[torch.int8] < share * bytes_of[torch.bfloat16]
+    for dtype, found in bytes_of.items():
+        assert found == BLOCKS * 16 * shape_of(6, 2, head_dim, dtype).cache_bytes_per_token
+
+
+def test_memory_that_runs_out_is_an_error_of_that_call_alone() -> None:
+    weight, x = PackedWeight(torch.eye(32)), torch.randn(3, 32)
+    more_than_any_machine_has = 1 << 44
+    with pytest.raises(MemoryError, match=r"lower \[engine\] step_tokens"):
+        library().mk_linear(weight.struct, None, more_than_any_machine_has, None, 0.0, 0, None)
+    assert torch.allclose(weight(x), x)

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType, dequantize
+from gguf import quantize as gguf_quantize
 
 from millicent.core.errors import ConfigError
 from millicent.engine import kernels
 from millicent.engine.batch import Model, Piece
+from millicent.engine.config import Dtype
 from millicent.engine.kernels import library
+from millicent.engine.kernels.weights import Format, quantize
 from millicent.engine.models import load_model
 from millicent.engine.models.decoder import Decoder
 from millicent.engine.models.kernel_decoder import KernelDecoder
@@ -44,10 +48,16 @@ def prompt(tokens: int, seed: int = 0) -> list[int]:
 
 @pytest.mark.parametrize(
     ("dtype", "quantize", "error"),
-    [("fp32", None, 1e-5), ("bf16", None, 0.03), ("fp32", "int8", 0.04), ("bf16", "int8", 0.05), ("fp32", "int4", 0.5)],
+    [
+        ("fp32", "auto", 1e-5),
+        ("bf16", "auto", 0.03),
+        ("fp32", "int8", 0.04),
+        ("bf16", "int8", 0.05),
+        ("fp32", "int4", 0.5),
+    ],
 )
 def test_the_kernels_logits_are_torchs_within_what_rounding_costs(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, quantize: str | None, error: float
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: Dtype, quantize: str, error: float
 ) -> None:
     """Errors are relative to the norm of the logits: bf16 rounds to 8 bits, int8 both sides to 8, int4 weights to 4."""
     ours = load_model(tiny, dtype=dtype, name="tiny", quantize=quantize)  # type: ignore[arg-type]
@@ -102,7 +112,7 @@ def test_untied_heads_and_wide_groups_run_too(tmp_path: Path, monkeypatch: pytes
 def test_what_the_kernels_cannot_run_goes_to_torch_and_cannot_be_quantized(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "narrow", TinyLlama(head_dim=8))
     assert isinstance(load_model(path, dtype="fp32", name="tiny"), Decoder)
-    with pytest.raises(ConfigError, match="int4 needs the compiled kernels"):
+    with pytest.raises(ConfigError, match="quantize = 'int4' needs the compiled kernels"):
         load_model(path, dtype="fp32", name="tiny", quantize="int4")
 
 
@@ -136,3 +146,38 @@ def test_smollm2s_four_bit_weights_run_as_stored_and_predict_as_well(
         rows = [logits(model, [Piece(0, [token], at, list(range(8)), True)])[0] for at, token in enumerate(tokens[:-1])]
         losses.append(torch.nn.functional.cross_entropy(torch.stack(rows), torch.tensor(tokens[1:])).exp().item())
     assert abs(losses[0] / losses[1] - 1) < 0.05
+
+
+def test_a_cache_of_bytes_moves_the_logits_by_three_percent_at_most_and_takes_half_the_memory(tiny: Path) -> None:
+    models = [load_model(tiny, dtype="bf16", name="tiny", kv_dtype=kv_dtype) for kv_dtype in ("bf16", "int8")]
+    pieces = [Piece(0, prompt(60), 0, [3, 1, 4, 0], True), Piece(1, prompt(7, 1), 0, [5], True)]
+    for model in models:
+        model.allocate(8, BLOCK)
+    expected, found = (logits(model, pieces) for model in models)
+    assert (found - expected).norm() / expected.norm() < 0.03
+    assert models[1].kv_bytes_per_token <= models[0].kv_bytes_per_token * 0.63  # heads of 16: a scale is a fifth
+
+
+def test_a_models_precision_is_said_in_the_log(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        load_model(tiny, dtype="fp32", name="tiny", quantize="int4", kv_dtype="int8")
+    assert "tiny: weights int4 and int8, cache int8" in caplog.text
+
+
+def test_torch_refuses_a_cache_that_only_the_kernels_have(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_kernels(monkeypatch)
+    with pytest.raises(ConfigError, match="kv_dtype = 'int8' needs the compiled kernels"):
+        load_model(tiny, dtype="fp32", name="tiny", kv_dtype="int8")
+
+
+@pytest.mark.parametrize("format_", [Format.Q4, Format.Q4_MIN])
+def test_four_bits_are_nearer_than_plain_rounding_of_ggufs_kind(format_: Format) -> None:
+    """On Gaussian weights, against `gguf`'s own blocks of the same size; a constant row and a row of zeros survive."""
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    weight[0], weight[1] = 0.0, 0.25
+    kind = {Format.Q4: GGMLQuantizationType.Q4_0, Format.Q4_MIN: GGMLQuantizationType.Q4_1}[format_]
+    plain = torch.from_numpy(dequantize(gguf_quantize(weight.numpy(), kind), kind))
+    found = quantize(weight, format_).dequantized()
+    assert (found - weight).square().mean() < 0.93 * (plain - weight).square().mean()
+    assert torch.equal(found[0], weight[0])
+    assert torch.allclose(found[1], weight[1], atol=1e-3)

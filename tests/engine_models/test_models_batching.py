@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millicent.engine.batch import Model, Piece
+from millicent.engine.config import Dtype
 from millicent.engine.models import load_model
 from support.tiny_models import TinyLlama, write_tiny_model
 
@@ -30,7 +31,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
     path = write_tiny_model(tmp_path_factory.mktemp("tiny"), TinyLlama(seed=11))
     made: dict[tuple[str, bool], Model] = {}
 
-    def model(dtype: str = "fp32", *, deterministic: bool = False) -> Model:
+    def model(dtype: Dtype = "fp32", *, deterministic: bool = False) -> Model:
         """Shared: each test overwrites what it reads of the cache."""
         key = (dtype, deterministic)
         if key not in made:
@@ -86,7 +87,7 @@ def test_a_batch_of_prefill_and_decode_rows_gives_each_what_it_gets_alone(
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_deterministic_logits_are_the_same_bits_however_the_work_was_cut_and_shared(
-    model_of: Callable[..., Model], dtype: str
+    model_of: Callable[..., Model], dtype: Dtype
 ) -> None:
     model = model_of(dtype, deterministic=True)
     expected = [alone(model, sequence) for sequence in range(4)]

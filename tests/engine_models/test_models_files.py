@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,80 +16,16 @@ import torch
 
 from millicent.core.errors import ModelError
 from millicent.engine.batch import Piece
+from millicent.engine.config import Dtype
 from millicent.engine.layers import rotary_frequencies
 from millicent.engine.models import FAMILIES, load_model
 from millicent.engine.quantization import dequantize
 from millicent.engine.weights import open_checkpoint
+from support.tiny_gguf import write_gguf
 from support.tiny_models import TinyLlama, write_tiny_model
 
 SHAPE_EPS = 1e-5
 SHAPE = TinyLlama(tied=False, seed=5)
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def gguf_name(name: str) -> str:
-    stem = name.removesuffix(".weight")
-    if stem.startswith("model.layers."):
-        _, _, layer, part = stem.split(".", 3)
-        return f"blk.{layer}.{GGUF_NAMES[part]}.weight"
-    return f"{GGUF_NAMES[stem]}.weight"
-
-
-def interleaved(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """What llama.cpp's converter does to query and key projections."""
-    split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
-    return split.swapaxes(1, 2).reshape(rows.shape)
-
-
-def write_gguf(
-    path: Path, directory: Path, *, architecture: str = "llama", change: Callable[[gguf.GGUFWriter], None] | None = None
-) -> Path:
-    """The tiny checkpoint of `directory` as llama.cpp would convert it."""
-    checkpoint = open_checkpoint(directory, FAMILIES)
-    spec = checkpoint.spec
-    tokenizer = json.loads((directory / "tokenizer.json").read_text())
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(spec.layers)
-    writer.add_context_length(spec.context_tokens)
-    writer.add_embedding_length(spec.hidden)
-    writer.add_feed_forward_length(spec.intermediate)
-    writer.add_head_count(spec.heads)
-    writer.add_head_count_kv(spec.kv_heads)
-    writer.add_layer_norm_rms_eps(spec.norm_eps)
-    writer.add_rope_freq_base(spec.rope_theta)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(list(tokenizer["model"]["vocab"]))
-    writer.add_token_types([3, 3, 3, *[1] * (spec.vocabulary - 3)])
-    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
-    writer.add_eos_token_id(2)
-    if change is not None:
-        change(writer)
-    for name in checkpoint.shapes:
-        tensor = checkpoint.read(name, torch.float32).numpy()
-        if "q_proj" in name:
-            tensor = interleaved(tensor, spec.heads)
-        if "k_proj" in name:
-            tensor = interleaved(tensor, spec.kv_heads)
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(tensor))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.fixture
@@ -165,7 +100,7 @@ def test_dequantized_blocks_equal_those_of_the_gguf_library(kind: str) -> None:
     assert torch.equal(rounded, expected.bfloat16())
 
 
-def refusal(path: Path, dtype: str = "fp32") -> str:
+def refusal(path: Path, dtype: Dtype = "fp32") -> str:
     with pytest.raises(ModelError) as caught:
         load_model(path, dtype=dtype, name="tiny")
     assert "\n" not in caught.value.message

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from millicent.engine.batch import Model, Piece
+from millicent.engine.config import Dtype
 from millicent.engine.models import load_model
 from support.tiny_models import TinyLlama, write_tiny_model
 
@@ -20,7 +21,7 @@ PROMPT = [3 + (7 * index * index) % 250 for index in range(45)]
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
     path: Path = write_tiny_model(tmp_path_factory.mktemp("tiny"), TinyLlama(seed=3))
 
-    def made(dtype: str, *, deterministic: bool) -> Model:
+    def made(dtype: Dtype, *, deterministic: bool) -> Model:
         model = load_model(path, dtype=dtype, name="tiny", deterministic=deterministic)
         model.allocate(64, BLOCK_TOKENS)
         return model
@@ -35,7 +36,7 @@ def whole(model: Model, *, every_row: bool = False) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("cached", [4, 16, 20, 40, 44])
 def test_under_deterministic_a_cache_hit_gives_the_same_bits(
-    load: Callable[..., Model], dtype: str, cached: int
+    load: Callable[..., Model], dtype: Dtype, cached: int
 ) -> None:
     model = load(dtype, deterministic=True)
     expected = whole(model)

@@ -8,13 +8,14 @@ import pytest
 
 from millicent.core.request import Message
 from millicent.engine.batch import Piece
+from millicent.engine.config import Dtype
 from millicent.engine.models import load_model
 from millicent.text import load_tokenizer
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_smollm2_knows_the_capital_of_japan_and_that_two_and_two_are_four(smollm2_path: Path, dtype: str) -> None:
+def test_smollm2_knows_the_capital_of_japan_and_that_two_and_two_are_four(smollm2_path: Path, dtype: Dtype) -> None:
     tokenizer = load_tokenizer(smollm2_path)
     model = load_model(smollm2_path, dtype=dtype, name="smollm2:135m")
     model.allocate(8, 16)

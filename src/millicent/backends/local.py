@@ -388,7 +388,9 @@ class LocalBackend:
         while True:
             known = self._knows is None or self._knows(self._config.device, model.name)
             calibrate = self._config.calibrate and not known
-            answer = await self._ask(Load(model.name, str(path), self._config.dtype, calibrate))
+            answer = await self._ask(
+                Load(model.name, str(path), model.spec.dtype or self._config.dtype, calibrate, model.spec.quantize)
+            )
             if isinstance(answer, Loaded):
                 return answer
             assert isinstance(answer, LoadFailed)

@@ -12,6 +12,7 @@ import msgspec
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Request
+from millicent.engine.protocol import Dtype, Quantization
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -23,13 +24,16 @@ _INLINE_CHARACTERS = 20_000
 class LocalModel(msgspec.Struct, frozen=True):
     """A model on this machine. `keep_alive_s` without use and it is unloaded; None keeps it, 0 unloads it at once.
 
-    `path` can be what finds the model, or fetches it, at its first use: called on a thread of its own.
+    `dtype` and `quantize` None are the engine's. `path` can be what finds the model, or fetches
+    it, at its first use: called on a thread of its own.
     """
 
     path: Path | Callable[[], Path]
     placement: str
     keep_alive_s: float | None = None
     preload: bool = False
+    dtype: Dtype | None = None
+    quantize: Quantization | None = None
 
 
 class ModelState(StrEnum):

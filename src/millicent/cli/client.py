@@ -7,7 +7,7 @@ import http.client
 import os
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -115,9 +115,12 @@ def _refusal(response: http.client.HTTPResponse) -> MillicentError:
 
 
 @contextlib.contextmanager
-def private_server(model: str) -> Iterator[Client]:
-    """A server of our own on a free port, for as long as this lasts. It writes to the same ledger as any other."""
-    command = [sys.executable, "-m", "millicent", "serve", model, "--port", "0"]
+def private_server(model: str, options: Sequence[str] = ()) -> Iterator[Client]:
+    """A server of our own on a free port, for as long as this lasts. It writes to the same ledger as any other.
+
+    `options` are further ones of `millicent serve`.
+    """
+    command = [sys.executable, "-m", "millicent", "serve", model, "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Client(_ready_url(process))

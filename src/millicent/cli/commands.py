@@ -10,7 +10,7 @@ from millicent.cli.control import budgets, keys
 from millicent.cli.conversation import chat, run
 from millicent.cli.exchange import export, import_, reconcile
 from millicent.cli.ledger import receipts, report
-from millicent.cli.models import models, pull
+from millicent.cli.models import models, pull, quantize
 from millicent.cli.prices import quote, reprice
 from millicent.cli.serving import serve
 from millicent.cli.upkeep import ledger
@@ -23,7 +23,7 @@ def millicent() -> None:
 
 
 for _command in (
-    *(serve, chat, run, pull, models, quote),
+    *(serve, chat, run, pull, models, quantize, quote),
     *(receipts, report, reprice, export, import_, reconcile, ledger),
     *(keys, budgets, config, doctor),
 ):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millicent.core.errors import MillicentError, ModelNotFound, Unavailable
+from millicent.cli.serving import dtype_option, quantize_option
+from millicent.core.errors import ConfigError, MillicentError, ModelNotFound, Unavailable
 
 if TYPE_CHECKING:
     from millicent.cli.client import Answered, Client
@@ -65,6 +66,8 @@ def chat(
 @_max_tokens
 @_seed
 @_url
+@dtype_option
+@quantize_option
 @click.option("--json", "json_", is_flag=True, help="Print the answer, its usage and its receipt's id as JSON.")
 def run(
     model: str,
@@ -73,6 +76,8 @@ def run(
     max_tokens: int | None,
     seed: int | None,
     url: str,
+    dtype: str | None,
+    quantize: str | None,
     json_: bool,
 ) -> None:
     """Answer PROMPT once with MODEL; the cost goes to stderr. A PROMPT of - is read from stdin.
@@ -84,7 +89,9 @@ def run(
 
     turns = [{"role": "user", "content": sys.stdin.read() if prompt == "-" else prompt}]
     answered = Answered()
-    with _server_for(model, url) as (client, name):
+    chosen = (("--dtype", dtype), ("--quantize", quantize))
+    precision = [word for option, value in chosen if value is not None for word in (option, value)]
+    with _server_for(model, url, precision) as (client, name):
         answer = client.chat(_body(name, turns, temperature, max_tokens, seed), answered)
         if json_:
             text = "".join(answer)
@@ -97,8 +104,11 @@ def run(
 
 
 @contextlib.contextmanager
-def _server_for(model: str, url: str) -> Iterator[tuple[Client, str]]:
-    """A client, and the name under which its server knows the model, which may have been given by a path."""
+def _server_for(model: str, url: str, precision: list[str]) -> Iterator[tuple[Client, str]]:
+    """A client, and the name under which its server knows the model, which may have been given by a path.
+
+    `precision` are options for a server that is started; one that runs already has its own.
+    """
     from millicent.cli.client import Client, private_server
 
     client = Client(url)
@@ -106,10 +116,12 @@ def _server_for(model: str, url: str) -> Iterator[tuple[Client, str]]:
         serves = model in client.models()
     except Unavailable:
         serves = False
+    if serves and precision:
+        raise ConfigError(f"{precision[0]} is for a server that starts, and {client.url} serves {model}: leave it out.")
     if serves:
         yield client, model
         return
-    with private_server(model) as private:
+    with private_server(model, precision) as private:
         yield private, _first_model(private)
 
 

@@ -10,17 +10,31 @@ import click
 if TYPE_CHECKING:
     from millicent.backends.local import LocalModel
     from millicent.config import Config
+    from millicent.engine.config import Dtype, Quantization
     from millicent.meter.placements import Placement
 
 DEFAULT_MODEL = "smollm2:135m"
 EMBEDDING_MODEL = "minilm"  # offered beside any other, and fetched when it is first asked for
+
+dtype_option = click.option(
+    "--dtype", type=click.Choice(["auto", "bf16", "fp32"]), help="What weights that aren't quantized are computed in."
+)
+quantize_option = click.option(
+    "--quantize",
+    type=click.Choice(["auto", "none", "native", "int8", "int4"]),
+    help="Round weights to 8 or 4 bits while loading; native keeps the file's own quantization, none expands it.",
+)
 
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--host", help="Listen on this address; by default 127.0.0.1, this machine only.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Listen on this port; by default 8080; 0 takes a free one.")
-def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
+@dtype_option
+@quantize_option
+def serve(
+    models: tuple[str, ...], host: str | None, port: int | None, dtype: Dtype | None, quantize: Quantization | None
+) -> None:
     """Serve models over HTTP; those that aren't here yet are downloaded first.
 
     MODEL is a name from `millicent models`, a name in millicent.toml, org/name on the Hugging Face hub, or the path of
@@ -38,6 +52,7 @@ def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
     settings = config.load(home / config.FILE_NAME)
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
+    settings = in_precision(settings, dtype, quantize)
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("the engine needs PyTorch, which isn't installed: pip install 'millicent[engine]'.")
 
@@ -50,6 +65,16 @@ def serve(models: tuple[str, ...], host: str | None, port: int | None) -> None:
     serve_until_stopped(
         ServeOptions(home=home, config=settings, models=wanted, placement=placement, providers=tuple(providers))
     )
+
+
+def in_precision(settings: Config, dtype: Dtype | None, quantize: Quantization | None) -> Config:
+    """What the command line says counts for every model, whatever the file says of one."""
+    import msgspec
+
+    given = {name: value for name, value in (("dtype", dtype), ("quantize", quantize)) if value is not None}
+    unset = dict.fromkeys(given)
+    models = {name: msgspec.structs.replace(model, **unset) for name, model in settings.models.items()}
+    return msgspec.structs.replace(settings, engine=msgspec.structs.replace(settings.engine, **given), models=models)
 
 
 def placement_of(settings: Config) -> Placement:
@@ -85,6 +110,6 @@ def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str)
         if public in wanted:
             raise ConfigError(f"two models would be called {public!r}: give one another name with [models.NAME] path.")
         preload = how.preload or bool(names) or not settings.models
-        wanted[public] = LocalModel(model.path, placement, how.keep_alive_s, preload)
+        wanted[public] = LocalModel(model.path, placement, how.keep_alive_s, preload, how.dtype, how.quantize)
     wanted.setdefault(EMBEDDING_MODEL, LocalModel(lambda: found(EMBEDDING_MODEL).path, placement))
     return wanted

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from millicent.core.clock import SystemClock
+from millicent.core.errors import ConfigError
 from millicent.engine.batch import Encoder
 from millicent.engine.config import EngineConfig
 from millicent.engine.connection import Connection, Disconnected
@@ -36,6 +37,10 @@ def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel | Encoder]
     def open_model(frame: Load) -> OpenModel | Encoder:
         path = Path(frame.path)
         if is_encoder(path):
+            if frame.quantize in {"int8", "int4"}:
+                raise ConfigError(
+                    f"{frame.model}: encoders run in bf16 or fp32; leave quantize = {frame.quantize!r} out"
+                )
             return load_encoder(path, dtype=frame.dtype, name=frame.model, threads=threads)
         tokenizer = load_tokenizer(path)
         model = load_model(
@@ -44,6 +49,8 @@ def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel | Encoder]
             name=frame.model,
             deterministic=config.deterministic,
             threads=threads,
+            quantize=frame.quantize or config.quantize,
+            kv_dtype=config.kv_dtype,
             tokenizer=tokenizer,
         )
         return OpenModel(

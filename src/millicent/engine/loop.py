@@ -10,7 +10,7 @@ from pathlib import Path
 
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import Clock
-from millicent.core.errors import ModelError
+from millicent.core.errors import ConfigError, ModelError
 from millicent.core.steps import Overhead, OverheadKind
 from millicent.engine.batch import Encoder, Model
 from millicent.engine.config import EngineConfig
@@ -35,6 +35,8 @@ from millicent.engine.runner import OpenModel, Runner
 
 _log = logging.getLogger(__name__)
 _LEAST_CONTEXT_TOKENS = 2048  # a model that has no room for this is refused rather than loaded
+# What part of the file weights may shrink to on their way from it: fp32 to bf16 is half.
+_SHRINKS_BY: dict[str, int] = {"int8": 4, "int4": 8}
 
 
 class OutOfMemory(Exception):
@@ -131,7 +133,7 @@ class Engine:
                 if frame.calibrate and isinstance(runner, Runner):
                     calibration = runner.calibrate(self._config, self._clock)
                 self._runners[frame.model] = runner
-            except ModelError as error:
+            except (ModelError, ConfigError) as error:
                 return LoadFailed(frame.model, error.message, "model_unusable")
             except OutOfMemory as error:
                 return LoadFailed(frame.model, str(error), "out_of_memory")
@@ -156,8 +158,7 @@ class Engine:
     def _open(self, frame: Load) -> Runner | EncoderRunner:
         held = sum(runner.weight_bytes + runner.kv_bytes for runner in self._runners.values())
         left = self._memory_bytes - held
-        # Weights may shrink to half on their way from the file (fp32 to bf16), not further.
-        least = _file_bytes(Path(frame.path)) // 2
+        least = _file_bytes(Path(frame.path)) // _SHRINKS_BY.get(frame.quantize or self._config.quantize, 2)
         if least > left:
             raise OutOfMemory(_does_not_fit(frame.model, least, left))
         opened = self._open_model(frame)

@@ -11,7 +11,9 @@ import msgspec
 
 from millicent.core.request import Limits, Sampling
 from millicent.core.steps import Overhead, StepRecord
+from millicent.engine.config import Dtype as Dtype  # noqa: PLC0414
 from millicent.engine.config import EngineConfig as EngineConfig  # noqa: PLC0414 - the process is started with it
+from millicent.engine.config import Quantization as Quantization  # noqa: PLC0414
 
 MAX_FRAME_BYTES = 64 << 20
 
@@ -21,12 +23,14 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     """Bring a model into memory. Answered by Loaded or LoadFailed. Loading a loaded model answers Loaded at once.
 
     `calibrate` asks for a few forward passes of every kind too, since nobody knows yet what they cost.
+    `quantize` None is the engine's own setting.
     """
 
     model: str
     path: str
-    dtype: str
+    dtype: Dtype
     calibrate: bool = False
+    quantize: Quantization | None = None
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):

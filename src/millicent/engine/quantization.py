@@ -7,6 +7,7 @@ times as fast as by way of float32 arrays; all others go through the `gguf` libr
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,6 +73,24 @@ def quantized(raw: np.ndarray[Any, Any], quantization: int, shape: tuple[int, ..
     format_ = {_Q8_0: Format.Q8, _Q4_0: Format.Q4, _Q4_1: Format.Q4_MIN}[quantization]
     mins = heads[..., 1].contiguous() if quantization == _Q4_1 else None
     return Quantized(format_, values.reshape(shape), heads[..., 0].contiguous(), mins)
+
+
+def to_blocks(matrix: Quantized) -> np.ndarray[Any, Any]:
+    """The inverse of `quantized`: uint8 [outputs, bytes of a row]."""
+    values = matrix.values.view(-1, _BLOCK)
+    heads = [matrix.scales] if matrix.mins is None else [matrix.scales, matrix.mins]
+    head = torch.stack(heads, dim=-1).view(torch.uint8).view(len(values), -1)
+    wide = matrix.format.bits == 8
+    body = values ^ 0x80 if wide else values[:, : _BLOCK // 2] | values[:, _BLOCK // 2 :] << 4
+    return torch.cat((head, body), dim=1).view(len(matrix.values), -1).numpy()
+
+
+def stored_bytes(quantization: int, shape: tuple[int, ...]) -> int:
+    """`block_layout` knows the number."""
+    layout = block_layout(quantization)
+    assert layout is not None
+    elements, size_bytes = layout
+    return prod(shape) // elements * size_bytes
 
 
 def _q8_0(raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -70,7 +70,7 @@ class GgufCheckpoint(Checkpoint):
         self.family = str(head.metadata.get("general.architecture"))
         check_family(self.label, self.family, families)
         self._metadata = head.metadata
-        self._tensors = {_hugging_face_name(self.family, name): info for name, info in head.tensors.items()}
+        self._tensors = {hugging_face_name(self.family, name): info for name, info in head.tensors.items()}
         self.shapes = {name: info.shape for name, info in self._tensors.items()}
         self._byte_counts = {name: _stored_bytes(self.label, info) for name, info in self._tensors.items()}
         for name, info in self._tensors.items():
@@ -210,7 +210,7 @@ class GgufCheckpoint(Checkpoint):
         return RopeScaling("linear", factor=float(self._metadata[f"{self.family}.rope.scaling.factor"]))
 
 
-def _hugging_face_name(architecture: str, name: str) -> str:
+def hugging_face_name(architecture: str, name: str) -> str:
     """`blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`. Unknown names stay as they are."""
     layers, outside, inside = _NAMES.get(architecture, ("model.layers", _OUTSIDE_LAYERS, _IN_LAYER))
     stem, _, suffix = name.rpartition(".")

@@ -17,12 +17,14 @@ from millicent.engine.kv_cache import lazy_zeros
 CACHE_TILE_TOKENS = 16
 MAX_HEAD_DIM = 256
 MAX_HEADS_PER_KV_HEAD = 48
+_CACHE_FORMATS = {torch.float32: Format.F32, torch.bfloat16: Format.BF16, torch.int8: Format.Q8}
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
     """What the layers share. `frequencies` are radians per position, float32 [rotated / 2]; with `interleaved`,
-    elements 2i and 2i + 1 of a head turn together, otherwise i and i + rotated / 2."""
+    elements 2i and 2i + 1 of a head turn together, otherwise i and i + rotated / 2. A cache of int8 has a float32 scale
+    for each token's key and value of a head."""
 
     hidden: int
     heads: int
@@ -38,6 +40,12 @@ class DecoderShape:
         """Cosine and sine of the first so many positions, float32 [positions, rotated / 2]."""
         angles = torch.outer(torch.arange(positions).float(), self.frequencies)
         return angles.cos(), angles.sin()
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values of one layer."""
+        scale_bytes = 4 if self.cache_dtype is torch.int8 else 0
+        return 2 * self.kv_heads * (self.head_dim * self.cache_dtype.itemsize + scale_bytes)
 
     def unsupported(self) -> str | None:
         """Why the kernels can't run this shape; None where they can."""
@@ -109,7 +117,7 @@ class DecoderLayers:
             shape.interleaved,
             shape.intermediate,
             block_tokens,
-            Format.BF16 if shape.cache_dtype is torch.bfloat16 else Format.F32,
+            _CACHE_FORMATS[shape.cache_dtype],
             shape.norm_epsilon,
             shape.head_dim**-0.5,
             0,

@@ -12,7 +12,7 @@ from pathlib import Path
 from millicent.core.errors import ConfigError
 from millicent.engine.kernels.build import BuildError, build
 
-_INTERFACE_VERSION = 1
+_INTERFACE_VERSION = 2
 _ENVIRONMENT = "MILLICENT_KERNELS"
 
 
@@ -74,6 +74,12 @@ class LayerStruct(Structure):
     )
 
 
+def _raise_out_of_memory(status: int) -> None:
+    """Result type of functions that answer a status: ctypes calls it with the status."""
+    if status:
+        raise MemoryError("the system has no memory left for what the kernels compute in; lower [engine] step_tokens")
+
+
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "mk_interface_version": (c_int32, ()),
     "mk_instruction_sets": (c_char_p, ()),
@@ -88,12 +94,21 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
     ),
     "mk_unpack_rows": (None, (POINTER(WeightStruct), c_void_p, c_int64, c_void_p)),
-    "mk_linear": (None, (POINTER(WeightStruct), c_void_p, c_int64, c_void_p, c_float, c_int32, c_void_p)),
+    "mk_linear": (
+        _raise_out_of_memory,
+        (POINTER(WeightStruct), c_void_p, c_int64, c_void_p, c_float, c_int32, c_void_p),
+    ),
     "mk_cache_block_bytes": (c_int64, (POINTER(ShapeStruct),)),
-    "mk_rotate_and_write": (None, (POINTER(ShapeStruct), POINTER(LayerStruct), POINTER(BatchStruct), c_void_p)),
-    "mk_attend": (None, (POINTER(ShapeStruct), POINTER(LayerStruct), POINTER(BatchStruct), c_void_p, c_void_p)),
+    "mk_rotate_and_write": (
+        _raise_out_of_memory,
+        (POINTER(ShapeStruct), POINTER(LayerStruct), POINTER(BatchStruct), c_void_p),
+    ),
+    "mk_attend": (
+        _raise_out_of_memory,
+        (POINTER(ShapeStruct), POINTER(LayerStruct), POINTER(BatchStruct), c_void_p, c_void_p),
+    ),
     "mk_decode_layers": (
-        None,
+        _raise_out_of_memory,
         (POINTER(ShapeStruct), POINTER(LayerStruct), c_int64, POINTER(BatchStruct), c_void_p),
     ),
     "mk_argmax": (None, (c_void_p, c_int64, c_int64, c_void_p)),

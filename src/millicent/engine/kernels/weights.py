@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -21,6 +22,11 @@ class Format(IntEnum):
     Q8 = 2
     Q4 = 3
     Q4_MIN = 4
+
+    @property
+    def bits(self) -> int:
+        """Of a value, without its share of a scale."""
+        return {Format.F32: 32, Format.BF16: 16, Format.Q8: 8}.get(self, 4)
 
 
 class Epilogue(IntEnum):
@@ -65,33 +71,95 @@ Matrix = torch.Tensor | Quantized
 
 
 def quantize(weight: torch.Tensor, format_: Format) -> Quantized:
-    """Round to the nearest that the format can say.
+    """The values, and for 4 bits the scales and minima, that bring the squared error down.
 
-    Q8: the group's greatest magnitude becomes 127. Q4: the element of greatest magnitude becomes -8, as in GGUF, or
-    the group is scaled a little otherwise where that brings the squared error down.
+    Q8: the group's greatest magnitude becomes 127. Q4: it becomes -8, as in GGUF, or something near. Q4_MIN: the
+    group's range becomes 0 to 15, or some of it. From the best of those, scales and minima become those of least
+    squares for the values they gave, and the values the nearest again.
     """
-    groups = weight.float().reshape(weight.shape[0], -1, GROUP)
     if format_ is Format.Q8:
+        groups = weight.float().reshape(weight.shape[0], -1, GROUP)
         scales = (groups.abs().amax(-1) / 127).half()
         values = _nearest(groups, scales, -127, 127) + 128
         return Quantized(format_, values.to(torch.uint8).view(weight.shape), scales)
-    assert format_ is Format.Q4
+    fit = {Format.Q4: _fit_symmetric, Format.Q4_MIN: _fit_with_minimum}[format_]
+    rows_at_once = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
+    parts = [fit(rows.float().reshape(len(rows), -1, GROUP)) for rows in torch.split(weight, rows_at_once)]
+    values, scales, mins = (torch.cat(column) for column in zip(*parts, strict=True))
+    values = values.to(torch.uint8).view(weight.shape)
+    return Quantized(format_, values, scales, mins if format_ is Format.Q4_MIN else None)
+
+
+_ELEMENTS_AT_ONCE = 1 << 18  # what the search holds stays in the processor's caches
+_REFITS = 3
+
+
+def _fit_symmetric(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     signed = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
-    best_scales = torch.zeros_like(signed, dtype=torch.float16)
-    best_errors = torch.full_like(signed, torch.inf)
+    best = _Best(groups, lambda scales, _: _nearest(groups, scales, -8, 7))
+    zeros = torch.zeros_like(signed)
     for divisor in (-8.0, -7.6, -7.2, -6.8, -8.4, 7.5):
-        scales = (signed / divisor).half()
-        errors = (_nearest(groups, scales, -8, 7) * scales.float()[..., None] - groups).square_().sum(-1)
-        better = errors < best_errors
-        best_scales = torch.where(better, scales, best_scales)
-        best_errors = torch.where(better, errors, best_errors)
-    values = _nearest(groups, best_scales, -8, 7) + 8
-    return Quantized(format_, values.to(torch.uint8).view(weight.shape), best_scales)
+        best.offer(signed / divisor, zeros)
+    for _ in range(_REFITS):
+        values = best.values
+        best.offer((values * groups).sum(-1) / (values * values).sum(-1).clamp_(min=1), zeros)
+    return best.values + 8, best.scales, best.mins
+
+
+def _fit_with_minimum(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    low, high = groups.amin(-1), groups.amax(-1)
+    best = _Best(
+        groups,
+        lambda scales, mins: _nearest(groups - mins[..., None], scales, 0, 15),
+    )
+    for cut in (0.0, 0.03, 0.06, 0.1):  # of the range, at each end
+        best.offer((high - low) * (1 - 2 * cut) / 15, low + (high - low) * cut)
+    for _ in range(_REFITS):
+        values = best.values
+        value_mean, group_mean = values.mean(-1), groups.mean(-1)
+        spread = (values * values).mean(-1) - value_mean * value_mean
+        scales = ((values * groups).mean(-1) - value_mean * group_mean) / spread.clamp_(min=1e-6)
+        best.offer(scales, group_mean - scales * value_mean)
+    return best.values, best.scales, best.mins
+
+
+class _Best:
+    """Of the scales and minima offered for each group, those that round it with the least squared error."""
+
+    def __init__(self, groups: torch.Tensor, rounded: Callable[..., torch.Tensor]) -> None:
+        self._groups = groups
+        self._rounded = rounded
+        self._errors = torch.full(groups.shape[:2], torch.inf)
+        self.scales = torch.zeros(groups.shape[:2], dtype=torch.float16)
+        self.mins = torch.zeros(groups.shape[:2], dtype=torch.float16)
+        self.values = torch.zeros_like(groups)
+
+    def offer(self, scales: torch.Tensor, mins: torch.Tensor) -> None:
+        scales, mins = scales.half(), mins.half()
+        values = self._rounded(scales.float(), mins.float())
+        found = values * scales.float()[..., None] + mins.float()[..., None]
+        errors = (found - self._groups).square_().sum(-1)
+        better = errors < self._errors
+        self._errors = torch.where(better, errors, self._errors)
+        self.scales = torch.where(better, scales, self.scales)
+        self.mins = torch.where(better, mins, self.mins)
+        self.values = torch.where(better[..., None], values, self.values)
 
 
 def _nearest(groups: torch.Tensor, scales: torch.Tensor, low: int, high: int) -> torch.Tensor:
-    inverse = torch.where(scales == 0, 0.0, 1.0 / scales.float())
-    return (groups * inverse[..., None]).round_().clamp_(low, high)
+    return (groups * _inverse(scales.float())[..., None]).round_().clamp_(low, high)
+
+
+def _inverse(scales: torch.Tensor) -> torch.Tensor:
+    return torch.where(scales == 0, 0.0, 1.0 / scales)
+
+
+def format_of(name: str, quantization: str) -> Format:
+    """What a matrix of Hugging Face's name is rounded to. The head decides between near ties and is read once a pass:
+    four bits there, and in the embedding that may be the same matrix, cost more than they save."""
+    if quantization == "int4" and not name.startswith(("lm_head", "model.embed_tokens")):
+        return Format.Q4
+    return Format.Q8
 
 
 def concatenate(parts: list[Matrix]) -> Matrix | None:

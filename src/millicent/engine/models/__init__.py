@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,16 @@ import torch
 from millicent.core.errors import ConfigError
 from millicent.engine import kernels
 from millicent.engine.batch import Encoder, Model
+from millicent.engine.config import Dtype, KvDtype, Quantization
 from millicent.engine.layers import has_fast_bf16
 from millicent.engine.models import llama, qwen3
 from millicent.engine.models.bert import Bert
 from millicent.engine.models.decoder import BuildLayer, Decoder, Loader
-from millicent.engine.models.kernel_decoder import KernelDecoder, Quantization, unsupported
+from millicent.engine.models.kernel_decoder import KernelDecoder, unsupported
 from millicent.engine.weights import Checkpoint, open_checkpoint
 from millicent.text import Tokenizer, load_tokenizer
+
+_log = logging.getLogger(__name__)
 
 FAMILIES: dict[str, BuildLayer] = {
     "llama": llama.build_layer,
@@ -25,6 +29,8 @@ FAMILIES: dict[str, BuildLayer] = {
     "qwen2": llama.build_layer,  # its biases are told by the tensors that are there
     "qwen3": qwen3.build_layer,
 }
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_CACHE_DTYPES = {**_DTYPES, "int8": torch.int8}
 ENCODERS: dict[str, Callable[[str, Checkpoint, torch.dtype], Encoder]] = {
     "bert": Bert,
 }
@@ -35,7 +41,7 @@ def is_encoder(path: Path) -> bool:
     return open_checkpoint(path, (*FAMILIES, *ENCODERS)).family in ENCODERS
 
 
-def load_encoder(path: Path, *, dtype: str, name: str, threads: int = 0) -> Encoder:
+def load_encoder(path: Path, *, dtype: Dtype, name: str, threads: int = 0) -> Encoder:
     """As `load_model`. `auto` is float32: vectors are kept and compared with later ones."""
     torch.set_num_threads(threads or min(torch.get_num_threads(), _usable_processors()))
     checkpoint = open_checkpoint(path, ENCODERS)
@@ -46,48 +52,57 @@ def load_encoder(path: Path, *, dtype: str, name: str, threads: int = 0) -> Enco
 def load_model(
     path: Path,
     *,
-    dtype: str,
+    dtype: Dtype,
     name: str,
     deterministic: bool = False,
     threads: int = 0,
-    quantize: Quantization | None = None,
+    quantize: Quantization = "auto",
+    kv_dtype: KvDtype = "auto",
     tokenizer: Tokenizer | None = None,
 ) -> Model:
     """The model at `path`, ready for `allocate`. `threads` 0 leaves torch's choice, at most the processors we may use.
 
-    `quantize` None is `native` where `dtype` is auto, and `none` where a dtype is asked for. The compiled kernels run
-    the model where they can, torch otherwise; int8 and int4 exist in the kernels alone.
+    The compiled kernels run the model where they can, torch otherwise. `quantize` and `kv_dtype` are as in
+    EngineConfig; int8, int4 and a cache of another type than the model's exist in the kernels alone.
 
     `tokenizer` is the model's, where the caller has it already: reading it takes half a second.
 
     Raises ModelError for files that are missing, damaged or not of a family in `FAMILIES`, and ConfigError for a
-    quantization that cannot be had here.
+    precision that cannot be had here.
     """
     threads = threads or min(torch.get_num_threads(), _usable_processors())
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(path, FAMILIES)
     tokenizer = tokenizer or load_tokenizer(path)
-    quantization = quantize or ("native" if dtype == "auto" else "none")
+    computed = _torch_dtype(dtype)
+    cached = computed if kv_dtype == "auto" else _CACHE_DTYPES[kv_dtype]
+    quantization = quantize if quantize != "auto" else "native" if dtype == "auto" else "none"
     obstacle = kernels.available().reason or unsupported(checkpoint.spec)
     if obstacle and quantization in {"int8", "int4"}:
-        raise ConfigError(f"{checkpoint.label}: {quantization} needs the compiled kernels: {obstacle}")
+        raise ConfigError(f"{checkpoint.label}: quantize = {quantization!r} needs the compiled kernels: {obstacle}")
+    if obstacle and cached is not computed:
+        raise ConfigError(f"{checkpoint.label}: kv_dtype = {kv_dtype!r} needs the compiled kernels: {obstacle}")
     with torch.inference_mode():
         if not obstacle:
             kernels.use_threads(threads)
-            return KernelDecoder(name, checkpoint, _torch_dtype(dtype), quantization, eos_tokens=tokenizer.eos_tokens)
+            model = KernelDecoder(
+                name, checkpoint, computed, quantization, cache_dtype=cached, eos_tokens=tokenizer.eos_tokens
+            )
+            _log.info("%s: %s", name, model.precision)
+            return model
         return Decoder(
             name,
-            Loader(checkpoint, _torch_dtype(dtype)),
+            Loader(checkpoint, computed),
             FAMILIES[checkpoint.family],
             eos_tokens=tokenizer.eos_tokens,
             deterministic=deterministic,
         )
 
 
-def _torch_dtype(dtype: str) -> torch.dtype:
+def _torch_dtype(dtype: Dtype) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if has_fast_bf16() else torch.float32
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    return _DTYPES[dtype]
 
 
 def _usable_processors() -> int:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from millicent.engine.batch import Piece
+from millicent.engine.config import Quantization
 from millicent.engine.kernels.layers import Batch, DecoderLayers, DecoderShape, LayerWeights
-from millicent.engine.kernels.weights import Format, Matrix, PackedWeight, concatenate, interleaved_rows, quantize
+from millicent.engine.kernels.weights import (
+    Format,
+    Matrix,
+    PackedWeight,
+    concatenate,
+    format_of,
+    interleaved_rows,
+    quantize,
+)
 from millicent.engine.layers import rotary_frequencies
 from millicent.engine.weights import Checkpoint, ModelSpec
 
-# `native` keeps matrices as they are stored: GGUF's Q8_0, Q4_0 and Q4_1 unchanged, other quantizations as int8, plain
-# ones in the model's dtype. `none` turns all into the model's dtype.
-Quantization = Literal["none", "native", "int8", "int4"]
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
+FORMAT_NAMES = {
+    Format.F32: "fp32",
+    Format.BF16: "bf16",
+    Format.Q8: "int8",
+    Format.Q4: "int4",
+    Format.Q4_MIN: "int4 with minima",
+}
 
 
 def unsupported(spec: ModelSpec) -> str | None:
@@ -34,6 +48,7 @@ class KernelDecoder:
         dtype: torch.dtype,
         quantization: Quantization,
         *,
+        cache_dtype: torch.dtype,
         eos_tokens: frozenset[int],
     ) -> None:
         spec = checkpoint.spec
@@ -43,31 +58,46 @@ class KernelDecoder:
         self.eos_tokens = eos_tokens
         load = _Loader(checkpoint, dtype, quantization)
         self._norm_epsilon = spec.norm_eps
-        self._layers = DecoderLayers(_shape(spec, dtype), [load.layer(index) for index in range(spec.layers)])
+        shape = _shape(spec, cache_dtype)
+        self._layers = DecoderLayers(shape, [load.layer(index) for index in range(spec.layers)])
         self._norm = load.vector("model.norm.weight", spec.hidden)
         self._embedding = load.packed([("model.embed_tokens", spec.vocabulary)], spec.hidden)
         self._output = (
             self._embedding if spec.tied_embeddings else load.packed([("lm_head", spec.vocabulary)], spec.hidden)
         )
         self.weight_bytes = load.bytes
-        self.kv_bytes_per_token = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
+        self.kv_bytes_per_token = spec.layers * shape.cache_bytes_per_token
+        self.precision = f"weights {_formats(load.bytes_of)}, cache {DTYPE_NAMES[cache_dtype]}"
 
     def allocate(self, blocks: int, block_tokens: int) -> None:
         self._layers.allocate(blocks, block_tokens, self.context_tokens)
 
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
         with torch.inference_mode():
-            hidden = self._embedding.unpack_rows(torch.tensor([token for piece in pieces for token in piece.tokens]))
-            self._layers.forward(hidden, Batch(pieces))
+            hidden = self.states(pieces)
             ends = torch.tensor([len(piece.tokens) for piece in pieces]).cumsum(0) - 1
             sampled = ends[torch.tensor([piece.sample for piece in pieces])]
             if not len(sampled):
                 return torch.empty(0, self.vocabulary_size)
-            rows = hidden if len(sampled) == len(hidden) else hidden[sampled]
-            return self._output(rows, norm=self._norm, norm_epsilon=self._norm_epsilon)
+            return self.logits(hidden if len(sampled) == len(hidden) else hidden[sampled])
+
+    def states(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        """What the layers make of every row, float32 [rows, hidden]."""
+        hidden = self._embedding.unpack_rows(torch.tensor([token for piece in pieces for token in piece.tokens]))
+        self._layers.forward(hidden, Batch(pieces))
+        return hidden
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, vocabulary] of some rows of `states`."""
+        return self._output(states, norm=self._norm, norm_epsilon=self._norm_epsilon)
 
 
-def _shape(spec: ModelSpec, dtype: torch.dtype) -> DecoderShape:
+def _formats(bytes_of: Counter[Format]) -> str:
+    """The formats of a model's matrices, that of the most bytes first."""
+    return " and ".join(FORMAT_NAMES[format_] for format_, _ in bytes_of.most_common())
+
+
+def _shape(spec: ModelSpec, cache_dtype: torch.dtype) -> DecoderShape:
     return DecoderShape(
         hidden=spec.hidden,
         heads=spec.heads,
@@ -76,7 +106,7 @@ def _shape(spec: ModelSpec, dtype: torch.dtype) -> DecoderShape:
         intermediate=spec.intermediate,
         norm_epsilon=spec.norm_eps,
         frequencies=rotary_frequencies(spec),
-        cache_dtype=dtype,
+        cache_dtype=cache_dtype,
     )
 
 
@@ -89,6 +119,7 @@ class _Loader:
         self._dtype = dtype
         self._quantization = quantization
         self.bytes = 0
+        self.bytes_of: Counter[Format] = Counter()
 
     def layer(self, index: int) -> LayerWeights:
         spec = self._spec
@@ -127,6 +158,7 @@ class _Loader:
             biases = biases[rows] if biases is not None else None
         packed = PackedWeight(matrix, biases)
         self.bytes += packed.nbytes
+        self.bytes_of[packed.format] += packed.nbytes
         return packed
 
     def _matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
@@ -134,19 +166,16 @@ class _Loader:
         checkpoint.require(name, shape)
         if self._quantization == "none":
             return checkpoint.read(name, self._dtype)
-        # The head decides between near ties and is read once a pass: four bits there cost more than they save.
-        if self._quantization == "int4" and not name.startswith(("lm_head", "model.embed_tokens")):
-            return quantize(self._float(name), Format.Q4)
-        if self._quantization in {"int4", "int8"}:
-            return quantize(self._float(name), Format.Q8)
         stored = checkpoint.read_quantized(name)
-        if stored is not None:
-            return stored
-        return (
-            quantize(self._float(name), Format.Q8)
-            if checkpoint.is_quantized(name)
-            else checkpoint.read(name, self._dtype)
-        )
+        if self._quantization == "native":
+            if stored is not None:
+                return stored
+            if not checkpoint.is_quantized(name):
+                return checkpoint.read(name, self._dtype)
+        wanted = format_of(name, self._quantization)
+        if stored is not None and stored.format.bits <= wanted.bits:
+            return stored  # rounding it once more would only lose
+        return quantize(self._float(name), wanted)
 
     def _float(self, name: str) -> torch.Tensor:
         return self._checkpoint.read(name, torch.float32)

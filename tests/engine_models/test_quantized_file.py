@@ -1,0 +1,100 @@
+"""What `millicent quantize` writes: it runs like weights rounded at load time, and says what its source did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+
+from millicent.core.errors import ConfigError, ModelError
+from millicent.engine import kernels
+from millicent.engine.batch import Piece
+from millicent.engine.models import load_model
+from millicent.engine.models.kernel_decoder import KernelDecoder
+from millicent.engine.quantized_file import Width, write_quantized
+from millicent.text import load_tokenizer
+from millicent.text.gguf import read_gguf_head
+from millicent.text.stored_precision import stored_precision
+from support.tiny_gguf import write_gguf
+from support.tiny_models import TinyLlama, write_tiny_model
+
+SHAPE = TinyLlama(hidden=64, head_dim=16, intermediate=96, tied=False)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return write_gguf(
+        tmp_path / "tiny.gguf",
+        write_tiny_model(tmp_path / "tiny", SHAPE),
+        change=lambda writer: writer.add_chat_template(template),
+    )
+
+
+def last_logits(path: Path, quantize: str = "auto") -> torch.Tensor:
+    model = load_model(path, dtype="auto", name="tiny", quantize=quantize)  # type: ignore[arg-type]
+    assert isinstance(model, KernelDecoder)
+    model.allocate(2, 16)
+    return model.forward([Piece(0, list(range(3, 25)), 0, [1, 0], True)])[0]
+
+
+@pytest.mark.parametrize(("to", "kind"), [("int8", "Q8_0"), ("int4", "Q4_0")])
+def test_the_file_runs_to_the_bit_like_weights_rounded_when_loading(
+    source: Path, tmp_path: Path, to: Width, kind: str
+) -> None:
+    if kernels.available().instruction_set is None:
+        pytest.skip(kernels.available().reason)
+    seen: list[tuple[int, int]] = []
+    file = write_quantized(source, tmp_path / "out", to, lambda done, total: seen.append((done, total)))
+    assert torch.equal(last_logits(tmp_path / "out"), last_logits(source, to))
+    assert stored_precision(file) == kind
+    assert seen[-1][0] == seen[-1][1]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"tiny-{kind}.gguf"]
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_other_readers_find_the_same_metadata_tokenizer_and_values(source: Path, tmp_path: Path) -> None:
+    file = write_quantized(source, tmp_path / "out", "int8")
+    before, after = read_gguf_head(source).metadata, read_gguf_head(file).metadata
+    changed = {"general.file_type": 7, "general.quantization_version": 2}
+    assert after == {**before, **changed}
+    assert load_tokenizer(file).encode("the thing") == load_tokenizer(source).encode("the thing")
+    originals = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}
+    for tensor in gguf.GGUFReader(file).tensors:
+        values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        expected = torch.from_numpy(originals[tensor.name].data.copy())
+        greatest = expected.abs().max().item()
+        tolerance = greatest / 127 if tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0 else 0.0
+        torch.testing.assert_close(values, expected, atol=tolerance, rtol=0)
+
+
+def test_what_cannot_be_quantized_into_a_file_is_refused_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ModelError, match="only GGUF files can be quantized into files"):
+        write_quantized(tmp_path / "tiny", out, "int8")
+    write_quantized(source, out, "int4")
+    with pytest.raises(ConfigError, match="exists already"):
+        write_quantized(source, out, "int8")
+    with pytest.raises(ConfigError, match="has nothing of more bits than int8"):
+        write_quantized(out, tmp_path / "again", "int8")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_write_that_fails_leaves_nothing_behind(source: Path, tmp_path: Path) -> None:
+    def fail(done: int, total: int) -> None:
+        raise OSError(f"no space left after {done} of {total}")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_quantized(source, tmp_path / "out", "int8", fail)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny.gguf"]
+
+
+def test_weights_stored_in_few_bits_already_are_not_rounded_again(source: Path, tmp_path: Path) -> None:
+    if kernels.available().instruction_set is None:
+        pytest.skip(kernels.available().reason)
+    write_quantized(source, tmp_path / "out", "int4")
+    as_stored = last_logits(tmp_path / "out", "native")
+    assert torch.equal(last_logits(tmp_path / "out", "int4"), as_stored)
+    assert torch.equal(last_logits(tmp_path / "out", "int8"), as_stored)
