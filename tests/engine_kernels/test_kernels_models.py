@@ -161,7 +161,7 @@ def test_a_cache_of_bytes_moves_the_logits_by_three_percent_at_most_and_takes_ha
 def test_a_models_precision_is_said_in_the_log(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         load_model(tiny, dtype="fp32", name="tiny", quantize="int4", kv_dtype="int8")
-    assert "tiny: weights int4 and int8, cache int8" in caplog.text
+    assert "tiny: weights int4 with minima and int8, cache int8" in caplog.text
 
 
 def test_torch_refuses_a_cache_that_only_the_kernels_have(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,32 +7,33 @@ import shutil
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from millicent.core.errors import ConfigError, ModelError
-from millicent.engine.kernels.weights import Format, format_of, quantize
-from millicent.engine.models import FAMILIES
+from millicent.engine.kernels.weights import Format, Quantized, format_of, quantize
+from millicent.engine.models import FAMILIES, load_model
 from millicent.engine.quantization import dequantize, stored_bytes, to_blocks
-from millicent.engine.weights import open_checkpoint
-from millicent.engine.weights_gguf import hugging_face_name
+from millicent.engine.weights_gguf import GgufCheckpoint, hugging_face_name
 from millicent.text.gguf import TensorInfo, find_gguf, read_gguf_head
 
 if TYPE_CHECKING:
+    import numpy as np
     from gguf import GGUFReader, GGUFWriter
 
 Width = Literal["int8", "int4"]
 _FILE_TYPES = {Format.Q8: 7, Format.Q4: 2, Format.Q4_MIN: 3}  # llama.cpp's numbers for "mostly this"
 _GGML_TYPES = {Format.Q8: 8, Format.Q4: 2, Format.Q4_MIN: 3}
+_TEXTS, _TEXT_TOKENS = 16, 512  # for calibration
 _NAMES = {Format.Q8: "Q8_0", Format.Q4: "Q4_0", Format.Q4_MIN: "Q4_1"}
 
 
 def write_quantized(source: Path, folder: Path, to: Width, progress: Callable[[int, int], None] | None = None) -> Path:
     """The file made of the GGUF at `source`, in `folder`, which appears by one rename once everything is on disk.
 
-    Matrices are rounded as by `--quantize`; what is stored in as few bits or fewer, and everything else, is copied.
-    `progress` gets the bytes of the source done, and their sum.
+    `int8` rounds to the nearest, `int4` to the model's own texts (`calibrated_rounding`). What is stored in as few bits
+    or fewer, and everything but matrices, is copied. `progress` gets the bytes of the source done, and their sum.
     """
     file = find_gguf(source)
     if file is None:
@@ -41,20 +42,19 @@ def write_quantized(source: Path, folder: Path, to: Width, progress: Callable[[i
         )
     if folder.exists():
         raise ConfigError(f"{folder}: exists already; name another folder with --out")
-    checkpoint = open_checkpoint(file, FAMILIES)  # refuses what the engine couldn't run
-    head = read_gguf_head(file)
-    names = {name: hugging_face_name(checkpoint.family, name) for name in head.tensors}
-    targets = {name: _target(names[name], info, to) for name, info in head.tensors.items()}
-    wanted = {name: target for name, target in targets.items() if target is not None}
-    if not wanted:
+    checkpoint = GgufCheckpoint(file, FAMILIES)  # refuses what the engine couldn't run
+    plan = _Plan(checkpoint, read_gguf_head(file).tensors, to, progress)
+    if not plan.wanted:
         raise ConfigError(f"{file.name}: has nothing of more bits than {to}; use it as it is")
     main = format_of("", to)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
+        if to == "int4":
+            plan.calibrate(file)
         target = partial / f"{file.stem}-{_NAMES[main]}.gguf"
-        _write(file, target, head.tensors, wanted, _FILE_TYPES[main], progress)
+        _write(file, target, plan, _FILE_TYPES[main])
         _flush(target)
         _flush(partial)
         partial.rename(folder)
@@ -63,6 +63,63 @@ def write_quantized(source: Path, folder: Path, to: Width, progress: Callable[[i
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder / target.name
+
+
+class _Plan:
+    """What becomes of each tensor, by its name in the file."""
+
+    def __init__(
+        self,
+        checkpoint: GgufCheckpoint,
+        tensors: Mapping[str, TensorInfo],
+        to: Width,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.tensors = tensors
+        self.names = {name: hugging_face_name(checkpoint.family, name) for name in tensors}
+        targets = {name: _target(self.names[name], info, to) for name, info in tensors.items()}
+        self.wanted = {name: target for name, target in targets.items() if target is not None}
+        self._checkpoint = checkpoint
+        self._progress = progress
+        self._blocks: dict[str, np.ndarray[Any, Any]] = {}
+        self._left = {name: stored_bytes(info.quantization, info.shape) for name, info in tensors.items()}
+        self._total_bytes = sum(self._left.values())
+
+    def calibrate(self, file: Path) -> None:
+        """Rounds the layers' matrices to what they are multiplied with in texts of the model's own."""
+        from millicent.engine.calibrated_rounding import own_texts, round_layers
+
+        stored = {self.names[name]: name for name, target in self.wanted.items() if target is Format.Q4_MIN}
+        if not stored:
+            return
+
+        def rounded(name: str, matrix: Quantized) -> None:
+            if name in stored:
+                self._blocks[stored[name]] = to_blocks(self._checkpoint.as_stored(name, matrix))
+                self._done(stored[name])
+
+        model = load_model(file, dtype="auto", name=file.stem)
+        texts = own_texts(model, _TEXTS, _TEXT_TOKENS)
+        del model
+        round_layers(self._checkpoint, FAMILIES[self._checkpoint.family], texts, Format.Q4_MIN, rounded)
+
+    def data(self, name: str, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What the new file holds for a tensor that the source has as `raw`. Ask once."""
+        info = self.tensors[name]
+        if name not in self.wanted:
+            found = raw
+        elif name in self._blocks:
+            found = self._blocks.pop(name)
+        else:
+            values = dequantize(raw.reshape(-1).view("uint8"), info.quantization, info.shape, torch.float32)
+            found = to_blocks(quantize(values, self.wanted[name]))
+        self._done(name)
+        return found
+
+    def _done(self, name: str) -> None:
+        self._left.pop(name, None)
+        if self._progress is not None:
+            self._progress(self._total_bytes - sum(self._left.values()), self._total_bytes)
 
 
 def _target(name: str, info: TensorInfo, to: Width) -> Format | None:
@@ -75,14 +132,7 @@ def _target(name: str, info: TensorInfo, to: Width) -> Format | None:
     return wanted if stored_bits > wanted.bits + 1 else None  # scales and minima take up to one more
 
 
-def _write(
-    source: Path,
-    target: Path,
-    tensors: Mapping[str, TensorInfo],
-    wanted: Mapping[str, Format],
-    file_type: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
+def _write(source: Path, target: Path, plan: _Plan, file_type: int) -> None:
     from gguf import GGUFReader, GGUFWriter
 
     reader = GGUFReader(source, "c")  # torch takes only writable memory
@@ -90,21 +140,12 @@ def _write(
     copy_metadata(reader, writer, {"general.file_type": file_type, "general.quantization_version": 2})
     try:
         for tensor in reader.tensors:
-            _announce(writer, tensors[tensor.name], wanted.get(tensor.name))
+            _announce(writer, plan.tensors[tensor.name], plan.wanted.get(tensor.name))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        done, total = 0, sum(int(tensor.n_bytes) for tensor in reader.tensors)
         for tensor in reader.tensors:
-            data = tensor.data
-            if tensor.name in wanted:
-                info = tensors[tensor.name]
-                values = dequantize(data.reshape(-1).view("uint8"), info.quantization, info.shape, torch.float32)
-                data = to_blocks(quantize(values, wanted[tensor.name]))
-            writer.write_tensor_data(data)
-            done += int(tensor.n_bytes)
-            if progress is not None:
-                progress(done, total)
+            writer.write_tensor_data(plan.data(tensor.name, tensor.data))
     finally:
         writer.close()
 

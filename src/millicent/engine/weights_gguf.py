@@ -113,6 +113,11 @@ class GgufCheckpoint(Checkpoint):
         order = self._row_order(name)
         return found if found is None or order is None else found.rows(order)
 
+    def as_stored(self, name: str, matrix: Quantized) -> Quantized:
+        """Rows in Hugging Face's order put into this file's."""
+        order = self._row_order(name)
+        return matrix if order is None else matrix.rows(order.argsort())
+
     def _raw(self, name: str) -> np.ndarray[Any, Any]:
         offset = self._tensors[name].offset
         return self._data[offset : offset + self._byte_counts[name]]

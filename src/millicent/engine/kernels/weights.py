@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -82,63 +81,74 @@ def quantize(weight: torch.Tensor, format_: Format) -> Quantized:
         scales = (groups.abs().amax(-1) / 127).half()
         values = _nearest(groups, scales, -127, 127) + 128
         return Quantized(format_, values.to(torch.uint8).view(weight.shape), scales)
-    fit = {Format.Q4: _fit_symmetric, Format.Q4_MIN: _fit_with_minimum}[format_]
     rows_at_once = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
-    parts = [fit(rows.float().reshape(len(rows), -1, GROUP)) for rows in torch.split(weight, rows_at_once)]
+    parts = [
+        fit_groups(rows.float().reshape(len(rows), -1, GROUP), format_, torch.ones(GROUP))
+        for rows in torch.split(weight, rows_at_once)
+    ]
     values, scales, mins = (torch.cat(column) for column in zip(*parts, strict=True))
-    values = values.to(torch.uint8).view(weight.shape)
-    return Quantized(format_, values, scales, mins if format_ is Format.Q4_MIN else None)
+    return Quantized(format_, values.view(weight.shape), scales, mins if format_ is Format.Q4_MIN else None)
 
 
 _ELEMENTS_AT_ONCE = 1 << 18  # what the search holds stays in the processor's caches
 _REFITS = 3
+_LIMITS = {Format.Q4: (-8, 7), Format.Q4_MIN: (0, 15)}
 
 
-def _fit_symmetric(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    signed = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
-    best = _Best(groups, lambda scales, _: _nearest(groups, scales, -8, 7))
-    zeros = torch.zeros_like(signed)
-    for divisor in (-8.0, -7.6, -7.2, -6.8, -8.4, 7.5):
-        best.offer(signed / divisor, zeros)
-    for _ in range(_REFITS):
-        values = best.values
-        best.offer((values * groups).sum(-1) / (values * values).sum(-1).clamp_(min=1), zeros)
-    return best.values + 8, best.scales, best.mins
+def fit_groups(
+    groups: torch.Tensor, format_: Format, importance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """4-bit values, scales and minima of `groups` [rows, groups, 32]; `importance` [32] is of the squared errors."""
+    best = _Best(groups, format_, importance / importance.sum())
+    weights = best.importance
+    if format_ is Format.Q4:
+        signed = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
+        zeros = torch.zeros_like(signed)
+        for divisor in (-8.0, -7.6, -7.2, -6.8, -8.4, 7.5):
+            best.offer(signed / divisor, zeros)
+        for _ in range(_REFITS):
+            values = best.values
+            best.offer((values * groups) @ weights / ((values * values) @ weights).clamp_(min=1e-6), zeros)
+    else:
+        low, high = groups.amin(-1), groups.amax(-1)
+        for cut in (0.0, 0.03, 0.06, 0.1):  # of the range, at each end
+            best.offer((high - low) * (1 - 2 * cut) / 15, low + (high - low) * cut)
+        group_mean = groups @ weights
+        for _ in range(_REFITS):
+            values = best.values
+            value_mean = values @ weights
+            spread = (values * values) @ weights - value_mean * value_mean
+            scales = ((values * groups) @ weights - value_mean * group_mean) / spread.clamp_(min=1e-6)
+            best.offer(scales, group_mean - scales * value_mean)
+    return (best.values - _LIMITS[format_][0]).to(torch.uint8), best.scales, best.mins
 
 
-def _fit_with_minimum(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    low, high = groups.amin(-1), groups.amax(-1)
-    best = _Best(
-        groups,
-        lambda scales, mins: _nearest(groups - mins[..., None], scales, 0, 15),
-    )
-    for cut in (0.0, 0.03, 0.06, 0.1):  # of the range, at each end
-        best.offer((high - low) * (1 - 2 * cut) / 15, low + (high - low) * cut)
-    for _ in range(_REFITS):
-        values = best.values
-        value_mean, group_mean = values.mean(-1), groups.mean(-1)
-        spread = (values * values).mean(-1) - value_mean * value_mean
-        scales = ((values * groups).mean(-1) - value_mean * group_mean) / spread.clamp_(min=1e-6)
-        best.offer(scales, group_mean - scales * value_mean)
-    return best.values, best.scales, best.mins
+def round_values(
+    column: torch.Tensor, scale: torch.Tensor, least: torch.Tensor, format_: Format
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What becomes of some values in groups of these scales and minima, and how that is stored."""
+    low, high = _LIMITS[format_]
+    values = ((column - least) * _inverse(scale)).round_().clamp_(low, high)
+    return values * scale + least, (values - low).to(torch.uint8)
 
 
 class _Best:
-    """Of the scales and minima offered for each group, those that round it with the least squared error."""
+    """Of the scales and minima offered for each group, those that round it with the least error."""
 
-    def __init__(self, groups: torch.Tensor, rounded: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, groups: torch.Tensor, format_: Format, importance: torch.Tensor) -> None:
         self._groups = groups
-        self._rounded = rounded
+        self._limits = _LIMITS[format_]
         self._errors = torch.full(groups.shape[:2], torch.inf)
+        self.importance = importance
         self.scales = torch.zeros(groups.shape[:2], dtype=torch.float16)
         self.mins = torch.zeros(groups.shape[:2], dtype=torch.float16)
         self.values = torch.zeros_like(groups)
 
     def offer(self, scales: torch.Tensor, mins: torch.Tensor) -> None:
         scales, mins = scales.half(), mins.half()
-        values = self._rounded(scales.float(), mins.float())
+        values = _nearest(self._groups - mins.float()[..., None], scales, *self._limits)
         found = values * scales.float()[..., None] + mins.float()[..., None]
-        errors = (found - self._groups).square_().sum(-1)
+        errors = (found - self._groups).square_() @ self.importance
         better = errors < self._errors
         self._errors = torch.where(better, errors, self._errors)
         self.scales = torch.where(better, scales, self.scales)
@@ -158,7 +168,7 @@ def format_of(name: str, quantization: str) -> Format:
     """What a matrix of Hugging Face's name is rounded to. The head decides between near ties and is read once a pass:
     four bits there, and in the embedding that may be the same matrix, cost more than they save."""
     if quantization == "int4" and not name.startswith(("lm_head", "model.embed_tokens")):
-        return Format.Q4
+        return Format.Q4_MIN
     return Format.Q8
 
 
