@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
-from millicent.core.request import Limits, Sampling
+from millicent.core.request import Limits, Message, OutputFormat, Sampling, Tool, ToolCall
 from millicent.wire import openai_chat, openai_completions
 
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -60,6 +60,37 @@ def test_sampling_fields_and_extensions_reach_the_request() -> None:
     assert (request.truncate_prompt_tokens, request.priority) == (-1, -3)
 
 
+TOOL = {"type": "function", "function": {"name": "f", "description": "Does it.", "parameters": {"type": "object"}}}
+
+
+def test_tools_their_calls_and_their_results_reach_the_request() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    request, _ = chat(
+        tools=[TOOL], tool_choice={"type": "function", "function": {"name": "f"}}, parallel_tool_calls=False,
+        messages=[{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]},
+                  {"role": "tool", "tool_call_id": "c1", "content": "2"}],
+    )  # fmt: skip
+    assert request.tools == (Tool("f", "Does it.", '{"type":"object"}'),)
+    assert (request.tool_choice, request.tool_name, request.parallel_tool_calls) == ("required", "f", False)
+    assert request.messages[1:] == (
+        Message("assistant", "", tool_calls=(ToolCall("c1", "f", '{"a": 1}'),)),
+        Message("tool", "2", tool_call_id="c1"),
+    )
+
+
+def test_the_forms_of_an_answer_reach_the_request() -> None:
+    def form(**fields: Any) -> Any:
+        return chat(response_format=fields)[0].output_format
+
+    assert form(type="json_object") == OutputFormat("json_object")
+    schema = {"name": "x", "strict": False, "schema": {"b": 1, "a": {"enum": [1.5]}}}
+    assert form(type="json_schema", json_schema=schema) == OutputFormat("json_schema", '{"b":1,"a":{"enum":[1.5]}}')
+    assert form(type="grammar", syntax="regex", definition="a+") == OutputFormat("regex", "a+")
+    assert completion(response_format={"type": "grammar", "syntax": "lark", "definition": "x"}).output_format == (
+        OutputFormat("lark", "x")
+    )
+
+
 def completion(**fields: Any) -> Any:
     return openai_completions.decode(json.dumps({"model": "m", "prompt": "x"} | fields).encode(), {}, "rcpt_1")[0]
 
@@ -95,8 +126,8 @@ def test_nulls_and_neutral_values_change_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("tools", [{"type": "function"}]),
-     ("response_format", {"type": "json_object"}), ("audio", {}), ("store", True), ("reasoning_effort", "high")],
+    [("functions", [{"name": "f"}]), ("function_call", {"name": "f"}), ("audio", {}), ("store", True),
+     ("reasoning_effort", "high")],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> None:
     error = complaint(**{field: value})
@@ -124,13 +155,33 @@ def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> N
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
         ({"stop": [""]}, "stop[0]"),
         ({"seed": 2**64}, "seed"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
         ({"metadata": {"user": "x" * 300}}, "metadata.user"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type"),
+        ({"tool_choice": "always"}, "tool_choice"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": True}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": "x",
+                        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls",
+        ),
     ],
 )
 def test_a_bad_value_is_a_400_that_names_the_field(fields: dict[str, Any], param: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from millicent.core.accounts import Account
-from millicent.core.chunks import Candidate, FinishReason, Text, TokenLogprob, merge_texts
+from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, merge_texts
 from millicent.core.errors import InvalidRequest, RateLimited
 from millicent.core.money import Money
 from millicent.core.usage import Provenance
@@ -48,6 +48,22 @@ def test_choices_and_log_probabilities(dialect: Any) -> None:
     snapshots.check(SNAPSHOTS / f"{dialect.DIALECT}.answer.choices.json", pretty(body))
     writer = dialect.Stream(openai_common.StreamShape(choices=2))
     snapshots.check(SNAPSHOTS / f"{dialect.DIALECT}.stream.choices.txt", stream_of(writer, SCORED, REASONS))
+
+
+CALLED = [
+    Text("", 5, reasoning="It is about"),
+    Text("", 2, reasoning=" Rome."),
+    Text("Let me look.", 4),
+    Text("", 9, 0, calls=(CallPiece(0, "weather", '{"ci'),)),
+    Text("", 3, 0, calls=(CallPiece(0, "", 'ty": "Rome"}'), CallPiece(1, "now", "{}"))),
+]
+
+
+def test_reasoning_and_calls_of_tools() -> None:
+    body = openai_chat.answer_body(receipts.settled(), merge_texts(CALLED), [FinishReason.TOOL_CALLS])
+    snapshots.check(SNAPSHOTS / "openai.chat.answer.calls.json", pretty(body))
+    events = stream_of(openai_chat.Stream(openai_common.StreamShape()), CALLED, [FinishReason.TOOL_CALLS])
+    snapshots.check(SNAPSHOTS / "openai.chat.stream.calls.txt", events)
 
 
 def test_an_echoed_prompt_begins_with_a_token_that_has_no_probability() -> None:

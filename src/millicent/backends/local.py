@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from millicent.backends.engine_process import EngineProcess
+from millicent.backends.grammar_checks import GrammarChecker
 from millicent.backends.local_embeddings import EmbeddingCall, EmbeddingRun, encode_inputs
 from millicent.backends.local_models import (
     EngineState,
@@ -33,7 +34,7 @@ from millicent.backends.local_models import (
     encode,
     truncate,
 )
-from millicent.backends.local_runs import LocalCall, LocalRun
+from millicent.backends.local_runs import LocalCall, LocalRun, Reading
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_MS, NS_PER_S, Clock
 from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError, ModelError, ModelNotFound, Unavailable
@@ -53,6 +54,8 @@ from millicent.engine.protocol import (
     Unload,
     Unloaded,
 )
+from millicent.text.reasoning import opens_reasoning
+from millicent.text.tools import answer_grammar
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -104,6 +107,7 @@ class LocalBackend:
         self._clock = clock
         self._command = tuple(command)
         self._log_file = home / "logs" / f"engine-{config.device}.log"
+        self._grammars = GrammarChecker()
         self._models = {model: HeldModel(model, spec) for model, spec in models.items()}
         self._state = EngineState.STOPPED
         self._message = ""
@@ -162,6 +166,7 @@ class LocalBackend:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._grammars.close()
         if engine is not None:
             await engine.stop()
 
@@ -180,6 +185,9 @@ class LocalBackend:
         check_does(request, model)
         if request.embedding is not None:
             return await self._prepare_embedding(request.embedding, model)
+        form = model.tokenizer.tool_format
+        if grammar := answer_grammar(request, form):
+            await self._grammars.check(grammar, "tools" if request.tools else "response_format")
         tokens = await encode(request, model.tokenizer)
         tokens = truncate(request, tokens, model.context_tokens)
         check_tokens(request, model.tokenizer.vocabulary_size)
@@ -194,14 +202,20 @@ class LocalBackend:
             tenant=self._tenant(request.attribution.key),
             priority=request.priority,
             deadline_ns=self._deadline_ns(request.latency_target_ms),
+            grammar=grammar,
         )
         echo = model.tokenizer.decode(tokens) if request.echo else ""
         label = model.tokenizer.label
+        names = tuple(tool.name for tool in request.tools if request.tool_choice != "none")
+        reasons = model.tokenizer.reasons and request.messages is not None
+        # What a grammar holds is the answer, also where the model was to think first.
+        thinks = reasons and not grammar and opens_reasoning(model.tokenizer.decode(tokens[-8:]))
+        reading = Reading(reasons, thinks, form, names)
         return LocalCall(
             submit,
             sequences,
             placement=model.spec.placement,
-            begin=lambda submits: self._begin(LocalRun(submits, label, echo, self._cancel)),
+            begin=lambda submits: self._begin(LocalRun(submits, label, echo, self._cancel, reading=reading)),
         )
 
     async def _prepare_embedding(self, wanted: Embedding, model: HeldModel) -> EmbeddingCall:

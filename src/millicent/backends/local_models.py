@@ -109,10 +109,11 @@ async def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The request's prompt as tokens. Raises InvalidRequest."""
     if request.messages is not None:
         messages = request.messages
-        characters = sum(len(message.content) for message in messages)
+        tools = () if request.tool_choice == "none" else request.tools
+        characters = sum(len(message.content) for message in messages) + sum(len(tool.parameters) for tool in tools)
         if characters > _INLINE_CHARACTERS:
-            return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages))
-        return tuple(tokenizer.encode_chat(messages))
+            return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages, tools))
+        return tuple(tokenizer.encode_chat(messages, tools))
     prompt = request.prompt or ()
     if isinstance(prompt, str):
         if len(prompt) > _INLINE_CHARACTERS:

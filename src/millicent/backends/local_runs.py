@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from hashlib import blake2b
 
 import msgspec
 
-from millicent.core.chunks import Candidate, Chunk, End, FinishReason, Text, TokenLogprob
+from millicent.core.chunks import CallPiece, Candidate, Chunk, End, FinishReason, Text, TokenLogprob, merge_pieces
 from millicent.core.errors import MillicentError
 from millicent.core.usage import Provenance, Usage
 from millicent.engine.protocol import Output, ScoredToken, Submit
+from millicent.text.reasoning import ReasoningSplitter
+from millicent.text.tools import ToolCallParser, ToolFormat
 
 Label = Callable[[int], bytes]
 """What a token is shown as: its text's bytes, or a control token's name."""
@@ -25,15 +27,30 @@ def choice_seed(seed: int | None, choice: int) -> int | None:
     return int.from_bytes(blake2b(key, digest_size=8, person=b"choice").digest(), "little")
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """How an answer's text is read: whether the model thinks first, and the prompt has begun that; the tools it may
+    call, and how."""
+
+    reasons: bool = False
+    thinks: bool = False
+    tools: ToolFormat | None = None
+    names: tuple[str, ...] = ()
+
+
 class _Choice:
     """One sequence of a run: what waits for the reader, and how it ended."""
 
-    def __init__(self, index: int, echo: str) -> None:
+    def __init__(self, index: int, echo: str, reading: Reading) -> None:
         self.index = index
         self.reason: FinishReason | None = None
         self.cached_tokens: int | None = None
         self.prefilled_tokens = 0
         self._echo = echo
+        self.reasoning_tokens = 0
+        self._splitter = ReasoningSplitter(begun=reading.thinks) if reading.reasons else None
+        self._parser = ToolCallParser(reading.tools, reading.names) if reading.tools and reading.names else None
+        self._reasoning: list[str] = []
+        self._calls: list[CallPiece] = []
         self._begun = False
         self._text: list[str] = []
         self._tokens = 0
@@ -45,24 +62,70 @@ class _Choice:
         if not self._begun and (output.tokens or output.finish == FinishReason.LENGTH.value):
             self._begun = True
             self._push(self._echo)
+        thinking = self._splitter is not None and self._splitter.thinking
         self._push(output.text)
+        if thinking or (self._splitter is not None and self._splitter.thinking):
+            self.reasoning_tokens += output.tokens
+        if output.finish:
+            self._finish()
         self._tokens += output.tokens
         self._logprobs += [_shown(scored, label) for scored in (*output.scored_prompt, *output.scored)]
 
     @property
     def has_news(self) -> bool:
-        return bool(self._text) or (self.reason is not None and bool(self._logprobs))
+        return bool(self._text or self._calls or self._reasoning) or (self.reason is not None and bool(self._logprobs))
+
+    def end(self, reason: FinishReason) -> FinishReason:
+        called = self._parser is not None and self._parser.calls and reason is FinishReason.STOP
+        self.reason = FinishReason.TOOL_CALLS if called else reason
+        return self.reason
 
     def news(self, cached_tokens: int | None) -> Text:
-        text = Text("".join(self._text), self._tokens, self.index, tuple(self._logprobs), cached_tokens)
+        text = Text(
+            "".join(self._text),
+            self._tokens,
+            self.index,
+            tuple(self._logprobs),
+            cached_tokens,
+            merge_pieces(self._calls),
+            "".join(self._reasoning),
+        )
+        self._calls.clear()
+        self._reasoning.clear()
         self._text.clear()
         self._logprobs.clear()
         self._tokens = 0
         return text
 
     def _push(self, text: str) -> None:
+        if self._splitter is not None:
+            reasoning, text = self._splitter.feed(text)
+            self._reason(reasoning)
+        self._say(text)
+
+    def _finish(self) -> None:
+        """Nothing more comes: nothing is held back."""
+        if self._splitter is not None:
+            reasoning, text = self._splitter.finish()
+            self._reason(reasoning)
+            self._say(text)
+        if self._parser is not None:
+            self._add(*self._parser.finish())
+
+    def _reason(self, text: str) -> None:
+        if text:
+            self._reasoning.append(text)
+
+    def _say(self, text: str) -> None:
+        if self._parser is None:
+            self._add(text, ())
+        else:
+            self._add(*self._parser.feed(text))
+
+    def _add(self, text: str, calls: Iterable[CallPiece]) -> None:
         if text:
             self._text.append(text)
+        self._calls += calls
 
 
 class LocalRun:
@@ -73,7 +136,13 @@ class LocalRun:
     """
 
     def __init__(
-        self, submits: tuple[Submit, ...], label: Label, echo: str, on_cancel: Callable[[LocalRun], None]
+        self,
+        submits: tuple[Submit, ...],
+        label: Label,
+        echo: str,
+        on_cancel: Callable[[LocalRun], None],
+        *,
+        reading: Reading | None = None,
     ) -> None:
         self.submits = submits
         self.model = submits[0].model
@@ -81,7 +150,9 @@ class LocalRun:
         self.submitted_ns: int | None = None  # when the engine was given it
         self._label = label
         self._on_cancel = on_cancel
-        self._choices = {submit.sequence: _Choice(index, echo) for index, submit in enumerate(submits)}
+        self._choices = {
+            submit.sequence: _Choice(index, echo, reading or Reading()) for index, submit in enumerate(submits)
+        }
         self._output_tokens = 0
         self._error: MillicentError | None = None
         self._unsent = submits
@@ -132,8 +203,8 @@ class LocalRun:
         choice.take(output, self._label)
         self._output_tokens += output.tokens
         if output.finish:
-            choice.reason = FinishReason(output.finish)
-            if choice.reason is FinishReason.ERROR and self._error is None:
+            ended = choice.end(FinishReason(output.finish))
+            if ended is FinishReason.ERROR and self._error is None:
                 self._error = MillicentError(output.error)
             reasons = [each.reason for each in self._choices.values() if each.reason is not None]
             if len(reasons) == len(self._choices):
@@ -149,11 +220,13 @@ class LocalRun:
         prompt = len(self.submits[0].tokens)
         cached = min(self._cached_tokens or 0, prompt)
         prefilled = max(choice.prefilled_tokens for choice in self._choices.values())
+        reasoning = sum(choice.reasoning_tokens for choice in self._choices.values())
         usage = Usage.of(
             Provenance.MEASURED,
             input_fresh=min(prefilled, prompt - cached),
             input_cache_read=cached,
-            output_text=self._output_tokens,
+            output_text=self._output_tokens - reasoning,
+            **({"output_reasoning": reasoning} if reasoning else {}),
         )
         reasons = tuple(choice.reason or reason for choice in self._choices.values())
         self._end = End(reason, usage, error, reasons if len(reasons) > 1 else ())
@@ -167,7 +240,7 @@ class LocalRun:
 
 
 def _overall(reasons: list[FinishReason]) -> FinishReason:
-    for reason in (FinishReason.ERROR, FinishReason.CANCELLED, FinishReason.LENGTH):
+    for reason in (FinishReason.ERROR, FinishReason.CANCELLED, FinishReason.LENGTH, FinishReason.TOOL_CALLS):
         if reason in reasons:
             return reason
     return FinishReason.STOP

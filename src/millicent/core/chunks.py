@@ -17,6 +17,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
+    TOOL_CALLS = "tool_calls"
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -34,6 +35,15 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: tuple[Candidate, ...] = ()
 
 
+class CallPiece(msgspec.Struct, frozen=True):
+    """Part of a call of a tool, the answer's `index`-th. The name comes whole, with the first piece; the arguments are
+    JSON, piece by piece."""
+
+    index: int
+    name: str
+    arguments: str
+
+
 class Text(msgspec.Struct, frozen=True):
     """Decoded output of one choice, whole characters only. `tokens` is how many output tokens stand behind it (may be
     0). `logprobs` holds an entry for each token since the last chunk, where they were asked for.
@@ -46,6 +56,8 @@ class Text(msgspec.Struct, frozen=True):
     choice: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
+    calls: tuple[CallPiece, ...] = ()
+    reasoning: str = ""
 
 
 def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
@@ -60,9 +72,21 @@ def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
             choice,
             tuple(logprob for part in parts for logprob in part.logprobs),
             parts[-1].cached_tokens,
+            merge_pieces(piece for part in parts for piece in part.calls),
+            "".join(part.reasoning for part in parts),
         )
         for choice, parts in sorted(by_choice.items())
     )
+
+
+def merge_pieces(pieces: Iterable[CallPiece]) -> tuple[CallPiece, ...]:
+    """One piece per call, in the order of calls."""
+    merged: dict[int, tuple[str, list[str]]] = {}
+    for piece in pieces:
+        name, arguments = merged.setdefault(piece.index, (piece.name, []))
+        arguments.append(piece.arguments)
+        merged[piece.index] = (name or piece.name, arguments)
+    return tuple(CallPiece(index, name, "".join(parts)) for index, (name, parts) in sorted(merged.items()))
 
 
 class Vector(msgspec.Struct, frozen=True):

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Literal
 
 import msgspec
 
 from millicent.core.money import Money
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the assistant made. `arguments` is a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A function that the model may call. `parameters` is a JSON schema of its arguments, as text."""
+
+    name: str
+    description: str
+    parameters: str
+
+
 class Message(msgspec.Struct, frozen=True):
-    """One turn. `role` is system, user, assistant or tool."""
+    """One turn. `role` is system, user, assistant or tool; an assistant's may hold calls, a tool's answers one."""
 
     role: str
     content: str
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -49,6 +68,14 @@ class Limits(msgspec.Struct, frozen=True):
     ignore_eos: bool = False
     min_tokens: int = 0
     stop_tokens: tuple[int, ...] = ()
+
+
+class OutputFormat(msgspec.Struct, frozen=True):
+    """What the answer must be: any JSON object, or what `source` describes: a JSON schema, a regular expression, a Lark
+    grammar (llguidance's dialect)."""
+
+    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    source: str = ""
 
 
 class Attribution(msgspec.Struct, frozen=True):
@@ -97,6 +124,8 @@ class Request(msgspec.Struct, frozen=True):
 
     `choices` answers are drawn, all on one receipt. `echo` puts the prompt before each. `truncate_prompt_tokens` keeps
     that many of the prompt's last tokens, -1 as many as the context has room for. Lower `priority` is served earlier.
+
+    Of the `tools` only `tool_name` may be called, where it is set.
     """
 
     id: str
@@ -107,6 +136,11 @@ class Request(msgspec.Struct, frozen=True):
     embedding: Embedding | None = None
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
+    output_format: OutputFormat | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    tool_name: str | None = None
+    parallel_tool_calls: bool = True
     stream: bool = False
     choices: int = 1
     echo: bool = False

@@ -53,7 +53,9 @@ def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel | Encoder]
             kv_dtype=config.kv_dtype,
             tokenizer=tokenizer,
         )
-        return OpenModel(model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer))
+        return OpenModel(
+            model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer), tokenizer.grammar_vocabulary
+        )
 
     return open_model
 

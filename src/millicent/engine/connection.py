@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 
@@ -22,6 +23,19 @@ class Connection:
         self._socket = sock
         self._incoming = bytearray()
         self._outgoing = bytearray()
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+
+    def wake(self) -> None:
+        """Make a `receive` that waits return. Safe from any thread."""
+        with contextlib.suppress(OSError):  # full of wakes already, or closed
+            self._waker.send(b"\0")
+
+    def close(self) -> None:
+        """Nobody is woken any more. The gateway's socket is its owner's to close."""
+        self._woken.close()
+        self._waker.close()
 
     def send(self, frame: FromEngine) -> None:
         """Queue a frame and write what the socket takes now."""
@@ -29,14 +43,17 @@ class Connection:
         self._flush()
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
-        """Frames that have come. Blocks for the next one if `wait`, and while the gateway doesn't read its answers."""
+        """Frames that have come. Blocks for one, or a `wake`, if `wait`; and while the gateway doesn't read."""
         while True:
             if self._outgoing:
                 self._flush()
             frames = self._read()
             if frames or not (wait or len(self._outgoing) > _CONGESTED_BYTES):
                 return frames
-            select.select([self._socket], [self._socket] if self._outgoing else [], [])
+            readable, _, _ = select.select([self._socket, self._woken], [self._socket] if self._outgoing else [], [])
+            if self._woken in readable:
+                self._woken.recv(_READ_BYTES)
+                wait = False
 
     def _flush(self) -> None:
         try:

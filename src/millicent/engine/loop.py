@@ -68,6 +68,12 @@ class Engine:
 
     def run(self) -> None:
         """Until the gateway says Shutdown; raises Disconnected when it goes without a word."""
+        try:
+            self._serve()
+        finally:
+            self._connection.close()
+
+    def _serve(self) -> None:
         self._connection.send(Hello(self._config.device, os.getpid(), self._memory_bytes))
         turn = 0
         while True:
@@ -75,6 +81,9 @@ class Engine:
                 if isinstance(frame, Shutdown):
                     return
                 self._handle(frame)
+            for runner in self._runners.values():
+                if isinstance(runner, Runner):
+                    self._report(runner.take_compiled())
             if busy := self._busy():
                 turn += 1
                 self._connection.send(busy[turn % len(busy)].step(self._config.device, self._steps, self._clock))
@@ -163,7 +172,7 @@ class Engine:
             kv_bytes = least * self._config.block_tokens * opened.model.kv_bytes_per_token
             weight_bytes = opened.model.weight_bytes
             raise OutOfMemory(_does_not_fit(frame.model, weight_bytes + kv_bytes, weight_bytes + left))
-        return Runner(opened, self._config, blocks=blocks)
+        return Runner(opened, self._config, blocks=blocks, wake=self._connection.wake)
 
     def _kv_blocks(self, model: Model, left_bytes: int) -> tuple[int, int]:
         """How many KV blocks the model gets, and the fewest it can work with.

@@ -43,7 +43,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Run a sequence. `sequence` is the gateway's number for it, never reused. `limits.max_tokens` is always set.
 
     `tenant` is whom the engine is fair to, and whose prefixes are reused. Lower `priority` goes first; `deadline_ns`
-    is monotonic.
+    is monotonic. `grammar` says what may come, as `text.grammars` writes it; empty, anything.
     """
 
     sequence: int
@@ -54,6 +54,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     tenant: int = 0
     priority: int = 0
     deadline_ns: int | None = None
+    grammar: str = ""
 
 
 class Embed(msgspec.Struct, frozen=True, tag=True):

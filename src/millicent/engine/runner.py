@@ -7,6 +7,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Many
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +21,7 @@ from millicent.core.steps import Overhead, StepRecord
 from millicent.engine.batch import Model, Piece
 from millicent.engine.calibration import calibrate
 from millicent.engine.config import EngineConfig
+from millicent.engine.grammars import Grammar, GrammarCompiler, Vocabulary
 from millicent.engine.logprobs import score
 from millicent.engine.processors import Adjustments, adjustments
 from millicent.engine.protocol import Output, ScoredToken, Step, Submit
@@ -28,10 +30,15 @@ from millicent.engine.scheduling.scheduler import Scheduler
 from millicent.engine.scheduling.sequences import Sequence
 
 if TYPE_CHECKING:
+    import llguidance
     import numpy as np
     import torch
 
 _log = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    """Nobody waits."""
 
 
 class Words(Protocol):
@@ -46,11 +53,13 @@ class Words(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """What a model's files give: `words` opens the text of an answer that ends at one of the stop strings."""
+    """What a model's files give: `words` opens the text of an answer that ends at one of the stop strings. Without a
+    `vocabulary` its answers can have no grammar."""
 
     model: Model
     eos_tokens: frozenset[int]
     words: Callable[[Many[str]], Words]
+    vocabulary: Vocabulary | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +72,7 @@ class _Answer:
     seed: int
     words: Words
     adjust: Adjustments | None
+    grammar: Grammar | None = None
     scored_prompt: list[ScoredToken] = field(default_factory=list)  # until it is told
 
     def draw(self) -> Draw:
@@ -75,8 +85,14 @@ class _Answer:
             self.sequence.output_tokens,
             sampling.min_p,
             sampling.typical_p,
-            self.adjust,
+            self._change if self.adjust is not None or self.grammar is not None else None,
         )
+
+    def _change(self, scores: np.ndarray) -> None:
+        if self.adjust is not None:
+            self.adjust(scores)
+        if self.grammar is not None:
+            self.grammar.mask(scores)
 
     def news(self, tokens: int, text: str, scored: tuple[ScoredToken, ...] = ()) -> Output:
         told, self.scored_prompt = tuple(self.scored_prompt), []
@@ -102,8 +118,11 @@ def check_tokens(tokens: Collection[int], vocabulary_size: int, what: str = "the
 
 
 class Runner:
-    def __init__(self, opened: OpenModel, config: EngineConfig, *, blocks: int) -> None:
-        """Allocates the model's KV cache of `blocks` blocks."""
+    def __init__(
+        self, opened: OpenModel, config: EngineConfig, *, blocks: int, wake: Callable[[], None] = _nothing
+    ) -> None:
+        """Allocates the model's KV cache of `blocks` blocks. `wake` is called, from another thread, when there may be
+        something to `take_compiled`."""
         self._model = opened.model
         self._vocabulary_size = opened.model.vocabulary_size
         self._eos_tokens = opened.eos_tokens | opened.model.eos_tokens
@@ -113,6 +132,8 @@ class Runner:
         self.weight_bytes = opened.model.weight_bytes
         self.kv_bytes = blocks * config.block_tokens * opened.model.kv_bytes_per_token
         self._answers: dict[int, _Answer] = {}
+        self._compiling: dict[int, tuple[Submit, Future[llguidance.LLMatcher]]] = {}
+        self._compiler = GrammarCompiler(opened.vocabulary, self._vocabulary_size, self._eos_tokens, wake)
         self._passes: deque[list[Piece]] = deque()
         self.scheduler = Scheduler(
             blocks=blocks,
@@ -142,7 +163,26 @@ class Runner:
         return sequence in self._answers
 
     def submit(self, frame: Submit) -> Output | None:
-        """Queue a sequence. An Output says why it cannot run; nobody else is concerned."""
+        """Queue a sequence, once its grammar is there. An Output says why it cannot run; nobody else is concerned."""
+        if frame.grammar:
+            self._compiling[frame.sequence] = (frame, self._compiler.compile(frame.grammar))
+            return None
+        return self._queue(frame)
+
+    def take_compiled(self) -> list[Output]:
+        """Queue the sequences whose grammars are ready. Outputs are of those that cannot run."""
+        refused: list[Output | None] = []
+        for sequence, (frame, compiled) in list(self._compiling.items()):
+            if not compiled.done():
+                continue
+            del self._compiling[sequence]
+            if error := compiled.exception():
+                refused.append(Output(sequence, 0, "", FinishReason.ERROR.value, str(error)))
+            else:
+                refused.append(self._queue(frame, Grammar(compiled.result().deep_copy(), self._vocabulary_size)))
+        return [output for output in refused if output is not None]
+
+    def _queue(self, frame: Submit, grammar: Grammar | None = None) -> Output | None:
         sampling, limits = frame.sampling, frame.limits
         sequence = Sequence(
             frame.sequence,
@@ -164,16 +204,21 @@ class Runner:
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
         ends = self._eos_tokens.union(limits.stop_tokens)
         adjust = adjustments(sampling, limits, sequence.tokens, [end for end in ends if end < self._vocabulary_size])
-        self._answers[sequence.id] = _Answer(sequence, sampling, limits, seed, words, adjust)
+        self._answers[sequence.id] = _Answer(sequence, sampling, limits, seed, words, adjust, grammar)
         return None
 
     def cancel(self, sequence: int) -> Output | None:
+        if self._compiling.pop(sequence, None):
+            return Output(sequence, 0, "", FinishReason.CANCELLED.value)
         answer = self._drop(sequence)
         return None if answer is None else answer.end(FinishReason.CANCELLED)
 
     def abandon(self, error: str) -> tuple[Output, ...]:
         """End everything that runs."""
-        return tuple(self._fail(list(self._answers), error))
+        waiting = [Output(sequence, 0, "", FinishReason.ERROR.value, error) for sequence in self._compiling]
+        self._compiling.clear()
+        self._compiler.close()
+        return (*waiting, *self._fail(list(self._answers), error))
 
     def step(self, device: str, index: int, clock: Clock) -> Step:
         """One forward pass, from planning it to the text that came of it. Call only while busy."""
@@ -241,6 +286,8 @@ class Runner:
         sequence, limits, words = answer.sequence, answer.limits, answer.words
         if limits.max_tokens == 0:
             return self._finish(answer, FinishReason.LENGTH, answer.news(0, ""))
+        if answer.grammar is not None and answer.grammar.error:
+            return self._finish(answer, FinishReason.ERROR, answer.news(0, ""), answer.grammar.error)
         if token is None:
             error = "the model gave no usable probabilities (NaN or infinity); check its files, or try dtype fp32"
             return self._finish(answer, FinishReason.ERROR, answer.news(0, ""), error)
@@ -251,9 +298,15 @@ class Runner:
             answer.adjust.note(token)
         top = answer.sampling.logprobs
         scored = () if top is None else (score(logits, token, top),)
+        if answer.grammar is not None:
+            answer.grammar.take(token)
+            if answer.grammar.error:
+                return self._finish(answer, FinishReason.ERROR, answer.news(1, "", scored), answer.grammar.error)
         text = words.push(token, heed_stops=sequence.output_tokens >= limits.min_tokens)
         if words.stopped:
             return self._finish(answer, FinishReason.STOP, answer.news(1, text, scored))
+        if answer.grammar is not None and answer.grammar.finished:
+            return self._finish(answer, FinishReason.STOP, answer.news(1, text + words.finish(), scored))
         full = limits.max_tokens is not None and sequence.output_tokens >= limits.max_tokens
         if full or len(sequence.tokens) >= self.scheduler.context_tokens:
             return self._finish(answer, FinishReason.LENGTH, answer.news(1, text + words.finish(), scored))

@@ -131,7 +131,7 @@ class Answer:
         return texts
 
     def push(self, text: Text) -> None:
-        if text.text or text.logprobs:
+        if text.text or text.logprobs or text.calls or text.reasoning:
             self._waiting.append(text)
             if self._kept is not None:
                 self._kept.append(text)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import InvalidRequest, ModelError
-from millicent.core.request import Message
 
 if TYPE_CHECKING:
     import jinja2
@@ -28,18 +27,20 @@ class ChatTemplate:
     """`tokens` are the names that templates expect: bos_token, eos_token and the like."""
 
     def __init__(self, source: str, tokens: Mapping[str, str], clock: Clock) -> None:
-        self._source = source
+        self.source = source
         self._tokens = dict(tokens)
         self._clock = clock
         self._compiled: jinja2.Template | None = None
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         import jinja2
 
         if self._compiled is None:
             self._compiled = self._compile()
         try:
-            return self._compiled.render(messages=messages, add_generation_prompt=True, **self._tokens)
+            return self._compiled.render(
+                messages=messages, tools=tools or None, add_generation_prompt=True, **self._tokens
+            )
         except jinja2.TemplateError as error:
             reason = error.message or type(error).__name__
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -60,7 +61,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = self._strftime_now
         try:
-            return environment.from_string(self._source)
+            return environment.from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"the model's chat template is not valid Jinja (line {error.lineno}: {error.message}); "
@@ -104,14 +105,19 @@ class SpecialTokens:
         self._beginnings = tuple({token[:end] for token in guarded for end in range(1, len(token))})
         self._endings = tuple({token[start:] for token in guarded for start in range(1, len(token))})
 
-    def guard(self, messages: Sequence[Message]) -> tuple[str, list[dict[str, str]]]:
-        """The guard that was chosen and the messages as templates take them, guarded."""
-        fields = [
-            {field: text for field in ("role", "content", "name") if (text := getattr(message, field)) is not None}
-            for message in messages
-        ]
-        guard = _unused_character(text for each in fields for text in each.values())
-        return guard, [{field: self._guard_text(text, guard) for field, text in each.items()} for each in fields]
+    def guard(self, values: Any) -> tuple[str, Any]:
+        """The guard that was chosen, and what templates are given (texts in lists and mappings), guarded."""
+        guard = _unused_character(_texts(values))
+        return guard, self._guarded_value(values, guard)
+
+    def _guarded_value(self, value: Any, guard: str) -> Any:
+        if isinstance(value, str):
+            return self._guard_text(value, guard)
+        if isinstance(value, dict):
+            return {self._guarded_value(key, guard): self._guarded_value(each, guard) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._guarded_value(each, guard) for each in value]
+        return value
 
     def encode(self, text: str, encode_plain: Callable[[str], list[int]]) -> list[int]:
         """Token ids of a text whose special tokens count; what lies between goes to `encode_plain`."""
@@ -145,6 +151,18 @@ def _alternatives(patterns: Iterable[str]) -> re.Pattern[str]:
 def _with_strips(token: str, left: bool, right: bool) -> str:
     space = r"\s*"
     return (space if left else "") + re.escape(token) + (space if right else "")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _texts(key)
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def _unused_character(texts: Iterable[str]) -> str:

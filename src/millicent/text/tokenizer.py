@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from millicent.core.clock import Clock, SystemClock
 from millicent.core.errors import InvalidRequest, ModelError
-from millicent.core.request import Message
+from millicent.core.request import Message, Tool
 from millicent.text.gguf import find_gguf, read_gguf_head
+from millicent.text.grammars import vocabulary
+from millicent.text.reasoning import reasons
 from millicent.text.templates import ChatTemplate, SpecialTokens
+from millicent.text.tools import ToolFormat, message_entries, tool_entries, tool_format
 
 if TYPE_CHECKING:
+    import llguidance
     import tokenizers
 
 
@@ -60,14 +64,27 @@ class Tokenizer:
         tokens: list[int] = backend.post_process(encoding).ids
         return tokens[:limit]
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How this model calls tools."""
+        return tool_format(self._template.source if self._template else "")
+
+    @property
+    def reasons(self) -> bool:
+        """Whether this model thinks before it answers."""
+        return reasons(self._template.source if self._template else "")
+
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Tokens of a conversation, up to where the assistant speaks. Only the template's own control tokens count."""
         if self._template is None:
             raise InvalidRequest(
                 "messages: this model has no chat template; send its text to /v1/completions", param="messages"
             )
-        guard, guarded = self._specials.guard(messages)
-        text = self._template.render(guarded)
+        form = self.tool_format
+        entries = message_entries(messages, tools, form)
+        told = tool_entries(tools) if form.in_template else []
+        guard, (guarded, guarded_tools) = self._specials.guard((entries, told))
+        text = self._template.render(guarded, guarded_tools)
         if guard not in text:
             tokens: list[int] = self._parsing.encode(text, add_special_tokens=False).ids
             return tokens
@@ -86,6 +103,11 @@ class Tokenizer:
     def label(self, token: int) -> bytes:
         """What to show where a token itself is meant: its bytes, or a control token's name."""
         return self.token_bytes(token) or self._added.get(token, b"")
+
+    def grammar_vocabulary(self, size: int, ends: Iterable[int]) -> llguidance.LLTokenizer:
+        """The vocabulary as grammars see it, padded to the `size` of the model's output."""
+        tokens = range(size)
+        return vocabulary([self.token_bytes(token) for token in tokens], [self.label(token) for token in tokens], ends)
 
     def _encode_piece(self, text: str) -> list[int]:
         tokens: list[int] = self._plain.encode(text, add_special_tokens=False).ids

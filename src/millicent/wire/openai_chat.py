@@ -13,6 +13,7 @@ from millicent.core.receipts import Receipt
 from millicent.core.request import Message, Request
 from millicent.wire import openai_common as common
 from millicent.wire import openai_generation as generation
+from millicent.wire import openai_tools
 from millicent.wire.attribution import read_attribution, read_max_cost
 from millicent.wire.decoding import decode_body, refuse_unless_neutral
 from millicent.wire.openai_logprobs import chat_logprobs
@@ -32,15 +33,16 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Clients send an assistant's message back as they got it, so the fields that came with it are known here."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None
     refusal: Any = None
     annotations: Any = None
     audio: Any = None
     function_call: Any = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
+    tool_calls: list[openai_tools.Called] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None  # what was thought before an earlier answer isn't thought again
 
 
 class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,16 +57,15 @@ class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=T
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=generation.MAX_LOGPROBS)] | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
+    tools: openai_tools.Tools | None = None
+    tool_choice: openai_tools.Choice | None = None
+    parallel_tool_calls: bool | None = None
     # harmless hints: they ask for nothing that changes an answer
     service_tier: str | None = None
-    parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     # refused by name unless neutral
-    response_format: Any = None
-    tools: Any = None
-    tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -77,9 +78,6 @@ class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=T
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -95,8 +93,6 @@ _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "tool_calls": ([],),
-    "tool_call_id": (),
 }
 
 _decoder = msgspec.json.Decoder(ChatBody)
@@ -116,6 +112,8 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
     if chat.top_logprobs and not chat.logprobs:
         raise InvalidRequest("`top_logprobs` goes only with `logprobs: true`: send both.", param="top_logprobs")
     stream = bool(chat.stream)
+    tools = openai_tools.read_tools(chat.tools or ())
+    tool_choice, tool_name = openai_tools.read_choice(chat.tool_choice, tools)
     request = Request(
         id=receipt_id,
         dialect=DIALECT,
@@ -123,6 +121,11 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         messages=tuple(_message(message, f"messages[{i}]") for i, message in enumerate(chat.messages)),
         sampling=chat.sampling((chat.top_logprobs or 0) if chat.logprobs else None),
         limits=chat.limits(chat.max_completion_tokens or chat.max_tokens),
+        output_format=chat.output_format(),
+        tools=tools,
+        tool_choice=tool_choice,
+        tool_name=tool_name,
+        parallel_tool_calls=chat.parallel_tool_calls is not False,
         stream=stream,
         choices=chat.n or 1,
         truncate_prompt_tokens=chat.truncate_prompt_tokens,
@@ -135,14 +138,19 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
 
 def _message(message: ChatMessage, where: str) -> Message:
     refuse_unless_neutral(message, _NEUTRAL_IN_MESSAGE, where)
-    if message.role in {"tool", "function"}:
-        raise InvalidRequest(
-            f"`{where}.role` is `{message.role}`: tools are not supported by this server.",
-            param=f"{where}.role",
-            code="unsupported_parameter",
-        )
     role = "system" if message.role == "developer" else message.role
-    return Message(role=role, content=_text(message.content, where), name=message.name)
+    if (role == "tool") != (message.tool_call_id is not None):
+        raise InvalidRequest(
+            f"`{where}.tool_call_id` goes with the role `tool`, and only with it: send both or neither.",
+            param=f"{where}.tool_call_id",
+        )
+    calls = openai_tools.read_calls(message.tool_calls or (), where)
+    if calls and role != "assistant":
+        raise InvalidRequest(
+            f"`{where}.tool_calls` goes only with the role `assistant`: leave it out.", param=f"{where}.tool_calls"
+        )
+    content = "" if calls and message.content is None else _text(message.content, where)
+    return Message(role, content, message.name, calls, message.tool_call_id)
 
 
 def _text(content: str | list[Part] | None, where: str) -> str:
@@ -178,7 +186,7 @@ def answer_body(receipt: Receipt, texts: Sequence[Text], reasons: Sequence[Finis
         "choices": [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": text.text, "refusal": None, "annotations": []},
+                "message": _message_body(receipt, index, text),
                 "logprobs": chat_logprobs(text.logprobs),
                 "finish_reason": common.finish_reason(reason),
             }
@@ -188,6 +196,16 @@ def answer_body(receipt: Receipt, texts: Sequence[Text], reasons: Sequence[Finis
         "service_tier": "default",
         "system_fingerprint": None,
     }
+
+
+def _message_body(receipt: Receipt, choice: int, text: Text) -> dict[str, Any]:
+    body: dict[str, Any] = {"role": "assistant", "content": text.text, "refusal": None, "annotations": []}
+    if text.reasoning:
+        body["reasoning_content"] = text.reasoning
+    if text.calls:
+        body["content"] = text.text or None
+        body["tool_calls"] = openai_tools.calls_body(receipt, choice, text.calls)
+    return body
 
 
 class Stream:
@@ -201,7 +219,14 @@ class Stream:
         return b"".join(self._chunk(receipt, index, opening) for index in range(self._shape.choices))
 
     def text(self, receipt: Receipt, text: Text) -> bytes:
-        return self._chunk(receipt, text.choice, {"content": text.text}, logprobs=chat_logprobs(text.logprobs))
+        delta: dict[str, Any] = {}
+        if text.reasoning:
+            delta["reasoning_content"] = text.reasoning
+        if text.text or not (text.calls or text.reasoning):
+            delta["content"] = text.text
+        if text.calls:
+            delta["tool_calls"] = [openai_tools.piece_body(receipt, text.choice, piece) for piece in text.calls]
+        return self._chunk(receipt, text.choice, delta, logprobs=chat_logprobs(text.logprobs))
 
     def end(self, receipt: Receipt, reasons: Sequence[FinishReason]) -> bytes:
         """Everything after the text: sent only once the receipt is durable."""

@@ -89,7 +89,8 @@ def cost_details(receipt: Receipt) -> dict[str, Any]:
 
 def finish_reason(reason: str | None) -> str:
     """OpenAI knows no `cancelled`: a client that has gone doesn't read it, a server that stops says `stop`."""
-    return FinishReason.LENGTH if reason == FinishReason.LENGTH else FinishReason.STOP
+    known = (FinishReason.LENGTH, FinishReason.TOOL_CALLS)
+    return next((each for each in known if reason == each), FinishReason.STOP)
 
 
 def created_s(receipt: Receipt) -> int:

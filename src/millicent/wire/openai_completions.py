@@ -68,6 +68,7 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
             completion.logprobs, prompt_logprobs=bool(completion.echo) and completion.logprobs is not None
         ),
         limits=completion.limits(_DEFAULT_MAX_TOKENS if completion.max_tokens is None else completion.max_tokens),
+        output_format=completion.output_format(),
         stream=stream,
         choices=completion.n or 1,
         echo=bool(completion.echo),

@@ -7,7 +7,8 @@ from typing import Annotated
 import msgspec
 
 from millicent.core.errors import InvalidRequest
-from millicent.core.request import Limits, Sampling
+from millicent.core.request import Limits, OutputFormat, Sampling
+from millicent.wire import output_format
 
 MAX_LOGPROBS = 20
 
@@ -31,6 +32,7 @@ class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     logit_bias: Annotated[dict[TokenId, _Bias], msgspec.Meta(max_length=4096)] | None = None
+    response_format: output_format.ResponseFormat | None = None
     # extensions, named as vLLM names them
     top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
     min_p: _Share | None = None
@@ -57,6 +59,16 @@ class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
+
+    def output_format(self) -> OutputFormat | None:
+        form = output_format.read(self.response_format)
+        for field in ("min_tokens", "ignore_eos"):
+            if form is not None and getattr(self, field):
+                raise InvalidRequest(
+                    f"`{field}` doesn't go with `response_format`, which says where the answer ends: leave it out.",
+                    param=field,
+                )
+        return form
 
     def limits(self, max_tokens: int | None) -> Limits:
         min_tokens = self.min_tokens or 0

@@ -1,0 +1,42 @@
+"""`python -m millicent.text.grammar_check`: compiles strangers' grammars where nothing but this process can suffer.
+
+A line of JSON comes in, the grammar; a line goes out, what is wrong with it, or null. Whoever waits too long kills it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from millicent.core.errors import InvalidRequest
+from millicent.text.grammars import compile_grammar, vocabulary
+
+_MEMORY_BYTES = 2 << 30
+
+
+def main() -> int:
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Whether a grammar can be used hardly depends on the vocabulary: single bytes lead to every one of its states.
+    words = vocabulary([*(bytes([byte]) for byte in range(256)), b""], [b""] * 256 + [b"<end>"], [256])
+    _say(None)  # ready
+    for line in sys.stdin.buffer:
+        try:
+            compile_grammar(json.loads(line), words)
+        except InvalidRequest as error:
+            _say(error.message)
+        else:
+            _say(None)
+    return 0
+
+
+def _say(complaint: str | None) -> None:
+    sys.stdout.buffer.write(json.dumps(complaint).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
