@@ -71,30 +71,28 @@ def round_layers(
 
 def round_to_inputs(weight: torch.Tensor, products: torch.Tensor, format_: Format) -> Quantized:
     """`weight` [outputs, inputs], rounded for inputs X of which `products` is X^T X, both float32."""
-    left = weight.clone()
     outputs, inputs = weight.shape
+    left = weight.T.contiguous()  # an input's weights lie together: they are rounded together
     damped = products + torch.eye(inputs) * (_DAMPING * products.diagonal().mean() + 1e-8)
     # Row i of this is what the inputs from i on make up for when i is rounded, were all before it fixed.
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    values = torch.empty(outputs, inputs, dtype=torch.uint8)
+    values = torch.empty(inputs, outputs, dtype=torch.uint8)
     scales = torch.empty(outputs, inputs // GROUP, dtype=torch.float16)
     mins = torch.zeros_like(scales)
     for group in range(inputs // GROUP):
-        columns = slice(group * GROUP, (group + 1) * GROUP)
-        block, corner = left[:, columns].contiguous(), inverse[columns, columns]
+        taken = slice(group * GROUP, (group + 1) * GROUP)
+        block, corner = left[taken], inverse[taken, taken]
         _, scales[:, group : group + 1], mins[:, group : group + 1] = fit_groups(
-            block[:, None], format_, corner.diagonal() ** -2
+            block.T.contiguous()[:, None], format_, corner.diagonal() ** -2
         )
         scale, least = scales[:, group].float(), mins[:, group].float()
         errors = torch.empty_like(block)
         for i in range(GROUP):
-            column = block[:, i]
-            kept, stored = round_values(column, scale, least, format_)
-            values[:, columns.start + i] = stored
-            errors[:, i] = (column - kept) / corner[i, i]
-            block[:, i + 1 :] -= torch.outer(errors[:, i], corner[i, i + 1 :])
-        left[:, columns.stop :] -= errors @ inverse[columns, columns.stop :]
-    return Quantized(format_, values, scales, mins if format_ is Format.Q4_MIN else None)
+            kept, values[taken.start + i] = round_values(block[i], scale, least, format_)
+            errors[i] = (block[i] - kept) / corner[i, i]
+            block[i + 1 :] -= torch.outer(corner[i, i + 1 :], errors[i])
+        left[taken.stop :] -= inverse[taken, taken.stop :].T @ errors
+    return Quantized(format_, values.T.contiguous(), scales, mins if format_ is Format.Q4_MIN else None)
 
 
 class _RoundingLoader(Loader):

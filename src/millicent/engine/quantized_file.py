@@ -98,6 +98,7 @@ class _Plan:
                 self._blocks[stored[name]] = to_blocks(self._checkpoint.as_stored(name, matrix))
                 self._done(stored[name])
 
+        self._report()
         model = load_model(file, dtype="auto", name=file.stem)
         texts = own_texts(model, _TEXTS, _TEXT_TOKENS)
         del model
@@ -118,6 +119,9 @@ class _Plan:
 
     def _done(self, name: str) -> None:
         self._left.pop(name, None)
+        self._report()
+
+    def _report(self) -> None:
         if self._progress is not None:
             self._progress(self._total_bytes - sum(self._left.values()), self._total_bytes)
 
