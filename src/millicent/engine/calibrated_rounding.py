@@ -11,7 +11,8 @@ chosen (Liu et al., "LLM-QAT", 2023).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.nn import functional
@@ -95,6 +96,17 @@ def round_to_inputs(weight: torch.Tensor, products: torch.Tensor, format_: Forma
     return Quantized(format_, values.T.contiguous(), scales, mins if format_ is Format.Q4_MIN else None)
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Rounding is many small operations: on busy cores, waiting for other threads made it eight times as slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class _RoundingLoader(Loader):
     """Gives linears that round themselves to the rows they first see."""
 
@@ -109,7 +121,9 @@ class _RoundingLoader(Loader):
     def round(self, parts: Sequence[tuple[str, int]], in_size: int, rows: torch.Tensor) -> torch.Tensor:
         """The parts below each other, as they are from now on."""
         weight = torch.cat([self.tensor(f"{name}.weight", size, in_size) for name, size in parts])
-        quantized = round_to_inputs(weight, rows.T @ rows, self._format)
+        products = rows.T @ rows
+        with _one_thread():
+            quantized = round_to_inputs(weight, products, self._format)
         index = torch.arange(len(weight))
         for (name, _), part in zip(parts, torch.split(index, [size for _, size in parts]), strict=True):
             self._rounded(f"{name}.weight", quantized.rows(part))
