@@ -93,10 +93,11 @@ def lengths_of(trace: Path | None, count: int, seed: int) -> Lengths:
     return scaled
 
 
-async def load(target: Target, lengths: Lengths, clients: int, vocabulary: int) -> Measured:
+async def load(target: Target, lengths: Lengths, clients: int, vocabulary: int, seed: int) -> Measured:
+    """Each seed has prompts of its own: what an earlier round left in a prefix cache is of no use."""
     measured = Measured()
     waiting = iter(lengths)
-    draw = random.Random(1)
+    draw = random.Random(seed)
     async with aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=600), connector=aiohttp.TCPConnector(limit=0, force_close=True)
     ) as session:
@@ -236,10 +237,10 @@ def measure(options: argparse.Namespace, clients: int, rounds: int) -> dict[str,
             _, about["llama.cpp_start_s"] = stack.enter_context(running(command, peer_port, "/health"))
             targets.append(peer(peer_port))
         for target in targets:
-            asyncio.run(load(target, lengths[:clients], clients, options.vocabulary))
-        for _ in range(rounds):
+            asyncio.run(load(target, lengths[:clients], clients, options.vocabulary, seed=0))
+        for number in range(1, rounds + 1):
             for target in targets:
-                round_ = asyncio.run(load(target, lengths, clients, options.vocabulary))
+                round_ = asyncio.run(load(target, lengths, clients, options.vocabulary, seed=number))
                 found.setdefault(target.name, []).append(round_.figures())
         about["millicent_memory_mb"] = memory_mb(pid)
     medians = {
