@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
@@ -66,9 +66,10 @@ class Told(BaseHTTPRequestHandler):
         self.send_header("X-Millicent-Receipt", RECEIPT)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for piece in self.answer:
-            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-        self.wfile.write(b"0\r\n\r\n")
+        with suppress(ConnectionError):  # a client may leave at an error, before the end
+            for piece in self.answer:
+                self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            self.wfile.write(b"0\r\n\r\n")
 
     def _send(self, status: int, body: bytes) -> None:
         self.send_response(status)
