@@ -138,6 +138,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
         )
+
+        def chat_models() -> list[str]:
+            return [model for model in pipeline.models() if not backend.makes_vectors(model)]
+
         server = Server(
             config=config.server,
             pipeline=pipeline,
@@ -150,9 +154,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=dashboard_routes(
-                queries, models=lambda: list(pipeline.models()), clock=clock, refresh=pipeline.checkpoint
-            ),
+            pages=dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
         )
         await pipeline.start()
         try:

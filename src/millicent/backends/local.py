@@ -130,8 +130,9 @@ class LocalBackend:
         return tuple(self._models)
 
     def makes_vectors(self, model: str) -> bool:
-        """False too while the model hasn't been loaded."""
-        return self._models[model].dimensions > 0
+        """As declared, or as seen when it was loaded."""
+        held = self._models[model]
+        return held.spec.makes_vectors or held.dimensions > 0
 
     def status(self) -> EngineStatus:
         return EngineStatus(

@@ -25,7 +25,7 @@ class LocalModel(msgspec.Struct, frozen=True):
     """A model on this machine. `keep_alive_s` without use and it is unloaded; None keeps it, 0 unloads it at once.
 
     `dtype` and `quantize` None are the engine's. `path` can be what finds the model, or fetches
-    it, at its first use: called on a thread of its own.
+    it, at its first use: called on a thread of its own. `makes_vectors` says what can't be seen before it is loaded.
     """
 
     path: Path | Callable[[], Path]
@@ -34,6 +34,7 @@ class LocalModel(msgspec.Struct, frozen=True):
     preload: bool = False
     dtype: Dtype | None = None
     quantize: Quantization | None = None
+    makes_vectors: bool = False
 
 
 class ModelState(StrEnum):

@@ -111,5 +111,5 @@ def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str)
             raise ConfigError(f"two models would be called {public!r}: give one another name with [models.NAME] path.")
         preload = how.preload or bool(names) or not settings.models
         wanted[public] = LocalModel(model.path, placement, how.keep_alive_s, preload, how.dtype, how.quantize)
-    wanted.setdefault(EMBEDDING_MODEL, LocalModel(lambda: found(EMBEDDING_MODEL).path, placement))
+    wanted.setdefault(EMBEDDING_MODEL, LocalModel(lambda: found(EMBEDDING_MODEL).path, placement, makes_vectors=True))
     return wanted
