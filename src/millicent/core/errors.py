@@ -13,7 +13,6 @@ MillicentError
 ├── Unavailable           503  not ready, or shutting down; retry
 │   ├── EngineCrashed     503  the engine process ended while this ran; retry
 │   └── LedgerUnavailable 503  receipts cannot be made durable, so nothing is started
-├── DeadlineExceeded      504
 ├── ConfigError                the configuration file or the command line
 └── ModelError                 a model's files: missing, truncated, corrupt, unsupported
 """
@@ -123,12 +122,6 @@ class EngineCrashed(Unavailable):
 
 class LedgerUnavailable(Unavailable):
     code = "ledger_unavailable"
-
-
-class DeadlineExceeded(MillicentError):
-    status = 504
-    kind = "timeout_error"
-    code = "deadline_exceeded"
 
 
 class ConfigError(MillicentError):
