@@ -124,5 +124,5 @@ def _refusal(what: str, quote: Quote) -> PaymentRequired:
 def _guess_tokens(request: Request) -> int:
     if isinstance(request.prompt, tuple):
         return len(request.prompt)
-    text = request.prompt or "".join(message.content for message in request.messages or ())
+    text = request.prompt or "".join(message.text for message in request.messages or ())
     return len(text) // _CHARACTERS_PER_TOKEN + 1
