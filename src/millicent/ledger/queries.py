@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
@@ -27,7 +27,7 @@ from millicent.ledger.rollups import ACTUAL, book_sql, totals_sql
 from millicent.ledger.rows import receipt_of
 from millicent.ledger.schema import refuse_other_version, unavailable
 from millicent.ledger.verification import problems
-from millicent.ledger.worth import RoleCosts, Usefulness, role_costs, usefulness, verdicts
+from millicent.ledger.worth import RoleCosts, Usefulness, in_time, role_costs, usefulness, verdicts
 
 T = TypeVar("T")
 GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status"]
@@ -180,6 +180,11 @@ class LedgerQueries:
         """In order of the groups; those without a line are left out."""
         with self._snapshot() as connection:
             return [] if connection is None else role_costs(connection, _GROUPS[by], *_condition(where))
+
+    def in_time(self, within_ns: Mapping[str, int], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
+        """Of each of these features' answers: how many there are, and how many took no longer than that."""
+        with self._snapshot() as connection:
+            return {} if connection is None else in_time(connection, within_ns, *_condition(where))
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""

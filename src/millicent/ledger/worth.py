@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
@@ -117,6 +117,19 @@ def usefulness(connection: sqlite3.Connection, group: str, where: str, values: S
         )
         for row in found
     ]
+
+
+def in_time(
+    connection: sqlite3.Connection, within_ns: Mapping[str, int], where: str, values: Sequence[object]
+) -> dict[str, tuple[int, int]]:
+    """For each of these features: how many of its closed receipts were answered, and how many of those in so long."""
+    chosen = f"status = 'succeeded' AND feature = ? AND {where}"
+    sql = f"SELECT count(total_ns), coalesce(sum(total_ns <= ?), 0) FROM receipts AS r WHERE {chosen}"  # noqa: S608 - our own text
+    found = {}
+    for feature, most_ns in within_ns.items():
+        answered, quick = connection.execute(sql, (most_ns, feature, *values)).fetchone()
+        found[feature] = (answered, quick)
+    return found
 
 
 def role_costs(connection: sqlite3.Connection, group: str, where: str, values: Sequence[object]) -> list[RoleCosts]:
