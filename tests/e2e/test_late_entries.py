@@ -152,8 +152,8 @@ def test_the_next_turn_tells_whether_a_called_tool_succeeded(server: LiveServer)
     nothing = {"type": "object", "properties": {}, "additionalProperties": False}
     tool = {"type": "function", "function": {"name": "weather", "parameters": nothing}}
     asked = {"role": "user", "content": "is it warm?"}
-    body = {"model": "tiny", "messages": [asked], "tools": [tool], "tool_choice": "required"}
-    body["parallel_tool_calls"] = False
+    body: dict[str, Any] = {"model": "tiny", "messages": [asked], "tools": [tool], "tool_choice": "required"}
+    body = body | {"parallel_tool_calls": False}
     headers = {"X-Millicent-Feature": "weather"}
 
     def turn(*messages: Any, tools: bool = True) -> tuple[dict[str, Any], str]:
