@@ -9,7 +9,7 @@ machine that gets slower or faster meanwhile is noticed and taken out.
 
     python bench/attribution.py            # the report: about six minutes on two cores, of which the 32 take four
     python bench/attribution.py --record   # and one line in bench/results/attribution.jsonl
-    python bench/attribution.py --rounds 3 --orders 1 --steps 60    # a look, in a minute and a half
+    python bench/attribution.py --rounds 3 --orders 2 --repeats 1 --steps 60    # a look, in two minutes
 """
 
 from __future__ import annotations
@@ -321,7 +321,9 @@ def vars_of(fit: Coefficients) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each subset")
-    parser.add_argument("--orders", type=int, default=5, help="independent sets of 16 orders at 32 sequences")
+    parser.add_argument(
+        "--orders", type=int, default=5, help="independent sets of 16 orders at 32 sequences, two or more"
+    )
     parser.add_argument("--repeats", type=int, default=2, help="measurements of each coalition there; the least counts")
     parser.add_argument("--steps", type=int, default=200, help="ordinary steps to learn from before measuring")
     parser.add_argument("--cpu-time", action="store_true", help="one thread and its processor time: on a busy machine")

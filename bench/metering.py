@@ -73,6 +73,7 @@ class Gateway:
 
     async def open(self) -> tuple[Receipt, int]:
         self.sequences += 1
+        sequence = self.sequences
         now_ns = self.clock.now_ns()
         receipt = Receipt(
             id=self.ids.new("rcpt"),
@@ -87,10 +88,10 @@ class Gateway:
             prices=PLACEMENT.prices,
         )
         bounded = await self.ledger.open(receipt)
-        self.meter.open(receipt.id, 1, (self.sequences,))
+        self.meter.open(receipt.id, 1, (sequence,))
         if bounded:
             self.meter.bound(receipt.id, 10**12, lambda: None)
-        return receipt, self.sequences
+        return receipt, sequence
 
     async def step(self, running: list[tuple[Receipt, int]], token: int) -> None:
         start_ns = self.clock.monotonic_ns()

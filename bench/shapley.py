@@ -34,8 +34,8 @@ def by_definition(costs: Mapping[frozenset[int], float], players: Sequence[int])
 def sampled(
     cost: Callable[[Counts], float], per_kind: int, kinds: int, sets: int, seed: int
 ) -> tuple[list[float], list[float]]:
-    """Each kind's value for one player, and its standard error; `cost` is asked for every coalition of every order, and
-    measures anew each time."""
+    """Each kind's value for one player, and its standard error, from two `sets` or more; `cost` is asked for every
+    coalition of every order, and measures anew each time."""
     draw = random.Random(seed)
     values: list[list[float]] = []
     for _ in range(sets):
@@ -50,8 +50,6 @@ def sampled(
         orders = 2 * len(shifts)
         values.append([value / (orders * per_kind) for value in added])
     means = [statistics.fmean(column) for column in zip(*values, strict=True)]
-    if sets == 1:
-        return means, [math.nan] * kinds
     errors = [statistics.stdev(column) / math.sqrt(sets) for column in zip(*values, strict=True)]
     return means, errors
 
