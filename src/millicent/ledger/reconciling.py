@@ -15,8 +15,28 @@ from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.rollups import DAY_NS
 
 _MODEL_COLUMNS = ("model", "model_version", "line_item", "description", "item", "product", "sku", "skumeter")
-_AMOUNT_COLUMNS = ("amount", "amount_usd", "amount_value", "amount.value", "cost", "cost_usd", "spend", "total", "billedcost", "price")
-_TIME_COLUMNS = ("date", "usage_date_utc", "start_time", "start_time_iso", "starting_at", "day", "time", "chargeperiodstart")
+_AMOUNT_COLUMNS = (
+    "amount",
+    "amount_usd",
+    "amount_value",
+    "amount.value",
+    "cost",
+    "cost_usd",
+    "spend",
+    "total",
+    "billedcost",
+    "price",
+)
+_TIME_COLUMNS = (
+    "date",
+    "usage_date_utc",
+    "start_time",
+    "start_time_iso",
+    "starting_at",
+    "day",
+    "time",
+    "chargeperiodstart",
+)
 
 
 _CURRENCY_COLUMNS = ("currency", "amount_currency", "amount.currency", "billingcurrency")
@@ -70,7 +90,7 @@ def invoice_lines(rows: Sequence[Mapping[str, str]], columns: Mapping[str, str])
         usd = parse_amount(text)
         if usd is None:
             raise ConfigError(f"row {number}, column {amount}: {text!r} is no amount.")
-        if _IN_CENTS <= row.keys():
+        if row.keys() >= _IN_CENTS:
             usd = usd.scaleb(-2)
         for column in row.keys() & set(_CURRENCY_COLUMNS):
             if (row[column] or "usd").strip().lower() != "usd":
