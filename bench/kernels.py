@@ -27,6 +27,7 @@ from millicent.engine import kernels
 from millicent.engine.batch import Piece
 from millicent.engine.kernels.weights import Format, PackedWeight, quantize
 from millicent.engine.models.kernel_decoder import KernelDecoder
+from millicent.engine.sampler import Draw, sample
 from millicent.engine.weights import open_checkpoint
 
 CONTEXT = 256

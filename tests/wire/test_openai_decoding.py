@@ -276,13 +276,20 @@ def test_headers_win_over_the_body_and_other_metadata_become_tags() -> None:
         ({"x-millicent-max-cost-usd": "cheap"}, "x-millicent-max-cost-usd"),
         ({"x-millicent-max-cost-usd": "nan"}, "x-millicent-max-cost-usd"),
         ({"x-millicent-max-cost-usd": "1e-10"}, "x-millicent-max-cost-usd"),
-        ({"x-millicent-latency-target-ms": "5"}, "x-millicent-latency-target-ms"),
+        ({"x-millicent-latency-target-ms": "0"}, "x-millicent-latency-target-ms"),
+        ({"x-millicent-latency-target-ms": "2.5"}, "x-millicent-latency-target-ms"),
+        ({"x-millicent-latency-target-ms": "soon"}, "x-millicent-latency-target-ms"),
     ],
 )
-def test_a_bad_or_unkept_header_is_a_400_that_names_it(headers: dict[str, str], param: str) -> None:
+def test_a_bad_header_is_a_400_that_names_it(headers: dict[str, str], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         chat(headers)
     assert caught.value.param == param
+
+
+def test_a_latency_target_is_whole_milliseconds() -> None:
+    assert chat({"x-millicent-latency-target-ms": " 250 "})[0].latency_target_ms == 250
+    assert chat({})[0].latency_target_ms is None
 
 
 def test_a_maximum_cost_is_taken_to_the_nano_dollar_below() -> None:

@@ -122,6 +122,7 @@ class InferenceEndpoint:
             headers = Headers(scope=scope)
             request, shape = self._dialect.decode(body, headers, self._ids.new("rcpt"))
             caller.check_model(request.model)
+            caller.check_priority(request.priority, self._limiter.best_priority(caller.id))
             request = msgspec.structs.replace(request, attribution=caller.attribute(request.attribution))
             if costs := read_lines(headers, self._clock.now_ns()):
                 if any(cost.amount < ZERO for cost in costs):
