@@ -23,7 +23,7 @@ from millicent.ledger.maintenance import delete_expired
 from millicent.ledger.recovery import recover, unsettled_gateways
 from millicent.ledger.rollups import DAY_NS
 from millicent.ledger.schema import unavailable
-from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
+from millicent.ledger.store import add_lines, begin_attempt, close_receipt, open_receipt, write_checkpoint
 from millicent.ledger.writer import Writer
 
 T = TypeVar("T")
@@ -66,6 +66,9 @@ class SqliteLedger:
 
     async def extend(self, receipt_id: str, hold: Money) -> bool:
         return await self.write(partial(extend, receipt_id=receipt_id, hold=hold))
+
+    async def begin(self, receipt: Receipt) -> bool:
+        return await self.write(partial(begin_attempt, receipt=receipt))
 
     async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
         await self.write(partial(close_receipt, receipt=receipt, shares=shares, gateway=self._gateway, answer=answer))

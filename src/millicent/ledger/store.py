@@ -36,6 +36,28 @@ def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str,
     return budgets.is_bounded(connection, receipt.id)
 
 
+def begin_attempt(connection: sqlite3.Connection, receipt: Receipt) -> bool:
+    """Write an open receipt's attempts so far, the last of which is about to begin, with the lines of those that have
+    ended, and raise its holds. False where a hard budget lacks the money; nothing is written then."""
+    if _status(connection, receipt.id) != "open":
+        raise ValueError(f"receipt {receipt.id} is not open: no attempt can begin")
+    if not budgets.grow(connection, receipt):
+        return False
+    _write_attempts(connection, receipt.id, receipt.attempts)
+    _write_lines(connection, receipt)
+    base = rows.receipt_row(receipt)
+    now = {name: base[name] for name in _OF_THE_ATTEMPT}
+    connection.execute(
+        f"UPDATE receipts SET {rows.assignments(now)} WHERE id = :id",  # noqa: S608 - our own names
+        {**now, "id": receipt.id},
+    )
+    return True
+
+
+# What a receipt says of the attempt that runs.
+_OF_THE_ATTEMPT = ("served_model", "placement", "backend", "basis", "price_source", "price_snapshot", "hold_nanousd")
+
+
 def close_receipt(
     connection: sqlite3.Connection,
     receipt: Receipt,
@@ -130,7 +152,8 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
 
 # Who was asked, and when, is known when an attempt begins.
 _END_ATTEMPT = (
-    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error"
+    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error,"
+    " reported_nanousd = excluded.reported_nanousd"
     " WHERE attempts.ended_at_ns IS NULL AND excluded.ended_at_ns IS NOT NULL"
 )
 
