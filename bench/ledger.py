@@ -114,10 +114,10 @@ def _pattern() -> tuple[tuple[str, ...], dict[str, object], tuple[object, ...], 
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
         migrate(empty, SystemClock())
         columns = tuple(name for _, name, *_ in empty.execute("PRAGMA table_info(receipts)"))
-    attempt = tuple(rows.attempt_row(receipt.id, receipt.attempts[0]).values())[1:]
-    row = rows.line_row(receipt.id, 0, receipt.lines[0])
-    line = tuple(row[name] for name in ("meter", "quantity", "unit", "unit_price_usd"))
-    return columns, {"gateway": "gw", **rows.receipt_row(receipt)}, attempt, line
+    written = dict(zip((*rows.RECEIPT_COLUMNS, "gateway"), rows.opening_row(receipt, "gw"), strict=True))
+    attempt = rows.attempt_row(receipt.id, receipt.attempts[0])[1:]
+    meter_to_price = slice(rows.LINE_COLUMNS.index("meter"), rows.LINE_COLUMNS.index("amount_nanousd"))
+    return columns, written, attempt, rows.line_row(receipt.id, 0, receipt.lines[0])[meter_to_price]
 
 
 def _take_in(connection: sqlite3.Connection) -> None:

@@ -74,7 +74,7 @@ CUBES: dict[str, Cube] = {
     "user": Cube(("user", "status"), (QUARTER_S, DAY_S, MONTH_S)),
     "work": Cube(("feature", "team", "model", "key", "tier", "status", "placement"), (QUARTER_S, DAY_S, MONTH_S)),
     # In a quarter-hour there would be as many sums as receipts: the ends of a range are added up from those.
-    "product": Cube(("feature", "user", "status"), (DAY_S, MONTH_S)),
+    "product": Cube(("feature", "user", "status"), (DAY_S,)),
 }
 # Every dimension, of receipts whose detail was deleted.
 ARCHIVE = "archive"
@@ -82,23 +82,37 @@ ARCHIVE = "archive"
 _SELECTIVE = ("run", "conversation", "user")
 # Receipts of an older version that one checkpoint takes in: some tens of milliseconds.
 _BACKFILL = 2_000
-# Receipts that are folded together: enough to share the work, few enough for a commit that others wait for.
-_FOLD = 256
+# Receipts folded at a time while nobody waits: a few milliseconds, should somebody come.
+_SLICE = 50
+# When so many wait because somebody always does, they are folded with a commit: the more at once, the less for each.
+_CROWD = 4_096
 
 _COLUMNS = ", ".join((*DIMENSIONS, *MEASURES))
 
 
 def fold(connection: sqlite3.Connection) -> None:
     """Bring the rollups up to date with every closed receipt, but for those of an older version."""
-    while _fold(connection, _FOLD):
+    while fold_some(connection, _CROWD):
         pass
 
 
-def fold_some(connection: sqlite3.Connection, closed: int) -> None:
-    """To be called with each commit that closes receipts, so that what is not folded stays little."""
-    waiting = connection.execute("SELECT count(*) FROM (SELECT 1 FROM unrolled LIMIT ?)", (_FOLD,)).fetchone()
-    if waiting[0] >= _FOLD:
-        _fold(connection, max(_FOLD, 2 * closed))
+def fold_crowd(connection: sqlite3.Connection) -> None:
+    """To be called with every commit that closes receipts, so that what reports must make up for stays bounded."""
+    (waiting,) = connection.execute("SELECT count(*) FROM (SELECT 1 FROM unrolled LIMIT ?)", (_CROWD,)).fetchone()
+    if waiting == _CROWD:
+        fold_some(connection, _CROWD)
+
+
+def fold_some(connection: sqlite3.Connection, most: int = _SLICE) -> bool:
+    """Whether there was anything to fold."""
+    (last,) = connection.execute(
+        "SELECT max(receipt) FROM (SELECT receipt FROM unrolled ORDER BY receipt LIMIT ?)", (most,)
+    ).fetchone()
+    if last is None:
+        return False
+    _add(connection, _unrolled(up_to=True), {"last": last}, CUBES)
+    connection.execute("DELETE FROM unrolled WHERE receipt <= ?", (last,))
+    return True
 
 
 def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
@@ -256,18 +270,6 @@ def _unrolled(measures: Sequence[str] = MEASURES, up_to: bool = False) -> str:
     )
     names = ", ".join(("quarter_ns", *DIMENSIONS))
     return f"SELECT * FROM ({now}) UNION ALL SELECT {names}, {_negated(measures)} FROM ({before})"
-
-
-def _fold(connection: sqlite3.Connection, limit: int) -> bool:
-    """Fold at most so many; whether there was anything."""
-    (last,) = connection.execute(
-        "SELECT max(receipt) FROM (SELECT receipt FROM unrolled ORDER BY receipt LIMIT ?)", (limit,)
-    ).fetchone()
-    if last is None:
-        return False
-    _add(connection, _unrolled(up_to=True), {"last": last}, CUBES)
-    connection.execute("DELETE FROM unrolled WHERE receipt <= ?", (last,))
-    return True
 
 
 def _add(
