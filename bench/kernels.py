@@ -103,7 +103,12 @@ def model(
     """Tokens per second: prefill of 512, and decoding 16 tokens in a batch after 240 cached ones each."""
     with torch.inference_mode():
         ours = KernelDecoder(
-            path.stem, open_checkpoint(path, ("llama", "qwen3")), torch.bfloat16, "native", eos_tokens=frozenset()
+            path.stem,
+            open_checkpoint(path, ("llama", "qwen3")),
+            torch.bfloat16,
+            "native",
+            cache_dtype=torch.bfloat16,
+            eos_tokens=frozenset(),
         )
         ours.allocate(max(*batches, 2) * CONTEXT // BLOCK, BLOCK)
     probe = torch.ones(64 << 20)

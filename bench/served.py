@@ -215,7 +215,8 @@ def free_port() -> int:
 
 def memory_mb(pid: int) -> int:
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return round(sum(process.memory_info().rss for process in family) / 1e6)
+    total: int = sum(process.memory_info().rss for process in family)
+    return round(total / 1e6)
 
 
 def measure(options: argparse.Namespace, clients: int, rounds: int) -> dict[str, Any]:

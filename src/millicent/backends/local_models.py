@@ -111,7 +111,7 @@ async def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
     if request.messages is not None:
         messages = request.messages
         tools = () if request.tool_choice == "none" else request.tools
-        characters = sum(len(message.content) for message in messages) + sum(len(tool.parameters) for tool in tools)
+        characters = sum(len(message.text) for message in messages) + sum(len(tool.parameters) for tool in tools)
         if characters > _INLINE_CHARACTERS:
             return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages, tools))
         return tuple(tokenizer.encode_chat(messages, tools))

@@ -9,6 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from millicent.core.errors import MillicentError
+from millicent.core.money import Money
 from millicent.core.usage import Usage
 
 
@@ -18,6 +19,7 @@ class FinishReason(StrEnum):
     CANCELLED = "cancelled"
     ERROR = "error"
     TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"  # a provider's, or the model's own refusal
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -48,7 +50,8 @@ class Text(msgspec.Struct, frozen=True):
     """Decoded output of one choice, whole characters only. `tokens` is how many output tokens stand behind it (may be
     0). `logprobs` holds an entry for each token since the last chunk, where they were asked for.
 
-    `cached_tokens` is how many of the prompt's tokens came from a cache; None until that is known.
+    `cached_tokens` is how many of the prompt's tokens came from a cache; None until that is known. `signature` is a
+    provider's seal on the reasoning before it; `sealed` a thought that it enciphered.
     """
 
     text: str
@@ -58,6 +61,8 @@ class Text(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
     calls: tuple[CallPiece, ...] = ()
     reasoning: str = ""
+    signature: str = ""
+    sealed: str = ""
 
 
 def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
@@ -74,6 +79,8 @@ def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
             parts[-1].cached_tokens,
             merge_pieces(piece for part in parts for piece in part.calls),
             "".join(part.reasoning for part in parts),
+            "".join(part.signature for part in parts),
+            "".join(part.sealed for part in parts),
         )
         for choice, parts in sorted(by_choice.items())
     )
@@ -112,12 +119,15 @@ class End(msgspec.Struct, frozen=True):
     """The last chunk. `error` is set exactly when `reason` is error; usage covers what was done until then.
 
     `choices` says how each choice ended, where there are several; `reason` is then length if any was cut off.
+    `served_model` and `reported_cost` are what a provider says that it ran, and what it says that it charges.
     """
 
     reason: FinishReason
     usage: Usage
     error: MillicentError | None = None
     choices: tuple[FinishReason, ...] = ()
+    served_model: str | None = None
+    reported_cost: Money | None = None
 
 
 Chunk = Text | Vector | End

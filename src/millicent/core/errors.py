@@ -10,6 +10,8 @@ MillicentError
 ├── Conflict              409
 ├── TooLarge              413
 ├── RateLimited           429  `retry_after_s` is set
+├── UpstreamError         502  a backend elsewhere failed, refused us or made no sense
+│   └── UpstreamTimeout   504  it took longer than allowed
 ├── Unavailable           503  not ready, or shutting down; retry
 │   ├── EngineCrashed     503  the engine process ended while this ran; retry
 │   └── LedgerUnavailable 503  receipts cannot be made durable, so nothing is started
@@ -26,9 +28,13 @@ if TYPE_CHECKING:
 
 
 class MillicentError(Exception):
-    """`message` is one line for a person; `status` the HTTP status; `code` a stable word for programs."""
+    """`message` is one line for a person; `status` the HTTP status; `code` a stable word for programs.
+
+    `retryable`: the same request may succeed if it is sent again.
+    """
 
     status = 500
+    retryable = False
     kind = "server_error"
     code: str = "internal_error"
 
@@ -106,12 +112,40 @@ class TooLarge(MillicentError):
 
 class RateLimited(MillicentError):
     status = 429
+    retryable = True
     kind = "rate_limit_error"
     code = "rate_limit_exceeded"
 
 
+class UpstreamError(MillicentError):
+    """`retryable` is False where the upstream would say the same again: it doesn't know our key, or the model."""
+
+    status = 502
+    retryable = True
+    kind = "upstream_error"
+    code = "upstream_failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+        retryable: bool = True,
+    ) -> None:
+        super().__init__(message, param=param, code=code, retry_after_s=retry_after_s)
+        self.retryable = retryable
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+    code = "upstream_timeout"
+
+
 class Unavailable(MillicentError):
     status = 503
+    retryable = True
     kind = "service_unavailable"
     code = "not_ready"
 
@@ -121,6 +155,7 @@ class EngineCrashed(Unavailable):
 
 
 class LedgerUnavailable(Unavailable):
+    retryable = False
     code = "ledger_unavailable"
 
 

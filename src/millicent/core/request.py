@@ -7,7 +7,11 @@ from typing import Literal
 
 import msgspec
 
+from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
+
+# A mark that the prompt is to be cached up to here, and for how long.
+CacheMark = Literal["5m", "1h"]
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -24,16 +28,65 @@ class Tool(msgspec.Struct, frozen=True):
     name: str
     description: str
     parameters: str
+    cache: CacheMark | None = None
+
+
+class TextPart(msgspec.Struct, frozen=True, tag="text"):
+    text: str
+    cache: CacheMark | None = None
+
+
+class ImagePart(msgspec.Struct, frozen=True, tag="image"):
+    """A picture: `data` in base64 with its `media_type`, or the `url` where it lies. `detail` is a provider's word."""
+
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+    detail: str | None = None
+    cache: CacheMark | None = None
+
+
+class OtherPart(msgspec.Struct, frozen=True, tag="other"):
+    """A part that only its own dialect knows, as the JSON it came as: sound, a file. It goes to an upstream of that
+    dialect, or is refused by its `kind`. `at` names it in the request."""
+
+    kind: str
+    json: str
+    at: str
+
+
+class Thought(msgspec.Struct, frozen=True):
+    """What was thought before an earlier answer. `signature` is the provider's seal on it, without which it can't be
+    sent back; `sealed` is a thought that is shown to nobody, as the provider enciphered it."""
+
+    text: str = ""
+    signature: str | None = None
+    sealed: str | None = None
+
+
+Part = TextPart | ImagePart | OtherPart
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One turn. `role` is system, user, assistant or tool; an assistant's may hold calls, a tool's answers one."""
+    """One turn. `role` is system, user, assistant or tool; an assistant's may hold calls, a tool's answers one.
+
+    `content` has parts only where plain text doesn't say it all. `failed`: the tool says that its call went wrong.
+    """
 
     role: str
-    content: str
+    content: str | tuple[Part, ...]
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    thoughts: tuple[Thought, ...] = ()
+    failed: bool = False
+
+    @property
+    def text(self) -> str:
+        """All its text, in order."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -118,6 +171,21 @@ class Embedding(msgspec.Struct, frozen=True):
     truncate_tokens: int | None = None
 
 
+class Thinking(msgspec.Struct, frozen=True):
+    """How much to think before the answer: a word, or a number of tokens. Effort `none` asks for none."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    budget_tokens: int | None = None
+
+
+class Extra(msgspec.Struct, frozen=True):
+    """A field that only the request's own dialect knows, as JSON, and what to say where it can't be honoured."""
+
+    json: str
+    refusal: str
+    code: str = "unknown_parameter"
+
+
 class Request(msgspec.Struct, frozen=True):
     """`id` is the receipt's identifier. Exactly one of `messages`, `prompt` and `embedding` is set;
     a prompt is text or token ids and gets no chat template.
@@ -126,6 +194,8 @@ class Request(msgspec.Struct, frozen=True):
     that many of the prompt's last tokens, -1 as many as the context has room for. Lower `priority` is served earlier.
 
     Of the `tools` only `tool_name` may be called, where it is set.
+
+    `extra` are fields that an upstream of the same dialect may know; every other backend calls `refuse_foreign`.
     """
 
     id: str
@@ -150,3 +220,29 @@ class Request(msgspec.Struct, frozen=True):
     latency_target_ms: int | None = None
     max_cost: Money | None = None
     outside_costs: tuple[OutsideCost, ...] = ()
+    thinking: Thinking | None = None
+    extra: dict[str, Extra] = {}
+
+    def refuse_foreign(self) -> None:
+        """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one."""
+        for field, extra in self.extra.items():
+            raise InvalidRequest(extra.refusal, param=field, code=extra.code)
+        for message in self.messages or ():
+            for part in message.content if isinstance(message.content, tuple) else ():
+                if isinstance(part, OtherPart):
+                    raise InvalidRequest(
+                        f"`{part.at}` is a `{part.kind}` part, which model `{self.model}` doesn't take: leave it out.",
+                        param=f"{part.at}.type",
+                        code="unsupported_parameter",
+                    )
+
+    def refuse_images(self) -> None:
+        """Raise InvalidRequest naming the message that holds a picture, if one does."""
+        for i, message in enumerate(self.messages or ()):
+            if isinstance(message.content, tuple) and any(isinstance(part, ImagePart) for part in message.content):
+                raise InvalidRequest(
+                    f"`messages[{i}].content` holds an image, and model `{self.model}` reads only text: leave it out, "
+                    "or ask a model that takes images.",
+                    param=f"messages[{i}].content",
+                    code="unsupported_parameter",
+                )

@@ -88,6 +88,17 @@ def extend(connection: sqlite3.Connection, receipt_id: str, hold: Money) -> bool
     return True
 
 
+def grow(connection: sqlite3.Connection, receipt: Receipt) -> bool:
+    """Raise what a running receipt holds to its `hold`, for one more attempt; it never sinks. False where a hard budget
+    lacks the money, or nobody can say what the attempt costs at most."""
+    if receipt.hold is None:
+        return not is_bounded(connection, receipt.id)
+    short = connection.execute(
+        "SELECT 1 FROM holds WHERE receipt = ? AND NOT settled AND held_nanousd < ?", (receipt.id, receipt.hold.nanousd)
+    )
+    return short.fetchone() is None or extend(connection, receipt.id, receipt.hold)
+
+
 def any_budget(connection: sqlite3.Connection) -> bool:
     """Whether there is one: without, nothing is held and nothing has to be settled."""
     return connection.execute("SELECT 1 FROM budgets LIMIT 1").fetchone() is not None

@@ -51,7 +51,7 @@ INSERT_RECEIPT = _insert("receipts", (*RECEIPT_COLUMNS, "gateway"))
 # All that closing a receipt may change.
 SETTLE_RECEIPT = f"UPDATE receipts SET {', '.join(f'{name} = ?' for name in _SETTLED)} WHERE id = ?"  # noqa: S608 - our own names
 INSERT_LINE = _insert("lines", LINE_COLUMNS)
-INSERT_ATTEMPT = _insert("attempts", ("receipt", *Attempt.__struct_fields__))
+INSERT_ATTEMPT = _insert("attempts", ("receipt", *Attempt.__struct_fields__[:-1], "reported_nanousd"))
 
 _encoder = msgspec.json.Encoder()
 _usage_decoder = msgspec.json.Decoder(Usage)
@@ -62,6 +62,12 @@ _nanousd_decoder = msgspec.json.Decoder(dict[str, int])
 def opening_row(receipt: Receipt, gateway: str) -> tuple[object, ...]:
     """For INSERT_RECEIPT."""
     return (*_settled_values(receipt), *_fixed_values(receipt), gateway)
+
+
+def receipt_columns(receipt: Receipt, names: Iterable[str]) -> dict[str, object]:
+    """Some of what closing may change."""
+    values = dict(zip(_SETTLED, _settled_values(receipt), strict=True))
+    return {name: values[name] for name in names}
 
 
 def settlement_row(receipt: Receipt) -> tuple[object, ...]:
@@ -228,7 +234,8 @@ def line_of(row: sqlite3.Row) -> Line:
 
 def attempt_row(receipt_id: str, attempt: Attempt) -> tuple[object, ...]:
     """For INSERT_ATTEMPT."""
-    return (receipt_id, *msgspec.structs.astuple(attempt))
+    *values, reported = msgspec.structs.astuple(attempt)
+    return (receipt_id, *values, _nanousd(reported))
 
 
 def attempt_of(row: sqlite3.Row) -> Attempt:
@@ -242,6 +249,7 @@ def attempt_of(row: sqlite3.Row) -> Attempt:
         ended_at_ns=row["ended_at_ns"],
         status=None if row["status"] is None else Status(row["status"]),
         error=row["error"],
+        reported=_money(row["reported_nanousd"]),
     )
 
 

@@ -23,15 +23,21 @@ from millicent.ledger.maintenance import delete_expired
 from millicent.ledger.recovery import recover, unsettled_gateways
 from millicent.ledger.rollups import DAY_NS, fold_some
 from millicent.ledger.schema import unavailable
-from millicent.ledger.store import Closing, Opening, add_lines, close_receipts, open_receipts, write_checkpoint
+from millicent.ledger.store import (
+    Closing,
+    Opening,
+    add_lines,
+    begin_attempt,
+    close_receipts,
+    open_receipts,
+    write_checkpoint,
+)
 from millicent.ledger.writer import Kind, Writer
 
 T = TypeVar("T")
 
 
-def _each(
-    connection: sqlite3.Connection, operations: Sequence[Callable[[sqlite3.Connection], object]]
-) -> list[object]:
+def _each(connection: sqlite3.Connection, operations: Sequence[Callable[[sqlite3.Connection], object]]) -> list[object]:
     return [operation(connection) for operation in operations]
 
 
@@ -78,6 +84,9 @@ class SqliteLedger:
 
     async def extend(self, receipt_id: str, hold: Money) -> bool:
         return await self.write(partial(extend, receipt_id=receipt_id, hold=hold))
+
+    async def begin(self, receipt: Receipt) -> bool:
+        return await self.write(partial(begin_attempt, receipt=receipt))
 
     async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
         await self._writer.submit(_CLOSING, Closing(receipt, shares, self._gateway, answer))

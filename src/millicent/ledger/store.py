@@ -11,8 +11,7 @@ import msgspec
 from millicent.core.accounts import Checkpoint, DeviceSession, Reading
 from millicent.core.idempotency import Claim
 from millicent.core.receipts import HourShare, Line, Receipt
-from millicent.ledger import budgets, claims, rows
-from millicent.ledger import rollups
+from millicent.ledger import budgets, claims, rollups, rows
 
 
 class Opening(NamedTuple):
@@ -63,8 +62,8 @@ def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str,
 
 
 def close_receipts(connection: sqlite3.Connection, closings: Sequence[Closing]) -> list[None]:
-    """Settle the receipts with their lines, attempts and device time, their holds, and their claims with the answer; one
-    that was never opened is written whole, and its cost booked. Of a receipt that is closed nothing changes.
+    """Settle the receipts with their lines, attempts and device time, their holds, and their claims with the answer;
+    one that was never opened is written whole, and its cost booked. Of a receipt that is closed nothing changes.
 
     Whom a receipt is for and when it was created were fixed when it was opened.
     """
@@ -95,6 +94,27 @@ def close_receipts(connection: sqlite3.Connection, closings: Sequence[Closing]) 
     claims.answer_claims(connection, [(each.receipt, each.answer) for each in closing.values()])
     rollups.fold_crowd(connection)
     return [None] * len(closings)
+
+
+def begin_attempt(connection: sqlite3.Connection, receipt: Receipt) -> bool:
+    """Write an open receipt's attempts so far, the last of which is about to begin, with the lines of those that have
+    ended, and raise its holds. False where a hard budget lacks the money; nothing is written then."""
+    if _statuses(connection, [receipt.id]).get(receipt.id, "missing") is not None:
+        raise ValueError(f"receipt {receipt.id} is not open: no attempt can begin")
+    if not budgets.grow(connection, receipt):
+        return False
+    _write_attempts(connection, [receipt])
+    _write_lines(connection, [receipt])
+    now = rows.receipt_columns(receipt, _OF_THE_ATTEMPT)
+    connection.execute(
+        f"UPDATE receipts SET {rows.assignments(now)} WHERE id = :id",  # noqa: S608 - our own names
+        {**now, "id": receipt.id},
+    )
+    return True
+
+
+# What a receipt says of the attempt that runs.
+_OF_THE_ATTEMPT = ("served_model", "placement", "backend", "basis", "price_source", "price_snapshot", "hold_nanousd")
 
 
 def close_receipt(
@@ -169,7 +189,8 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
 
 # Who was asked, and when, is known when an attempt begins.
 _END_ATTEMPT = (
-    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error"
+    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error,"
+    " reported_nanousd = excluded.reported_nanousd"
     " WHERE attempts.ended_at_ns IS NULL AND excluded.ended_at_ns IS NOT NULL"
 )
 
@@ -193,9 +214,7 @@ def _write_lines(connection: sqlite3.Connection, receipts: Iterable[Receipt]) ->
     )
 
 
-def _write_shares(
-    connection: sqlite3.Connection, given: Iterable[tuple[str, tuple[HourShare, ...]]]
-) -> None:
+def _write_shares(connection: sqlite3.Connection, given: Iterable[tuple[str, tuple[HourShare, ...]]]) -> None:
     connection.executemany(
         "INSERT INTO device_time VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET serving_ns = excluded.serving_ns WHERE serving_ns != excluded.serving_ns",
@@ -210,7 +229,5 @@ def _write_shares(
 def _statuses(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> dict[str, str | None]:
     """Of those that exist; None is open."""
     wanted = (msgspec.json.encode(receipt_ids).decode(),)
-    found = connection.execute(
-        "SELECT id, status FROM receipts WHERE id IN (SELECT value FROM json_each(?))", wanted
-    )
+    found = connection.execute("SELECT id, status FROM receipts WHERE id IN (SELECT value FROM json_each(?))", wanted)
     return dict(found.fetchall())

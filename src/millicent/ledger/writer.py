@@ -19,9 +19,10 @@ from millicent.ledger.config import LedgerConfig
 from millicent.ledger.journal import Journal
 from millicent.ledger.schema import migrate, open_writer, synchronous, unavailable
 
+
 class Kind(NamedTuple):
-    """A kind of write. `run` does it for several callers at once, results in their order; when it raises, or its data is
-    refused, it is undone and called again for one at a time. Neighbours with a rank may be put in order of their ranks."""
+    """A kind of write. `run` does it for several callers at once, results in their order; when it raises, or its data
+    is refused, it is undone and called again for one at a time. Neighbours with a rank are put in order of ranks."""
 
     run: Callable[[sqlite3.Connection, Sequence[Any]], Sequence[object]]
     rank: int | None = None
@@ -49,7 +50,9 @@ class Writer:
     damaged) fails all of it, undone, as LedgerUnavailable; the connection is then opened afresh.
     """
 
-    def __init__(self, path: Path, config: LedgerConfig, clock: Clock, tidy: Callable[[sqlite3.Connection], bool]) -> None:
+    def __init__(
+        self, path: Path, config: LedgerConfig, clock: Clock, tidy: Callable[[sqlite3.Connection], bool]
+    ) -> None:
         self._path = path
         self._config = config
         self._clock = clock
@@ -206,9 +209,9 @@ _OF_THE_OPERATION = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.Programm
 
 
 def _groups(batch: list[_Queued]) -> Iterator[list[_Queued]]:
-    for ranked, neighbours in groupby(batch, key=lambda queued: queued.kind.rank is not None):
-        ordered = sorted(neighbours, key=lambda queued: queued.kind.rank or 0) if ranked else neighbours
-        for _, group in groupby(ordered, key=attrgetter("kind")):
+    for _, neighbours in groupby(batch, key=lambda queued: queued.kind.rank is not None):
+        # A stable sort: those without a rank stay as they are.
+        for _, group in groupby(sorted(neighbours, key=lambda queued: queued.kind.rank or 0), attrgetter("kind")):
             yield [*group]
 
 

@@ -40,7 +40,7 @@ from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
-from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
+from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
 
 log = logging.getLogger(__name__)
 
@@ -151,10 +151,8 @@ class Pipeline:
         answer = Answer(receipt, keep=judged or claim is not None)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequences)
-        if plan.serving_ns is not None:
-            self._meter.stop_at(receipt.id, plan.serving_ns, answer.stop)
-        watch = HoldWatch(receipt.hold) if bounded and receipt.hold is not None else None
-        task = asyncio.create_task(self._drive(answer, plan, ticket, watch))
+        purse = self._purse(answer, plan, bounded=bounded)
+        task = asyncio.create_task(self._drive(answer, plan, ticket, purse))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return answer
@@ -233,9 +231,9 @@ class Pipeline:
             basis=placement.basis,
         )
 
-    async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, watch: HoldWatch | None) -> None:
+    async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, purse: Purse) -> None:
         try:
-            end = await self._consume(answer, plan.call, watch)
+            end = await self._consume(answer, plan.call, purse)
         except MillicentError as error:  # the backend went away between prepare and start
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
@@ -243,6 +241,7 @@ class Pipeline:
             bug = MillicentError("The server failed while answering: retry, and report this if it happens again.")
             end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, bug)
         try:
+            await purse.settle()
             await self._settle(answer, end)
             self._estimates.learn(answer.settled, plan)
         finally:
@@ -251,7 +250,7 @@ class Pipeline:
             used = answer.closing or answer.opened
             ticket.leave(_tokens(used.usage), used.total)
 
-    async def _consume(self, answer: Answer, call: Call, watch: HoldWatch | None) -> End:
+    async def _consume(self, answer: Answer, call: Call, purse: Purse) -> End:
         run = call.start()
         answer.attach(run)
         async for chunk in run:
@@ -260,25 +259,17 @@ class Pipeline:
                 return _cut_short(call, chunk) if stopped else chunk
             self._note(answer, call, chunk)
             answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
-            if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
-                answer.stop()
+            if purse.watches_pieces and not answer.stopped_at_limit:
+                await purse.spent(self.running(answer).total)
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
 
-    async def _within_hold(self, answer: Answer, watch: HoldWatch) -> bool:
-        """Extend the hold where the cost comes near it. False: no budget left for more, so the output must stop."""
-        cost = self.running(answer).total
-        if cost is None or not watch.is_near(cost):
-            return True
-        wanted = Money(max(watch.hold.nanousd, cost.nanousd, 1) * 2)
-        try:
-            extended = await self._ledger.extend(answer.receipt_id, wanted)
-        except LedgerUnavailable:
-            return False
-        if extended:
-            watch.hold = wanted
-            answer.opened = msgspec.structs.replace(answer.opened, hold=wanted)
-        return extended
+    def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
+        placement = self._placements[plan.call.placement].at(answer.opened.created_at_ns)
+        rate = placement.receipt_usd_per_hour
+        return Purse(
+            answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate
+        )  # fmt: skip
 
     def _note(self, answer: Answer, call: Call, chunk: Text | Vector) -> None:
         if isinstance(chunk, Vector):
