@@ -79,12 +79,8 @@ def aims_of(ledger: LedgerQueries, where: ReceiptFilter, totals: list[Totals]) -
     from millicent.config import FILE_NAME, home, load
 
     features = load(home() / FILE_NAME).features
-    within_ns = {
-        name: feature.latency_target_ms * NS_PER_MS
-        for name, feature in features.items()
-        if feature.latency_target_ms is not None
-    }
-    quick = ledger.in_time(within_ns, where) if within_ns else {}
+    aimed = [name for name, feature in features.items() if feature.latency_target_ms is not None]
+    quick = ledger.in_time(aimed, where) if aimed else {}
     by_name = {each.group: each for each in totals}
     return {
         name: Aim(feature, by_name.get(name), *quick.get(name, (0, 0)))
@@ -94,15 +90,15 @@ def aims_of(ledger: LedgerQueries, where: ReceiptFilter, totals: list[Totals]) -
 
 
 class Aim:
-    """What a feature should cost and take, and what it does. None where nothing was priced, or answered."""
+    """What a feature should cost and take, and what it does. None where nothing was priced, or had a target."""
 
-    def __init__(self, feature: FeatureConfig, totals: Totals | None, answered: int, in_time: int) -> None:
+    def __init__(self, feature: FeatureConfig, totals: Totals | None, aimed: int, in_time: int) -> None:
         from millicent.core.money import Money
 
         self.feature = feature
         priced = 0 if totals is None else totals.requests - totals.unpriced
         self.mean_cost = None if totals is None or not priced else Money(round(Decimal(totals.cost.nanousd) / priced))
-        self.in_time = Decimal(in_time) / answered if answered else None
+        self.in_time = Decimal(in_time) / aimed if aimed else None
 
     def body(self) -> dict[str, Any]:
         target = self.feature.cost_target_usd

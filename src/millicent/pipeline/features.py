@@ -39,9 +39,10 @@ class UsefulConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`owner` answers for it. Its answers should cost at most `cost_target_usd` on average and take at most
-    `latency_target_ms` each, from the request to the end: `report --by feature` says how they do; nothing is refused.
-    `useful` says when an output counts as useful; without it, feedback with a score of at least 0.5 does.
+    """`owner` answers for it. Its answers should cost at most `cost_target_usd` on average: `report --by feature` shows
+    both, and nothing is refused for that. `latency_target_ms` is for its requests that bring no
+    `X-Millicent-Latency-Target-Ms` of their own. `useful` says when an output counts as useful; without it, feedback
+    with a score of at least 0.5 does.
     """
 
     owner: str | None = None
@@ -66,6 +67,10 @@ class Features:
         self._rules = {name: _Rule(name, feature.useful) for name, feature in features.items()}
         self._default = _Rule("", UsefulConfig())
         self.judges_tools = any(rule.judges_tools for rule in self._rules.values())
+        self._targets = {name: feature.latency_target_ms for name, feature in features.items()}
+
+    def latency_target_ms(self, feature: str | None) -> int | None:
+        return None if feature is None else self._targets.get(feature)
 
     def judges_output(self, feature: str | None) -> bool:
         return self._rule(feature).judges_output
