@@ -164,7 +164,7 @@ _BUCKET_TIMES = ("start_time", "end_time", "starting_at", "ending_at")
 
 
 def read_table(text: str) -> list[dict[str, str]]:
-    """The rows of a CSV with a header, or of a JSON list, a page of OpenAI's or Anthropic's usage API, or JSON lines."""
+    """The rows of a CSV with a header, of a JSON list or JSON lines, or of a page of OpenAI's or Anthropic's usage."""
     start = text.lstrip("\ufeff \t\r\n")
     if not start.startswith(("[", "{")):
         return [_opened(row) for row in csv.DictReader(io.StringIO(start))]
