@@ -122,7 +122,7 @@ def outside_line(cost: OutsideCost, posted_at_ns: int) -> Line:
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One call to one backend. Open while `ended_at_ns` is None. `reported` is what the provider says that it charges."""
+    """One call to one backend. Open while `ended_at_ns` is None. `reported` is what its provider says it charges."""
 
     ordinal: int
     backend: str
