@@ -170,9 +170,7 @@ def line_of(row: sqlite3.Row) -> Line:
 
 
 def attempt_row(receipt_id: str, attempt: Attempt) -> dict[str, object]:
-    row = {"receipt": receipt_id, **msgspec.structs.asdict(attempt), "reported_nanousd": _nanousd(attempt.reported)}
-    del row["reported"]
-    return row
+    return {"receipt": receipt_id, **msgspec.structs.asdict(attempt)}
 
 
 def attempt_of(row: sqlite3.Row) -> Attempt:
@@ -186,7 +184,6 @@ def attempt_of(row: sqlite3.Row) -> Attempt:
         ended_at_ns=row["ended_at_ns"],
         status=None if row["status"] is None else Status(row["status"]),
         error=row["error"],
-        reported=_money(row["reported_nanousd"]),
     )
 
 

@@ -12,7 +12,7 @@ from millicent.core.accounts import Checkpoint, DeviceSession, Reading
 from millicent.core.idempotency import Claim
 from millicent.core.receipts import Attempt, HourShare, Line, Receipt
 from millicent.ledger import budgets, claims, rows
-from millicent.ledger.rollups import fold
+from millicent.ledger import rollups
 
 
 def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str, claim: Claim | None = None) -> bool:
@@ -107,7 +107,8 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
     for session in checkpoint.sessions:
         write_session(connection, session)
     claims.drop_expired(connection, checkpoint.at_ns)
-    fold(connection)
+    rollups.backfill(connection)
+    rollups.fold(connection)
 
 
 def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:
@@ -151,8 +152,7 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
 
 # Who was asked, and when, is known when an attempt begins.
 _END_ATTEMPT = (
-    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error,"
-    " reported_nanousd = excluded.reported_nanousd"
+    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error"
     " WHERE attempts.ended_at_ns IS NULL AND excluded.ended_at_ns IS NOT NULL"
 )
 

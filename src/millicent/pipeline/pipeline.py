@@ -32,7 +32,7 @@ from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place, may_run
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
-from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
+from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
 from millicent.pipeline.settlement import Bookkeeper, cut_short
 
 log = logging.getLogger(__name__)
@@ -221,9 +221,6 @@ class Pipeline:
         answer.progress = Progress()
         self._meter.open(opened.id, attempt.ordinal, call.sequences)
         self._meter.note_usage(opened.id, Usage())
-        if leg.plan.serving_ns is not None:
-            before_ns = self._meter.reading(opened.id).accelerator.serving_ns
-            self._meter.stop_at(opened.id, before_ns + leg.plan.serving_ns, answer.stop)
 
     async def _drive(self, answer: Answer, journey: Journey, leg: Leg, ticket: Ticket, *, bounded: bool) -> None:
         try:
@@ -244,16 +241,16 @@ class Pipeline:
             ticket.leave(None if tokens is None else answer.tokens_before + tokens, used.total)
 
     async def _attempt(self, answer: Answer, journey: Journey, leg: Leg, *, bounded: bool) -> End:
-        hold = answer.opened.hold
-        watch = HoldWatch(hold) if bounded and hold is not None else None
+        purse = self._purse(answer, leg.plan, bounded=bounded)
         try:
-            end = await self._consume(answer, journey, leg.plan.call, watch)
+            end = await self._consume(answer, journey, leg.plan.call, purse)
         except MillicentError as error:  # the backend went away between prepare and start
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
             log.exception("receipt %s: the backend failed in a way it should not", answer.receipt_id)
             bug = MillicentError("The server failed while answering: retry, and report this if it happens again.")
             end = End(FinishReason.ERROR, Usage(), bug)
+        await purse.settle()
         if end.reason is FinishReason.CANCELLED and not answer.begun:
             leg.lease.give_back()
         else:
@@ -301,7 +298,7 @@ class Pipeline:
         answer.opened, answer.reserved, answer.tokens_before = receipt, reserved, before
         return following
 
-    async def _consume(self, answer: Answer, journey: Journey, call: Call, watch: HoldWatch | None) -> End:
+    async def _consume(self, answer: Answer, journey: Journey, call: Call, purse: Purse) -> End:
         run = call.start()
         answer.attach(run)
         watchdog = Watchdog(run, journey.policy, journey.left_s)
@@ -313,27 +310,16 @@ class Pipeline:
                 watchdog.heard()
                 self._note(answer, call, chunk)
                 answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
-                if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
-                    answer.stop()
+                if purse.watches_pieces and not answer.stopped_at_limit:
+                    await purse.spent(_cost_so_far(self.running(answer), answer))
         finally:
             watchdog.close()
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
 
-    async def _within_hold(self, answer: Answer, watch: HoldWatch) -> bool:
-        """Extend the hold where the cost comes near it. False: no budget left for more, so the output must stop."""
-        cost = _cost_so_far(self.running(answer), answer)
-        if cost is None or not watch.is_near(cost):
-            return True
-        wanted = Money(max(watch.hold.nanousd, cost.nanousd, 1) * 2)
-        try:
-            extended = await self._ledger.extend(answer.receipt_id, wanted)
-        except LedgerUnavailable:
-            return False
-        if extended:
-            watch.hold = wanted
-            answer.opened = msgspec.structs.replace(answer.opened, hold=wanted)
-        return extended
+    def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
+        rate = self._books.placement(plan.call.placement, answer.opened.created_at_ns).receipt_usd_per_hour
+        return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate)
 
     def _note(self, answer: Answer, call: Call, chunk: Text | Vector) -> None:
         if isinstance(chunk, Vector):
@@ -342,7 +328,8 @@ class Pipeline:
             self._meter.note_usage(answer.receipt_id, usage)
             return
         answer.progress.note(chunk.tokens, self._clock.now_ns())
-        known = Provenance.MEASURED if call.sequences else Provenance.COUNTED
+        # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
+        known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
         leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
         if call.input_tokens is not None:
             leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
@@ -403,7 +390,8 @@ def _most_tokens(call: Call) -> int:
 def _cost_so_far(receipt: Receipt, answer: Answer) -> Money | None:
     """With what is reserved for ended attempts of which nobody knows; None where nobody knows of the one that runs."""
     last = receipt.attempts[-1].ordinal
-    amounts = [line.amount for line in receipt.lines if line.amount is not None or line.attempt == last]
+    ours = [line for line in receipt.lines if line.book == "actual"]
+    amounts = [line.amount for line in ours if line.amount is not None or line.attempt == last]
     if not amounts or any(amount is None for amount in amounts):
         return None
     return Money.total(amount or ZERO for amount in amounts) + answer.reserved

@@ -13,7 +13,7 @@ from millicent.core.clock import Clock
 from millicent.core.errors import EngineCrashed, PaymentRequired
 from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Call
-from millicent.core.receipts import Attempt, Line, Meter, Receipt, Status, Timing, outside_line
+from millicent.core.receipts import Attempt, Line, Meter, Receipt, Status, Timing, outside_line, reported_line
 from millicent.core.request import Request
 from millicent.core.usage import Provenance, Usage, weakest
 from millicent.meter.placements import Placement
@@ -64,7 +64,7 @@ class Bookkeeper:
         """The receipt with its attempt ended and the next one begun; and what is reserved for attempts whose cost
         nobody knows."""
         ended = self._ended(answer, end, reading)
-        fresh = ended.lines[len(answer.opened.lines) :]
+        fresh = [line for line in ended.lines[len(answer.opened.lines) :] if line.book == "actual"]
         reserved = answer.reserved
         if any(line.amount is None for line in fresh):
             reserved += max(ZERO, (answer.opened.hold or ZERO) - _total(answer.opened.lines) - answer.reserved)
@@ -73,7 +73,7 @@ class Bookkeeper:
     def spent(self, answer: Answer, end: End, reading: Reading) -> Money | None:
         """What the attempts so far have cost, the one that just ended included; None where nobody knows."""
         lines = self._ended(answer, end, reading).lines
-        ours = [line for line in lines if line.attempt > 0]
+        ours = [line for line in lines if line.attempt > 0 and line.book == "actual"]
         return None if any(line.amount is None for line in ours) else _total(ours)
 
     def running(self, answer: Answer, reading: Reading) -> Receipt:
@@ -124,9 +124,12 @@ class Bookkeeper:
             ended_at_ns=now_ns,
             status=status_of(end),
             error=end.error.message if end.error else None,
-            reported=end.reported_cost,
         )
-        return msgspec.structs.replace(priced, attempts=(*priced.attempts[:-1], attempt))
+        told = end.reported_cost
+        reported = () if told is None else (reported_line(attempt, told, now_ns, end.upstream_id),)
+        return msgspec.structs.replace(
+            priced, attempts=(*priced.attempts[:-1], attempt), lines=(*priced.lines, *reported)
+        )
 
     def _priced(self, answer: Answer, reading: Reading, end: End | None) -> Receipt:
         """With the lines of the last attempt; `end` None while it runs."""
@@ -188,11 +191,12 @@ def cut_short(call: Call, end: End) -> End:
 
 def _line_of_nothing(attempt: Attempt, end: End, usage: Usage, at_ns: int) -> Line:
     """An attempt without any usage has a line too, so that a total neither forgets it nor is lost for it. Counted
-    nothing costs nothing, and providers don't charge for a call that they failed; of others nobody knows."""
+    nothing costs nothing, and so, we assume, does a call that failed before any work; of others nobody knows."""
     if usage.leaves:
         known = weakest(count.provenance for count in usage.leaves.values())
     else:
-        known = Provenance.ASSUMED if end.reason is FinishReason.ERROR else Provenance.UNKNOWN
+        unfinished = end.reason in {FinishReason.ERROR, FinishReason.CANCELLED}
+        known = Provenance.ASSUMED if unfinished else Provenance.UNKNOWN
     return Line(
         attempt=attempt.ordinal,
         role=attempt.role,
@@ -217,8 +221,8 @@ def _device_time_known(answer: Answer, reading: Reading) -> Provenance:
 
 
 def _total(lines: Iterable[Line]) -> Money:
-    """Of those that are priced."""
-    return Money.total(line.amount or ZERO for line in lines)
+    """Of those that are priced, in our own book."""
+    return Money.total(line.amount or ZERO for line in lines if line.book == "actual")
 
 
 def _timing(answer: Answer, reading: Reading, now_ns: int) -> Timing:
