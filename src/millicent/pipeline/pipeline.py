@@ -33,6 +33,7 @@ from millicent.pipeline.deployments import Deployment, DeploymentReport, Deploym
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
+from millicent.pipeline.latency import Beside, LatencyTargets
 from millicent.pipeline.settlement import Bookkeeper, cut_short
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Pipeline:
         estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
+        latency: LatencyTargets | None = None,
         places: Mapping[str, Sequence[Place]] | None = None,
         policies: Mapping[str, ModelPolicy] | None = None,
         random: Random | None = None,
@@ -78,6 +80,7 @@ class Pipeline:
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
+        self._latency = latency
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -139,6 +142,7 @@ class Pipeline:
         ticket = self._limiter.enter(request.attribution.key)
         self._admitted += 1
         try:
+            request = self._aimed(request)
             journey = self._journey(request)
             leg = await journey.first()
             try:
@@ -153,7 +157,7 @@ class Pipeline:
             ticket.withdraw()
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
-        answer = Answer(receipt, keep=judged or claim is not None)
+        answer = Answer(receipt, _beside(leg.plan), keep=judged or claim is not None)
         self._answers[receipt.id] = answer
         self._begin(answer, leg)
         task = asyncio.create_task(self._drive(answer, journey, leg, ticket, bounded=bounded))
@@ -197,12 +201,36 @@ class Pipeline:
 
     async def _plan(self, request: Request, deployment: Deployment) -> Plan:
         call = await deployment.backend.prepare(request)
-        return await self._estimates.within(request, deployment.backend, call, self._asked(request, call))
+        plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call))
+        self._check_target(request, plan)
+        return plan
 
     def _asked(self, request: Request, call: Call) -> Asked:
-        beside = sum(answer.opened.model == request.model for answer in self._answers.values())
+        beside = sum(answer.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
+
+    def _aimed(self, request: Request) -> Request:
+        """With its feature's latency target, where it has none of its own."""
+        if request.latency_target_ms is not None:
+            return request
+        target_ms = self._features.latency_target_ms(request.attribution.feature)
+        return request if target_ms is None else msgspec.structs.replace(request, latency_target_ms=target_ms)
+
+    def _check_target(self, request: Request, plan: Plan) -> None:
+        """Raises RateLimited where the target cannot be met. Without a fit nobody can tell."""
+        fit = None if self._fits is None else self._fits.coefficients(request.model)
+        if request.latency_target_ms is None or fit is None or self._latency is None:
+            return
+        others = [
+            msgspec.structs.replace(
+                answer.beside, made_tokens=answer.progress.tokens, begun=answer.progress.first_token_at_ns is not None
+            )
+            for answer in self._answers.values()
+            if answer.model == request.model
+        ]
+        mine = _beside(plan)
+        self._latency.check(request.latency_target_ms, request.model, fit, mine, others, streamed=request.stream)
 
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
@@ -219,6 +247,7 @@ class Pipeline:
         paid_by_time = self._books.placement(attempt.placement, attempt.started_at_ns).kind != "api"
         answer.shown.append(bool(call.sequences) if paid_by_time or call.sequences else None)
         answer.progress = Progress()
+        answer.model, answer.beside = leg.request.model, _beside(leg.plan)
         self._meter.open(opened.id, attempt.ordinal, call.sequences)
         self._meter.note_usage(opened.id, Usage())
 
@@ -232,6 +261,8 @@ class Pipeline:
             await self._settle(answer, end)
             if len(answer.opened.attempts) == 1:  # else its times and tokens are of several
                 self._estimates.learn(answer.settled, leg.plan)
+                if self._latency is not None and answer.settled is not None:
+                    self._latency.learn(answer.settled)
         finally:
             leg.lease.give_back()
             del self._answers[answer.receipt_id]
@@ -376,6 +407,11 @@ class Pipeline:
         for receipt_id, closing in list(self._unsettled.items()):
             await self._ledger.close(*closing)
             del self._unsettled[receipt_id]
+
+
+def _beside(plan: Plan) -> Beside:
+    sequences = max(1, len(plan.call.sequences))
+    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, 0, begun=False, sequences=sequences)
 
 
 def _tokens(usage: Usage) -> int | None:

@@ -23,6 +23,7 @@ from millicent.pipeline.attempts import Leg
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf
+from millicent.pipeline.latency import told
 
 
 class Bookkeeper:
@@ -57,6 +58,7 @@ class Bookkeeper:
             stream=request.stream,
             attribution=request.attribution,
             lines=lines,
+            policy=None if request.latency_target_ms is None else {"latency_target_ms": str(request.latency_target_ms)},
         )
         return self._with_attempt(receipt, leg, _total(lines), now_ns)
 
@@ -86,7 +88,7 @@ class Bookkeeper:
         ended = self._ended(answer, end, reading)
         now_ns = ended.attempts[-1].ended_at_ns
         assert now_ns is not None
-        return msgspec.structs.replace(
+        closed = msgspec.structs.replace(
             ended,
             settled_at_ns=now_ns,
             status=status,
@@ -96,6 +98,7 @@ class Bookkeeper:
             error=final.error.message if final.error else None,
             useful=self._verdict(answer, status),
         )
+        return msgspec.structs.replace(closed, policy=told(closed))
 
     def _with_attempt(self, receipt: Receipt, leg: Leg, before: Money, now_ns: int) -> Receipt:
         """One more attempt, held for beside what came `before`: other costs, and other attempts."""
