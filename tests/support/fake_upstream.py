@@ -23,7 +23,7 @@ class Call:
     body: bytes
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    gone: bool = False  # whether the caller was seen to have left
+    gone: asyncio.Event = field(default_factory=asyncio.Event)  # the caller was seen to have left
 
     @property
     def json(self) -> Any:
@@ -40,7 +40,7 @@ class Call:
     async def stream(self, pieces: Iterable[bytes], *, end: bool = True, more: str = "") -> None:
         head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n{more}\r\n"
         await self.send(head.encode())
-        for piece in pieces:
+        for piece in filter(None, pieces):  # an empty chunk is the end
             await self.send(b"%x\r\n%s\r\n" % (len(piece), piece))
         if end:
             await self.send(b"0\r\n\r\n")
@@ -50,7 +50,7 @@ class Call:
         with contextlib.suppress(ConnectionError):
             while await self.reader.read(1024):
                 pass
-        self.gone = True
+        self.gone.set()
 
 
 @dataclass
