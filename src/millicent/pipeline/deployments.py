@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from random import Random
-from typing import NamedTuple
 
 import msgspec
 
@@ -31,7 +30,7 @@ class Place(msgspec.Struct, frozen=True):
     max_connections: int | None = None
 
 
-class DeploymentReport(NamedTuple):
+class DeploymentReport(msgspec.Struct, frozen=True):
     """One deployment as an operator sees it. `retry_after_s`: when an open breaker lets a call through."""
 
     model: str
