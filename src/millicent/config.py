@@ -73,7 +73,7 @@ def load(path: Path) -> Config:
         raise _syntax_error(path, text, error) from error
     _refuse_secrets(path, text, table, ())
     sections = [section for section in get_type_hints(Config) if section not in WRITTEN_IN]
-    for section in table.keys() - set(sections):
+    for section in [section for section in table if section not in sections]:
         what = f"[{section}] is not a section{_suggestion(section, sections)}"
         raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
     table = _halved(table)
