@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Many
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,6 +23,7 @@ from millicent.engine.calibration import calibrate
 from millicent.engine.config import EngineConfig
 from millicent.engine.grammars import Grammar, GrammarCompiler, Vocabulary
 from millicent.engine.logprobs import score
+from millicent.engine.lookup import Lookup
 from millicent.engine.processors import Adjustments, adjustments
 from millicent.engine.protocol import Output, ScoredToken, Step, Submit
 from millicent.engine.sampler import Draw, sample
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger(__name__)
+_MOST_GUESSES = 10
+_LEARNS = 0.1  # how much the latest guess counts
+_FORGETS = 0.01
+_UNKNOWN = 0.5
 
 
 def _nothing() -> None:
@@ -73,6 +78,7 @@ class _Answer:
     words: Words
     adjust: Adjustments | None
     grammar: Grammar | None = None
+    lookup: Lookup | None = None
     scored_prompt: list[ScoredToken] = field(default_factory=list)  # until it is told
 
     def draw(self) -> Draw:
@@ -87,6 +93,35 @@ class _Answer:
             sampling.typical_p,
             self._change if self.adjust is not None or self.grammar is not None else None,
         )
+
+    def look_up(self, context_tokens: int, ends: Collection[int]) -> list[int]:
+        """Guesses of what comes next that could all be output."""
+        if self.lookup is None:
+            return []
+        guesses = self._possible(self.lookup.guess(self.sequence.tokens, self._most_guesses(context_tokens)), ends)
+        if guesses:  # what went badly is given another chance some day
+            self.sequence.acceptance += _FORGETS * (_UNKNOWN - self.sequence.acceptance)
+        return guesses
+
+    def _most_guesses(self, context_tokens: int) -> int:
+        """A token is drawn after the last guess too: there must be room for it."""
+        room = context_tokens - len(self.sequence.tokens)
+        if self.limits.max_tokens is not None:
+            room = min(room, self.limits.max_tokens - self.sequence.output_tokens)
+        return min(_MOST_GUESSES, room - 1)
+
+    def _possible(self, guesses: list[int], ends: Collection[int]) -> list[int]:
+        """Up to what ends the answer, or its grammar forbids."""
+        ending = next((at for at, token in enumerate(guesses, 1) if token in ends), len(guesses))
+        guesses = guesses[:ending]
+        return guesses[: self.grammar.valid(guesses)] if self.grammar is not None and guesses else guesses
+
+    def learn(self, guesses: int, right: int) -> None:
+        """So many guesses were checked. What follows a wrong one says nothing."""
+        acceptance = self.sequence.acceptance
+        for hit in (*[1.0] * right, *[0.0] * (right < guesses)):
+            acceptance += _LEARNS * (hit - acceptance)
+        self.sequence.acceptance = acceptance
 
     def _change(self, scores: np.ndarray) -> None:
         if self.adjust is not None:
@@ -108,6 +143,14 @@ class _Answer:
             error=error,
             total_output_tokens=self.sequence.output_tokens,
         )
+
+
+class _Turn(NamedTuple):
+    """A token is drawn for the answer from this row of logits; if it is the first guess, another from the next."""
+
+    answer: _Answer
+    row: int
+    guesses: Many[int]
 
 
 def check_tokens(tokens: Collection[int], vocabulary_size: int, what: str = "the prompt holds") -> None:
@@ -135,6 +178,7 @@ class Runner:
         self._compiling: dict[int, tuple[Submit, Future[llguidance.LLMatcher]]] = {}
         self._compiler = GrammarCompiler(opened.vocabulary, self._vocabulary_size, self._eos_tokens, wake)
         self._passes: deque[list[Piece]] = deque()
+        self._looks_up = config.speculation == "ngram"
         self.scheduler = Scheduler(
             blocks=blocks,
             block_tokens=config.block_tokens,
@@ -204,7 +248,8 @@ class Runner:
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
         ends = self._eos_tokens.union(limits.stop_tokens)
         adjust = adjustments(sampling, limits, sequence.tokens, [end for end in ends if end < self._vocabulary_size])
-        self._answers[sequence.id] = _Answer(sequence, sampling, limits, seed, words, adjust, grammar)
+        lookup = Lookup() if self._looks_up else None
+        self._answers[sequence.id] = _Answer(sequence, sampling, limits, seed, words, adjust, grammar, lookup)
         return None
 
     def cancel(self, sequence: int) -> Output | None:
@@ -225,13 +270,16 @@ class Runner:
         start_ns = clock.monotonic_ns()
         pieces = self._next_pass()
         works = tuple(map(self.scheduler.advance, pieces))
+        accepted: Counter[int] = Counter()
         try:
-            outputs = self._forward(pieces)
+            outputs = self._forward(pieces, accepted)
         except Exception as error:  # noqa: BLE001 - a failed pass ends its own sequences, never the process
             _log.exception("a forward pass of %s failed", self._model.name)
             detail = " ".join(str(error).split())[:200]
             reason = f"the model failed while computing this answer ({type(error).__name__}: {detail}); retry"
             outputs = self._fail((piece.sequence for piece in pieces), reason)
+        if accepted:
+            works = tuple(msgspec.structs.replace(work, accepted_tokens=accepted[work.sequence]) for work in works)
         wall_ns = clock.monotonic_ns() - start_ns
         return Step(StepRecord(device, self._model.name, index, start_ns, wall_ns, works), tuple(outputs))
 
@@ -240,34 +288,60 @@ class Runner:
         record's time is that of its own rows, and a cancellation still waits for one pass only."""
         while True:
             if not self._passes:
+                self._guess()
                 plan = self.scheduler.schedule()
                 self._passes.extend([piece] for piece in plan) if self._deterministic else self._passes.append(plan)
             pieces = [piece for piece in self._passes.popleft() if piece.sequence in self.scheduler]
             if pieces:
                 return pieces
 
-    def _forward(self, pieces: list[Piece]) -> list[Output]:
-        logits = self._model.forward(pieces)
-        answers = [self._answers[piece.sequence] for piece in pieces if piece.sample]
-        if any(piece.every_row for piece in pieces):
-            logits = self._score_prompts(pieces, logits)
-        if not answers:
-            return []
-        tokens = sample(logits, [answer.draw() for answer in answers])
-        rows = logits.numpy(force=True)
-        return [self._accept(answer, token, row) for answer, token, row in zip(answers, tokens, rows, strict=True)]
+    def _guess(self) -> None:
+        """What those that decode may say next. It is looked for only where it could be worth a row."""
+        if not self._looks_up or self.scheduler.costs is None:
+            return
+        for sequence in self.scheduler.decoding():
+            sequence.guesses = self._answers[sequence.id].look_up(self.scheduler.context_tokens, self._eos_tokens)
 
-    def _score_prompts(self, pieces: list[Piece], logits: torch.Tensor) -> torch.Tensor:
-        """Score the tokens of prompts that asked for it. The logits after the pieces that sample are left."""
-        sampled: list[int] = []
+    def _forward(self, pieces: list[Piece], accepted: Counter[int]) -> list[Output]:
+        """`accepted` counts the guesses of each sequence that were right."""
+        logits = self._model.forward(pieces)
+        turns: list[_Turn] = []
         stop = 0
         for piece in pieces:
             start, stop = stop, stop + piece.logit_rows
-            if piece.sample:
-                sampled.append(stop - 1)
+            answer = self._answers[piece.sequence]
             if piece.every_row:
-                self._score_prompt(self._answers[piece.sequence], piece, logits[start:stop].numpy(force=True))
-        return logits[sampled]
+                self._score_prompt(answer, piece, logits[start:stop].numpy(force=True))
+            if piece.sample:
+                first = stop - 1 - piece.drafts
+                turns.append(_Turn(answer, first, piece.tokens[len(piece.tokens) - piece.drafts :]))
+        outputs = self._draw(logits, turns, accepted)
+        for piece in pieces:
+            if piece.drafts and piece.sequence in self._answers:
+                self._answers[piece.sequence].learn(piece.drafts, accepted[piece.sequence])
+        return outputs
+
+    def _draw(self, logits: torch.Tensor, turns: list[_Turn], accepted: Counter[int]) -> list[Output]:
+        """A token for each, as it would be drawn without guesses; and another for as long as they were right.
+
+        So guesses change neither a token nor its distribution: whether one is right depends on nothing but the draw.
+        """
+        outputs: list[Output] = []
+        while turns:
+            rows = logits if len(turns) == len(logits) else logits[[turn.row for turn in turns]]
+            tokens = sample(rows, [turn.answer.draw() for turn in turns])
+            following: list[_Turn] = []
+            for turn, token, scores in zip(turns, tokens, rows.numpy(force=True), strict=True):
+                output = self._accept(turn.answer, token, scores)
+                outputs.append(output)
+                if not turn.guesses or token != turn.guesses[0]:
+                    continue
+                accepted[turn.answer.sequence.id] += 1
+                if not output.finish:
+                    self.scheduler.accept(turn.answer.sequence)
+                    following.append(_Turn(turn.answer, turn.row + 1, turn.guesses[1:]))
+            turns = following
+        return outputs
 
     @staticmethod
     def _score_prompt(answer: _Answer, piece: Piece, logits: np.ndarray) -> None:
