@@ -137,6 +137,9 @@ def card(receipt: Receipt) -> str:
         ("Total time", show.duration(took.total_ns), None),
         ("Accelerator", show.duration(ran.serving_ns) if ran.steps else "unknown", ran.provenance),
     ]
+    if ran.drafted_tokens:
+        guessed = f"{show.count(ran.accepted_tokens)} of {show.count(ran.drafted_tokens)} tokens"
+        facts.append(("Guessed rightly", guessed, None))
     width = max(len(name) for name, _, _ in facts)
     lines = [f"{show.amount(receipt.total)}   {receipt.id}", ""]
     lines += [

@@ -141,6 +141,8 @@ class Meter:
         for entry, work in zip(entries, record.sequences, strict=True):
             if entry is not None:
                 entry[0].recomputed_tokens += work.recomputed_rows
+                entry[0].drafted_tokens += work.drafted_tokens
+                entry[0].accepted_tokens += work.accepted_tokens
         read_whole = {
             entry[0].id
             for entry, work in zip(entries, record.sequences, strict=True)
@@ -230,8 +232,9 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "batch_sum", "decode_ns", "device", "energy", "first_step_at_ns", "id", "known", "limit_ns", "prefill_ns",
-        "recomputed_tokens", "sequences", "shares", "step_ns", "step_time_version", "steps", "stop", "usage",
+        "accepted_tokens", "batch_sum", "decode_ns", "device", "drafted_tokens", "energy", "first_step_at_ns", "id",
+        "known", "limit_ns", "prefill_ns", "recomputed_tokens", "sequences", "shares", "step_ns", "step_time_version",
+        "steps", "stop", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -248,6 +251,8 @@ class _Receipt:
         self.steps = 0
         self.batch_sum = 0
         self.recomputed_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
         self.step_time_version: str | None = None
         self.energy = EnergyShare()
         self.limit_ns: int | None = None
@@ -275,6 +280,8 @@ class _Receipt:
             provenance,
             self.recomputed_tokens,
             self.step_time_version,
+            self.drafted_tokens,
+            self.accepted_tokens,
         )
         return Reading(self.id, self.usage, accelerator, shares, self.first_step_at_ns, self.energy.energy)
 
