@@ -153,6 +153,19 @@ class _Turn(NamedTuple):
     guesses: Many[int]
 
 
+def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Some rows, in ascending order. On the CPU copying them is NumPy's work: torch would wake its threads for it."""
+    if len(rows) == len(logits):
+        return logits
+    if len(rows) == 1:
+        return logits[rows[0] : rows[0] + 1]
+    if logits.device.type != "cpu":
+        return logits[rows]
+    import torch
+
+    return torch.from_numpy(logits.numpy()[rows])
+
+
 def check_tokens(tokens: Collection[int], vocabulary_size: int, what: str = "the prompt holds") -> None:
     """A token that the model doesn't know would fail the whole forward pass."""
     for token in (min(tokens, default=0), max(tokens, default=0)):
@@ -328,7 +341,7 @@ class Runner:
         """
         outputs: list[Output] = []
         while turns:
-            rows = logits if len(turns) == len(logits) else logits[[turn.row for turn in turns]]
+            rows = _rows(logits, [turn.row for turn in turns])
             tokens = sample(rows, [turn.answer.draw() for turn in turns])
             following: list[_Turn] = []
             for turn, token, scores in zip(turns, tokens, rows.numpy(force=True), strict=True):
