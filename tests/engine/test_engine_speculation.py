@@ -42,14 +42,23 @@ def runner(
     costs: Coefficients | None = FREE_ROWS,
     *,
     blocks: int = 200,
+    draft: ScriptedModel | None = None,
     vocabulary: Callable[..., llguidance.LLTokenizer] | None = None,
     **configured: Any,
 ) -> Runner:
     model = model or Repeating()
     config = EngineConfig(**{"step_tokens": 32, "block_tokens": 4, **configured})
-    subject = Runner(OpenModel(model, frozenset({EOS}), Letters, vocabulary), config, blocks=blocks)
-    subject.scheduler.costs = costs
+    subject = Runner(OpenModel(model, frozenset({EOS}), Letters, vocabulary, draft), config, blocks=blocks)
+    if costs is not None:
+        subject.learn("scripted", costs)
+        subject.learn("draft", Coefficients(0, 1e4, 0, 0, 0, 0))
     return subject
+
+
+def draft(**settings: Any) -> Repeating:
+    model = Repeating(**settings)
+    model.name = "draft"
+    return model
 
 
 def submit(number: int, prompt: int = 9, sampling: Sampling | None = None, limits: Limits | None = None) -> Submit:
@@ -139,7 +148,7 @@ LIMITS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), SAMPLINGS, LIMITS), min_size=1, max_size=7), st.data())
 def test_answers_are_the_same_token_for_token(asked: list[tuple[int, Sampling, Limits]], data: st.DataObject) -> None:
     frames = [submit(number, *each) for number, each in enumerate(asked, 1)]
@@ -147,10 +156,12 @@ def test_answers_are_the_same_token_for_token(asked: list[tuple[int, Sampling, L
     noise = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
     # Few blocks: sequences are preempted with guesses at hand.
     blocks = data.draw(st.sampled_from([26, 60, 400]))
+    drafter = data.draw(st.sampled_from([None, {"noise": 0.0}, {"noise": 0.5, "vocabulary_size": 20}]))
 
     def run(costs: Coefficients | None) -> list[Step]:
         model = Repeating(noise=noise, context_tokens=100)
-        return drive(runner(model, costs, blocks=blocks, deterministic=deterministic), frames)
+        by = None if drafter is None else draft(context_tokens=80, **drafter)
+        return drive(runner(model, costs, draft=by, blocks=blocks, deterministic=deterministic), frames)
 
     assert said(run(FREE_ROWS)) == said(run(None))
 
@@ -268,3 +279,80 @@ def test_a_lookup_finds_what_followed_last_time_however_it_was_told(tokens: list
         kept = tokens[ends[-1] : ends[-1] + most]
         assert guesses[: len(kept)] == kept
         assert len(guesses) == most
+
+
+# A draft model.
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), SAMPLINGS, LIMITS), min_size=1, max_size=7), st.data())
+def test_a_draft_that_thinks_alike_is_always_right(
+    asked: list[tuple[int, Sampling, Limits]], data: st.DataObject
+) -> None:
+    """Its cache, which shares blocks with the other's, holds what it should: after catching up in pieces, preemption,
+    a prefix that another one computed, guesses that were drawn again."""
+    frames = [submit(number, *each) for number, each in enumerate(asked, 1)]
+    blocks = data.draw(st.sampled_from([26, 60, 400]))
+    deterministic = data.draw(st.booleans())
+    step_tokens = data.draw(st.sampled_from([16, 64]))
+    shape = {"noise": 1.0, "context_tokens": 100}
+    subject = runner(
+        Repeating(**shape), draft=draft(**shape), blocks=blocks, deterministic=deterministic, step_tokens=step_tokens
+    )
+    steps = drive(subject, frames)
+    checked = [work for step in steps for work in (step.record.sequences if step.record else ()) if work.drafted_tokens]
+    ended = {output.sequence: index for index, step in enumerate(steps) for output in step.outputs if output.finish}
+    for index, step in enumerate(steps):
+        for work in step.record.sequences if step.record else ():
+            if ended[work.sequence] > index:  # what ends an answer leaves guesses behind it
+                assert work.accepted_tokens == work.drafted_tokens
+    assert checked or all(frame.limits.max_tokens is not None and frame.limits.max_tokens < 30 for frame in frames)
+
+
+def test_a_drafts_passes_are_records_of_its_own_for_the_sequences_they_are_for() -> None:
+    clock = ManualClock()
+    target = Repeating(noise=0.0, before=lambda pieces: clock.advance(100))
+    subject = runner(target, draft=draft(noise=0.0, before=lambda pieces: clock.advance(7)))
+    for number in (1, 2):
+        subject.submit(submit(number))
+    records = []
+    while subject.busy:
+        record = subject.step("cpu", len(records), clock).record
+        assert record is not None
+        records.append(record)
+    drafts = [record for record in records if record.model == "draft"]
+    assert drafts
+    assert {record.wall_ns for record in drafts} == {7}
+    assert {work.sequence for record in drafts for work in record.sequences} == {1, 2}
+    assert all(work.drafted_tokens == 0 for record in drafts for work in record.sequences)
+    ends_ns = [record.start_ns + record.wall_ns for record in records]
+    assert all(record.start_ns >= end_ns for record, end_ns in zip(records[1:], ends_ns[:-1], strict=True))
+    # Prompts are computed once by each of the two.
+    assert sum(work.prefill_rows for record in drafts for work in record.sequences) >= 18
+
+
+def test_a_draft_model_that_costs_what_it_saves_is_left_alone() -> None:
+    subject = runner(draft=draft())
+    subject.learn("draft", FREE_ROWS)
+    steps = drive(subject, [submit(1)])
+    assert {step.record.model for step in steps if step.record} == {"scripted"}
+
+
+def test_a_draft_model_that_fails_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(pieces: object) -> None:
+        raise RuntimeError("no")
+
+    subject = runner(draft=draft(before=fail))
+    assert said(drive(subject, [submit(1)])) == said(drive(runner(costs=None), [submit(1)]))
+    assert "goes on without it" in caplog.text
+
+
+def test_cancelling_while_a_draft_guesses_gives_all_back() -> None:
+    subject = runner(draft=draft())
+    subject.submit(submit(1))
+    subject.submit(submit(2))
+    clock = ManualClock()
+    models = (step.record.model for step in (subject.step("cpu", index, clock) for index in range(50)) if step.record)
+    assert "draft" in models
+    subject.cancel(1)
+    drive(subject, [submit(3)])

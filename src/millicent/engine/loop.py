@@ -100,9 +100,9 @@ class Engine:
             case Cancel():
                 self._report(runner.cancel(frame.sequence) for runner in self._runners.values())
             case Costs():
-                runner = self._runners.get(frame.model)
-                if isinstance(runner, Runner):
-                    runner.scheduler.costs = frame.coefficients
+                for runner in self._runners.values():
+                    if isinstance(runner, Runner):
+                        runner.learn(frame.model, frame.coefficients)
             case Load():
                 self._connection.send(self._load(frame))
             case Unload():

@@ -17,10 +17,11 @@ from millicent.core.chunks import FinishReason
 from millicent.core.clock import Clock
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Limits, Sampling
-from millicent.core.steps import Overhead, StepRecord
+from millicent.core.steps import Overhead, SequenceWork, StepRecord
 from millicent.engine.batch import Model, Piece
 from millicent.engine.calibration import calibrate
 from millicent.engine.config import EngineConfig
+from millicent.engine.draft_model import Ahead, DraftModel
 from millicent.engine.grammars import Grammar, GrammarCompiler, Vocabulary
 from millicent.engine.logprobs import score
 from millicent.engine.lookup import Lookup
@@ -29,6 +30,7 @@ from millicent.engine.protocol import Output, ScoredToken, Step, Submit
 from millicent.engine.sampler import Draw, sample
 from millicent.engine.scheduling.scheduler import Scheduler
 from millicent.engine.scheduling.sequences import Sequence
+from millicent.step_time import Coefficients, Work
 
 if TYPE_CHECKING:
     import llguidance
@@ -59,12 +61,21 @@ class Words(Protocol):
 @dataclass(frozen=True, slots=True)
 class OpenModel:
     """What a model's files give: `words` opens the text of an answer that ends at one of the stop strings. Without a
-    `vocabulary` its answers can have no grammar."""
+    `vocabulary` its answers can have no grammar. `draft` is a smaller model with the same tokenizer."""
 
     model: Model
     eos_tokens: frozenset[int]
     words: Callable[[Many[str]], Words]
     vocabulary: Vocabulary | None = None
+    draft: Model | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.model.weight_bytes + (self.draft.weight_bytes if self.draft else 0)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.model.kv_bytes_per_token + (self.draft.kv_bytes_per_token if self.draft else 0)
 
 
 @dataclass(slots=True)
@@ -98,12 +109,23 @@ class _Answer:
         """Guesses of what comes next that could all be output."""
         if self.lookup is None:
             return []
-        guesses = self._possible(self.lookup.guess(self.sequence.tokens, self._most_guesses(context_tokens)), ends)
-        if guesses:  # what went badly is given another chance some day
-            self.sequence.acceptance += _FORGETS * (_UNKNOWN - self.sequence.acceptance)
+        guesses = self._possible(self.lookup.guess(self.sequence.tokens, self.most_guesses(context_tokens)), ends)
+        if guesses:
+            self.forget()
         return guesses
 
-    def _most_guesses(self, context_tokens: int) -> int:
+    def ahead(self, wanted: int, ends: Collection[int]) -> Ahead:
+        adjust, grammar = self.adjust, self.grammar
+        return Ahead(
+            self.sequence,
+            self.draw(),
+            None if adjust is None else adjust.copy(),
+            None if grammar is None else grammar.copy(),
+            ends=ends,
+            wanted=wanted,
+        )
+
+    def most_guesses(self, context_tokens: int) -> int:
         """A token is drawn after the last guess too: there must be room for it."""
         room = context_tokens - len(self.sequence.tokens)
         if self.limits.max_tokens is not None:
@@ -115,6 +137,10 @@ class _Answer:
         ending = next((at for at, token in enumerate(guesses, 1) if token in ends), len(guesses))
         guesses = guesses[:ending]
         return guesses[: self.grammar.valid(guesses)] if self.grammar is not None and guesses else guesses
+
+    def forget(self) -> None:
+        """What went badly is given another chance some day."""
+        self.sequence.acceptance += _FORGETS * (_UNKNOWN - self.sequence.acceptance)
 
     def learn(self, guesses: int, right: int) -> None:
         """So many guesses were checked. What follows a wrong one says nothing."""
@@ -185,13 +211,16 @@ class Runner:
         self._words = opened.words
         self._deterministic = config.deterministic
         self.dimensions = 0
-        self.weight_bytes = opened.model.weight_bytes
-        self.kv_bytes = blocks * config.block_tokens * opened.model.kv_bytes_per_token
+        self.weight_bytes = opened.weight_bytes
+        self.kv_bytes = blocks * config.block_tokens * opened.kv_bytes_per_token
         self._answers: dict[int, _Answer] = {}
         self._compiling: dict[int, tuple[Submit, Future[llguidance.LLMatcher]]] = {}
         self._compiler = GrammarCompiler(opened.vocabulary, self._vocabulary_size, self._eos_tokens, wake)
         self._passes: deque[list[Piece]] = deque()
-        self._looks_up = config.speculation == "ngram"
+        self._draft = None if opened.draft is None else self._open_draft(opened.draft, config, blocks)
+        self._drafting = False
+        self._aheads: list[Ahead] = []
+        self._looks_up = config.speculation == "ngram" and opened.draft is None
         self.scheduler = Scheduler(
             blocks=blocks,
             block_tokens=config.block_tokens,
@@ -203,6 +232,16 @@ class Runner:
         )
         self._blocks = blocks
         self._model.allocate(blocks, config.block_tokens)
+
+    def _open_draft(self, model: Model, config: EngineConfig, blocks: int) -> DraftModel:
+        return DraftModel(
+            model,
+            vocabulary_size=self._vocabulary_size,
+            blocks=blocks,
+            block_tokens=config.block_tokens,
+            step_tokens=config.step_tokens,
+            deterministic=config.deterministic,
+        )
 
     def calibrate(self, config: EngineConfig, clock: Clock) -> Overhead:
         """Measure what steps of every kind cost. Call before the first sequence."""
@@ -265,6 +304,13 @@ class Runner:
         self._answers[sequence.id] = _Answer(sequence, sampling, limits, seed, words, adjust, grammar, lookup)
         return None
 
+    def learn(self, model: str, costs: Coefficients) -> None:
+        """What steps of a model take; it may be none of ours."""
+        if model == self._model.name:
+            self.scheduler.costs = costs
+        if self._draft is not None and model == self._draft.name:
+            self._draft.costs = costs
+
     def cancel(self, sequence: int) -> Output | None:
         if self._compiling.pop(sequence, None):
             return Output(sequence, 0, "", FinishReason.CANCELLED.value)
@@ -281,6 +327,11 @@ class Runner:
     def step(self, device: str, index: int, clock: Clock) -> Step:
         """One forward pass, from planning it to the text that came of it. Call only while busy."""
         start_ns = clock.monotonic_ns()
+        draft = self._draft
+        if draft is not None and (drafting := self._next_draft_pass(draft)):
+            works = self._run_draft(draft, drafting)
+            wall_ns = clock.monotonic_ns() - start_ns
+            return Step(StepRecord(device, draft.name, index, start_ns, wall_ns, works), ())
         pieces = self._next_pass()
         works = tuple(map(self.scheduler.advance, pieces))
         accepted: Counter[int] = Counter()
@@ -314,6 +365,48 @@ class Runner:
             return
         for sequence in self.scheduler.decoding():
             sequence.guesses = self._answers[sequence.id].look_up(self.scheduler.context_tokens, self._eos_tokens)
+
+    def _next_draft_pass(self, draft: DraftModel) -> list[Piece]:
+        """Before each step is planned, the draft model has its passes: as many as the guesses that are worth it."""
+        if self._passes:
+            return []
+        if not self._drafting:
+            self._drafting = True
+            self._aheads = self._begin_draft(draft)
+            draft.begin(self._aheads)
+        pieces = draft.next_pass()
+        if not pieces:
+            self._drafting = False
+            for ahead in self._aheads:
+                ahead.sequence.guesses = ahead.guesses
+        return pieces
+
+    def _begin_draft(self, draft: DraftModel) -> list[Ahead]:
+        offers: list[tuple[Sequence, int]] = []
+        for sequence in self.scheduler.decoding():
+            sequence.guesses = []
+            answer = self._answers[sequence.id]
+            if (most := answer.most_guesses(min(self.scheduler.context_tokens, draft.context_tokens))) > 0:
+                answer.forget()
+                offers.append((sequence, most))
+        if draft.costs is None or not offers:
+            return []
+        passes = offers[:1] if self._deterministic else offers
+        guess_ns = draft.costs.step_ns(Work.total(Work(1, 1, len(sequence.tokens), 0) for sequence, _ in passes))
+        aheads: list[Ahead] = []
+        for (sequence, _), worth in zip(offers, self.scheduler.worth_making(offers, guess_ns), strict=True):
+            if wanted := self.scheduler.reserve(sequence, worth) if worth else 0:
+                aheads.append(self._answers[sequence.id].ahead(wanted, self._eos_tokens))
+        return aheads
+
+    def _run_draft(self, draft: DraftModel, pieces: list[Piece]) -> tuple[SequenceWork, ...]:
+        works = tuple(draft.work(piece, self._answers[piece.sequence].sequence) for piece in pieces)
+        try:
+            draft.run(pieces)
+        except Exception:  # noqa: BLE001 - guesses are worth nothing against an answer
+            _log.exception("a forward pass of %s failed; %s goes on without it", draft.name, self._model.name)
+            self._draft = None
+        return works
 
     def _forward(self, pieces: list[Piece], accepted: Counter[int]) -> list[Output]:
         """`accepted` counts the guesses of each sequence that were right."""
@@ -409,4 +502,6 @@ class Runner:
 
     def _drop(self, sequence: int, *, sound: bool = True) -> _Answer | None:
         self.scheduler.remove(sequence, sound=sound)
+        if self._draft is not None:
+            self._draft.forget(sequence)
         return self._answers.pop(sequence, None)

@@ -152,6 +152,7 @@ class Scheduler:
         """Count the piece as computed, but for its guesses; what it asks of the forward pass."""
         sequence = self._sequences[piece.sequence]
         work = self._work(sequence, piece)
+        sequence.guesses = []
         sequence.computed = work.kv_read_tokens - piece.drafts
         sequence.reached = max(sequence.computed, sequence.reached)
         return work
@@ -244,16 +245,41 @@ class Scheduler:
             for place, sequence, count in zip(places, sequences, taken, strict=True):
                 plan[place] = self._with_guesses(plan[place], sequence, count)
 
+    def worth_making(self, offers: list[tuple[Sequence, int]], guess_ns: float) -> list[int]:
+        """Of guesses that are yet to be made, how many of each of these decoding sequences pay; making one for all of
+        them takes `guess_ns`. Prompts that wait take their part of the next step."""
+        if self.costs is None:
+            return [0] * len(offers)
+        if self._deterministic and len(offers) > 1:  # each has passes of its own
+            return [count for offer in offers for count in self.worth_making([offer], guess_ns)]
+        decoding = [sequence for sequence, _ in offers] if self._deterministic else list(self.decoding())
+        decodes = [Work(1, 1, len(sequence.tokens), 0) for sequence in decoding]
+        room = max(0, self._step_tokens - len(decodes))
+        prompts = 0 if self._deterministic else sum(self._rows(each) for each in self._running if not each.decodes)
+        prefill = Work(min(room, prompts), 0, 0, 0)
+        return worthwhile(
+            self.costs,
+            [*decodes, prefill],
+            decodes,
+            [Offer(count, sequence.acceptance) for sequence, count in offers],
+            most=room - prefill.rows,
+            guess_ns=[guess_ns] * max((count for _, count in offers), default=0),
+        )
+
     def _offers(self, piece: Piece) -> bool:
         sequence = self._sequences[piece.sequence]
         return bool(sequence.guesses) and sequence.decodes
 
-    def _with_guesses(self, piece: Piece, sequence: Sequence, count: int) -> Piece:
-        """Blocks are taken beyond the one that every running sequence keeps to grow into."""
+    def reserve(self, sequence: Sequence, count: int) -> int:
+        """How many guesses of a decoding sequence have room. Blocks are taken for them beyond the one that every
+        running sequence keeps to grow into."""
         spare = max(0, self.pool.available - len(self._running))
         missing = self._blocks_for(len(sequence.tokens) + count) - len(sequence.blocks)
         sequence.blocks += self.pool.take(max(0, min(missing, spare)))
-        count = min(count, len(sequence.blocks) * self._block_tokens - len(sequence.tokens))
+        return max(0, min(count, len(sequence.blocks) * self._block_tokens - len(sequence.tokens)))
+
+    def _with_guesses(self, piece: Piece, sequence: Sequence, count: int) -> Piece:
+        count = self.reserve(sequence, count)
         if count == 0:
             return piece
         checked = replace(piece, tokens=[*piece.tokens, *sequence.guesses[:count]], drafts=count)
