@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import sqlite3
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ from millicent.core.money import Money
 from millicent.core.receipts import Accelerator, Attempt, HourShare, Line, Meter, Receipt, Role, Status
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
-from millicent.ledger import rollups
+from millicent.ledger import rollups, rows
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.schema import migrate, open_writer
@@ -39,46 +43,92 @@ DAYS = 90
 DAY_NS = 86_400 * NS_PER_S
 FIRST_NS = 1_767_225_600 * NS_PER_S
 
-_RECEIPTS = """
-    WITH RECURSIVE n (i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)
-    INSERT INTO receipts SELECT
-        printf('rcpt_%026d', i), 'gw', ? + i * ?, NULL, ? + i * ? + 1, iif(i % 50, 'succeeded', 'failed'),
-        'model-' || (i * 7919 % 8), 'm', 'gpu', 'local', 'openai', 1, 'stop',
-        'key-' || (i * 7919 % 5), 'team-' || (i * 7919 % 5), 'user-' || (i * 104729 % 1000),
-        'feature-' || (i * 7919 % 20), 'tier-' || (i % 3), NULL, NULL, '{}',
-        '{"leaves":{"input_fresh":{"tokens":900,"provenance":"measured"}}}', 900, 200, 1, 2, 3, 4, 0, 0, 0, 9, 30,
-        'measured', NULL, 'unknown', NULL, NULL, '{}', 'busy', 'placements.gpu', '{}', NULL, NULL, 0, NULL, NULL FROM n
-"""
-_LINES = """
-    WITH RECURSIVE n (i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)
-    INSERT INTO lines SELECT printf('rcpt_%026d', i), 0, 1, 'inference', 'accelerator', '0.5', 'second', '0.0001',
-        50000 + i % 977, 'measured', ? + i * ?, ? + i * ?, 'actual', NULL, NULL FROM n
-"""
 
-
-def make(path: Path, receipts: int) -> float:
-    """Seconds that the ledger took to take its receipts into the rollups."""
+def make(path: Path, receipts: int) -> dict[str, float]:
+    """A ledger as if an older version had written it: rows from the ledger's own code, indices and rollups afterwards.
+    Seconds that each part took."""
     connection = open_writer(path, LedgerConfig(durability="process"))
     migrate(connection, SystemClock())
-    apart_ns = DAYS * DAY_NS // receipts
-    connection.execute("PRAGMA synchronous = OFF")
-    for start in range(0, receipts, 100_000):
-        stop = min(receipts, start + 100_000)
-        connection.execute("BEGIN")
-        times = (FIRST_NS, apart_ns, FIRST_NS, apart_ns)
-        connection.execute(_RECEIPTS, (start, stop, *times))
-        connection.execute(_LINES, (start, stop, *times))
-        connection.execute("COMMIT")
-    # As if an older version had written them.
+    for pragma in ("journal_mode = OFF", "synchronous = OFF", "foreign_keys = OFF", "secure_delete = OFF"):
+        connection.execute(f"PRAGMA {pragma}")
+    kept = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type IN ('index', 'trigger') AND sql > ''")
+    statements = kept.fetchall()
+    for name, sql in statements:
+        connection.execute(f"DROP {'INDEX' if ' INDEX ' in sql.split('(')[0] else 'TRIGGER'} {name}")
+    took = {"rows": timed(lambda: _fill(connection, receipts))}
+    took["indices"] = timed(lambda: [connection.execute(sql) for _, sql in statements])
     connection.execute("UPDATE rollup_progress SET raw_before_ns = (SELECT max(created_at_ns) + 1 FROM receipts)")
-    began = time.perf_counter()
+    took["rollups"] = timed(lambda: _take_in(connection))
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    return {name: round(seconds, 1) for name, seconds in took.items()}
+
+
+def _fill(connection: sqlite3.Connection, receipts: int) -> None:
+    apart_ns = DAYS * DAY_NS // receipts
+    chance = random.Random(1)
+    for start in range(0, receipts, 50_000):
+        tables: dict[str, list[tuple[object, ...]]] = defaultdict(list)
+        for number in range(start, min(receipts, start + 50_000)):
+            _rows(tables, number, FIRST_NS + number * apart_ns, chance)
+        connection.execute("BEGIN")
+        for table, found in tables.items():
+            connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(found[0]))})", found)
+        connection.execute("COMMIT")
+
+
+def _rows(tables: dict[str, list[tuple[object, ...]]], number: int, at_ns: int, chance: random.Random) -> None:
+    """One closed receipt; a tenth have a retrieval line, and one in 25 was rated."""
+    columns, receipt, attempt, line = _pattern()
+    feature, user = chance.randrange(20), int(1000 * chance.random() ** 2)
+    receipt_id = f"rcpt_{number:026d}"
+    receipt.update(
+        id=receipt_id,
+        created_at_ns=at_ns,
+        settled_at_ns=at_ns + 1,
+        status="failed" if number % 50 == 0 else "succeeded",
+        model=f"model-{chance.randrange(8)}",
+        feature=f"feature-{feature}",
+        team=f"team-{feature % 5}",
+        key=f"key-{feature % 5}",
+        user=f"user-{user}",
+        tier=f"tier-{user % 3}",
+    )
+    tables["receipts"].append(tuple(map(receipt.get, columns)))
+    tables["attempts"].append((receipt_id, *attempt))
+    tables["lines"].append(
+        (receipt_id, 0, 1, "inference", *line, 50_000 + number % 977, "measured", at_ns, at_ns, *_END)
+    )
+    if number % 10 == 0:
+        tables["lines"].append((receipt_id, 1, 0, "retrieval", *line, 9_000, "reported", at_ns, at_ns, *_END))
+    if number % 25 == 0:
+        tables["feedback"].append((receipt_id, 0, None, at_ns, None, None, None, int(number % 100 != 0)))
+    tables["device_time"].append((receipt_id, 1, "sess", at_ns - at_ns % (3600 * NS_PER_S), 500))
+
+
+# The book, note and identifier of a line.
+_END = ("actual", None, None)
+
+
+@cache
+def _pattern() -> tuple[tuple[str, ...], dict[str, object], tuple[object, ...], tuple[object, ...]]:
+    """The table's columns, and a closed receipt, its attempt and line as the ledger's own code writes them."""
+    receipt = _closed(_opened("rcpt", FIRST_NS, 1), FIRST_NS)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
+        migrate(empty, SystemClock())
+        columns = tuple(name for _, name, *_ in empty.execute("PRAGMA table_info(receipts)"))
+    written = dict(zip((*rows.RECEIPT_COLUMNS, "gateway"), rows.opening_row(receipt, "gw"), strict=True))
+    attempt = rows.attempt_row(receipt.id, receipt.attempts[0])[1:]
+    meter_to_price = slice(rows.LINE_COLUMNS.index("meter"), rows.LINE_COLUMNS.index("amount_nanousd"))
+    return columns, written, attempt, rows.line_row(receipt.id, 0, receipt.lines[0])[meter_to_price]
+
+
+def _take_in(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA cache_size = -1048576")
     while not rollups.is_complete(connection):
         connection.execute("BEGIN")
-        rollups.fold(connection)
+        rollups.backfill(connection, 50_000)
         connection.execute("COMMIT")
-    took = time.perf_counter() - began
-    connection.close()
-    return took
 
 
 def ask(queries: LedgerQueries, receipts: int) -> dict[str, float]:
@@ -117,6 +167,36 @@ def timed(body: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def _opened(receipt_id: str, now_ns: int, number: int) -> Receipt:
+    return Receipt(
+        id=receipt_id,
+        created_at_ns=now_ns,
+        model="m",
+        placement="cpu",
+        dialect="openai",
+        stream=True,
+        attempts=(Attempt(1, "local", "cpu", "m", Role.INFERENCE, now_ns),),
+        attribution=Attribution(user=f"user-{number % 1000}", feature=f"feature-{number % 20}"),
+    )
+
+
+def _closed(receipt: Receipt, now_ns: int) -> Receipt:
+    line = Line(
+        1, Role.INFERENCE, Meter.ACCELERATOR, Decimal("0.5"), "second", Decimal("0.0001"), Money(50_000),
+        Provenance.MEASURED, now_ns, now_ns,
+    )  # fmt: skip
+    ended = msgspec.structs.replace(receipt.attempts[0], ended_at_ns=now_ns + 1, status=Status.SUCCEEDED)
+    return msgspec.structs.replace(
+        receipt,
+        status=Status.SUCCEEDED,
+        settled_at_ns=now_ns + 1,
+        usage=Usage.of(Provenance.MEASURED, input_fresh=900, output_text=200),
+        accelerator=Accelerator(500, 200, 300, 9, 30, Provenance.MEASURED),
+        lines=(line,),
+        attempts=(ended,),
+    )
+
+
 class Requests:
     """Opens and closes receipts as the pipeline does."""
 
@@ -130,33 +210,11 @@ class Requests:
         """Seconds that durability added: the wait for the opening and for the closing commit."""
         self.number += 1
         now_ns = self.clock.now_ns()
-        attempt = Attempt(1, "local", "cpu", "m", Role.INFERENCE, now_ns)
-        receipt = Receipt(
-            id=self.ids.new("rcpt"),
-            created_at_ns=now_ns,
-            model="m",
-            placement="cpu",
-            dialect="openai",
-            stream=True,
-            attempts=(attempt,),
-            attribution=Attribution(user=f"user-{self.number % 1000}", feature=f"feature-{self.number % 20}"),
-        )
+        receipt = _opened(self.ids.new("rcpt"), now_ns, self.number)
         start = time.perf_counter()
         await self.ledger.open(receipt)
-        line = Line(
-            1, Role.INFERENCE, Meter.ACCELERATOR, Decimal("0.5"), "second", Decimal("0.0001"), Money(50_000),
-            Provenance.MEASURED, now_ns, now_ns,
-        )  # fmt: skip
-        closed = msgspec.structs.replace(
-            receipt,
-            status=Status.SUCCEEDED,
-            settled_at_ns=now_ns + 1,
-            usage=Usage.of(Provenance.MEASURED, input_fresh=900, output_text=200),
-            accelerator=Accelerator(500, 200, 300, 9, 30, Provenance.MEASURED),
-            lines=(line,),
-            attempts=(msgspec.structs.replace(attempt, ended_at_ns=now_ns + 1, status=Status.SUCCEEDED),),
-        )
-        await self.ledger.close(closed, (HourShare(1, "sess", now_ns - now_ns % (3600 * NS_PER_S), 500),))
+        share = HourShare(1, "sess", now_ns - now_ns % (3600 * NS_PER_S), 500)
+        await self.ledger.close(_closed(receipt, now_ns), (share,))
         return time.perf_counter() - start
 
 
@@ -202,7 +260,7 @@ def main() -> None:
         row: dict[str, Any] = {**results.environment(), "sqlite": sqlite3.sqlite_version, "receipts": options.receipts}
         row["writes"] = asyncio.run(write(Path(folder) / "new.db", options.seconds))
         path = Path(folder) / "ledger.db"
-        row["backfill_receipts_per_s"] = round(options.receipts / make(path, options.receipts))
+        row["made_in_s"] = make(path, options.receipts)
         row["bytes_per_receipt"] = round(path.stat().st_size / options.receipts)
         row["writes_into_it"] = asyncio.run(write(path, options.seconds))
         row["questions_ms"] = ask(LedgerQueries(path), options.receipts)

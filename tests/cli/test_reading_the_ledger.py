@@ -81,10 +81,12 @@ class ToldQueries:
         self.asked.append((by, where) if book == "actual" else (by, where, book))
         return TOTALS
 
-    def usefulness(self, by: str, where: ReceiptFilter) -> list[Usefulness]:
+    def usefulness(self, by: str, where: ReceiptFilter, *, zone: str = "UTC") -> list[Usefulness]:
+        assert zone in {"UTC", "Europe/Berlin"}
         return [Usefulness("search", requests=10, priced=10, cost=Money(1_200_000_000), rated=4, useful=3)]
 
-    def role_costs(self, by: str, where: ReceiptFilter) -> list[RoleCosts]:
+    def role_costs(self, by: str, where: ReceiptFilter, *, zone: str = "UTC") -> list[RoleCosts]:
+        assert zone in {"UTC", "Europe/Berlin"}
         costs = {Role.INFERENCE: Money(1_000_000_000), Role.RETRIEVAL: Money(200_000_000)}
         return [RoleCosts("search", costs, unpriced=0)]
 
@@ -187,13 +189,6 @@ def test_the_cost_of_predictivity_is_shown_by_role(capsys: pytest.CaptureFixture
     header, row = call(capsys, "report", "--predictivity").splitlines()
     assert header.split() == ["FEATURE", "INFERENCE", "RETRIEVAL", "PREDICTIVITY", "UNPRICED", "LINES"]
     assert row.split() == ["search", "$1.00", "20", "cents", "$1.20", "0"]
-
-
-def test_roles_by_day_are_refused_elsewhere_than_utc_rather_than_put_under_a_wrong_day(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run(["report", "--by", "day", "--predictivity", "--timezone", "Europe/Berlin"]) == 2
-    assert "leave --timezone out" in capsys.readouterr().err
 
 
 def test_a_receipt_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

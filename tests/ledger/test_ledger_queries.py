@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from millicent.core.accounts import Checkpoint
 from millicent.core.clock import NS_PER_HOUR, ManualClock
 from millicent.core.errors import InvalidRequest, LedgerUnavailable
 from millicent.core.receipts import HourShare, Receipt
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter, ReceiptPage
-from millicent.ledger.rollups import totals_sql
+from millicent.ledger.rollups import MEASURES, sums_sql
 from millicent.ledger.sqlite import SqliteLedger
 
 Make = Callable[..., Receipt]
@@ -29,6 +30,7 @@ def fill(path: Path, *receipts: tuple[Receipt, tuple[HourShare, ...]]) -> None:
         await ledger.start()
         for receipt, shares in receipts:
             await ledger.close(receipt, shares)
+        await ledger.checkpoint(Checkpoint(T0, (), ()))
         await ledger.stop()
 
     asyncio.run(scenario())
@@ -90,7 +92,15 @@ def test_questions_write_nothing(tmp_path: Path, opened: Make, closed: Make, sha
         ("UPDATE receipts SET status = NULL, settled_at_ns = NULL", "is open and has a line already"),
         ("DELETE FROM receipts", "belongs to no row of receipts"),
         ("UPDATE lines SET amount_nanousd = 9", "the rollup by status of 2026-01-01T00:00:00.000000Z isn't the sum"),
-        ("DELETE FROM rollup_deltas", "the rollup by user, status of 2026-01-01T00:00:00.000000Z isn't the sum"),
+        ("DELETE FROM rollup_groups WHERE cube = 'user'", "the rollup by user, status of 2026-01-01T00:00:00.000000Z"),
+        (
+            "INSERT INTO unrolled SELECT id, NULL, NULL FROM receipts",
+            "the rollup by status of 2026-01-01T00:00:00.0000",
+        ),
+        (
+            "UPDATE rollups SET rated = 1 WHERE span_s = 2764800",
+            "the rollup by user, status of 32 days from 2025-12-26T00:00:00.000000Z isn't the sum of its parts",
+        ),
     ],
 )
 def test_the_doctor_finds_what_does_not_add_up(
@@ -153,9 +163,9 @@ def test_what_rollups_cannot_answer_is_found_by_index(tmp_path: Path, fixed: dic
     fill(path)
     with LedgerQueries(path)._snapshot() as connection:
         assert connection is not None
-        sql, values = totals_sql(connection, "tier", fixed, 1, 5)
+        sql, values = sums_sql(connection, "tier", fixed, 1, 5, MEASURES)
         plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values))
-    assert f"SEARCH receipts USING INDEX {index} (" in plan
+    assert f"SEARCH r USING INDEX {index} (" in plan
 
 
 def test_a_ledger_of_an_older_version_is_not_read_but_says_how_it_can_be(tmp_path: Path) -> None:

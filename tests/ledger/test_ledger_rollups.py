@@ -93,8 +93,7 @@ def receipt_of(number: int, facts: dict[str, Any]) -> Receipt:
 
 
 def add_line(connection: sqlite3.Connection, receipt_id: str, ordinal: int, added: Line) -> None:
-    row = rows.line_row(receipt_id, ordinal, added)
-    connection.execute(rows.insert("lines", row), row)
+    connection.execute(rows.INSERT_LINE, rows.line_row(receipt_id, ordinal, added))
 
 
 def expected(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict[str | None, tuple[int, ...]]:
@@ -192,12 +191,12 @@ def test_receipts_of_an_older_version_are_taken_in_bit_by_bit_and_counted_once_a
     ledger = MemoryLedger()
     old = asyncio.run(play(ledger, [("close", facts) for facts in before]))
     # As a migration leaves it: nothing rolled up, everything still to be taken in.
-    ledger._connection.execute("DELETE FROM rollup_deltas")
+    ledger._connection.execute("DELETE FROM unrolled")
     ledger._connection.execute(
         "UPDATE rollup_progress SET raw_before_ns = (SELECT coalesce(max(created_at_ns) + 1, -1 << 63) FROM receipts)"
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(rollups, "_BACKFILL", batch)
+        patched.setattr(rollups, "backfill", partial(rollups.backfill, most=batch))
         script = [*after, *[("fold", None)] * 13]
         receipts = old
         for verb, facts in script:

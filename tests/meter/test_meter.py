@@ -6,10 +6,12 @@ import pytest
 
 from millicent.core.accounts import Checkpoint, DeviceSession
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock
+from millicent.core.fits import StepTimeFit
 from millicent.core.identifiers import SequentialIds
 from millicent.core.receipts import HourShare
 from millicent.core.steps import DeviceState, Overhead, OverheadKind, SequenceWork, StepRecord
 from millicent.core.usage import Provenance, Usage
+from millicent.meter.attribution import StepTimeShares
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 
@@ -256,3 +258,35 @@ def test_a_device_must_be_watched_once_before_it_reports() -> None:
         watch.meter.add_device("cpu:0", PLACEMENT)
     with pytest.raises(ValueError, match="gpu:3 isn't watched"):
         watch.meter.lost("gpu:3", 0, 1)
+
+
+def test_a_bound_warns_while_there_is_room_for_the_steps_under_way_and_nothing_is_charged_beyond() -> None:
+    watch = Watch(accelerators=2)
+    watch.meter.open("r", 1, (1,))
+    warned: list[int] = []
+    watch.meter.bound("r", 100, lambda: warned.append(watch.meter.reading("r").accelerator.serving_ns))
+    for step in range(4):
+        watch.step(10 * step, 10, decode(1))
+    # After 60 of 100 the next one takes it to 80 and the one after to 100; after 80, to 120.
+    assert warned == [80]
+    watch.step(40, 500, decode(1))
+    reading = watch.meter.close("r")
+    assert reading.accelerator.serving_ns == reading.shares[0].serving_ns == 100
+    assert reading.uncharged_ns == 980
+    watch.clock.advance(540)
+    assert sum(hour.overhead_ns for hour in watch.session().hours) == 980
+
+
+def test_what_is_foreseen_of_the_next_step_follows_the_step_time_model_and_its_error() -> None:
+    """One token after a long prompt takes far less than the prompt did; the next part of a prompt, a little more."""
+    watch = Watch()
+    shares = StepTimeShares(watch.clock, SequentialIds())
+    fit = StepTimeFit("fit_1", "cpu:0", "m", "", 0.0, 1000.0, 100.0, 0.0, 1.0, 1.0, 100, 0.25, 0)
+    shares.load([fit])
+    reading = StepRecord("cpu:0", "m", 0, 0, 10**6, (SequenceWork(1, 50, 0, 0, 50), SequenceWork(2, 0, 1, 1, 200)))
+    # 1000 ns of weights for both, 4100 more for computing 51 rows; a prompt has its pairs, a decode its KV.
+    prompt_ns, decode_ns = 500 + 4100 * 50 / 51 + 50 * 50 + 50 * 51 / 2, 500 + 4100 / 51 + 201
+    assert shares.next_shares(reading) == [int(prompt_ns * 1.5), int(decode_ns * 1.5)]
+    last = StepRecord("cpu:0", "m", 1, 0, 10**6, (SequenceWork(1, 50, 0, 1, 100),))
+    assert shares.next_shares(last) == [int((1000 + 101) * 1.5)]
+    assert shares.next_shares(StepRecord("cpu:0", "other", 1, 0, 10**6, last.sequences)) is None

@@ -14,6 +14,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A model that nobody asks for is given back after `keep_alive_s`; None keeps it. `preload` loads it at the start
     instead of at its first use. `dtype` and `quantize` are this model's own, instead of those of [engine].
+    `draft` is a smaller model with the same tokenizer, named like any other: it guesses what this one will say.
     """
 
     path: str | None = None
@@ -21,3 +22,4 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preload: bool = False
     dtype: Dtype | None = None
     quantize: Quantization | None = None
+    draft: str | None = None

@@ -88,16 +88,12 @@ def report(by: str, predictivity: bool, timezone: str, book: str, json_: bool, *
     if book != "actual" and book not in (books := ledger.books()):
         raise NotFound(f"no book {book!r} in this ledger: there is {', '.join(books)}.")
     totals = ledger.totals(cast("GroupBy", by), where, book, zone=timezone)
-    # Roles and usefulness read every receipt, and know days and hours in UTC only: nothing is shown under a wrong day.
-    elsewhere = timezone != "UTC" and by in {"day", "hour"}
-    if elsewhere and predictivity:
-        raise click.UsageError(f"--predictivity by {by} is in UTC: leave --timezone out, or group by something else.")
     roles: dict[str | None, RoleCosts] = {}
-    useful: dict[str | None, Usefulness] = {}
-    if not elsewhere:
-        useful = {each.group: each for each in ledger.usefulness(cast("GroupBy", by), where)}
-        if predictivity or json_:
-            roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where)}
+    useful: dict[str | None, Usefulness] = {
+        each.group: each for each in ledger.usefulness(cast("GroupBy", by), where, zone=timezone)
+    }
+    if predictivity or json_:
+        roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where, zone=timezone)}
     if json_:
         groups = [
             _totals_body(each) | worth.roles_body(roles.get(each.group)) | worth.useful_body(useful.get(each.group))

@@ -15,7 +15,7 @@ from millicent.core.idempotency import Claim
 from millicent.core.request import Request
 from millicent.ledger.claims import RACE, Claimed, find_claim, purge_answers
 
-__all__ = ["RACE", "Idempotency", "claim_of", "purge_answers"]
+__all__ = ["RACE", "Claimed", "Idempotency", "claim_of", "purge_answers"]
 
 _POLL_S = 0.05
 _WAIT_LIMIT_NS = 600 * NS_PER_S
@@ -36,26 +36,29 @@ class Idempotency:
         self._queries = queries
         self._clock = clock
 
-    async def earlier(self, claim: Claim) -> Claimed | None:
-        """The answer that this request got before; waits while it is still being made. None: the key is free.
+    async def find(self, claim: Claim) -> Claimed | None:
+        """What stands under this claim now, answered or still running. None: the key is free.
 
         Raises Conflict where the key was used for a different request.
         """
+        found = await asyncio.to_thread(
+            self._queries.ask,
+            lambda connection: find_claim(connection, claim.owner, claim.key, self._clock.now_ns()),
+        )
+        if found is not None and found.request_hash != claim.request_hash:
+            raise Conflict(
+                f"This `Idempotency-Key` was used for a different request (receipt {found.receipt}): "
+                "send a new key with a new request.",
+                param="idempotency-key",
+            )
+        return found
+
+    async def earlier(self, claim: Claim) -> Claimed | None:
+        """The answer that this request got before; waits while it is being made. None, and Conflict, as `find`."""
         give_up_ns = self._clock.monotonic_ns() + _WAIT_LIMIT_NS
         while True:
-            found = await asyncio.to_thread(
-                self._queries.ask,
-                lambda connection: find_claim(connection, claim.owner, claim.key, self._clock.now_ns()),
-            )
-            if found is None:
-                return None
-            if found.request_hash != claim.request_hash:
-                raise Conflict(
-                    f"This `Idempotency-Key` was used for a different request (receipt {found.receipt}): "
-                    "send a new key with a new request.",
-                    param="idempotency-key",
-                )
-            if found.answer is not None:
+            found = await self.find(claim)
+            if found is None or found.answer is not None:
                 return found
             if self._clock.monotonic_ns() > give_up_ns:
                 raise Conflict(

@@ -91,6 +91,12 @@ class Ledger(Protocol):
         """Raise what it holds to `hold`, in all its budgets at once; False, and nothing changed, where one lacks it."""
         ...
 
+    async def begin(self, receipt: Receipt) -> bool:
+        """Write an open receipt's next attempt before its backend is called, with the ends and the lines of those
+        before it, and raise what it holds to `receipt.hold`. False, and nothing changed, where a hard budget lacks it.
+        """
+        ...
+
     async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
         """Close it, once: its base never changes afterwards, its hold is released and its cost booked, and the answer
         is kept if there was a claim. Closing a closed receipt changes nothing."""

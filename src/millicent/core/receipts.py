@@ -122,7 +122,7 @@ def outside_line(cost: OutsideCost, posted_at_ns: int) -> Line:
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One call to one backend. Open while `ended_at_ns` is None."""
+    """One call to one backend. Open while `ended_at_ns` is None. `reported` is what the provider says that it charges."""
 
     ordinal: int
     backend: str
@@ -133,6 +133,7 @@ class Attempt(msgspec.Struct, frozen=True):
     ended_at_ns: int | None = None
     status: Status | None = None
     error: str | None = None
+    reported: Money | None = None
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -245,3 +246,19 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
         if not amounts or any(amount is None for amount in amounts):
             return None
         return Money.total(amount for amount in amounts if amount is not None)
+
+    @property
+    def reported(self) -> Money | None:
+        """What providers say that they charge, over the attempts of which they say so; None where none does."""
+        told = [attempt.reported for attempt in self.attempts if attempt.reported is not None]
+        return Money.total(told) if told else None
+
+    @property
+    def residual(self) -> Money | None:
+        """What providers report beyond what we make of the same attempts; None where either isn't known."""
+        told = {attempt.ordinal for attempt in self.attempts if attempt.reported is not None}
+        ours = [line.amount for line in self.lines if line.book == "actual" and line.attempt in told]
+        priced = [amount for amount in ours if amount is not None]
+        if self.reported is None or len(priced) < len(ours) or not ours:
+            return None
+        return self.reported - Money.total(priced)

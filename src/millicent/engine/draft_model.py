@@ -103,7 +103,7 @@ class DraftModel:
         self.name = model.name
         self.context_tokens = model.context_tokens
         self.costs: Coefficients | None = None
-        self._model = model
+        self.model = model
         self._vocabulary_size = vocabulary_size
         self._block_tokens = block_tokens
         self._step_tokens = step_tokens
@@ -148,7 +148,7 @@ class DraftModel:
 
     def run(self, pieces: Sequence[Piece]) -> None:
         """One forward pass, and a guess for each that has reached the end of its sequence."""
-        logits = self._model.forward(pieces)
+        logits = self.model.forward(pieces)
         aheads = {ahead.sequence.id: ahead for ahead in self._aheads}
         for piece in pieces:
             self._note(self._held[piece.sequence], piece, aheads.get(piece.sequence))

@@ -16,11 +16,11 @@ from millicent.core.fits import StepTimeFit
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
 from millicent.core.receipts import Feedback, HourShare, Line, Receipt
-from millicent.ledger import late
+from millicent.ledger import late, rollups
 from millicent.ledger.budgets import extend
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import migrate
-from millicent.ledger.store import add_lines, close_receipt, open_receipt, write_checkpoint
+from millicent.ledger.store import add_lines, begin_attempt, close_receipt, open_receipt, write_checkpoint
 
 T = TypeVar("T")
 
@@ -55,11 +55,15 @@ class MemoryLedger:
     async def extend(self, receipt_id: str, hold: Money) -> bool:
         return await self.write(lambda connection: extend(connection, receipt_id, hold))
 
+    async def begin(self, receipt: Receipt) -> bool:
+        return await self.write(lambda connection: begin_attempt(connection, receipt))
+
     async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
         await self.write(lambda connection: close_receipt(connection, receipt, shares, self._gateway, answer))
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(lambda connection: write_checkpoint(connection, checkpoint))
+        await self.write(rollups.fold)
 
     async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
         await self.write(lambda connection: late.post_lines(connection, receipt_id, lines))

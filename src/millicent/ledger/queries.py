@@ -6,28 +6,35 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import quote
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
 from millicent.core.accounts import Account, HourTime
-from millicent.core.clock import NS_PER_HOUR, NS_PER_S
+from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
 from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
-from millicent.ledger.rollups import ACTUAL, book_sql, totals_sql
+from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql, sums_sql
 from millicent.ledger.rows import receipt_of
 from millicent.ledger.schema import refuse_other_version, unavailable
 from millicent.ledger.verification import problems
-from millicent.ledger.worth import RoleCosts, Usefulness, role_costs, usefulness, verdicts
+from millicent.ledger.worth import (
+    ROLE_COSTS,
+    USEFULNESS,
+    RoleCosts,
+    Usefulness,
+    role_costs_of,
+    usefulness_of,
+    verdicts,
+)
+from millicent.ledger.zones import labels
 
 T = TypeVar("T")
 GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status"]
@@ -79,12 +86,17 @@ class Totals(msgspec.Struct, frozen=True):
     unknown_usage: int
 
 
-# For questions that are asked of the receipts themselves; days and hours are UTC's.
-_GROUPS: dict[GroupBy, str] = {
-    **{name: name for name in ("feature", "user", "team", "model", "key", "tier", "placement", "status")},
-    "day": "strftime('%Y-%m-%d', created_at_ns / 1000000000, 'unixepoch')",
-    "hour": "strftime('%Y-%m-%dT%H:00:00Z', created_at_ns / 1000000000, 'unixepoch')",
-}
+# The fields of Totals, as sums of closed receipts.
+_TOTALS = (
+    "requests",
+    "input_tokens",
+    "output_tokens",
+    "serving_ns",
+    "cost_nanousd",
+    "unpriced",
+    "assumed",
+    "unknown_usage",
+)
 
 _ACCOUNTS = """
     SELECT s.device, s.placement, s.accelerators, s.usd_per_hour, s.rate_provenance, h.*
@@ -143,43 +155,51 @@ class LedgerQueries:
         In another book, receipts that aren't in it count as unpriced, and those whose detail was deleted aren't there.
         Raises InvalidRequest for a zone that nobody knows.
         """
-        clocks = _zone(zone)
+        groups = [_totals(group, figures) for group, figures in self._sums(by, where, _TOTALS, zone, book)]
+        if by in {"day", "hour"}:
+            return groups
+        return sorted(groups, key=lambda each: (-each.cost.nanousd, each.group is not None, each.group or ""))
+
+    def usefulness(self, by: GroupBy, where: ReceiptFilter, *, zone: str = "UTC") -> list[Usefulness]:
+        """In order of the groups. Receipts whose detail was deleted before ratings were summed up count as unrated."""
+        return [usefulness_of(group, figures) for group, figures in self._sums(by, where, USEFULNESS, zone)]
+
+    def role_costs(self, by: GroupBy, where: ReceiptFilter, *, zone: str = "UTC") -> list[RoleCosts]:
+        """In order of the groups; those without a line are left out."""
+        found = [role_costs_of(group, figures) for group, figures in self._sums(by, where, ROLE_COSTS, zone)]
+        return [costs for costs in found if costs is not None]
+
+    def _sums(
+        self, by: GroupBy, where: ReceiptFilter, measures: Sequence[str], zone: str, book: str = ACTUAL
+    ) -> list[tuple[str | None, list[int]]]:
+        """The measures' sums of each group, in order of the groups, None for none."""
+        label_of = labels(by, zone) if by in {"day", "hour"} else None
         fixed = {
             name: str(value)
             for name, value in msgspec.structs.asdict(where).items()
             if value is not None and name not in {"from_ns", "to_ns"}
         }
-        timed = by in {"day", "hour"}
         with self._snapshot() as connection:
             if connection is None or fixed.get("status") == RUNNING:
                 return []
             from_ns = _storable(-(2**63) if where.from_ns is None else where.from_ns)
             to_ns = _storable(2**63 - 1 if where.to_ns is None else where.to_ns)
-            grouped = None if timed else by
+            grouped = None if label_of else by
             if book == ACTUAL:
-                sql, values = totals_sql(connection, grouped, fixed, from_ns, to_ns)
+                coarsest_s = MONTH_S if grouped else DAY_S if (by, zone) == ("day", "UTC") else QUARTER_S
+                sql, values = sums_sql(connection, grouped, fixed, from_ns, to_ns, measures, coarsest_s=coarsest_s)
             else:
                 condition, values = _condition(where)
                 sql, values = book_sql(grouped, condition), [book, *values]
-            found = connection.execute(sql, values).fetchall()
-        if not timed:
-            groups = [_totals(group or None, figures) for group, *figures in found]
-            return sorted(groups, key=lambda each: (-each.cost.nanousd, each.group is not None, each.group or ""))
-        sums: dict[str, list[int]] = {}
-        for quarter_ns, *figures in sorted(found):
-            label = _DAY_OR_HOUR[by](datetime.fromtimestamp(quarter_ns // NS_PER_S, clocks))
-            sums[label] = [have + more for have, more in zip(sums.get(label, [0] * 8), figures, strict=True)]
-        return [_totals(label, figures) for label, figures in sums.items()]
-
-    def usefulness(self, by: GroupBy, where: ReceiptFilter) -> list[Usefulness]:
-        """In order of the groups."""
-        with self._snapshot() as connection:
-            return [] if connection is None else usefulness(connection, _GROUPS[by], *_condition(where))
-
-    def role_costs(self, by: GroupBy, where: ReceiptFilter) -> list[RoleCosts]:
-        """In order of the groups; those without a line are left out."""
-        with self._snapshot() as connection:
-            return [] if connection is None else role_costs(connection, _GROUPS[by], *_condition(where))
+            found = sorted(connection.execute(sql, values).fetchall())
+        if label_of is None:
+            return [(group or None, figures) for group, *figures in found]
+        sums: dict[str | None, list[int]] = {}
+        for start_ns, *figures in found:
+            label = label_of(start_ns)
+            have = sums.get(label)
+            sums[label] = figures if have is None else [one + more for one, more in zip(have, figures, strict=True)]
+        return [*sums.items()]
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""
@@ -226,7 +246,11 @@ class LedgerQueries:
     def verify(self) -> list[str]:
         """What is wrong with the ledger, one line each; empty when all is well. Reads everything: takes a while."""
         with self._snapshot() as connection:
-            return [] if connection is None else problems(connection, self._is_live)
+            if connection is None:
+                return []
+            # It works in temporary tables; the file itself is open for reading only.
+            connection.execute("PRAGMA query_only = OFF")
+            return problems(connection, self._is_live)
 
     def _is_live(self, gateway: str) -> bool:
         return is_live(self._path.parent, gateway)
@@ -318,26 +342,6 @@ def _totals(group: str | None, figures: Sequence[int]) -> Totals:
         assumed=assumed,
         unknown_usage=unknown_usage,
     )
-
-
-def _zone(name: str) -> tzinfo:
-    if name == "UTC":
-        return UTC
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidRequest(
-            f"no time zone {name!r} is known here: write one like Europe/Berlin (on a system without any, install "
-            "the package tzdata)",
-            param="timezone",
-        ) from None
-
-
-def _hour(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:00:00") + moment.isoformat()[19:].replace("+00:00", "Z")
-
-
-_DAY_OR_HOUR: dict[str, Callable[[datetime], str]] = {"day": lambda moment: moment.strftime("%Y-%m-%d"), "hour": _hour}
 
 
 def _storable(ns: int) -> int:

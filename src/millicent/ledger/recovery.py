@@ -8,6 +8,7 @@ posted to receipts in that time stays served.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from decimal import Decimal
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from millicent.core.accounts import DeviceSession, HourTime
 from millicent.core.clock import NS_PER_S, hour_start_ns, hours_between
 from millicent.core.money import ZERO, Money
-from millicent.core.receipts import RATE_KEY, Attempt, Energy, HourShare, Line, Receipt, Status, device_line
+from millicent.core.receipts import RATE_KEY, Attempt, Energy, HourShare, Line, Meter, Receipt, Status, device_line
 from millicent.core.usage import Count, Provenance, Usage, weakest
 from millicent.ledger.reading import read_receipts, session_of, wall_covering
 from millicent.ledger.store import close_receipt, write_session
@@ -67,7 +68,10 @@ def _interrupted(
         usage=Usage(estimated),
         accelerator=msgspec.structs.replace(receipt.accelerator, provenance=provenance),
         energy=Energy(receipt.energy.joules, weakest((receipt.energy.provenance, Provenance.ESTIMATED))),
-        lines=(*receipt.lines, *(_lines(connection, receipt, shares, gateway, now_ns) if known else ())),
+        lines=(
+            *receipt.lines,
+            *(_lines(connection, receipt, shares, gateway, now_ns) if known else _unpriced(receipt, now_ns)),
+        ),
         attempts=tuple(_ended_attempt(attempt, now_ns) for attempt in receipt.attempts),
         error=_ERROR,
     )
@@ -83,13 +87,15 @@ def _ended_attempt(attempt: Attempt, now_ns: int) -> Attempt:
 def _lines(
     connection: sqlite3.Connection, receipt: Receipt, shares: tuple[HourShare, ...], gateway: str, now_ns: int
 ) -> tuple[Line, ...]:
-    """One accelerator line per attempt, at the rate on the receipt or else the session's; together within what the
-    hold leaves beside the costs that the request came with."""
+    """One accelerator line per attempt that ran, at the rate on the receipt or else the session's; together within what
+    the hold leaves beside the lines that are there: the costs that the request came with, and earlier attempts."""
     lines = []
     left = receipt.hold
     if left is not None:
         left = max(ZERO, left - Money.total(line.amount or ZERO for line in receipt.lines))
     for attempt in receipt.attempts:
+        if attempt.ended_at_ns is not None:
+            continue
         own = [share for share in shares if share.attempt == attempt.ordinal]
         rate, provenance = _rate(connection, receipt, attempt, own, gateway)
         line = device_line(
@@ -108,6 +114,25 @@ def _lines(
             left -= line.amount or ZERO
         lines.append(line)
     return tuple(lines)
+
+
+def _unpriced(receipt: Receipt, now_ns: int) -> Iterator[Line]:
+    """Nobody knows what the attempt that ran has cost: a line says so, beside those of attempts before it."""
+    for attempt in receipt.attempts:
+        if attempt.ended_at_ns is None:
+            yield Line(
+                attempt=attempt.ordinal,
+                role=attempt.role,
+                meter=Meter.OTHER,
+                quantity=Decimal(1),
+                unit="call",
+                unit_price_usd=None,
+                amount=None,
+                provenance=Provenance.UNKNOWN,
+                incurred_at_ns=attempt.started_at_ns,
+                posted_at_ns=max(now_ns, receipt.created_at_ns),
+                note="cut off by the gateway's end",
+            )
 
 
 def _rate(

@@ -1,8 +1,9 @@
-"""Sums of receipts per quarter-hour and day, by what reports group by.
+"""Sums of receipts per quarter-hour, day and 32 days, by what reports group by.
 
-Closing a receipt posts its figures to `rollup_deltas` (a trigger does, in the same transaction); `fold` moves them to
-`rollups`, many at a time; `totals_sql` reads both. Each cube keeps the dimensions that are asked for together, so that
-a year of many users doesn't make every report read every user of every quarter-hour.
+Closing a receipt, or adding to a closed one, notes it in `unrolled` (triggers do, in the same transaction); `fold`
+brings the rollups up to date, many receipts at a time; `sums_sql` reads the rollups and makes up for what isn't folded.
+Each cube keeps the dimensions that are asked for together, so that a year of many users doesn't make every report read
+every user of every quarter-hour.
 """
 
 # ruff: noqa: S608 - every name in the SQL is ours; values are parameters
@@ -11,64 +12,128 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from millicent.core.clock import NS_PER_S, iso_utc
+from millicent.core.receipts import Role
 
 DIMENSIONS = ("feature", "user", "team", "model", "key", "tier", "status", "placement")
-MEASURES = (
-    "requests",
-    "input_tokens",
-    "output_tokens",
-    "serving_ns",
-    "cost_nanousd",
-    "unpriced",
-    "assumed",
-    "unknown_usage",
-)
-# From the smallest: the first that has what is asked for answers.
-CUBES: dict[str, tuple[str, ...]] = {
-    "time": ("status",),
-    "user": ("user", "status"),
-    "work": ("feature", "team", "model", "key", "tier", "status", "placement"),
-}
-ARCHIVE = "archive"
 # The book that stands; the only one that is rolled up.
 ACTUAL = "actual"
-QUARTER_NS = 900 * NS_PER_S
-DAY_NS = 86_400 * NS_PER_S
-# Those of which a value is on the fewest receipts, fewest first.
-_SELECTIVE = ("run", "conversation", "user")
-_SPANS_S = (900, 86_400)
+QUARTER_S, DAY_S, MONTH_S = 900, 86_400, 32 * 86_400
+QUARTER_NS = QUARTER_S * NS_PER_S
+DAY_NS = DAY_S * NS_PER_S
 _LEAST = -(2**63)
 _GREATEST = 2**63 - 1
+
+ROLE_MEASURES = {role: f"{role}_nanousd" for role in Role}
+
+
+def verdict_sql(before: str = "") -> str:
+    """Whether receipt `r` is useful: the latest verdict by feedback beats the one on the output."""
+    return (
+        f"coalesce((SELECT f.useful FROM feedback AS f WHERE f.receipt = r.id AND f.useful IS NOT NULL {before}"
+        " ORDER BY f.posted_at_ns DESC, f.ordinal DESC LIMIT 1), r.useful)"
+    )
+
+
+_ALL_PRICED = "count(l.receipt) = count(l.amount_nanousd)"
+_MAY_HAVE_COST = (
+    "r.status != 'refused' AND (r.status = 'interrupted' OR r.input_tokens IS NOT 0 OR r.output_tokens IS NOT 0"
+    " OR r.serving_ns != 0)"
+)
+# What one closed receipt `r`, joined to its lines `l`, adds to each sum. It is unpriced when one of its lines is, or
+# when it has none although something may have run; then nothing of it is in the cost. It is priced when it has lines,
+# all of them with an amount. Roles have every amount there is.
+_FIGURES = {
+    "requests": "1",
+    "input_tokens": "ifnull(r.input_tokens, 0)",
+    "output_tokens": "ifnull(r.output_tokens, 0)",
+    "serving_ns": "r.serving_ns",
+    "cost_nanousd": f"iif({_ALL_PRICED}, ifnull(sum(l.amount_nanousd), 0), 0)",
+    "unpriced": f"iif(count(l.receipt) > 0, NOT {_ALL_PRICED}, {_MAY_HAVE_COST})",
+    "assumed": f"{_ALL_PRICED} AND ifnull(max(l.provenance = 'assumed'), 0)",
+    "unknown_usage": "r.input_tokens IS NULL OR r.output_tokens IS NULL",
+    "priced": f"count(l.receipt) > 0 AND {_ALL_PRICED}",
+    "rated": "{verdict} IS NOT NULL",
+    "useful": "ifnull({verdict}, 0)",
+    "unpriced_lines": "count(l.receipt) - count(l.amount_nanousd)",
+    **{name: f"ifnull(sum(iif(l.role = '{role}', l.amount_nanousd, 0)), 0)" for role, name in ROLE_MEASURES.items()},
+}
+MEASURES = tuple(_FIGURES)
+
+
+class Cube(NamedTuple):
+    dimensions: tuple[str, ...]
+    spans_s: tuple[int, ...]
+
+
+# From the smallest: the first that has what is asked for answers.
+CUBES: dict[str, Cube] = {
+    "time": Cube(("status",), (QUARTER_S, DAY_S, MONTH_S)),
+    "user": Cube(("user", "status"), (QUARTER_S, DAY_S, MONTH_S)),
+    "work": Cube(("feature", "team", "model", "key", "tier", "status", "placement"), (QUARTER_S, DAY_S, MONTH_S)),
+    # In a quarter-hour there would be as many sums as receipts: the ends of a range are added up from those.
+    "product": Cube(("feature", "user", "status"), (DAY_S,)),
+}
+# Every dimension, of receipts whose detail was deleted.
+ARCHIVE = "archive"
+# Those of which a value is on the fewest receipts, fewest first.
+_SELECTIVE = ("run", "conversation", "user")
 # Receipts of an older version that one checkpoint takes in: some tens of milliseconds.
 _BACKFILL = 2_000
+# Receipts folded at a time while nobody waits: a few milliseconds, should somebody come.
+_SLICE = 50
+# When so many wait because somebody always does, they are folded with a commit: the more at once, the less for each.
+_CROWD = 4_096
 
-_SUMS = ", ".join(f"sum({name}) AS {name}" for name in MEASURES)
 _COLUMNS = ", ".join((*DIMENSIONS, *MEASURES))
-# As `receipt_sums` is posted: no dimension is NULL.
-_POSTED = ", ".join((*(f"ifnull({name}, '') AS {name}" for name in DIMENSIONS), *MEASURES))
+_ROLLED = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
 
 
 def fold(connection: sqlite3.Connection) -> None:
-    """Move what was posted into the rollups, and take in some of what an older version wrote."""
-    _backfill(connection)
-    if connection.execute("SELECT 1 FROM rollup_deltas LIMIT 1").fetchone() is None:
+    """Bring the rollups up to date with every closed receipt, but for those of an older version."""
+    while fold_some(connection, _CROWD):
+        pass
+
+
+def fold_crowd(connection: sqlite3.Connection) -> None:
+    """To be called with every commit that closes receipts, so that what reports must make up for stays bounded."""
+    (waiting,) = connection.execute("SELECT count(*) FROM (SELECT 1 FROM unrolled LIMIT ?)", (_CROWD,)).fetchone()
+    if waiting == _CROWD:
+        fold_some(connection, _CROWD)
+
+
+def fold_some(connection: sqlite3.Connection, most: int = _SLICE) -> bool:
+    """Whether there was anything to fold."""
+    (last,) = connection.execute(
+        "SELECT max(receipt) FROM (SELECT receipt FROM unrolled ORDER BY receipt LIMIT ?)", (most,)
+    ).fetchone()
+    if last is None:
+        return False
+    _add(connection, _unrolled(up_to=True), {"last": last}, CUBES)
+    connection.execute("DELETE FROM unrolled WHERE receipt <= ?", (last,))
+    return True
+
+
+def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
+    """Take in the newest receipts that are in no rollup; those still open are noted when they close."""
+    before_ns = raw_before_ns(connection)
+    if before_ns == _LEAST:
         return
-    for cube, dimensions in CUBES.items():
-        _add(connection, "rollup_deltas", cube, dimensions)
-    connection.execute("DELETE FROM rollup_deltas")
+    found = connection.execute(
+        "SELECT created_at_ns FROM receipts WHERE created_at_ns < ? ORDER BY created_at_ns DESC LIMIT 1 OFFSET ?",
+        (before_ns, most - 1),
+    ).fetchone()
+    from_ns = _LEAST if found is None else found[0]
+    _add(connection, _created(), (from_ns, before_ns), CUBES)
+    connection.execute("UPDATE rollup_progress SET raw_before_ns = ?", (from_ns,))
 
 
 def archive(connection: sqlite3.Connection, from_ns: int, to_ns: int) -> None:
-    """Keep the sums, by every dimension, of the closed receipts created in [from_ns, to_ns): they will be deleted."""
-    connection.execute(
-        f"CREATE TEMP TABLE archived AS SELECT quarter_ns, {_POSTED} FROM receipt_sums"
-        " WHERE created_at_ns >= ? AND created_at_ns < ?",
-        (from_ns, to_ns),
-    )
-    _add(connection, "archived", ARCHIVE, DIMENSIONS, spans_s=(900,))
-    connection.execute("DROP TABLE archived")
+    """Keep the sums, by every dimension, of the closed receipts created in [from_ns, to_ns): they will be deleted.
+    Everything must be folded."""
+    _add(connection, _created(), (from_ns, to_ns), {ARCHIVE: Cube(DIMENSIONS, (QUARTER_S,))})
 
 
 def raw_before_ns(connection: sqlite3.Connection) -> int:
@@ -82,111 +147,74 @@ def is_complete(connection: sqlite3.Connection) -> bool:
 
 
 def problems(connection: sqlite3.Connection) -> list[str]:
-    """Where the rollups, with what is posted and not folded yet, differ from the receipts; one line each."""
+    """Where the rollups, with what isn't folded yet, differ from the receipts; one line each. Reads every receipt."""
     found = []
-    for cube, dimensions in CUBES.items():
-        kept = ", ".join(dimensions)
-        posted = ", ".join(f"ifnull({name}, '') AS {name}" for name in dimensions)
-        archived = f"""
-            SELECT start_ns AS quarter_ns, {kept}, {", ".join(MEASURES)} FROM rollups JOIN rollup_groups
-            ON grouped = rollup_groups.id WHERE cube = '{{}}' AND span_s = 900"""
-        entries = f"""
-            SELECT quarter_ns, {posted}, {", ".join(MEASURES)} FROM receipt_sums
-            WHERE created_at_ns >= (SELECT raw_before_ns FROM rollup_progress) UNION ALL {archived.format(ARCHIVE)}"""
-        rolled = f"""
-            SELECT quarter_ns, {kept}, {", ".join(MEASURES)} FROM rollup_deltas UNION ALL {archived.format(cube)}"""
-        sums = [
-            f"SELECT quarter_ns, {kept}, {_SUMS} FROM ({rows}) GROUP BY quarter_ns, {kept} HAVING sum(requests) != 0"
-            for rows in (entries, rolled)
-        ]
-        for one, other in (sums, sums[::-1]):
-            for quarter_ns, *_ in connection.execute(f"SELECT DISTINCT quarter_ns FROM ({one} EXCEPT {other})"):
-                found.append(
-                    f"the rollup by {', '.join(dimensions)} of {iso_utc(quarter_ns)} isn't the sum of receipts"
-                )
-    days = f"SELECT grouped, start_ns - start_ns % {DAY_NS} AS day_ns, {_SUMS} FROM rollups WHERE span_s = {{}}"
-    wrong = connection.execute(
-        f"SELECT DISTINCT day_ns FROM ({days.format(900)} AND grouped IN (SELECT id FROM rollup_groups WHERE cube != ?)"
-        f" GROUP BY grouped, day_ns EXCEPT {days.format(86_400)} GROUP BY grouped, day_ns)",
+    dimensions = ", ".join(DIMENSIONS)
+    connection.execute(
+        f"CREATE TEMP TABLE entries AS SELECT quarter_ns, {dimensions}, {_sums(MEASURES)} FROM ({_created()})"
+        f" GROUP BY quarter_ns, {dimensions}",
+        (raw_before_ns(connection), _GREATEST),
+    )
+    connection.execute(
+        f"INSERT INTO entries SELECT start_ns, {_COLUMNS} FROM {_ROLLED} WHERE cube = ?",
         (ARCHIVE,),
     )
-    found += [f"the rollup of the day from {iso_utc(day_ns)} isn't the sum of its quarter-hours" for (day_ns,) in wrong]
-    return list(dict.fromkeys(found))
+    # What the rollups lack on purpose is taken off both.
+    connection.execute(f"INSERT INTO entries SELECT quarter_ns, {dimensions}, {_negated()} FROM ({_unrolled()})")
+    for cube, (kept, (finest_s, *coarser_s)) in CUBES.items():
+        names = ", ".join(kept)
+        entries = f"SELECT {_start('quarter_ns', finest_s)} AS at_ns, {names}, {', '.join(MEASURES)} FROM entries"
+        rolled = f"SELECT start_ns, {names}, {_negated()} FROM {_ROLLED} WHERE cube = ? AND span_s = ?"
+        wrong = connection.execute(_unequal(entries, rolled, names), (cube, finest_s))
+        found += [f"the rollup by {names} of {iso_utc(at_ns)} isn't the sum of receipts" for (at_ns,) in wrong]
+        for coarse_s in coarser_s:
+            of_span = f"FROM {_ROLLED} WHERE cube = ? AND span_s = ?"
+            fine = f"SELECT {_start('start_ns', coarse_s)} AS at_ns, grouped, {', '.join(MEASURES)} {of_span}"
+            coarse = f"SELECT start_ns, grouped, {_negated()} {of_span}"
+            wrong = connection.execute(_unequal(fine, coarse, "grouped"), (cube, finest_s, cube, coarse_s))
+            found += [
+                f"the rollup by {names} of {coarse_s // DAY_S} days from {iso_utc(at_ns)} isn't the sum of its parts"
+                for (at_ns,) in wrong
+            ]
+    connection.execute("DROP TABLE entries")
+    return found
 
 
-def _add(
+def _unequal(one: str, negated: str, names: str) -> str:
+    """SQL for the times at which the sums of both aren't nothing."""
+    off = " OR ".join(f"sum({name}) != 0" for name in MEASURES)
+    both = f"SELECT at_ns FROM ({one} UNION ALL {negated}) GROUP BY at_ns, {names} HAVING {off}"
+    return f"SELECT DISTINCT at_ns FROM ({both})"
+
+
+def sums_sql(
     connection: sqlite3.Connection,
-    source: str,
-    cube: str,
-    dimensions: Sequence[str],
-    spans_s: Iterable[int] = _SPANS_S,
-) -> None:
-    kept = ", ".join(dimensions)
-    connection.execute(
-        f"INSERT INTO rollup_groups (cube, {kept}) SELECT DISTINCT ?, {kept} FROM {source} WHERE 1"
-        " ON CONFLICT DO NOTHING",
-        (cube,),
-    )
-    # The dimensions that the cube leaves out are '', so that the unique index finds the group.
-    match = " AND ".join(f"g.{name} = {f'd.{name}' if name in dimensions else chr(39) * 2}" for name in DIMENSIONS)
-    sums = ", ".join(f"sum(d.{name})" for name in MEASURES)
-    grown = ", ".join(f"{name} = {name} + excluded.{name}" for name in MEASURES)
-    for span_s in spans_s:
-        connection.execute(
-            f"INSERT INTO rollups SELECT g.id, {span_s}, d.quarter_ns - d.quarter_ns % {span_s * NS_PER_S} AS start_ns,"
-            f" {sums} FROM {source} AS d CROSS JOIN rollup_groups AS g ON g.cube = ? AND {match}"
-            f" WHERE 1 GROUP BY g.id, start_ns ON CONFLICT DO UPDATE SET {grown}",
-            (cube,),
-        )
-
-
-def _backfill(connection: sqlite3.Connection) -> None:
-    """Post the newest receipts that are in no rollup; those still open are posted when they close."""
-    before_ns = raw_before_ns(connection)
-    if before_ns == _LEAST:
-        return
-    found = connection.execute(
-        "SELECT created_at_ns FROM receipts WHERE created_at_ns < ? ORDER BY created_at_ns DESC LIMIT 1 OFFSET ?",
-        (before_ns, _BACKFILL - 1),
-    ).fetchone()
-    from_ns = _LEAST if found is None else found[0]
-    connection.execute(
-        f"INSERT INTO rollup_deltas (quarter_ns, {_COLUMNS}) SELECT quarter_ns, {_POSTED} FROM receipt_sums"
-        " WHERE created_at_ns >= ? AND created_at_ns < ?",
-        (from_ns, before_ns),
-    )
-    connection.execute("UPDATE rollup_progress SET raw_before_ns = ?", (from_ns,))
-
-
-def totals_sql(
-    connection: sqlite3.Connection, by: str | None, fixed: dict[str, str], from_ns: int, to_ns: int
+    by: str | None,
+    fixed: dict[str, str],
+    from_ns: int,
+    to_ns: int,
+    measures: Sequence[str],
+    *,
+    coarsest_s: int = MONTH_S,
 ) -> tuple[str, list[object]]:
-    """SQL for the sums by one dimension, or by quarter-hour where `by` is None, and its parameters.
+    """SQL for the sums by one dimension, or by time where `by` is None, and its parameters. The first measure must be
+    `requests`; times are starts of spans up to `coarsest_s`.
 
     `fixed` holds the columns that must have a value, '' for none. Rollups answer where a cube has all of them; the
-    receipts themselves do for the rest, and for the ends of a range that cut a quarter-hour. Deleted receipts count at
-    the start of the quarter-hour in which they were created.
+    receipts themselves do for the rest, and for the ends of a range that cut a span. Deleted receipts count at the
+    start of the quarter-hour in which they were created.
     """
     needed = {*fixed, *([by] if by else [])}
-    cube = next((name for name, kept in CUBES.items() if needed <= {*kept}), None)
-    first = max(_up(from_ns, QUARTER_NS), _up(raw_before_ns(connection), QUARTER_NS))
-    last = _down(to_ns, QUARTER_NS)
-    parts = _Parts(by, fixed)
-    if cube is None or first >= last:
-        parts.detail(from_ns, to_ns)
-        return parts.sql, parts.values
-    if from_ns < first:
-        parts.detail(from_ns, first)
-    if last < to_ns:
-        parts.detail(last, to_ns)
-    parts.deltas(first, last)
-    first_day, last_day = _up(first, DAY_NS), _down(last, DAY_NS)
-    if by is None or first_day >= last_day:
-        parts.rollups(cube, 900, first, last)
+    parts = _Parts(by, fixed, measures)
+    for cube, (kept, spans_s) in CUBES.items():
+        usable_s = [span_s for span_s in spans_s if span_s <= coarsest_s]
+        if needed <= {*kept} and usable_s:
+            raw_until_ns = min(max(from_ns, _up(raw_before_ns(connection), usable_s[0] * NS_PER_S)), to_ns)
+            parts.detail(from_ns, raw_until_ns)
+            parts.rolled(cube, usable_s, raw_until_ns, to_ns)
+            break
     else:
-        parts.rollups(cube, 900, first, first_day)
-        parts.rollups(cube, 86_400, first_day, last_day)
-        parts.rollups(cube, 900, last_day, last)
+        parts.detail(from_ns, to_ns)
     return parts.sql, parts.values
 
 
@@ -207,59 +235,166 @@ def book_sql(by: str | None, condition: str) -> str:
     """
 
 
+def _entries(
+    tables: str, condition: str, measures: Iterable[str], *, among_lines: str = "", among_feedback: str = ""
+) -> str:
+    """One row per closed receipt `r`: its quarter-hour, every dimension, and the measures."""
+    named = ", ".join(f"ifnull(r.{name}, '') AS {name}" for name in DIMENSIONS)
+    verdict = verdict_sql(among_feedback)
+    figures = ", ".join(f"{_FIGURES[name].format(verdict=verdict)} AS {name}" for name in measures)
+    return (
+        f"SELECT r.created_at_ns - r.created_at_ns % {QUARTER_NS} AS quarter_ns, {named}, {figures} FROM {tables}"
+        f" LEFT JOIN lines AS l ON l.receipt = r.id AND l.book = '{ACTUAL}' {among_lines}"
+        f" WHERE r.status IS NOT NULL AND {condition} GROUP BY r.created_at_ns, r.id"
+    )
+
+
+def _created(measures: Iterable[str] = MEASURES, condition: str = "1") -> str:
+    """The receipts created from the first parameter to before the second."""
+    return _entries("receipts AS r", f"r.created_at_ns >= ? AND r.created_at_ns < ? AND {condition}", measures)
+
+
+def _unrolled(measures: Sequence[str] = MEASURES, up_to: bool = False) -> str:
+    """What the rollups lack: what receipts are now, less what was taken in of them. `up_to` limits both by receipt."""
+    tables = "unrolled AS u CROSS JOIN receipts AS r ON r.id = u.receipt"
+    limit = "u.receipt <= :last" if up_to else "1"
+    now = _entries(tables, limit, measures)
+    before = _entries(
+        tables,
+        f"u.lines IS NOT NULL AND {limit}",
+        measures,
+        among_lines="AND l.ordinal < u.lines",
+        among_feedback="AND f.ordinal < u.feedback",
+    )
+    names = ", ".join(("quarter_ns", *DIMENSIONS))
+    return f"SELECT * FROM ({now}) UNION ALL SELECT {names}, {_negated(measures)} FROM ({before})"
+
+
+def _add(
+    connection: sqlite3.Connection, entries: str, values: Sequence[object] | dict[str, object], cubes: dict[str, Cube]
+) -> None:
+    """Add the entries to the cubes, in all their spans."""
+    # Made once: a new table would have every statement of this connection compiled again.
+    connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS posted (quarter_ns, {_COLUMNS})")
+    names = ", ".join(("quarter_ns", *DIMENSIONS))
+    connection.execute(
+        f"INSERT INTO posted SELECT {names}, {_sums(MEASURES)} FROM ({entries}) GROUP BY {names}",
+        values,
+    )
+    grown = ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in MEASURES)
+    for cube, (kept, spans_s) in cubes.items():
+        dimensions = ", ".join(kept)
+        connection.execute(
+            f"INSERT INTO rollup_groups (cube, {dimensions}) SELECT DISTINCT ?, {dimensions} FROM posted AS p"
+            f" WHERE NOT EXISTS (SELECT 1 FROM rollup_groups AS g WHERE g.cube = ? AND {_same_group(kept)})",
+            (cube, cube),
+        )
+        for span_s in spans_s:
+            connection.execute(
+                f"INSERT INTO rollups SELECT g.id, {span_s}, {_start('p.quarter_ns', span_s)} AS start_ns,"
+                f" {_sums(MEASURES)} FROM posted AS p CROSS JOIN rollup_groups AS g ON g.cube = ?"
+                f" AND {_same_group(kept)} WHERE 1 GROUP BY g.id, start_ns ON CONFLICT DO UPDATE SET {grown}",
+                (cube,),
+            )
+    connection.execute("DELETE FROM posted")
+
+
+def _start(time: str, span_s: int) -> str:
+    """When the span begins in which this time lies."""
+    return f"{time} - {time} % {span_s * NS_PER_S}"
+
+
+def _same_group(kept: Iterable[str]) -> str:
+    """The dimensions that the cube leaves out are '', so that the unique index finds the group."""
+    return " AND ".join(f"g.{name} = " + (f"p.{name}" if name in kept else "''") for name in DIMENSIONS)
+
+
 class _Parts:
     """Sums over pieces of time, joined into one statement: what each piece adds to each group."""
 
-    def __init__(self, by: str | None, fixed: dict[str, str]) -> None:
+    def __init__(self, by: str | None, fixed: dict[str, str], measures: Sequence[str]) -> None:
         self._by = by
         self._fixed = fixed
+        self._measures = measures
         self._selects: list[str] = []
         self.values: list[object] = []
 
     @property
     def sql(self) -> str:
-        parts = " UNION ALL ".join(self._selects)
+        nothing = f"SELECT 0 AS member, {', '.join(f'0 AS {name}' for name in self._measures)} WHERE 0"
+        parts = " UNION ALL ".join([nothing, *self._selects])
         # A group whose receipts were all taken away, by a purge, has rows of nothing.
-        return f"SELECT member, {_SUMS} FROM ({parts}) GROUP BY member HAVING sum(requests) != 0"
+        return f"SELECT member, {_sums(self._measures)} FROM ({parts}) GROUP BY member HAVING sum(requests) != 0"
+
+    def rolled(self, cube: str, spans_s: Sequence[int], from_ns: int, to_ns: int) -> None:
+        """The widest whole spans, finer ones at their ends, and receipts where not even the finest fits."""
+        span_ns = spans_s[0] * NS_PER_S
+        first, last = _up(from_ns, span_ns), _down(to_ns, span_ns)
+        if first >= last:
+            self.detail(from_ns, to_ns)
+            return
+        self.detail(from_ns, first)
+        self._spans(cube, spans_s, first, last)
+        self._unrolled(first, last)
+        self.detail(last, to_ns)
+
+    def _spans(self, cube: str, spans_s: Sequence[int], from_ns: int, to_ns: int) -> None:
+        """`from_ns` and `to_ns` are bounds of the finest span."""
+        fine_s, *coarser_s = spans_s
+        if coarser_s:
+            first, last = (_up(from_ns, coarser_s[0] * NS_PER_S), _down(to_ns, coarser_s[0] * NS_PER_S))
+            if first < last:
+                self._rollups(cube, fine_s, from_ns, first)
+                self._spans(cube, coarser_s, first, last)
+                self._rollups(cube, fine_s, last, to_ns)
+                return
+        self._rollups(cube, fine_s, from_ns, to_ns)
 
     def detail(self, from_ns: int, to_ns: int) -> None:
         """Receipts one by one, and those whose detail was deleted."""
+        if from_ns >= to_ns:
+            return
         parts, values = ["1"], []
         best = next((name for name in _SELECTIVE if self._fixed.get(name)), None)
         for name, value in self._fixed.items():
             # A plus keeps SQLite from the index of a column that many receipts share.
-            column = name if best in {None, name} else f"+{name}"
+            column = f"r.{name}" if best in {None, name} else f"+r.{name}"
             parts.append(f"{column} = ?" if value else f"({column} IS NULL OR {column} = '')")
             values += [value] if value else []
-        grouped = f"ifnull({self._by}, '')" if self._by else "quarter_ns"
-        self._select(grouped, "receipt_sums", " AND ".join(parts), "created_at_ns", from_ns, to_ns, values)
+        entries = _created(self._measures, " AND ".join(parts))
+        self._select(self._by or "quarter_ns", f"({entries})", "1", [from_ns, to_ns, *values])
         if {*self._fixed} <= {*DIMENSIONS}:
-            self.rollups(ARCHIVE, 900, from_ns, to_ns)
+            self._rollups(ARCHIVE, QUARTER_S, from_ns, to_ns)
 
-    def deltas(self, from_ns: int, to_ns: int) -> None:
+    def _unrolled(self, from_ns: int, to_ns: int) -> None:
         condition, values = self._condition()
-        self._select(self._by or "quarter_ns", "rollup_deltas", condition, "quarter_ns", from_ns, to_ns, values)
+        where = f"{condition} AND quarter_ns >= ? AND quarter_ns < ?"
+        self._select(self._by or "quarter_ns", f"({_unrolled(self._measures)})", where, [*values, from_ns, to_ns])
 
-    def rollups(self, cube: str, span_s: int, from_ns: int, to_ns: int) -> None:
+    def _rollups(self, cube: str, span_s: int, from_ns: int, to_ns: int) -> None:
         if from_ns >= to_ns:
             return
         condition, values = self._condition()
-        source = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
-        where = f"cube = ? AND span_s = {span_s} AND {condition}"
-        self._select(self._by or "start_ns", source, where, "start_ns", from_ns, to_ns, [cube, *values])
+        where = f"cube = ? AND span_s = {span_s} AND {condition} AND start_ns >= ? AND start_ns < ?"
+        self._select(self._by or "start_ns", _ROLLED, where, [cube, *values, from_ns, to_ns])
 
-    def _select(
-        self, grouped: str, source: str, where: str, time: str, from_ns: int, to_ns: int, values: Sequence[object]
-    ) -> None:
+    def _select(self, grouped: str, source: str, where: str, values: Iterable[object]) -> None:
         # The greatest integer stands for no end; nothing is created in that nanosecond.
         self._selects.append(
-            f"SELECT {grouped} AS member, {_SUMS} FROM {source} WHERE {where} AND {time} >= ? AND {time} < ?"
-            " GROUP BY member"
+            f"SELECT {grouped} AS member, {_sums(self._measures)} FROM {source} WHERE {where} GROUP BY member"
         )
-        self.values += [*values, from_ns, to_ns]
+        self.values += values
 
     def _condition(self) -> tuple[str, list[object]]:
         return " AND ".join(["1", *(f"{name} = ?" for name in self._fixed)]), [*self._fixed.values()]
+
+
+def _sums(measures: Iterable[str]) -> str:
+    return ", ".join(f"sum({name}) AS {name}" for name in measures)
+
+
+def _negated(measures: Iterable[str] = MEASURES) -> str:
+    return ", ".join(f"-{name} AS {name}" for name in measures)
 
 
 def _up(ns: int, span_ns: int) -> int:

@@ -54,9 +54,9 @@ _MUST_BE_EMPTY: dict[str, str] = {
     "receipt {0} is closed and still holds {2} nano-dollars of budget {1}": """
         SELECT receipt, budget, held_nanousd FROM holds JOIN receipts ON receipts.id = receipt
         WHERE receipts.status IS NOT NULL AND NOT settled""",
-    "receipt {0} is open and has a line already": """
-        SELECT DISTINCT receipt FROM lines JOIN receipts AS r ON r.id = receipt
-        WHERE r.status IS NULL AND attempt > 0""",
+    "receipt {0} is open and has a line already of attempt {1}, its last": """
+        SELECT DISTINCT receipt, attempt FROM lines JOIN receipts AS r ON r.id = receipt
+        WHERE r.status IS NULL AND attempt = (SELECT max(ordinal) FROM attempts AS a WHERE a.receipt = r.id)""",
 }
 
 

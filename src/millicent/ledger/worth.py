@@ -11,30 +11,11 @@ import msgspec
 
 from millicent.core.money import Money
 from millicent.core.receipts import Role
-from millicent.ledger.reading import select
+from millicent.ledger.rollups import ROLE_MEASURES, verdict_sql
 
-# The latest verdict by feedback beats the one on the output.
-VERDICT = """coalesce((SELECT f.useful FROM feedback AS f WHERE f.receipt = r.id AND f.useful IS NOT NULL
-    ORDER BY f.posted_at_ns DESC, f.ordinal DESC LIMIT 1), r.useful)"""
-
-_USEFULNESS = """
-    WITH judged AS (
-        SELECT r.*, {verdict} AS verdict,
-            (SELECT CASE WHEN count(*) = count(amount_nanousd) THEN sum(amount_nanousd) END FROM lines AS l
-                WHERE l.receipt = r.id AND l.book = 'actual') AS total_nanousd
-        FROM receipts AS r WHERE status IS NOT NULL AND {where}
-    )
-    SELECT {group} AS grouped, count(*) AS requests, count(total_nanousd) AS priced,
-        coalesce(sum(total_nanousd), 0) AS cost_nanousd, count(verdict) AS rated, coalesce(sum(verdict), 0) AS useful
-    FROM judged GROUP BY grouped ORDER BY grouped
-"""
-
-_ROLES = """
-    SELECT {group} AS grouped, role, coalesce(sum(amount_nanousd), 0) AS cost_nanousd,
-        count(*) - count(amount_nanousd) AS unpriced
-    FROM receipts AS r JOIN lines AS l ON l.receipt = r.id AND l.book = 'actual'
-    WHERE status IS NOT NULL AND {where} GROUP BY grouped, role ORDER BY grouped
-"""
+# What the figures below are made of, as sums of closed receipts.
+USEFULNESS = ("requests", "priced", "cost_nanousd", "rated", "useful")
+ROLE_COSTS = ("requests", "priced", "unpriced_lines", *ROLE_MEASURES.values())
 
 _Z = Decimal("1.959963984540054")  # 95% of a normal distribution
 
@@ -108,30 +89,25 @@ def wilson(successes: int, trials: int) -> tuple[Decimal, Decimal]:
     return (Decimal(0) if successes == 0 else low), (Decimal(1) if successes == trials else high)
 
 
-def usefulness(connection: sqlite3.Connection, group: str, where: str, values: Sequence[object]) -> list[Usefulness]:
-    """`group` and `where` are SQL of ours."""
-    found = select(connection, _USEFULNESS.format(verdict=VERDICT, group=group, where=where), values)
-    return [
-        Usefulness(
-            row["grouped"], row["requests"], row["priced"], Money(row["cost_nanousd"]), row["rated"], row["useful"]
-        )
-        for row in found
-    ]
+def usefulness_of(group: str | None, figures: Sequence[int]) -> Usefulness:
+    """From the sums of `USEFULNESS`."""
+    requests, priced, nanousd, rated, useful = figures
+    return Usefulness(group, requests, priced, Money(nanousd), rated, useful)
 
 
-def role_costs(connection: sqlite3.Connection, group: str, where: str, values: Sequence[object]) -> list[RoleCosts]:
-    costs: dict[str | None, dict[Role, Money]] = {}
-    unpriced: dict[str | None, int] = {}
-    for row in select(connection, _ROLES.format(group=group, where=where), values):
-        costs.setdefault(row["grouped"], {})[Role(row["role"])] = Money(row["cost_nanousd"])
-        unpriced[row["grouped"]] = unpriced.get(row["grouped"], 0) + row["unpriced"]
-    return [RoleCosts(name, costs[name], unpriced[name]) for name in costs]
+def role_costs_of(group: str | None, figures: Sequence[int]) -> RoleCosts | None:
+    """From the sums of `ROLE_COSTS`; None where no receipt has a line. Roles that cost nothing are left out."""
+    _, priced, unpriced_lines, *costs = figures
+    if not priced and not unpriced_lines:
+        return None
+    found = {role: Money(nanousd) for role, nanousd in zip(ROLE_MEASURES, costs, strict=True) if nanousd}
+    return RoleCosts(group, found, unpriced_lines)
 
 
 def verdicts(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> dict[str, bool | None]:
     """Whether each is useful, as of now."""
     wanted = (msgspec.json.encode(receipt_ids).decode(),)
-    sql = f"SELECT id, {VERDICT} FROM receipts AS r WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608 - our own text
+    sql = f"SELECT id, {verdict_sql()} FROM receipts AS r WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608 - our own text
     return {
         receipt_id: None if verdict is None else bool(verdict)
         for receipt_id, verdict in connection.execute(sql, wanted)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from millicent.core.clock import Clock
 from millicent.core.fits import StepTimeFit
 from millicent.core.identifiers import Ids
@@ -22,6 +24,8 @@ _WORTH_A_VERSION_PERCENT = 2
 _LATEST_STEPS = 32
 # Steps of a calibration are chosen to tell the coefficients apart, so few will do.
 _LEAST_CALIBRATION = 8
+# Steps to come are expected to take as much more than predicted as this many mean errors.
+_ERRORS_ABOVE = 2
 
 
 class StepTimeShares:
@@ -50,6 +54,11 @@ class StepTimeShares:
         if model.learn(record):
             self._adopt(record, model)
         return weights
+
+    def next_shares(self, record: StepRecord) -> Sequence[int] | None:
+        """Nanoseconds that each sequence of this step will be given of the next, were the same ones in it, with room
+        for the prediction's error. None while steps are split evenly."""
+        return self._of(record).next_shares(record)
 
     def calibrate(self, steps: Sequence[StepRecord]) -> None:
         """Learn from steps that were run for that: all of them, and at once.
@@ -146,6 +155,13 @@ class _Model:
         shares = self.coefficients.shares([Work.of(work) for work in sequences])
         return [int(share * _WEIGHTS_PER_NS) for share in shares]
 
+    def next_shares(self, record: StepRecord) -> Sequence[int] | None:
+        if self.coefficients is None or not record.sequences:
+            return None
+        error = self.fitter.error or (self.fit.error if self.fit is not None else None) or 0.0
+        shares = self.coefficients.shares([Work.of(_next_work(work)) for work in record.sequences])
+        return [int(share * (1 + _ERRORS_ABOVE * error)) for share in shares]
+
     def learn(self, record: StepRecord) -> bool:
         """Whether it is time for a new fit."""
         self._unobserved_ns += record.wall_ns
@@ -171,3 +187,12 @@ class _Model:
             return found
         worth_it = found.differs(self.coefficients, self._latest, _WORTH_A_VERSION_PERCENT)
         return found if worth_it else None
+
+
+def _next_work(work: SequenceWork) -> SequenceWork:
+    """What a sequence asks of the step after this one: as many rows of its prompt again, or else one more token."""
+    if work.prefill_rows and not work.sampled_rows:
+        rows = work.prefill_rows
+        return msgspec.structs.replace(work, kv_read_tokens=work.kv_read_tokens + rows)
+    rows = max(1, work.decode_rows)
+    return SequenceWork(work.sequence, 0, rows, rows, work.kv_read_tokens + rows)

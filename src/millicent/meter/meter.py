@@ -28,6 +28,8 @@ Shares = Callable[[StepRecord], Sequence[int]]
 
 # A report of an idle device reaches the meter within a day of its start; older hours are settled and forgotten.
 _REPORTED_WITHIN_NS = 24 * NS_PER_HOUR
+# When a step is told of, the next one runs already, and one more begins before a cancellation arrives.
+_STEPS_UNDER_WAY = 2
 
 
 def equal_shares(record: StepRecord) -> Sequence[int]:
@@ -86,11 +88,12 @@ class Meter:
         for sequence in sequences:
             self._sequences[sequence] = (receipt, attempt)
 
-    def stop_at(self, receipt_id: str, serving_ns: int, stop: Callable[[], None]) -> None:
-        """Call `stop`, once, as soon as one more step would take the receipt beyond `serving_ns`."""
+    def bound(self, receipt_id: str, serving_ns: int, near: Callable[[], None]) -> None:
+        """Charge the receipt no more than `serving_ns` from now on: what steps take beyond that is overhead. Call
+        `near`, once, while there is still room for the steps that are under way. A new bound replaces the old one."""
         receipt = self._receipts[receipt_id]
-        receipt.limit_ns = serving_ns
-        receipt.stop = stop
+        receipt.bound_ns = serving_ns
+        receipt.near = near
 
     def note_usage(self, receipt_id: str, usage: Usage) -> None:
         """The receipt's usage so far, all of it."""
@@ -132,34 +135,53 @@ class Meter:
                     session.hours[hour_ns].lost_ns += part_ns
                     continue
                 receipt, attempt = entry
-                receipt.shares[attempt, session.id, hour_ns] += part_ns
-                receipt.step_ns += part_ns
+                given_ns = receipt.room_for(part_ns)
+                if given_ns < part_ns:
+                    receipt.uncharged_ns += part_ns - given_ns
+                    session.hours[hour_ns].overhead_ns += part_ns - given_ns
+                receipt.shares[attempt, session.id, hour_ns] += given_ns
+                receipt.step_ns += given_ns
                 if work.prefill_rows:
-                    receipt.prefill_ns += part_ns
+                    receipt.prefill_ns += given_ns
                 else:
-                    receipt.decode_ns += part_ns
-        for entry, work in zip(entries, record.sequences, strict=True):
-            if entry is not None:
-                entry[0].recomputed_tokens += work.recomputed_rows
-                entry[0].drafted_tokens += work.drafted_tokens
-                entry[0].accepted_tokens += work.accepted_tokens
-        read_whole = {
-            entry[0].id
-            for entry, work in zip(entries, record.sequences, strict=True)
-            if entry is not None and work.prefill_rows and work.sampled_rows
-        }
+                    receipt.decode_ns += given_ns
+        self._count(record, entries, version)
+        if energy is not None and energy.is_due(self._clock.monotonic_ns()):
+            self._settle_energy(record.device)
+
+    def _count(self, record: StepRecord, entries: Sequence[tuple[_Receipt, int] | None], version: str | None) -> None:
+        """The step has been charged: count it, and see that there is room for the next ones."""
+        before = {entry[0].id: entry[0] for entry in entries if entry is not None}
+        watched = any(receipt.near is not None for receipt in before.values())
+        expected = self._expected(record) if watched else None
         # Several sequences of a receipt in a step are one step to it.
-        for receipt in {entry[0].id: entry[0] for entry in entries if entry is not None}.values():
-            # After the last of the prompt come steps of another size; else the next is like this one.
-            receipt.expect(0 if receipt.id in read_whole else receipt.step_ns)
+        for receipt in before.values():
             receipt.device = record.device
             receipt.step_time_version = version
             if receipt.first_step_at_ns is None:
                 receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
             receipt.steps += 1
             receipt.batch_sum += len(entries)
-        if energy is not None and energy.is_due(self._clock.monotonic_ns()):
-            self._settle_energy(record.device)
+        for i, (entry, work) in enumerate(zip(entries, record.sequences, strict=True)):
+            if entry is None:
+                continue
+            receipt = entry[0]
+            receipt.recomputed_tokens += work.recomputed_rows
+            receipt.drafted_tokens += work.drafted_tokens
+            receipt.accepted_tokens += work.accepted_tokens
+            if expected is not None:
+                receipt.next_ns += expected[i]
+            elif work.prefill_rows and work.sampled_rows:
+                # After the last of the prompt come steps of another size; nobody can say of which.
+                receipt.step_ns = 0
+        for receipt in before.values():
+            receipt.expect(receipt.step_ns if expected is None else receipt.next_ns)
+
+    def _expected(self, record: StepRecord) -> Sequence[int] | None:
+        """Accelerator-nanoseconds that each sequence will be given of the next step; None where nobody can say."""
+        shares = None if self._fits is None else self._fits.next_shares(record)
+        accelerators = self._sessions[record.device].accelerators
+        return None if shares is None else [share_ns * accelerators for share_ns in shares]
 
     def overhead(self, overhead: Overhead) -> None:
         session = self._session(overhead.device)
@@ -232,9 +254,9 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "accepted_tokens", "batch_sum", "decode_ns", "device", "drafted_tokens", "energy", "first_step_at_ns", "id",
-        "known", "limit_ns", "prefill_ns", "recomputed_tokens", "sequences", "shares", "step_ns", "step_time_version",
-        "steps", "stop", "usage",
+        "accepted_tokens", "batch_sum", "bound_ns", "decode_ns", "device", "drafted_tokens", "energy",
+        "first_step_at_ns", "id", "known", "near", "next_ns", "prefill_ns", "recomputed_tokens", "sequences", "shares",
+        "step_ns", "step_time_version", "steps", "uncharged_ns", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -248,6 +270,8 @@ class _Receipt:
         self.prefill_ns = 0
         self.decode_ns = 0
         self.step_ns = 0  # the share of the step that is being counted
+        self.next_ns = 0  # and what is foreseen of the next
+        self.uncharged_ns = 0
         self.steps = 0
         self.batch_sum = 0
         self.recomputed_tokens = 0
@@ -255,24 +279,34 @@ class _Receipt:
         self.accepted_tokens = 0
         self.step_time_version: str | None = None
         self.energy = EnergyShare()
-        self.limit_ns: int | None = None
-        self.stop: Callable[[], None] | None = None
+        self.bound_ns: int | None = None
+        self.near: Callable[[], None] | None = None
+
+    @property
+    def serving_ns(self) -> int:
+        return self.prefill_ns + self.decode_ns
+
+    def room_for(self, part_ns: int) -> int:
+        """As much of it as the receipt may still be charged."""
+        if self.bound_ns is None:
+            return part_ns
+        return min(part_ns, max(0, self.bound_ns - self.serving_ns))
 
     def expect(self, next_step_ns: int) -> None:
-        """A step has been counted and another is about to begin: is there room for it?"""
-        self.step_ns = 0
-        if self.limit_ns is None or self.stop is None:
+        """A step has been counted: is there room for those under way?"""
+        self.step_ns = self.next_ns = 0
+        if self.bound_ns is None or self.near is None:
             return
-        if self.prefill_ns + self.decode_ns + next_step_ns > self.limit_ns:
-            stop, self.stop = self.stop, None
-            stop()
+        # At least a nanosecond: where nobody can say what comes, the last of the room is the last call.
+        if self.serving_ns + _STEPS_UNDER_WAY * max(1, next_step_ns) > self.bound_ns:
+            near, self.near = self.near, None
+            near()
 
     def reading(self) -> Reading:
         provenance = weakest(Provenance.MEASURED if known else Provenance.UNKNOWN for known in self.known)
         shares = tuple(HourShare(*key, serving_ns) for key, serving_ns in self.shares.items())
-        serving_ns = self.prefill_ns + self.decode_ns
         accelerator = Accelerator(
-            serving_ns,
+            self.serving_ns,
             self.prefill_ns,
             self.decode_ns,
             self.steps,
@@ -283,7 +317,15 @@ class _Receipt:
             self.drafted_tokens,
             self.accepted_tokens,
         )
-        return Reading(self.id, self.usage, accelerator, shares, self.first_step_at_ns, self.energy.energy)
+        return Reading(
+            self.id,
+            self.usage,
+            accelerator,
+            shares,
+            self.first_step_at_ns,
+            self.energy.energy,
+            self.uncharged_ns,
+        )
 
 
 class _Hour:

@@ -175,6 +175,13 @@ def _priced_usage(
     )
 
 
+def _uncharged(uncharged_ns: int) -> str | None:
+    """What a receipt says of device time beyond its hold or its caller's maximum."""
+    if not uncharged_ns:
+        return None
+    return f"{Decimal(uncharged_ns).scaleb(-9).normalize():f} s beyond what it may cost are not charged"
+
+
 def _without_caches(usage: Usage) -> Usage:
     """The same input, all of it fresh."""
     leaves = {leaf: count for leaf, count in usage.leaves.items() if leaf not in _CACHE_LEAVES}
@@ -206,6 +213,7 @@ def _priced_time(reading: Reading, attempts: tuple[Attempt, ...], placement: Pla
             known if serving_ns == 0 else provenance,
             incurred_at_ns=attempt.started_at_ns,
             posted_at_ns=at_ns,
+            note=_uncharged(reading.uncharged_ns) if attempt is attempts[-1] else None,
         )
         lines.append(msgspec.structs.replace(line, amount=None) if unknown else line)
         list_rate = placement.receipt_list_usd_per_hour

@@ -126,10 +126,8 @@ class Quoter:
         self._durations.learn(answered.model, fit, computed, answered.output_tokens, answered.batch, answered.times)
 
 
-def serving_ns_within(cost: Money, usd_per_hour: Decimal) -> int | None:
-    """The longest device time that costs no more than this; None when time is free."""
-    if usd_per_hour == 0:
-        return None
+def serving_ns_within(cost: Money, usd_per_hour: Decimal) -> int:
+    """The longest device time that costs no more than this, at a rate above 0."""
     return int(Decimal(cost.nanousd * _HOUR_NS_PER_NANOUSD) // usd_per_hour)
 
 

@@ -15,7 +15,7 @@ from millicent.core.request import Request
 from millicent.core.usage import Provenance
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook, Prices
-from millicent.meter.quotes import Asked, Quoter, output_tokens_within, serving_ns_within
+from millicent.meter.quotes import Asked, Quoter, output_tokens_within
 
 MAX_COST_HEADER = "x-millicent-max-cost-usd"
 _MOST_TOKENS = 1 << 24
@@ -24,13 +24,14 @@ _CHARACTERS_PER_TOKEN = 4
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A request that may run: its call, what was quoted, what is held, and the device time it may take, if bounded."""
+    """A request that may run: its call, what was quoted and what is held. `maximum` is the caller's, where it is kept
+    while it runs."""
 
     call: Call
     asked: Asked
     quote: Quote
     hold: Money | None
-    serving_ns: int | None = None
+    maximum: Money | None = None
 
 
 class Estimates:
@@ -103,9 +104,7 @@ class Estimates:
                 asked = msgspec.structs.replace(asked, limit=most)
                 quote = self.quote(asked)
             return Plan(call, asked, quote, min(maximum, held))
-        rate = asked.placement.receipt_usd_per_hour
-        assert rate is not None
-        return Plan(call, asked, quote, min(maximum, held), serving_ns_within(maximum, rate))
+        return Plan(call, asked, quote, min(maximum, held), maximum)
 
     def learn(self, receipt: Receipt | None, plan: Plan) -> None:
         """An answer was settled; None: it could not be."""

@@ -40,7 +40,8 @@ from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
-from millicent.pipeline.holds import HoldOf, HoldWatch, quoted_hold
+from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
+from millicent.pipeline.latency import Beside, LatencyTargets, told
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Pipeline:
         estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
+        latency: LatencyTargets | None = None,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
@@ -79,6 +81,7 @@ class Pipeline:
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._hold = hold
+        self._latency = latency
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -136,9 +139,11 @@ class Pipeline:
         ticket = self._limiter.enter(request.attribution.key)
         self._admitted += 1
         try:
+            request = self._aimed(request)
             backend = self._route(request.model)
             call = await backend.prepare(request)
             plan = await self._estimates.within(request, backend, call, self._asked(request, call))
+            self._check_target(request, plan)
             call = plan.call
             receipt = self._opening(request, backend, plan)
             ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
@@ -148,13 +153,11 @@ class Pipeline:
             ticket.withdraw()
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
-        answer = Answer(receipt, keep=judged or claim is not None)
+        answer = Answer(receipt, _beside(plan), keep=judged or claim is not None)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequences)
-        if plan.serving_ns is not None:
-            self._meter.stop_at(receipt.id, plan.serving_ns, answer.stop)
-        watch = HoldWatch(receipt.hold) if bounded and receipt.hold is not None else None
-        task = asyncio.create_task(self._drive(answer, plan, ticket, watch))
+        purse = self._purse(answer, plan, bounded=bounded)
+        task = asyncio.create_task(self._drive(answer, plan, ticket, purse))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return answer
@@ -201,6 +204,28 @@ class Pipeline:
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
+    def _aimed(self, request: Request) -> Request:
+        """With its feature's latency target, where it has none of its own."""
+        if request.latency_target_ms is not None:
+            return request
+        target_ms = self._features.latency_target_ms(request.attribution.feature)
+        return request if target_ms is None else msgspec.structs.replace(request, latency_target_ms=target_ms)
+
+    def _check_target(self, request: Request, plan: Plan) -> None:
+        """Raises RateLimited where the target cannot be met. Without a fit nobody can tell."""
+        fit = None if self._fits is None else self._fits.coefficients(request.model)
+        if request.latency_target_ms is None or fit is None or self._latency is None:
+            return
+        others = [
+            msgspec.structs.replace(
+                answer.beside, made_tokens=answer.progress.tokens, begun=answer.progress.first_token_at_ns is not None
+            )
+            for answer in self._answers.values()
+            if answer.opened.model == request.model
+        ]
+        mine = _beside(plan)
+        self._latency.check(request.latency_target_ms, request.model, fit, mine, others, streamed=request.stream)
+
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
         try:
@@ -231,11 +256,12 @@ class Pipeline:
             hold=None if hold is None else Money.total((hold, *(line.amount or ZERO for line in lines))),
             prices=placement.prices,
             basis=placement.basis,
+            policy=None if request.latency_target_ms is None else {"latency_target_ms": str(request.latency_target_ms)},
         )
 
-    async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, watch: HoldWatch | None) -> None:
+    async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, purse: Purse) -> None:
         try:
-            end = await self._consume(answer, plan.call, watch)
+            end = await self._consume(answer, plan.call, purse)
         except MillicentError as error:  # the backend went away between prepare and start
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
@@ -243,15 +269,18 @@ class Pipeline:
             bug = MillicentError("The server failed while answering: retry, and report this if it happens again.")
             end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, bug)
         try:
+            await purse.settle()
             await self._settle(answer, end)
             self._estimates.learn(answer.settled, plan)
+            if self._latency is not None and answer.settled is not None:
+                self._latency.learn(answer.settled)
         finally:
             del self._answers[answer.receipt_id]
             self._admitted -= 1
             used = answer.closing or answer.opened
             ticket.leave(_tokens(used.usage), used.total)
 
-    async def _consume(self, answer: Answer, call: Call, watch: HoldWatch | None) -> End:
+    async def _consume(self, answer: Answer, call: Call, purse: Purse) -> End:
         run = call.start()
         answer.attach(run)
         async for chunk in run:
@@ -260,25 +289,17 @@ class Pipeline:
                 return _cut_short(call, chunk) if stopped else chunk
             self._note(answer, call, chunk)
             answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
-            if watch is not None and not answer.stopped_at_limit and not await self._within_hold(answer, watch):
-                answer.stop()
+            if purse.watches_pieces and not answer.stopped_at_limit:
+                await purse.spent(self.running(answer).total)
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
 
-    async def _within_hold(self, answer: Answer, watch: HoldWatch) -> bool:
-        """Extend the hold where the cost comes near it. False: no budget left for more, so the output must stop."""
-        cost = self.running(answer).total
-        if cost is None or not watch.is_near(cost):
-            return True
-        wanted = Money(max(watch.hold.nanousd, cost.nanousd, 1) * 2)
-        try:
-            extended = await self._ledger.extend(answer.receipt_id, wanted)
-        except LedgerUnavailable:
-            return False
-        if extended:
-            watch.hold = wanted
-            answer.opened = msgspec.structs.replace(answer.opened, hold=wanted)
-        return extended
+    def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
+        placement = self._placements[plan.call.placement].at(answer.opened.created_at_ns)
+        rate = placement.receipt_usd_per_hour
+        return Purse(
+            answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate
+        )  # fmt: skip
 
     def _note(self, answer: Answer, call: Call, chunk: Text | Vector) -> None:
         if isinstance(chunk, Vector):
@@ -313,7 +334,7 @@ class Pipeline:
         opened = self._priced(answer.opened, reading)
         now_ns = self._clock.now_ns()  # after pricing: lines posted later than this are late ones
         attempt = msgspec.structs.replace(opened.attempts[0], ended_at_ns=now_ns, status=status, error=message)
-        return msgspec.structs.replace(
+        closed = msgspec.structs.replace(
             opened,
             settled_at_ns=now_ns,
             status=status,
@@ -323,6 +344,7 @@ class Pipeline:
             error=message,
             useful=self._verdict(answer, status),
         )
+        return msgspec.structs.replace(closed, policy=told(closed))
 
     def _verdict(self, answer: Answer, status: Status) -> bool | None:
         """The feature's rule on the output; of several choices, one that is useful will do. A failed answer is of no
@@ -388,6 +410,11 @@ class Pipeline:
         for receipt_id, closing in list(self._unsettled.items()):
             await self._ledger.close(*closing)
             del self._unsettled[receipt_id]
+
+
+def _beside(plan: Plan) -> Beside:
+    sequences = max(1, len(plan.call.sequences))
+    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, 0, begun=False, sequences=sequences)
 
 
 def _tokens(usage: Usage) -> int | None:

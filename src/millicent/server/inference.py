@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from millicent.control.access import Caller
-from millicent.control.idempotency import RACE, Idempotency, claim_of
+from millicent.control.idempotency import RACE, Claimed, Idempotency, claim_of
 from millicent.control.limits import RateLimiter
 from millicent.core.chunks import FinishReason, Text, merge_texts
 from millicent.core.clock import Clock
@@ -31,6 +31,7 @@ from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.responses import send_error, send_json
 from millicent.wire import openai_chat, openai_common, openai_completions, openai_embeddings
+from millicent.wire.attribution import read_latency_target, read_max_cost
 from millicent.wire.late import read_lines
 from millicent.wire.openai_common import StreamShape
 
@@ -73,21 +74,28 @@ EMBEDDINGS = Dialect(
 
 
 class Replay:
-    """An answer given before, to be given again: the same text under the same receipt, as that stood when it closed."""
+    """The same text under the same receipt again, as that stood when it closed. `finished` gives it: at once for an
+    answer that was given before, in the end for one that still runs."""
 
-    def __init__(self, receipt: Receipt, kept: KeptAnswer) -> None:
-        lines = tuple(line for line in receipt.lines if line.posted_at_ns <= (receipt.settled_at_ns or 0))
+    def __init__(self, receipt: Receipt, finished: Callable[[], Awaitable[tuple[Receipt, KeptAnswer]]]) -> None:
         self.receipt_id = receipt.id
-        self.opened = self.settled = msgspec.structs.replace(receipt, lines=lines)
-        self.reasons = kept.reasons
-        self._texts: tuple[Text, ...] | None = kept.texts or None
+        self.opened = receipt
+        self.settled: Receipt | None = None
+        self.reasons: tuple[FinishReason, ...] = ()
+        self._finished = finished
 
     async def take(self) -> tuple[Text, ...] | None:
-        texts, self._texts = self._texts, None
-        return texts
+        """As an answer's: cancelling a wait loses nothing."""
+        if self.settled is not None:
+            return None
+        receipt, kept = await self._finished()
+        lines = tuple(line for line in receipt.lines if line.posted_at_ns <= (receipt.settled_at_ns or 0))
+        self.opened = self.settled = msgspec.structs.replace(receipt, lines=lines)
+        self.reasons = kept.reasons
+        return kept.texts or None
 
     def cancel(self) -> None:
-        """Nothing runs."""
+        """What runs is another's."""
 
 
 class InferenceEndpoint:
@@ -122,11 +130,7 @@ class InferenceEndpoint:
             headers = Headers(scope=scope)
             request, shape = self._dialect.decode(body, headers, self._ids.new("rcpt"))
             caller.check_model(request.model)
-            request = msgspec.structs.replace(request, attribution=caller.attribute(request.attribution))
-            if costs := read_lines(headers, self._clock.now_ns()):
-                if any(cost.amount < ZERO for cost in costs):
-                    caller.demand(caller.administers, "send a credit")
-                request = msgspec.structs.replace(request, outside_costs=costs)
+            request = self._with_headers(request, headers, caller)
             key = headers.get("idempotency-key")
             claim = None if key is None else claim_of(key, caller.id, request, shape)
             answer = await self._begin(request, claim)
@@ -148,18 +152,49 @@ class InferenceEndpoint:
             answer.cancel()
             watch.cancel()
 
+    def _with_headers(self, request: Request, headers: Headers, caller: Caller) -> Request:
+        """What our headers say, the same in every dialect. Raises InvalidRequest and Forbidden naming the header."""
+        caller.check_priority(request.priority, self._limiter.best_priority(caller.id))
+        costs = read_lines(headers, self._clock.now_ns())
+        if any(cost.amount < ZERO for cost in costs):
+            caller.demand(caller.administers, "send a credit")
+        return msgspec.structs.replace(
+            request,
+            attribution=caller.attribute(request.attribution),
+            max_cost=read_max_cost(headers),
+            latency_target_ms=read_latency_target(headers),
+            outside_costs=costs,
+        )
+
     async def _begin(self, request: Request, claim: Claim | None) -> Answer | Replay:
-        """The answer that this claim got before, or a new one."""
+        """The answer that this claim got before, or a new one. Only a stream doesn't wait for one that still runs: it
+        begins, and its heartbeats tell that somebody is at work."""
         while True:
-            if claim is not None and (earlier := await self._idempotency.earlier(claim)) is not None:
+            if claim is not None and (earlier := await self._earlier(claim, wait=not request.stream)) is not None:
                 receipt = await asyncio.to_thread(self._queries.receipt, earlier.receipt)
                 assert receipt is not None
-                return Replay(receipt, KeptAnswer.read(earlier.answer or ""))
+                return Replay(receipt, lambda: self._finished(claim))
             try:
                 return await self._pipeline.admit(request, claim)
             except Conflict as error:
                 if error.code != RACE:
                     raise
+
+    async def _earlier(self, claim: Claim, *, wait: bool) -> Claimed | None:
+        return await (self._idempotency.earlier(claim) if wait else self._idempotency.find(claim))
+
+    async def _finished(self, claim: Claim) -> tuple[Receipt, KeptAnswer]:
+        """Raises Conflict where the first request ended without an answer that is kept."""
+        earlier = await self._idempotency.earlier(claim)
+        if earlier is None:
+            raise Conflict(
+                "The first request with this `Idempotency-Key` ended without an answer: send this one again.",
+                param="idempotency-key",
+                code="idempotency_failed",
+            )
+        receipt = await asyncio.to_thread(self._queries.receipt, earlier.receipt)
+        assert receipt is not None
+        return receipt, KeptAnswer.read(earlier.answer or "")
 
     def _rate_headers(self, caller: Caller) -> dict[str, str]:
         return openai_common.rate_headers(self._limiter.allowances(caller.id))

@@ -14,7 +14,7 @@ from millicent.core.request import Message, Request
 from millicent.wire import openai_common as common
 from millicent.wire import openai_generation as generation
 from millicent.wire import openai_tools
-from millicent.wire.attribution import read_attribution, read_max_cost
+from millicent.wire.attribution import read_attribution
 from millicent.wire.decoding import decode_body, refuse_unless_neutral
 from millicent.wire.openai_logprobs import chat_logprobs
 
@@ -131,7 +131,6 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         truncate_prompt_tokens=chat.truncate_prompt_tokens,
         priority=chat.priority or 0,
         attribution=read_attribution(headers, user=chat.user, metadata=chat.metadata),
-        max_cost=read_max_cost(headers),
     )
     return request, common.StreamShape.of(stream=stream, options=chat.stream_options, choices=request.choices)
 

@@ -14,7 +14,7 @@ from millicent.core.receipts import Receipt
 from millicent.core.request import Request
 from millicent.wire import openai_common as common
 from millicent.wire import openai_generation as generation
-from millicent.wire.attribution import read_attribution, read_max_cost
+from millicent.wire.attribution import read_attribution
 from millicent.wire.decoding import decode_body, refuse_unless_neutral
 from millicent.wire.openai_logprobs import CompletionLogprobs
 
@@ -75,7 +75,6 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         truncate_prompt_tokens=completion.truncate_prompt_tokens,
         priority=completion.priority or 0,
         attribution=read_attribution(headers, user=completion.user, metadata=completion.metadata),
-        max_cost=read_max_cost(headers),
     )
     return request, common.StreamShape.of(stream=stream, options=completion.stream_options, choices=request.choices)
 

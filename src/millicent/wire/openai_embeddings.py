@@ -15,7 +15,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Receipt
 from millicent.core.request import Embedding, Request
 from millicent.wire import openai_common as common
-from millicent.wire.attribution import read_attribution, read_max_cost
+from millicent.wire.attribution import read_attribution
 from millicent.wire.decoding import decode_body
 
 DIALECT = "openai.embeddings"
@@ -61,7 +61,6 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         model=found.model,
         embedding=Embedding(_inputs(found.input), found.dimensions, found.truncate_prompt_tokens),
         attribution=read_attribution(headers, user=found.user, metadata=found.metadata),
-        max_cost=read_max_cost(headers),
     )
     return request, EmbeddingShape(base64=found.encoding_format == "base64")
 
