@@ -4,6 +4,7 @@ Both ways run interleaved in one process, on the real engine's runner, knowing w
 Figures are medians of the repeats; `same` says whether all answers were the same token for token.
 
     python bench/speculation.py            # prompt lookup, smollm2:135m; about three minutes
+    python bench/speculation.py --draft int4 --dtype bf16   # its own four-bit weights guess for the bf16 ones
     python bench/speculation.py --record   # and one line in bench/results/speculation.jsonl
 """
 
@@ -12,9 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import results
@@ -33,6 +32,7 @@ from millicent.meter.attribution import StepTimeShares
 from millicent.text import TextStream, load_tokenizer
 
 MODEL = "smollm2:135m"
+DRAFT = "draft"
 CLOCK = SystemClock()
 PASSAGE = (
     "The harbour town of Brekke lies where two fjords meet. In the winter of 1893 a merchant called Aksel Dahl bought"
@@ -65,11 +65,12 @@ WAYS = ("off", "on")
 class Way:
     """A runner with or without guesses."""
 
-    def __init__(self, make: Callable[[], OpenModel], config: EngineConfig, *, guesses: bool) -> None:
+    def __init__(self, opened: OpenModel, config: EngineConfig, *, guesses: bool) -> None:
         self.shares = StepTimeShares(CLOCK, SystemIds(CLOCK))
-        self.runner = Runner(make(), config, blocks=2048)
+        self.runner = Runner(opened, config, blocks=2048)
         self.guesses = guesses
-        self.shares.calibrate(self.runner.calibrate(config, CLOCK).steps)
+        for calibration in self.runner.calibrate(config, CLOCK):
+            self.shares.calibrate(calibration.steps)
 
     def run(self, frames: list[Submit]) -> dict[str, Any]:
         for frame in frames:
@@ -81,7 +82,9 @@ class Way:
             step = self.runner.step("cpu", steps, CLOCK)
             steps += 1
             assert step.record is not None
-            if not any(work.prefill_rows for work in step.record.sequences):
+            if step.record.model == DRAFT:
+                decode_ns += step.record.wall_ns  # its prompts too: they are what guessing costs
+            elif not any(work.prefill_rows for work in step.record.sequences):
                 decode_ns += step.record.wall_ns
                 tokens += sum(output.tokens for output in step.outputs)
             drafted += sum(work.drafted_tokens for work in step.record.sequences)
@@ -90,28 +93,36 @@ class Way:
                 texts[output.sequence] = texts.get(output.sequence, "") + output.text
             self.shares(step.record)
             if self.guesses:
-                self.runner.scheduler.costs = self.shares.coefficients(step.record.model)
+                for name in (MODEL, DRAFT):
+                    if costs := self.shares.costs("cpu", name):
+                        self.runner.learn(name, costs)
         rate = tokens / decode_ns * 1e9
         return {"rate": rate, "drafted": drafted, "accepted": accepted, "steps": steps, "texts": [*texts.values()]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=MODEL, help="a catalogue name or a path")
+    parser.add_argument(
+        "--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="the model's, not its draft's"
+    )
+    parser.add_argument("--draft", choices=["native", "int4", "int8"], help="the same model drafts, in this precision")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--record", action="store_true", help="append to bench/results/speculation.jsonl")
     arguments = parser.parse_args()
-    path = Path(arguments.model) if Path(arguments.model).exists() else pull(arguments.model, cache()).path
+    path = pull(MODEL, cache()).path
     config = EngineConfig(prefix_cache="off")
     tokenizer = load_tokenizer(path)
 
-    def opened() -> OpenModel:
-        model = load_model(path, dtype="auto", name=arguments.model, threads=usable_cores(config), tokenizer=tokenizer)
-        return OpenModel(model, tokenizer.eos_tokens, partial(TextStream, tokenizer))
+    load = partial(load_model, path, threads=usable_cores(config), tokenizer=tokenizer)
 
-    ways = {name: Way(opened, config, guesses=name == "on") for name in WAYS}
+    def opened(*, guesses: bool) -> OpenModel:
+        model = load(dtype=arguments.dtype, name=MODEL)
+        draft = load(dtype="auto", name=DRAFT, quantize=arguments.draft) if guesses and arguments.draft else None
+        return OpenModel(model, tokenizer.eos_tokens, partial(TextStream, tokenizer), draft=draft)
+
+    ways = {name: Way(opened(guesses=name == "on"), config, guesses=name == "on") for name in WAYS}
     rows = []
     number = 0
     for kind, prompts in TEXTS.items():
@@ -126,18 +137,21 @@ def main() -> None:
                             number += 1
                             tokens = tuple(tokenizer.encode_chat([Message("user", prompts[index % len(prompts)])]))
                             limits = Limits(max_tokens=arguments.tokens, ignore_eos=True)
-                            frames.append(Submit(number, arguments.model, tokens, sampling, limits))
+                            frames.append(Submit(number, MODEL, tokens, sampling, limits))
                         groups = [frames[at : at + batch] for at in range(0, len(frames), batch)]
                         found[name].append(_sum([way.run(group) for group in groups]))
                 row = _row(found) | {"kind": kind, "sampling": label, "batch": batch}
                 rows.append(row)
                 print(
-                    f"{kind:10} {label:8} batch {batch:2}  off {row['off']:7.1f}  on {row['on']:7.1f} tokens/s"
-                    f"  x{row['ratio']:.2f}  drafted {row['drafted']:5} accepted {row['accepted']:5}  same {row['same']}",
+                    f"{kind:10} {label:8} batch {batch:2}  off {row['off']:7.1f}  on {row['on']:7.1f} tokens/s",
+                    f"x{row['ratio']:.2f}  drafted {row['drafted']:5} accepted {row['accepted']:5}  same {row['same']}",
                     flush=True,
                 )
     if arguments.record:
-        results.write("speculation", {"rows": rows, "model": arguments.model, **results.environment()})
+        results.write(
+            "speculation",
+            {"rows": rows, "model": MODEL, "dtype": arguments.dtype, "draft": arguments.draft} | results.environment(),
+        )
 
 
 def _sum(runs: list[dict[str, Any]]) -> dict[str, Any]:

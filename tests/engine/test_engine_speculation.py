@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from millicent.core.clock import ManualClock
 from millicent.core.request import Limits, Sampling
-from millicent.core.steps import SequenceWork
+from millicent.core.steps import SequenceWork, StepRecord
 from millicent.engine.config import EngineConfig
 from millicent.engine.lookup import Lookup
 from millicent.engine.protocol import Output, Step, Submit
@@ -148,7 +148,7 @@ LIMITS = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), SAMPLINGS, LIMITS), min_size=1, max_size=7), st.data())
 def test_answers_are_the_same_token_for_token(asked: list[tuple[int, Sampling, Limits]], data: st.DataObject) -> None:
     frames = [submit(number, *each) for number, each in enumerate(asked, 1)]
@@ -315,7 +315,7 @@ def test_a_drafts_passes_are_records_of_its_own_for_the_sequences_they_are_for()
     subject = runner(target, draft=draft(noise=0.0, before=lambda pieces: clock.advance(7)))
     for number in (1, 2):
         subject.submit(submit(number))
-    records = []
+    records: list[StepRecord] = []
     while subject.busy:
         record = subject.step("cpu", len(records), clock).record
         assert record is not None

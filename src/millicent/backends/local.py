@@ -438,9 +438,7 @@ class LocalBackend:
         load = Load(model.name, str(path), spec.dtype or dtype, self._calibrates(model.name), spec.quantize)
         if (draft := spec.draft) is None:
             return load
-        how = Draft(
-            draft.name, str(draft.path), draft.dtype or dtype, self._calibrates(draft.name), draft.quantize
-        )
+        how = Draft(draft.name, str(draft.path), draft.dtype or dtype, self._calibrates(draft.name), draft.quantize)
         return msgspec.structs.replace(load, draft=how)
 
     def _calibrates(self, model: str) -> bool:

@@ -145,10 +145,8 @@ class Engine:
                 runner = self._open(frame)
                 opened_ns = self._clock.monotonic_ns()
                 if isinstance(runner, Runner):
-                    wanted = {frame.model: frame.calibrate}
-                    if frame.draft is not None:
-                        wanted[frame.draft.model] = frame.draft.calibrate
-                    calibrations = runner.calibrate(self._config, self._clock, wanted)
+                    drafts = frame.draft is not None and frame.draft.calibrate
+                    calibrations = runner.calibrate(self._config, self._clock, own=frame.calibrate, draft=drafts)
                 self._runners[frame.model] = runner
             except (ModelError, ConfigError) as error:
                 return LoadFailed(frame.model, error.message, "model_unusable")

@@ -38,7 +38,7 @@ class Adjustments:
     def copy(self) -> Adjustments:
         """One that can be told of tokens that may never come."""
         ahead = copy.copy(self)
-        ahead._counts, ahead._seen = self._counts.copy(), self._seen.copy()
+        vars(ahead).update(_counts=self._counts.copy(), _seen=self._seen.copy())
         return ahead
 
     def note(self, token: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Many
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -243,10 +243,14 @@ class Runner:
             deterministic=config.deterministic,
         )
 
-    def calibrate(self, config: EngineConfig, clock: Clock, wanted: Mapping[str, bool]) -> tuple[Overhead, ...]:
-        """Measure what steps of every kind take, of each model that is wanted. Call before the first sequence."""
-        models = [self._model, *([self._draft.model] if self._draft is not None else [])]
-        return tuple(calibrate(model, config, clock, blocks=self._blocks) for model in models if wanted[model.name])
+    def calibrate(
+        self, config: EngineConfig, clock: Clock, *, own: bool = True, draft: bool = True
+    ) -> tuple[Overhead, ...]:
+        """Measure what steps of every kind take, of the model and its draft model. Call before the first sequence."""
+        models = [self._model] if own else []
+        if draft and self._draft is not None:
+            models.append(self._draft.model)
+        return tuple(calibrate(model, config, clock, blocks=self._blocks) for model in models)
 
     @property
     def context_tokens(self) -> int:

@@ -75,7 +75,8 @@ class KernelDecoder:
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
         with torch.inference_mode():
             hidden = self.states(pieces)
-            sampled, end = [], 0
+            sampled: list[int] = []
+            end = 0
             for piece in pieces:
                 end += len(piece.tokens)
                 sampled += range(end - piece.logit_rows, end)

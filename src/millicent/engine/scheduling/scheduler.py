@@ -43,7 +43,8 @@ def standalone_ns(work: SequenceWork) -> int:
 
 class Scheduler:
     """`schedule` plans a step; the caller passes each piece to `advance`, runs it, and appends the tokens it samples,
-    with a call of `accept` for each guess among them that was right. A sequence whose forward pass failed is removed as not `sound` before the next `schedule`.
+    with a call of `accept` for each guess among them that was right. A sequence whose forward pass failed is removed as
+    not `sound` before the next `schedule`.
 
     `deterministic` makes a sequence's pieces independent of everything else but what it finds in the prefix cache:
     prefill is cut at multiples of `step_tokens`, and rows after the prompt are computed one at a time, also when they
