@@ -1,4 +1,4 @@
-"""`[features.NAME]`: whose a feature is, what it should cost and take, and when an output of it counts as useful."""
+"""`[features.NAME]`: whose a feature is, what it should cost and take, where it runs, and when its output is useful."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ class UsefulConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`owner` answers for it. Its answers should cost at most `cost_target_usd` on average: `report --by feature` shows
-    both, and nothing is refused for that. `latency_target_ms` is for its requests that bring no
-    `X-Millicent-Latency-Target-Ms` of their own. `useful` says when an output counts as useful; without it, feedback
-    with a score of at least 0.5 does.
+    """`owner` answers for it. Its requests run only on these `placements`, whatever model or fallback; without them, on
+    any. Its answers should cost at most `cost_target_usd` on average: `report --by feature` shows both, and nothing is
+    refused for that. `latency_target_ms` is for requests that bring no `X-Millicent-Latency-Target-Ms` of their own.
+    `useful` says when an output counts as useful; without it, feedback with a score of at least 0.5 does.
     """
 
     owner: str | None = None
+    placements: tuple[str, ...] | None = None
     cost_target_usd: Decimal | None = None
     latency_target_ms: Annotated[int, msgspec.Meta(ge=1)] | None = None
     useful: UsefulConfig = UsefulConfig()
@@ -67,7 +68,14 @@ class Features:
         self._rules = {name: _Rule(name, feature.useful) for name, feature in features.items()}
         self._default = _Rule("", UsefulConfig())
         self.judges_tools = any(rule.judges_tools for rule in self._rules.values())
+        self._placements = {
+            name: frozenset(feature.placements) for name, feature in features.items() if feature.placements is not None
+        }
         self._targets = {name: feature.latency_target_ms for name, feature in features.items()}
+
+    def placements(self, feature: str | None) -> frozenset[str] | None:
+        """Where its requests may run; None is anywhere."""
+        return None if feature is None else self._placements.get(feature)
 
     def latency_target_ms(self, feature: str | None) -> int | None:
         return None if feature is None else self._targets.get(feature)
