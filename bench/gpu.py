@@ -20,6 +20,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(Path(__file__).parent)]
+_OURS = [str(ROOT / "src"), str(ROOT / "tests"), str(Path(__file__).parent)]
+sys.path[:0] = _OURS
 
 import gpu_sections  # noqa: E402 - found by the line above
 from results import environment, write  # noqa: E402
@@ -59,10 +61,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.cpu_rehearsal:
         os.environ["TRITON_INTERPRET"] = "1"
+    # Servers that a section starts find us too.
+    os.environ["PYTHONPATH"] = os.pathsep.join([*_OURS, *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = gpu_sections.Settings(rehearsal=options.cpu_rehearsal, usd_per_hour=options.usd_per_hour)
     if options.one:
         gpu_sections.SECTIONS[options.one](settings)
         return 0
+    os.environ.setdefault(gpu_sections.CEILINGS, str(Path(tempfile.mkdtemp()) / "ceilings.json"))
     start = time.monotonic()
     lines: list[dict[str, Any]] = []
     for name in options.sections.split(","):
@@ -135,7 +140,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         if "figure" in line:
             share = f"  {100 * line['share']:5.1f}% of the floor" if line.get("share") else ""
             target = f"  (target {line['target']:,})" if line.get("target") else ""
-            print(f"{line['section']:13} {line['figure']:58} {line['value']:>12,} {line['unit']}{share}{target}")
+            print(f"{line['section']:13} {line['figure']:75} {line['value']:>12,} {line['unit']}{share}{target}")
         elif "error" in line or "skipped" in line:
             print(f"{line['section']:13} {line.get('error') or line.get('skipped')}")
 

@@ -64,7 +64,10 @@ def test_the_drivers_gpus_are_told() -> None:
         ("cuda:1", [TURING, HOPPER], None, "cuda:1"),
     ],
 )
-def test_a_device_is_chosen(wanted: str, found: list[Gpu], missing: str | None, chosen: str) -> None:
+def test_a_device_is_chosen(
+    wanted: str, found: list[Gpu], missing: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert chosen_device(wanted, found, missing) == chosen
 
 
@@ -77,9 +80,12 @@ def test_a_device_is_chosen(wanted: str, found: list[Gpu], missing: str | None, 
     ],
 )
 def test_a_gpu_asked_for_by_name_that_cannot_be_used_is_refused(
-    found: list[Gpu], missing: str | None, reason: str
+    found: list[Gpu], missing: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=rf"'cuda:0': .*{reason}.*set device = 'cpu'"):
         chosen_device("cuda:0", found, missing)
     with pytest.raises(ConfigError, match="there are 1 NVIDIA GPUs"):
         chosen_device("cuda:1", [HOPPER])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert chosen_device("cuda:0", found, missing) == "cuda:0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,10 @@ def missing_for_gpu() -> str | None:
 def chosen_device(wanted: str, found: list[Gpu] | None = None, missing: str | None = None) -> str:
     """What `[engine] device` comes to on this machine: `auto` is the first GPU that can be used, else the CPU.
 
-    Raises ConfigError for a GPU that is asked for by name and cannot be.
+    Raises ConfigError for a GPU that is asked for by name and cannot be. With TRITON_INTERPRET=1 none is needed: the
+    processor takes its place.
     """
-    if wanted == "cpu":
+    if wanted == "cpu" or (wanted != "auto" and os.environ.get("TRITON_INTERPRET") == "1"):
         return wanted
     found, missing = (gpus(), missing_for_gpu()) if found is None else (found, missing)
     index = int(wanted.partition(":")[2] or 0)
