@@ -110,9 +110,7 @@ def machine(settings: Settings) -> None:
     left8, right8 = (each.to(torch.float8_e4m3fn) for each in (left, right))
 
     def fp8() -> object:
-        return torch._scaled_mm(
-            left8, right8.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16
-        )
+        return torch._scaled_mm(left8, right8.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
 
     found["fp8_flops"] = 2 * side**3 / seconds(settings, fp8)
     tell("matrix product, fp8 with a scale for each row and column", found["fp8_flops"] / 1e12, "TFLOP/s")
@@ -155,19 +153,20 @@ def logits(settings: Settings) -> None:
     from dataclasses import replace
 
     import msgspec
-    from support.device_decoders import CONFIG, errors, in_float64, mixed_passes, on_device
+    from support.device_decoders import CONFIG, errors, mixed_passes, on_device
     from support.random_weights import RandomCheckpoint
 
     for name in ("QWEN3_0_6B", "LLAMA_3_1_8B"):
-        shape = replace(settings.shape(name), layers=1 if settings.rehearsal else 2, vocabulary=1024, context_tokens=512)
+        shape = replace(
+            settings.shape(name), layers=1 if settings.rehearsal else 2, vocabulary=1024, context_tokens=512
+        )
         checkpoint = RandomCheckpoint(shape)
         config = msgspec.structs.replace(CONFIG, step_tokens=settings.sized(64, 16))
-        reference = in_float64(checkpoint, config)
         for label, dtype, fp8 in (("fp32", "fp32", False), ("bf16", "bf16", False), ("fp8", "bf16", True)):
             if settings.rehearsal and dtype == "bf16":
                 continue  # the interpreter multiplies bfloat16 wrongly
             model = on_device(checkpoint, config, dtype=dtype, fp8=fp8)  # type: ignore[arg-type]
-            worst = max(errors(model, reference, mixed_passes(shape.vocabulary)))
+            worst = max(errors(model, checkpoint, mixed_passes(shape.vocabulary), config))
             tell(f"{name} {label}: logits off float64's, relative", worst, "")
             limit = {"fp32": 1e-4, "bf16": 3e-2, "fp8": 0.15}[label]
             if not worst < limit:
@@ -297,7 +296,9 @@ def measure(
 
 def qwen_single(settings: Settings) -> None:
     lengths = [(settings.sized(128, 6), settings.sized(512, 5))]
-    measure(settings, "QWEN3_0_6B", "Qwen3-0.6B bf16, batch 1, 128 in 512 out", lengths, fp8=False, batch=1, target=1200)
+    measure(
+        settings, "QWEN3_0_6B", "Qwen3-0.6B bf16, batch 1, 128 in 512 out", lengths, fp8=False, batch=1, target=1200
+    )
 
 
 def random_lengths(settings: Settings) -> list[tuple[int, int]]:
@@ -332,7 +333,13 @@ def attention(settings: Settings) -> None:
     import torch
 
     from millicent.engine.cuda.decoder import splits_for
-    from millicent.engine.cuda.kernels.attention import DecodeRows, PrefillTiles, attend_decode, attend_prefill, tile_rows
+    from millicent.engine.cuda.kernels.attention import (
+        DecodeRows,
+        PrefillTiles,
+        attend_decode,
+        attend_prefill,
+        tile_rows,
+    )
 
     dtype = torch.float32 if settings.rehearsal else torch.bfloat16
     place, head_dim, size = settings.device, settings.sized(128, 16), 16
@@ -416,8 +423,12 @@ def transformers(settings: Settings) -> None:
         ("256 requests of 100 to 1,024 in and out", random_lengths(settings)),
     ):
         most = max(made for _, made in lengths)
-        wanted = GenerationConfig(max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True)
-        prompts = [[random.Random(i).randrange(shape.vocabulary) for _ in range(given)] for i, (given, _) in enumerate(lengths)]
+        wanted = GenerationConfig(
+            max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True
+        )
+        prompts = [
+            [random.Random(i).randrange(shape.vocabulary) for _ in range(given)] for i, (given, _) in enumerate(lengths)
+        ]
         start = time.perf_counter()
         with torch.no_grad():
             found = model.generate_batch(inputs=prompts, generation_config=wanted, progress_bar=False)

@@ -34,7 +34,7 @@ device = "cuda:0"
 dtype = "{dtype}"
 max_sequences = {settings.sized(256, 2)}
 step_tokens = {settings.sized(2048, 16)}
-{"memory_gb = 0.001" if settings.rehearsal else ""}
+{"memory_gb = 0.05" if settings.rehearsal else ""}
 {"calibrate = false" if settings.rehearsal else ""}
 [placements.gpu]
 kind = "rented"

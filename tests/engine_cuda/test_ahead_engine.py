@@ -81,7 +81,9 @@ def test_steps_loads_and_unloads_never_overlap() -> None:
     with engine() as sock:
         frames = frames_of(sock)
         next(frames)
-        send(sock, Load("one", "", "auto"), submit(1, "one"), Load("two", "", "auto"), submit(2, "two"), submit(3, "one"))
+        send(
+            sock, Load("one", "", "auto"), submit(1, "one"), Load("two", "", "auto"), submit(2, "two"), submit(3, "one")
+        )
         spans, ended, steps = [], 0, set()
         while ended < 3:
             frame = next(frames)

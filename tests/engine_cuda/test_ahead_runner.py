@@ -75,7 +75,15 @@ def alone(frame: Submit) -> tuple[str, str, int, int]:
 
 
 frames = st.builds(
-    lambda prompt, temperature, penalty, most, least, stops, eos: (prompt, temperature, penalty, most, least, stops, eos),
+    lambda prompt, temperature, penalty, most, least, stops, eos: (
+        prompt,
+        temperature,
+        penalty,
+        most,
+        least,
+        stops,
+        eos,
+    ),
     st.integers(1, 40),
     st.sampled_from([0.0, 0.8, 2.0]),
     st.sampled_from([1.0, 1.0, 1.5]),
@@ -99,7 +107,10 @@ def test_answers_are_those_of_the_runner_that_waits(
             tuple(i % 50 + 2 for i in range(prompt)),
             Sampling(temperature=temperature, seed=number % 3, repetition_penalty=penalty),
             Limits(
-                max_tokens=most, min_tokens=min(least, most), ignore_eos=not eos, stop=(letter(7), letter(8)) if stops else ()
+                max_tokens=most,
+                min_tokens=min(least, most),
+                ignore_eos=not eos,
+                stop=(letter(7), letter(8)) if stops else (),
             ),
         )
         for number, (prompt, temperature, penalty, most, least, stops, eos) in enumerate(wanted, 1)
@@ -152,7 +163,9 @@ def test_what_hangs_on_the_token_before_is_drawn_again_once_that_is_known() -> N
 
 
 def rows_of(steps: list[Step], sequence: int) -> int:
-    return sum(work.rows for step in steps if step.record for work in step.record.sequences if work.sequence == sequence)
+    return sum(
+        work.rows for step in steps if step.record for work in step.record.sequences if work.sequence == sequence
+    )
 
 
 def test_an_answer_that_counts_its_tokens_computes_none_in_vain() -> None:
@@ -178,7 +191,9 @@ def test_a_row_computed_in_vain_is_its_answers_own_and_its_end_waits_for_the_rec
     steps = drive(subject)
     assert rows_of(steps, 1) == 5 + total  # the last token's row too, which nobody asked for
     last = max(index for index, step in enumerate(steps) if step.record and rows_of([step], 1))
-    [told] = [index for index, step in enumerate(steps) for output in step.outputs if output.sequence == 1 and output.finish]
+    [told] = [
+        index for index, step in enumerate(steps) for output in step.outputs if output.sequence == 1 and output.finish
+    ]
     assert told == last
     assert answers(steps)[1] == alone(frame)
 
@@ -323,8 +338,10 @@ def test_a_row_that_is_no_distribution_ends_its_answer_alone() -> None:
 def test_calibration_runs_passes_as_they_are_run() -> None:
     model = LaunchedModel(pass_ns=3_000)
     subject = ahead(model)
-    overhead = subject.calibrate(EngineConfig(step_tokens=16, block_tokens=4), model.clock)
+    config = EngineConfig(step_tokens=16, block_tokens=4)
+    [overhead] = subject.calibrate(config, model.clock)
     assert {record.wall_ns for record in overhead.steps} == {3_000}
+    assert subject.calibrate(config, model.clock, own=False) == ()
 
 
 def test_the_end_token_is_counted_and_not_shown() -> None:

@@ -17,7 +17,8 @@ from millicent.engine.cuda.opening import GpuModels
 from millicent.engine.processors import Adjustments
 from millicent.engine.protocol import Load
 from millicent.engine.sampler import Draw, sample
-from support.device_decoders import CONFIG, errors, in_float64, mixed_passes, on_device
+from support.device_answers import said_by_device, said_by_reference, submits
+from support.device_decoders import CONFIG, errors, mixed_passes, on_device
 from support.random_weights import RandomCheckpoint, spec
 
 # Rows of padding hold what memory held before.
@@ -41,14 +42,14 @@ def model() -> DeviceDecoder:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_float64(family: str) -> None:
     checkpoint = RandomCheckpoint(FAMILIES[family])
-    found = errors(on_device(checkpoint), in_float64(checkpoint), mixed_passes(199))
+    found = errors(on_device(checkpoint), checkpoint, mixed_passes(199))
     assert max(found) < 1e-5
 
 
 def test_fp8_weights_are_as_far_off_as_fp8_is() -> None:
     """With few rows weights alone are rounded, with many the rows too."""
     checkpoint = RandomCheckpoint(spec(layers=1))
-    found = errors(on_device(checkpoint, fp8=True), in_float64(checkpoint), mixed_passes(199))
+    found = errors(on_device(checkpoint, fp8=True), checkpoint, mixed_passes(199))
     assert 1e-3 < min(found)
     assert max(found) < (0.12 if torch.cuda.is_available() else 0.25)  # the interpreter rounds towards zero
 
@@ -83,7 +84,10 @@ def test_a_pass_takes_tokens_that_the_host_hasnt_seen(model: DeviceDecoder) -> N
     drawn = [flights[0].land(None).tokens, flights[1].land(flights[0]).tokens]
     again = model.forward(first)
     assert drawn[0] == again.argmax(-1).tolist()
-    known = [Piece(2, [drawn[0][1] or 0], 5, [1, 2], sample=True), Piece(3, [*PROMPT[:3], drawn[0][0] or 0], 0, [5], True)]
+    known = [
+        Piece(2, [drawn[0][1] or 0], 5, [1, 2], sample=True),
+        Piece(3, [*PROMPT[:3], drawn[0][0] or 0], 0, [5], True),
+    ]
     assert drawn[1] == model.forward(known).argmax(-1).tolist()
 
 
@@ -112,7 +116,9 @@ def test_a_row_is_drawn_again_with_penalties_and_a_grammar(model: DeviceDecoder)
 
 
 def test_changes_do_to_logits_what_adjustments_do() -> None:
-    sampling = Sampling(repetition_penalty=1.3, presence_penalty=0.2, frequency_penalty=0.1, logit_bias={5: 1.0, 40: -9})
+    sampling = Sampling(
+        repetition_penalty=1.3, presence_penalty=0.2, frequency_penalty=0.1, logit_bias={5: 1.0, 40: -9}
+    )
     adjust = Adjustments(sampling, Limits(min_tokens=4), [1, 5, 5, 70], ends=[7])
     for token in (5, 8, 8):
         adjust.note(token)
@@ -120,7 +126,9 @@ def test_changes_do_to_logits_what_adjustments_do() -> None:
     expected = rows.numpy().copy()
     adjust(expected[1])
     tokens, factors, minus, plus = adjust.changes()
-    apply_changes(rows, Changes(np.ones(len(tokens), dtype=np.int64), tokens, factors, minus, plus, {}), torch.from_numpy)
+    apply_changes(
+        rows, Changes(np.ones(len(tokens), dtype=np.int64), tokens, factors, minus, plus, {}), torch.from_numpy
+    )
     assert np.array_equal(rows.numpy(), expected)
 
 
@@ -138,7 +146,14 @@ def test_contexts_are_split_until_the_chip_is_full() -> None:
 
 def test_what_a_gpu_doesnt_do_is_refused_by_name() -> None:
     models = GpuModels(EngineConfig(device="cuda:0"))
-    with pytest.raises(ConfigError, match="int8.*is for processors"):
+    with pytest.raises(ConfigError, match=r"int8.*is for processors"):
         models(Load("tiny", "nowhere", "auto", quantize="int8"))
     with pytest.raises(ConfigError, match="kv_dtype"):
         GpuModels(EngineConfig(device="cuda:0", kv_dtype="int8"))
+
+
+def test_greedy_answers_are_those_of_float64_through_a_whole_engine() -> None:
+    checkpoint = RandomCheckpoint(spec(layers=1, heads=2, kv_heads=1, vocabulary=61))
+    prompts = {1: PROMPT[:9], 2: PROMPT[2:7], 3: PROMPT[:6]}
+    frames = submits({number: [token % 61 for token in tokens] for number, tokens in prompts.items()}, 5)
+    assert said_by_device(on_device(checkpoint, allocate=False), frames) == said_by_reference(checkpoint, frames)

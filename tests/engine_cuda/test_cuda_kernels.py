@@ -54,7 +54,9 @@ def test_rows_are_looked_up_by_token_or_by_what_the_pass_before_drew(
 ) -> None:
     table = random(11, 24, dtype=dtype, device=device)
     found = embed(ints([3, -1, 10, -3, -2], device), ints([7, -1, 2], device), table)
-    assert torch.equal(found, table[[3, 7, 10, 2, 0]])  # a row that drew nothing goes on with token 0, and is thrown away
+    assert torch.equal(
+        found, table[[3, 7, 10, 2, 0]]
+    )  # a row that drew nothing goes on with token 0, and is thrown away
 
 
 @DTYPES

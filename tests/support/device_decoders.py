@@ -27,7 +27,9 @@ def on_device(
     fp8: bool = False,
     blocks: int = BLOCKS,
     device: Device | None = None,
+    allocate: bool = True,
 ) -> DeviceDecoder:
+    """Without `allocate` whoever takes it does that."""
     with torch.inference_mode():
         model = open_decoder(
             checkpoint,
@@ -38,15 +40,15 @@ def on_device(
             fp8=fp8,
             eos_tokens=frozenset(),
         )
-        model.allocate(blocks, config.block_tokens)
+        if allocate:
+            model.allocate(blocks, config.block_tokens)
     return model
 
 
-def in_float64(checkpoint: Checkpoint, config: EngineConfig = CONFIG, *, blocks: int = BLOCKS) -> Decoder:
+def in_float64(checkpoint: Checkpoint) -> Decoder:
+    """Without its cache."""
     load = Loader(checkpoint, torch.float64)
-    model = Decoder("reference", load, FAMILIES[checkpoint.family], eos_tokens=frozenset(), deterministic=False)
-    model.allocate(blocks, config.block_tokens)
-    return model
+    return Decoder("reference", load, FAMILIES[checkpoint.family], eos_tokens=frozenset(), deterministic=False)
 
 
 def mixed_passes(vocabulary: int) -> list[list[Piece]]:
@@ -70,8 +72,12 @@ def mixed_passes(vocabulary: int) -> list[list[Piece]]:
     ]
 
 
-def errors(model: Model, reference: Model, passes: Sequence[Sequence[Piece]]) -> list[float]:
-    """Of each pass, how far its logits are off, relative to their norm."""
+def errors(
+    model: Model, checkpoint: Checkpoint, passes: Sequence[Sequence[Piece]], config: EngineConfig = CONFIG
+) -> list[float]:
+    """Of each pass, how far its logits are off those of float64, relative to their norm."""
+    reference = in_float64(checkpoint)
+    reference.allocate(BLOCKS, config.block_tokens)
     found = []
     for pieces in passes:
         ours, theirs = model.forward(pieces).double(), reference.forward(pieces).double()

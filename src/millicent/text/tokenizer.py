@@ -14,7 +14,7 @@ from millicent.text.gguf import find_gguf, read_gguf_head
 from millicent.text.grammars import vocabulary
 from millicent.text.reasoning import reasons
 from millicent.text.templates import ChatTemplate, SpecialTokens
-from millicent.text.tools import ToolFormat, message_entries, tool_entries, tool_format
+from millicent.text.tools import CALL_TOKENS, ToolFormat, message_entries, tool_entries, tool_format
 
 if TYPE_CHECKING:
     import llguidance
@@ -100,6 +100,15 @@ class Tokenizer:
             self._bytes = self._make_token_bytes()
         return self._bytes[token] if token < len(self._bytes) else b""
 
+    def difference(self, other: Tokenizer) -> str:
+        """How its tokens differ from another's, in a few words; empty where none does."""
+        if self.vocabulary_size != other.vocabulary_size:
+            return f"{self.vocabulary_size} tokens, not {other.vocabulary_size}"
+        for token in range(self.vocabulary_size):
+            if self.label(token) != other.label(token):
+                return f"token {token} is {self.label(token)!r}, not {other.label(token)!r}"
+        return ""
+
     def label(self, token: int) -> bytes:
         """What to show where a token itself is meant: its bytes, or a control token's name."""
         return self.token_bytes(token) or self._added.get(token, b"")
@@ -118,7 +127,7 @@ class Tokenizer:
         vocabulary = self._parsing.get_vocab(with_added_tokens=True)
         table = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for text, token in vocabulary.items():
-            if token not in self._special_ids:
+            if token not in self._special_ids or text in CALL_TOKENS:
                 table[token] = self._added[token] if token in self._added else to_bytes(text)
         return table
 

@@ -129,7 +129,8 @@ class AheadRunner(Runner):
         self, model: LaunchedModel, opened: OpenModel, config: EngineConfig, *, blocks: int, wake: Callable[[], None]
     ) -> None:
         """`model` is the opened one."""
-        fitting = msgspec.structs.replace(config, step_tokens=model.step_tokens)
+        # Guesses are checked on the host, which would have to wait for each step.
+        fitting = msgspec.structs.replace(config, step_tokens=model.step_tokens, speculation="off")
         super().__init__(opened, fitting, blocks=blocks, wake=wake)
         self._launcher = model
         self._flights: deque[_Pass] = deque()
@@ -144,10 +145,15 @@ class AheadRunner(Runner):
     def busy(self) -> bool:
         return super().busy or self.flying
 
-    def calibrate(self, config: EngineConfig, clock: Clock) -> Overhead:
-        """With passes as they are run here."""
+    def calibrate(
+        self, config: EngineConfig, clock: Clock, *, own: bool = True, draft: bool = True
+    ) -> tuple[Overhead, ...]:
+        """With passes as they are run here; there is no draft model."""
+        del draft
+        if not own:
+            return ()
         fitting = msgspec.structs.replace(config, step_tokens=self._launcher.step_tokens)
-        return calibrate(self._model, fitting, clock, blocks=self._blocks, run_pass=self._run_pass)
+        return (calibrate(self._model, fitting, clock, blocks=self._blocks, run_pass=self._run_pass),)
 
     def _run_pass(self, pieces: Many[Piece]) -> None:
         flight = self._launcher.launch(pieces, [_GREEDY for piece in pieces if piece.sample])
@@ -323,9 +329,7 @@ def _needs_host(answer: Answer) -> bool:
 
 
 def _changes(answers: Many[Answer]) -> Changes:
-    found = [
-        (row, answer.adjust.changes()) for row, answer in enumerate(answers) if answer.adjust is not None
-    ]
+    found = [(row, answer.adjust.changes()) for row, answer in enumerate(answers) if answer.adjust is not None]
     allowed = {row: answer.grammar.allowed() for row, answer in enumerate(answers) if answer.grammar is not None}
     columns = list(zip(*(change for _, change in found), strict=True))
     tokens, factors, minus, plus = (np.concatenate(column) for column in columns) if found else (_NO_LOGITS,) * 4

@@ -270,9 +270,7 @@ def splits_for(programs: int, processors: int) -> int:
     return splits
 
 
-def apply_changes(
-    scores: torch.Tensor, changes: Changes, send: Callable[[np.ndarray[Any, Any]], torch.Tensor]
-) -> None:
+def apply_changes(scores: torch.Tensor, changes: Changes, send: Callable[[np.ndarray[Any, Any]], torch.Tensor]) -> None:
     """Penalties, biases and bans, then what grammars forbid; on rows of float32, in place. `send` copies to them."""
     if len(changes.rows):
         rows, tokens = send(changes.rows), send(changes.tokens)

@@ -32,7 +32,9 @@ class GpuModels:
         self._config = config
         self._device = open_device(config.device)
         if config.kv_dtype != "auto":
-            raise ConfigError(f"[engine] kv_dtype = {config.kv_dtype!r}: on a GPU the cache has the dtype; leave it out")
+            raise ConfigError(
+                f"[engine] kv_dtype = {config.kv_dtype!r}: on a GPU the cache has the dtype; leave it out"
+            )
 
     @property
     def memory_bytes(self) -> int:
@@ -44,6 +46,10 @@ class GpuModels:
         quantize = frame.quantize or self._config.quantize
         if quantize in {"int8", "int4"}:
             raise ConfigError(f"{frame.model}: quantize = {quantize!r} is for processors; on a GPU there is 'fp8'")
+        if frame.draft is not None:
+            raise ConfigError(
+                f"{frame.model}: draft models run on processors only; leave draft = {frame.draft.model!r} out"
+            )
         if is_encoder(path):
             if quantize == "fp8":
                 raise ConfigError(f"{frame.model}: encoders run in bf16 or fp32; leave quantize = 'fp8' out")
@@ -87,4 +93,3 @@ def open_decoder(
     weights = load_weights(checkpoint, _DTYPES[dtype], device.torch_device, fp8=fp8)
     _log.info("%s: %s on %s", name, "fp8 weights" if fp8 else f"{weights.dtype} weights", device.torch_device)
     return DeviceDecoder(name, weights, device, config, eos_tokens=eos_tokens)
-

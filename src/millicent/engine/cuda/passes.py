@@ -186,7 +186,9 @@ class PassWriter:
             self._write_rows(piece, tables[id(piece)], row, into)
             for offset, count in self._tiles(piece):
                 entry = (row + offset, count, piece.start + offset, starts[id(piece)])
-                for name, value in zip(("tile_rows", "tile_counts", "tile_positions", "tile_starts"), entry, strict=True):
+                for name, value in zip(
+                    ("tile_rows", "tile_counts", "tile_positions", "tile_starts"), entry, strict=True
+                ):
                     self._part(into, name)[at] = value
                 at += 1
             row += len(piece.tokens)

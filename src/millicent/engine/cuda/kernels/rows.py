@@ -20,7 +20,9 @@ def _embed(tokens, drawn, table, out, hidden: tl.constexpr, BLOCK: tl.constexpr)
         token = tl.maximum(tl.load(drawn - token - 1), 0)
     at = tl.arange(0, BLOCK)
     inside = at < hidden
-    tl.store(out + row.to(tl.int64) * hidden + at, tl.load(table + token.to(tl.int64) * hidden + at, mask=inside), inside)
+    tl.store(
+        out + row.to(tl.int64) * hidden + at, tl.load(table + token.to(tl.int64) * hidden + at, mask=inside), inside
+    )
 
 
 def embed(tokens: torch.Tensor, drawn: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -184,7 +186,9 @@ def _quantize_rows(x, out, scales, width: tl.constexpr, largest: tl.constexpr, B
     at = tl.arange(0, BLOCK)
     peak = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, width, BLOCK):
-        peak = tl.maximum(peak, tl.abs(tl.load(x + row * width + start + at, mask=start + at < width, other=0.0).to(tl.float32)))
+        peak = tl.maximum(
+            peak, tl.abs(tl.load(x + row * width + start + at, mask=start + at < width, other=0.0).to(tl.float32))
+        )
     scale = tl.maximum(tl.max(peak, axis=0), 1e-12) / largest
     tl.store(scales + row, scale)
     for start in range(0, width, BLOCK):
