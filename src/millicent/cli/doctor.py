@@ -25,6 +25,7 @@ from millicent.cli.show import size
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
 from millicent.engine.config import EngineConfig
+from millicent.engine.gpus import chosen_device, gpus, missing_for_gpu
 from millicent.engine.machine import memory_budget_bytes, usable_cores
 from millicent.hub import CATALOGUE, list_installed, resolve
 from millicent.ledger.queries import LedgerQueries
@@ -63,6 +64,7 @@ def examine() -> Iterator[Finding]:
         lambda: memory(settings.engine),
         lambda: energy(settings),
         lambda: torch(needed=runs_here(settings)),
+        lambda: gpu(settings.engine),
         compiler,
         lambda: folder("home", configuration.home()),
         lambda: folder("cache", configuration.cache()),
@@ -151,6 +153,21 @@ def upstream(place: Elsewhere) -> Finding:
     except OSError as error:
         return Finding(what, State.WRONG, f"{found}: can't be reached ({error})", "start it, or correct its base_url.")
     return Finding(what, State.GOOD, found)
+
+
+def gpu(config: EngineConfig) -> Finding:
+    """What there is, and whether the engine runs on it."""
+    found, missing = gpus(), missing_for_gpu()
+    names = ", ".join(f"{each.name} ({size(each.memory_bytes)}, driver {each.driver})" for each in found) or "none"
+    try:
+        chosen = chosen_device(config.device, found, missing)
+    except ConfigError as error:
+        return Finding("gpu", State.WRONG, names, error.message)
+    if not found:
+        return Finding("gpu", State.GOOD, names)
+    if missing:
+        return Finding("gpu", State.LIMITED, f"{names}; the engine runs on {chosen}", f"{missing}, to use it.")
+    return Finding("gpu", State.GOOD, f"{names}; the engine runs on {chosen}")
 
 
 def compiler() -> Finding:
