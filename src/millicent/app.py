@@ -230,7 +230,7 @@ async def _local_backend(
         not_before_ns=await ledger.device_seen_ns(engine.device),
         energy=energy_source(engine.device, _watts(placement)),
     )
-    return LocalBackend(engine, options.models, meter, clock, options.home, knows=shares.knows)
+    return LocalBackend(engine, options.models, meter, clock, options.home, costs=shares.costs)
 
 
 async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock, ids: SystemIds) -> StepTimeShares:

@@ -73,6 +73,10 @@ def load(path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(path, text, error) from error
     _refuse_secrets(path, text, table, ())
+    sections = [section for section in get_type_hints(Config) if section not in WRITTEN_IN]
+    for section in [section for section in table if section not in sections]:
+        what = f"[{section}] is not a section{_suggestion(section, sections)}"
+        raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
     table = _halved(table)
     for section, value in table.items():
         _check_section(path, text, section, value)
@@ -137,10 +141,6 @@ def _check_feature(name: str, feature: FeatureConfig, config: Config) -> None:
 
 def _check_section(path: Path, text: str, section: str, value: Any) -> None:
     hints = get_type_hints(Config)
-    if section not in hints:
-        sections = [name for name in hints if name not in WRITTEN_IN]
-        what = f"[{section}] is not a section{_suggestion(section, sections)}"
-        raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
     if get_origin(hints[section]) is not dict:
         _check(path, text, (section,), value, hints[section])
         return

@@ -135,6 +135,9 @@ def card(receipt: Receipt) -> str:
         ("Provider says", None if receipt.reported is None else f"${receipt.reported}", _residual(receipt)),
         *((f"Attempt {each.ordinal}", *_attempt(each)) for each in receipt.attempts if len(receipt.attempts) > 1),
     ]
+    if ran.drafted_tokens:
+        guessed = f"{show.count(ran.accepted_tokens)} of {show.count(ran.drafted_tokens)} tokens"
+        facts.append(("Guessed rightly", guessed, None))
     width = max(len(name) for name, _, _ in facts)
     lines = [f"{show.amount(receipt.total)}   {receipt.id}", ""]
     lines += [

@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from millicent.backends.elsewhere import Elsewhere
     from millicent.backends.local import LocalModel
+    from millicent.backends.local_models import DraftModel
     from millicent.config import Config
     from millicent.engine.config import Dtype, Quantization
     from millicent.meter.placements import Placement
@@ -33,8 +34,14 @@ quantize_option = click.option(
 @click.option("--port", type=click.IntRange(0, 65535), help="Listen on this port; by default 8080; 0 takes a free one.")
 @dtype_option
 @quantize_option
+@click.option("--draft", metavar="MODEL", help="A smaller model with the same tokenizer that guesses for MODEL.")
 def serve(
-    models: tuple[str, ...], host: str | None, port: int | None, dtype: Dtype | None, quantize: Quantization | None
+    models: tuple[str, ...],
+    host: str | None,
+    port: int | None,
+    dtype: Dtype | None,
+    quantize: Quantization | None,
+    draft: str | None,
 ) -> None:
     """Serve models over HTTP; those that aren't here yet are downloaded first.
 
@@ -64,7 +71,7 @@ def serve(
     from millicent.app import serve as serve_until_stopped
 
     placement = placement_of(settings)
-    wanted = chosen(tuple(here), settings, home, placement.name) if local else {}
+    wanted = chosen(tuple(here), settings, home, placement.name, draft=draft) if local else {}
     providers = [
         each.placement(name) for name, each in settings.placements.items() if each.kind == "api" or name in elsewhere
     ]
@@ -122,9 +129,11 @@ def placement_of(settings: Config) -> Placement:
     return placement.placement(name)
 
 
-def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str) -> dict[str, LocalModel]:
+def chosen(
+    names: tuple[str, ...], settings: Config, home: Path, placement: str, *, draft: str | None = None
+) -> dict[str, LocalModel]:
     """Public names and their files, downloaded where need be. What is named on the command line is loaded at once;
-    the embedding model, unless named, when it is first asked for."""
+    the embedding model, unless named, when it is first asked for. `draft` counts for all of them."""
     from millicent.backends.config import ModelConfig
     from millicent.backends.local import LocalModel
     from millicent.cli.models import found, path_of
@@ -139,6 +148,25 @@ def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str)
         if public in wanted:
             raise ConfigError(f"two models would be called {public!r}: give one another name with [models.NAME] path.")
         preload = how.preload or bool(names) or not configured
-        wanted[public] = LocalModel(model.path, placement, how.keep_alive_s, preload, how.dtype, how.quantize)
+        beside = draft or how.draft
+        wanted[public] = LocalModel(
+            model.path,
+            placement,
+            how.keep_alive_s,
+            preload,
+            how.dtype,
+            how.quantize,
+            draft=None if beside is None else _draft(beside, settings, home),
+        )
     wanted.setdefault(EMBEDDING_MODEL, LocalModel(lambda: found(EMBEDDING_MODEL).path, placement, makes_vectors=True))
     return wanted
+
+
+def _draft(name: str, settings: Config, home: Path) -> DraftModel:
+    from millicent.backends.config import ModelConfig
+    from millicent.backends.local_models import DraftModel
+    from millicent.cli.models import found, path_of
+
+    how = settings.models.get(name, ModelConfig())
+    model = found(path_of(how.path, home) if how.path else name)
+    return DraftModel(name if name in settings.models else model.name, model.path, how.dtype, how.quantize)

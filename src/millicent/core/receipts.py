@@ -179,7 +179,8 @@ class Accelerator(msgspec.Struct, frozen=True):
     """Device time attributed to a receipt. `prefill_ns + decode_ns == serving_ns`; batch_sum / steps is the mean batch.
 
     `recomputed_tokens` counts prompt tokens computed again after a preemption: their time is the request's own.
-    `step_time_version` is the fit by which its last step was split, None where steps were split evenly.
+    `drafted_tokens` counts guesses of what comes next that were checked, `accepted_tokens` those that were right and
+    became output: the time of all of them is the request's own too. `step_time_version` is the fit by which its last step was split, None where steps were split evenly.
     `provenance` is unknown, and every figure shown as null, where the backend shows no steps.
     """
 
@@ -191,6 +192,8 @@ class Accelerator(msgspec.Struct, frozen=True):
     provenance: Provenance = Provenance.UNKNOWN
     recomputed_tokens: int = 0
     step_time_version: str | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Energy(msgspec.Struct, frozen=True):

@@ -146,6 +146,8 @@ def accelerator_columns(accelerator: Accelerator) -> dict[str, object]:
         "accelerator_provenance": accelerator.provenance,
         "recomputed_tokens": accelerator.recomputed_tokens,
         "step_time_version": accelerator.step_time_version,
+        "drafted_tokens": accelerator.drafted_tokens,
+        "accepted_tokens": accelerator.accepted_tokens,
     }
 
 
@@ -178,6 +180,8 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
             Provenance(row["accelerator_provenance"]),
             row["recomputed_tokens"],
             row["step_time_version"],
+            row["drafted_tokens"],
+            row["accepted_tokens"],
         ),
         energy=Energy(_decimal(row["joules"]), Provenance(row["energy_provenance"])),
         lines=tuple(lines),

@@ -174,6 +174,8 @@ class Meter:
                 continue
             receipt = entry[0]
             receipt.recomputed_tokens += work.recomputed_rows
+            receipt.drafted_tokens += work.drafted_tokens
+            receipt.accepted_tokens += work.accepted_tokens
             if expected is not None:
                 receipt.next_ns += expected[i]
             elif work.prefill_rows and work.sampled_rows:
@@ -259,9 +261,9 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "batch_sum", "bound_ns", "decode_ns", "device", "energy", "first_step_at_ns", "id", "known", "near", "next_ns",
-        "prefill_ns", "recomputed_tokens", "sequences", "shares", "step_ns", "step_time_version", "steps",
-        "uncharged_ns", "usage",
+        "accepted_tokens", "batch_sum", "bound_ns", "decode_ns", "device", "drafted_tokens", "energy",
+        "first_step_at_ns", "id", "known", "near", "next_ns", "prefill_ns", "recomputed_tokens", "sequences", "shares",
+        "step_ns", "step_time_version", "steps", "uncharged_ns", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -280,6 +282,8 @@ class _Receipt:
         self.steps = 0
         self.batch_sum = 0
         self.recomputed_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
         self.step_time_version: str | None = None
         self.energy = EnergyShare()
         self.bound_ns: int | None = None
@@ -317,6 +321,8 @@ class _Receipt:
             provenance,
             self.recomputed_tokens,
             self.step_time_version,
+            self.drafted_tokens,
+            self.accepted_tokens,
         )
         return Reading(
             self.id,

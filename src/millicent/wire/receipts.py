@@ -131,6 +131,8 @@ def _accelerator(accelerator: Accelerator) -> dict[str, Any]:
         }
     if accelerator.recomputed_tokens:
         figures["recomputed_tokens"] = accelerator.recomputed_tokens
+    if accelerator.drafted_tokens:
+        figures |= {"drafted_tokens": accelerator.drafted_tokens, "accepted_tokens": accelerator.accepted_tokens}
     return figures | {"step_time_version": accelerator.step_time_version, "provenance": accelerator.provenance}
 
 
