@@ -38,6 +38,7 @@ from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
 from millicent.meter.published_prices import published_prices
 from millicent.meter.quotes import Quoter
+from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.latency import LatencyTargets
@@ -156,7 +157,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
             latency=LatencyTargets(config.engine.max_sequences),
+            places=_places(options, backend, elsewhere),
+            policies=config.policies,
         )
+        _check_fallbacks(pipeline.models(), config)
 
         def chat_models() -> list[str]:
             return [model for model in pipeline.models() if not app.makes_vectors(model)]
@@ -187,6 +191,32 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             await pipeline.close()
     finally:
         await ledger.stop()
+
+
+def _places(
+    options: ServeOptions, local: LocalBackend | None, elsewhere: Sequence[UpstreamBackend]
+) -> dict[str, list[Place]]:
+    """Where each model runs: here, or at the placements that are called."""
+    places: dict[str, list[Place]] = {}
+    if local is not None:
+        places = {name: [Place(local, model.placement)] for name, model in options.models.items()}
+    called = {backend.placement: backend for backend in elsewhere}
+    for name, model in options.config.models.items():
+        for each in model.deployed:
+            backend = called[each.placement]
+            place = Place(backend, each.placement, each.weight, backend.upstream.config.max_connections)
+            places.setdefault(name, []).append(place)
+    return places
+
+
+def _check_fallbacks(models: Sequence[str], config: Config) -> None:
+    for name, policy in config.policies.items():
+        for fallback in policy.fallbacks:
+            if fallback not in models:
+                raise ConfigError(
+                    f"[models.{name}] fallbacks: this server has no model `{fallback}`, only {', '.join(models)}: "
+                    "serve it too, or take it out."
+                )
 
 
 async def _local_backend(

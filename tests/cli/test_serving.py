@@ -139,6 +139,41 @@ def test_an_embedding_model_that_is_named_is_served_like_any_other(
     assert wanted["minilm"].preload
 
 
+ELSEWHERE = """
+[placements.there]
+kind = "rented"
+usd_per_hour = 2
+base_url = "http://127.0.0.1:8000/v1"
+[models.far]
+placement = "there"
+"""
+
+
+def test_models_elsewhere_need_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[ServeOptions] = []
+    monkeypatch.setattr("millicent.app.serve", seen.append)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    (tmp_path / "home" / "millicent.toml").write_text(ELSEWHERE)
+    assert run(["serve"]) == 0
+    [options] = seen
+    assert options.models == {}
+    assert [(each.placement, each.models) for each in options.elsewhere] == [("there", {"far": "far"})]
+    assert [placement.name for placement in options.providers] == ["there"]
+    assert options.placement.rate_provenance is Provenance.ASSUMED
+
+
+def test_models_here_and_elsewhere_are_served_together(
+    monkeypatch: pytest.MonkeyPatch, model_file: Path, tmp_path: Path
+) -> None:
+    seen: list[ServeOptions] = []
+    monkeypatch.setattr("millicent.app.serve", seen.append)
+    (tmp_path / "home" / "millicent.toml").write_text(ELSEWHERE + '[models.near]\npath = "tiny.gguf"\n')
+    assert run(["serve"]) == 0
+    assert run(["serve", str(model_file), "far"]) == 0
+    assert [list(options.models) for options in seen] == [["near", "minilm"], ["tiny", "minilm"]]
+    assert all(options.elsewhere for options in seen)
+
+
 def test_a_machine_that_nobody_priced_has_an_assumed_rate() -> None:
     placement = placement_of(Config())
     assert placement.rate_provenance is Provenance.ASSUMED

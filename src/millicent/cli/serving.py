@@ -116,12 +116,12 @@ def placement_of(settings: Config) -> Placement:
     from millicent.core.errors import ConfigError
     from millicent.engine.config import EngineConfig
     from millicent.engine.machine import usable_cores
-    from millicent.meter.placements import assumed_placement
+    from millicent.meter.placements import ASSUMED_PLACEMENT, assumed_placement
 
     called = {*settings.upstreams, *called_elsewhere(settings)}
     machines = {name: each for name, each in settings.placements.items() if each.kind != "api" and name not in called}
     if not machines:
-        return assumed_placement("local", usable_cores(EngineConfig()))
+        return assumed_placement(ASSUMED_PLACEMENT, usable_cores(EngineConfig()))
     if len(machines) > 1:
         names = ", ".join(machines)
         raise ConfigError(f"[placements] holds {names}, and this machine is one of them: keep that one.")

@@ -51,7 +51,7 @@ INSERT_RECEIPT = _insert("receipts", (*RECEIPT_COLUMNS, "gateway"))
 # All that closing a receipt may change.
 SETTLE_RECEIPT = f"UPDATE receipts SET {', '.join(f'{name} = ?' for name in _SETTLED)} WHERE id = ?"  # noqa: S608 - our own names
 INSERT_LINE = _insert("lines", LINE_COLUMNS)
-INSERT_ATTEMPT = _insert("attempts", ("receipt", *Attempt.__struct_fields__[:-1], "reported_nanousd"))
+INSERT_ATTEMPT = _insert("attempts", ("receipt", *Attempt.__struct_fields__))
 
 _encoder = msgspec.json.Encoder()
 _usage_decoder = msgspec.json.Decoder(Usage)
@@ -240,8 +240,7 @@ def line_of(row: sqlite3.Row) -> Line:
 
 def attempt_row(receipt_id: str, attempt: Attempt) -> tuple[object, ...]:
     """For INSERT_ATTEMPT."""
-    *values, reported = msgspec.structs.astuple(attempt)
-    return (receipt_id, *values, _nanousd(reported))
+    return (receipt_id, *msgspec.structs.astuple(attempt))
 
 
 def attempt_of(row: sqlite3.Row) -> Attempt:
@@ -255,7 +254,6 @@ def attempt_of(row: sqlite3.Row) -> Attempt:
         ended_at_ns=row["ended_at_ns"],
         status=None if row["status"] is None else Status(row["status"]),
         error=row["error"],
-        reported=_money(row["reported_nanousd"]),
     )
 
 

@@ -102,14 +102,21 @@ class Meter:
     def reading(self, receipt_id: str) -> Reading:
         return self._receipts[receipt_id].reading()
 
-    def close(self, receipt_id: str) -> Reading:
-        """The final reading. What its sequences do from now on is lost."""
-        receipt = self._receipts.pop(receipt_id)
+    def end_attempt(self, receipt_id: str) -> Reading:
+        """The reading after an attempt. What its sequences do from now on is lost."""
+        receipt = self._receipts[receipt_id]
         if receipt.device is not None:
             self._settle_energy(receipt.device)
         for sequence in receipt.sequences:
             del self._sequences[sequence]
+        receipt.sequences.clear()
         return receipt.reading()
+
+    def close(self, receipt_id: str) -> Reading:
+        """The final reading: the last attempt has ended."""
+        reading = self.end_attempt(receipt_id)
+        del self._receipts[receipt_id]
+        return reading
 
     def device_state(self, device: str, state: DeviceState, at_ns: int) -> None:
         self._session(device).set_state(state, self._clock.utc_ns(at_ns))

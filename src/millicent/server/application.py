@@ -142,6 +142,7 @@ class Server:
         body: dict[str, Any] = {"ready": trouble is None, "pid": _pid(), "engines": engines}
         if upstreams := self._health.upstreams():
             body["upstreams"] = [msgspec.to_builtins(upstream) for upstream in upstreams]
+        body["deployments"] = [msgspec.to_builtins(each) for each in self._pipeline.deployments()]
         if trouble is not None:
             body["reason"] = trouble
         return _json(body, status=200 if trouble is None else 503)

@@ -65,6 +65,8 @@ def receipt_body(receipt: Receipt) -> dict[str, Any]:
         "energy": {"joules": receipt.energy.joules, "provenance": receipt.energy.provenance},
         "lines": [_line(line) for line in receipt.lines],
         "total_usd": _usd(receipt.total),
+        "reported_usd": _usd(receipt.reported),
+        "residual_usd": _usd(receipt.residual),
         "list_usd": _usd(receipt.list_price),
         "saved_usd": {lever: str(amount) for lever, amount in receipt.saved.items()},
         "hold_usd": _usd(receipt.hold),
