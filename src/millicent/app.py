@@ -115,7 +115,6 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         meter.add_device(
             device,
             placement,
-            not_before_ns=await ledger.device_seen_ns(device),
             energy=energy_source(device, _watts(placement)),
         )
         backend = LocalBackend(config.engine, options.models, meter, clock, home, knows=shares.knows)

@@ -302,7 +302,8 @@ class Pipeline:
         status = _status(end)
         message = end.error.message if end.error else None
         opened = self._priced(answer.opened, reading)
-        now_ns = self._clock.now_ns()  # after pricing: lines posted later than this are late ones
+        # After pricing: lines posted later than this are late ones. The clock may have been set back since it began.
+        now_ns = max(self._clock.now_ns(), opened.created_at_ns)
         attempt = msgspec.structs.replace(opened.attempts[0], ended_at_ns=now_ns, status=status, error=message)
         return msgspec.structs.replace(
             opened,
@@ -347,10 +348,10 @@ class Pipeline:
         first_ns, last_ns = progress.first_token_at_ns, progress.last_token_at_ns
         tpot_ns = None
         if first_ns is not None and last_ns is not None and progress.tokens > 1:
-            tpot_ns = (last_ns - first_ns) // (progress.tokens - 1)
+            tpot_ns = max(0, last_ns - first_ns) // (progress.tokens - 1)
         return Timing(
             queue_ns=None if reading.first_step_at_ns is None else max(0, reading.first_step_at_ns - created_ns),
-            ttft_ns=None if first_ns is None else first_ns - created_ns,
+            ttft_ns=None if first_ns is None else max(0, first_ns - created_ns),
             tpot_ns=tpot_ns,
             total_ns=now_ns - created_ns,
         )
