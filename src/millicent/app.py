@@ -39,6 +39,7 @@ from millicent.meter.published_prices import published_prices
 from millicent.meter.quotes import Quoter
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
+from millicent.pipeline.latency import LatencyTargets
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server
 from millicent.server.config import ServerConfig
@@ -136,6 +137,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             features=features,
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
+            latency=LatencyTargets(config.engine.max_sequences),
         )
 
         def chat_models() -> list[str]:

@@ -11,7 +11,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.request import Limits, Message, OutputFormat, Sampling, Tool, ToolCall
 from millicent.wire import openai_chat, openai_completions
-from millicent.wire.attribution import read_max_cost
+from millicent.wire.attribution import read_latency_target, read_max_cost
 
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -272,13 +272,24 @@ def test_headers_win_over_the_body_and_other_metadata_become_tags() -> None:
         ({"x-millicent-tags": "novalue"}, "x-millicent-tags"),
         ({"x-millicent-user": "a\x07"}, "x-millicent-user"),
         ({"x-millicent-team": "x" * 257}, "x-millicent-team"),
-        ({"x-millicent-latency-target-ms": "5"}, "x-millicent-latency-target-ms"),
     ],
 )
-def test_a_bad_or_unkept_header_is_a_400_that_names_it(headers: dict[str, str], param: str) -> None:
+def test_a_bad_header_is_a_400_that_names_it(headers: dict[str, str], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         chat(headers)
     assert caught.value.param == param
+
+
+def test_a_latency_target_is_whole_milliseconds() -> None:
+    assert read_latency_target({"x-millicent-latency-target-ms": " 250 "}) == 250
+    assert read_latency_target({}) is None
+
+
+@pytest.mark.parametrize("header", ["0", "2.5", "soon", "-3", "99999999999"])
+def test_a_latency_target_that_cannot_be_one_is_a_400_that_names_the_header(header: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_latency_target({"x-millicent-latency-target-ms": header})
+    assert caught.value.param == "x-millicent-latency-target-ms"
 
 
 def test_a_maximum_cost_is_taken_to_the_nano_dollar_below() -> None:

@@ -41,6 +41,7 @@ from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
+from millicent.pipeline.latency import Beside, LatencyTargets, told
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Pipeline:
         estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
+        latency: LatencyTargets | None = None,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
@@ -79,6 +81,7 @@ class Pipeline:
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._hold = hold
+        self._latency = latency
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -136,9 +139,11 @@ class Pipeline:
         ticket = self._limiter.enter(request.attribution.key)
         self._admitted += 1
         try:
+            request = self._aimed(request)
             backend = self._route(request.model)
             call = await backend.prepare(request)
             plan = await self._estimates.within(request, backend, call, self._asked(request, call))
+            self._check_target(request, plan)
             call = plan.call
             receipt = self._opening(request, backend, plan)
             ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
@@ -148,7 +153,7 @@ class Pipeline:
             ticket.withdraw()
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
-        answer = Answer(receipt, keep=judged or claim is not None)
+        answer = Answer(receipt, _beside(plan), keep=judged or claim is not None)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequences)
         purse = self._purse(answer, plan, bounded=bounded)
@@ -199,6 +204,28 @@ class Pipeline:
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
+    def _aimed(self, request: Request) -> Request:
+        """With its feature's latency target, where it has none of its own."""
+        if request.latency_target_ms is not None:
+            return request
+        target_ms = self._features.latency_target_ms(request.attribution.feature)
+        return request if target_ms is None else msgspec.structs.replace(request, latency_target_ms=target_ms)
+
+    def _check_target(self, request: Request, plan: Plan) -> None:
+        """Raises RateLimited where the target cannot be met. Without a fit nobody can tell."""
+        fit = None if self._fits is None else self._fits.coefficients(request.model)
+        if request.latency_target_ms is None or fit is None or self._latency is None:
+            return
+        others = [
+            msgspec.structs.replace(
+                answer.beside, made_tokens=answer.progress.tokens, begun=answer.progress.first_token_at_ns is not None
+            )
+            for answer in self._answers.values()
+            if answer.opened.model == request.model
+        ]
+        mine = _beside(plan)
+        self._latency.check(request.latency_target_ms, request.model, fit, mine, others, streamed=request.stream)
+
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
         try:
@@ -229,6 +256,7 @@ class Pipeline:
             hold=None if hold is None else Money.total((hold, *(line.amount or ZERO for line in lines))),
             prices=placement.prices,
             basis=placement.basis,
+            policy=None if request.latency_target_ms is None else {"latency_target_ms": str(request.latency_target_ms)},
         )
 
     async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, purse: Purse) -> None:
@@ -244,6 +272,8 @@ class Pipeline:
             await purse.settle()
             await self._settle(answer, end)
             self._estimates.learn(answer.settled, plan)
+            if self._latency is not None and answer.settled is not None:
+                self._latency.learn(answer.settled)
         finally:
             del self._answers[answer.receipt_id]
             self._admitted -= 1
@@ -305,7 +335,7 @@ class Pipeline:
         # After pricing: lines posted later than this are late ones. The clock may have been set back since it began.
         now_ns = max(self._clock.now_ns(), opened.created_at_ns)
         attempt = msgspec.structs.replace(opened.attempts[0], ended_at_ns=now_ns, status=status, error=message)
-        return msgspec.structs.replace(
+        closed = msgspec.structs.replace(
             opened,
             settled_at_ns=now_ns,
             status=status,
@@ -315,6 +345,7 @@ class Pipeline:
             error=message,
             useful=self._verdict(answer, status),
         )
+        return msgspec.structs.replace(closed, policy=told(closed))
 
     def _verdict(self, answer: Answer, status: Status) -> bool | None:
         """The feature's rule on the output; of several choices, one that is useful will do. A failed answer is of no
@@ -380,6 +411,11 @@ class Pipeline:
         for receipt_id, closing in list(self._unsettled.items()):
             await self._ledger.close(*closing)
             del self._unsettled[receipt_id]
+
+
+def _beside(plan: Plan) -> Beside:
+    sequences = max(1, len(plan.call.sequences))
+    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, 0, begun=False, sequences=sequences)
 
 
 def _tokens(usage: Usage) -> int | None:
