@@ -6,8 +6,8 @@ The big ledger (90 days; 1,000 users, some of whom ask more; 20 features of 5 te
 line each, a tenth with a retrieval line, one in 25 rated) is made of the ledger's own rows, and taken into the rollups
 by the ledger itself; ten million take 14 GB and a quarter of an hour. With `--ledger` it is kept there, and not made
 again. Questions are asked on a connection of their own, each five times. Writes go through `SqliteLedger`, durable
-across loss of power: 512 clients that never wait, then 500 requests/s that come when they come. Beside those stands what the
-machine takes for a commit of one row. Medians and 99th percentiles go to bench/results/ledger.jsonl.
+across loss of power: 512 clients that never wait, then 500 requests/s that come when they come. Beside them stands what
+the machine takes for a commit of one row. Medians and 99th percentiles go to bench/results/ledger.jsonl.
 """
 
 from __future__ import annotations
