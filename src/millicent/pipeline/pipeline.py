@@ -27,7 +27,7 @@ from millicent.core.idempotency import Claim
 from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
-from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing, outside_line
+from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing, outside_line, reported_line
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.attribution import StepTimeShares
@@ -313,7 +313,9 @@ class Pipeline:
             leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
         if chunk.cached_tokens is not None:
             leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
-        self._meter.note_usage(answer.receipt_id, Usage.of(Provenance.MEASURED, **leaves))
+        # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
+        known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
+        self._meter.note_usage(answer.receipt_id, Usage.of(known, **leaves))
 
     async def _settle(self, answer: Answer, end: End) -> None:
         self._meter.note_usage(answer.receipt_id, end.usage)
@@ -335,11 +337,16 @@ class Pipeline:
         # After pricing: lines posted later than this are late ones. The clock may have been set back since it began.
         now_ns = max(self._clock.now_ns(), opened.created_at_ns)
         attempt = msgspec.structs.replace(opened.attempts[0], ended_at_ns=now_ns, status=status, error=message)
+        lines = (
+            () if end.reported_cost is None else (reported_line(attempt, end.reported_cost, now_ns, end.upstream_id),)
+        )
         closed = msgspec.structs.replace(
             opened,
+            served_model=end.served_model or opened.served_model,
             settled_at_ns=now_ns,
             status=status,
             finish_reason=end.reason.value,
+            lines=(*opened.lines, *lines),
             timing=self._timing(answer, reading, now_ns),
             attempts=(attempt,),
             error=message,
@@ -359,7 +366,7 @@ class Pipeline:
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
         placement = self._placements[receipt.placement or ""].at(receipt.created_at_ns)
-        prices = self._estimates.prices(receipt.served_model or receipt.model, placement, receipt.created_at_ns)
+        prices = self._estimates.prices(receipt.attempts[-1].model, placement, receipt.created_at_ns)
         priced = price(reading, receipt.attempts, placement, self._clock.now_ns(), prices)
         return msgspec.structs.replace(
             receipt,
@@ -427,7 +434,8 @@ def _cut_short(call: Call, end: End) -> End:
     """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
     if call.max_output_tokens != 0:
         cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
-        return End(FinishReason.LENGTH, end.usage, choices=tuple(cut.get(reason, reason) for reason in end.choices))
+        choices = tuple(cut.get(reason, reason) for reason in end.choices)
+        return msgspec.structs.replace(end, reason=FinishReason.LENGTH, choices=choices)
     message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
     return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
 
