@@ -239,7 +239,8 @@ def test_totals_are_the_sum_of_entries_whatever_was_folded_and_whatever_is_asked
 ) -> None:
     ledger = MemoryLedger()
     receipts = asyncio.run(play(ledger, script))
-    for by, where in (("status", ReceiptFilter()), ("user", ReceiptFilter(feature="a")), *questions):
+    always: list[tuple[GroupBy, ReceiptFilter]] = [("status", ReceiptFilter()), ("user", ReceiptFilter(feature="a"))]
+    for by, where in [*always, *questions]:
         if where.run is not None and any(each.error for each in receipts):
             # What was deleted is known of no run.
             continue
