@@ -1,4 +1,4 @@
-"""What clients that mean no good do to those that do: connects and disconnects, aborts, prompts and grammars beyond reason.
+"""Clients that mean no good beside one that does: connects and disconnects, aborts, prompts and grammars beyond reason.
 
     python bench/hostile.py [--model smollm2:135m] [--rate 200] [--seconds 60] [--url URL --log ENGINE_LOG]
 
@@ -53,7 +53,9 @@ class Clients:
         writer.close()
 
     async def leave_in_the_prompt(self) -> None:
-        await self._ask(self._body(prompt=self._words(700), max_tokens=200, stream=True), leave_s=self.random.random() / 10)
+        await self._ask(
+            self._body(prompt=self._words(700), max_tokens=200, stream=True), leave_s=self.random.random() / 10
+        )
 
     async def leave_in_the_answer(self) -> None:
         await self._ask(self._body(prompt=self._words(5), max_tokens=500, stream=True), leave_at_answer=True)
@@ -100,7 +102,9 @@ class Clients:
     ) -> tuple[int, bytes]:
         reader, writer = await self._open()
         try:
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\n"
+            head = (
+                f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\n"
+            )
             writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             await writer.drain()
             if leave_s is not None:
@@ -175,8 +179,10 @@ async def attack(clients: Clients, rate: int, seconds: float) -> dict[str, Any]:
 
 
 async def patiently(clients: Clients) -> str:
-    while (answer := await clients.question()) is None:
+    answer = await clients.question()
+    while answer is None:
         await asyncio.sleep(0.2)
+        answer = await clients.question()
     return answer
 
 

@@ -119,7 +119,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             not_before_ns=await ledger.device_seen_ns(device),
             energy=energy_source(device, _watts(placement)),
         )
-        backend = LocalBackend(config.engine, options.models, meter, clock, home, knows=shares.knows)
+        backend = LocalBackend(config.engine, options.models, meter, clock, home, costs=shares.costs)
         queries = LedgerQueries(home / "ledger.db")
         quoter = Quoter(shares.coefficients)
         for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):

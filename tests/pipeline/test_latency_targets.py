@@ -103,7 +103,8 @@ class World:
         answer = FakeAnswer(tuple(Text(letter, 1) for letter in "abc"), delay_s=0.1, input_tokens=100)
         backend = FakeBackend(answer, placement="here", observer=meter, clock=self.clock, sleep=self._work)
         shares = StepTimeShares(self.clock, self.ids)
-        shares.load([StepTimeFit("f1", "fake", "fake", "", *msgspec.structs.astuple(FIT), 100, 0.1, 0)])
+        known = msgspec.structs.asdict(FIT) | {"steps": 100, "error": 0.1, "fitted_at_ns": 0}
+        shares.load([StepTimeFit("f1", "fake", "fake", "", **known)])
         self.pipeline = Pipeline(
             backends=[backend],
             ledger=self.ledger,

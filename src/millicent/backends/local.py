@@ -43,6 +43,8 @@ from millicent.core.request import Embedding, Request
 from millicent.core.steps import DeviceState, Overhead
 from millicent.engine.protocol import (
     Cancel,
+    Coefficients,
+    Costs,
     Embed,
     EngineConfig,
     FromEngine,
@@ -84,8 +86,8 @@ class LocalBackend:
     """`core.protocols.Backend` over one engine process. Use from one event loop: `start`, then `prepare`, then `close`.
 
     `command` starts the engine (to put `numactl` or the like before it); `--socket` and `--config` are added.
-    `knows` tells whether the observer knows what steps of a model on a device cost; if not, loading it calibrates.
-    Without `knows` nothing is calibrated.
+    `costs` tells what steps of a model on a device take, as far as the observer knows; the engine is told. If it
+    doesn't, loading the model calibrates. Without `costs` nothing is calibrated, and nothing guessed.
     """
 
     def __init__(
@@ -98,12 +100,13 @@ class LocalBackend:
         *,
         name: str = "local",
         command: Sequence[str] = _ENGINE_COMMAND,
-        knows: Callable[[str, str], bool] | None = None,
+        costs: Callable[[str, str], Coefficients | None] | None = None,
     ) -> None:
         self.name = name
         self._config = config
         self._observer = observer
-        self._knows = knows
+        self._costs = costs
+        self._told: dict[str, Coefficients] = {}  # what the engine knows of what steps take
         self._clock = clock
         self._command = tuple(command)
         self._log_file = home / "logs" / f"engine-{config.device}.log"
@@ -313,6 +316,7 @@ class LocalBackend:
             for work in record.sequences:
                 if work.prefill_rows and (run := self._runs.get(work.sequence)):
                     run.prefilled(work.sequence, work.prefill_rows - work.recomputed_rows)
+            self._tell_costs(record.model)
         for output in step.outputs:
             run = self._runs.get(output.sequence)
             if run is not None:
@@ -323,6 +327,13 @@ class LocalBackend:
                     self._cancel(run)
                 elif self._engine is not None:
                     self._submit(run, self._engine)
+
+    def _tell_costs(self, model: str) -> None:
+        """The engine decides by them how many guesses are worth checking."""
+        found = None if self._costs is None else self._costs(self._config.device, model)
+        if found is not None and found is not self._told.get(model) and self._engine is not None:
+            self._told[model] = found
+            self._engine.send(Costs(model, found))
 
     def _take_overhead(self, overhead: Overhead) -> None:
         self._accounted_ns = overhead.start_ns + overhead.wall_ns
@@ -400,12 +411,14 @@ class LocalBackend:
     async def _load_making_room(self, model: HeldModel, path: Path) -> Loaded:
         """Unloads idle models, the least recently used first, until the model fits."""
         while True:
-            known = self._knows is None or self._knows(self._config.device, model.name)
+            known = self._costs is None or self._costs(self._config.device, model.name) is not None
             calibrate = self._config.calibrate and not known
             answer = await self._ask(
                 Load(model.name, str(path), model.spec.dtype or self._config.dtype, calibrate, model.spec.quantize)
             )
             if isinstance(answer, Loaded):
+                self._told.pop(model.name, None)
+                self._tell_costs(model.name)
                 return answer
             assert isinstance(answer, LoadFailed)
             if answer.code != "out_of_memory":

@@ -18,6 +18,7 @@ from millicent.engine.connection import Connection
 from millicent.engine.encoder_runner import EncoderRunner
 from millicent.engine.protocol import (
     Cancel,
+    Costs,
     Embed,
     Hello,
     Load,
@@ -106,6 +107,10 @@ class Engine:
                 self._submit(frame)
             case Cancel():
                 self._report(runner.cancel(frame.sequence) for runner in self._runners.values())
+            case Costs():
+                for runner in self._runners.values():
+                    if isinstance(runner, Runner):
+                        runner.learn(frame.model, frame.coefficients)
             case Load():
                 self._connection.send(self._load(frame))
             case Unload():

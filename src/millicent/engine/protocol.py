@@ -14,6 +14,7 @@ from millicent.core.steps import Overhead, StepRecord
 from millicent.engine.config import Dtype as Dtype  # noqa: PLC0414
 from millicent.engine.config import EngineConfig as EngineConfig  # noqa: PLC0414 - the process is started with it
 from millicent.engine.config import Quantization as Quantization  # noqa: PLC0414
+from millicent.step_time import Coefficients as Coefficients  # noqa: PLC0414
 
 MAX_FRAME_BYTES = 64 << 20
 
@@ -74,6 +75,13 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Stop a sequence within one step. Answered by its end, in an Output with finish `cancelled`, unless it ended."""
 
     sequence: int
+
+
+class Costs(msgspec.Struct, frozen=True, tag=True):
+    """What steps of a model take, as far as is known now. Not answered; unknown models are ignored."""
+
+    model: str
+    coefficients: Coefficients
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
@@ -151,7 +159,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     outputs: tuple[Output, ...]
 
 
-ToEngine = Load | Unload | Submit | Embed | Cancel | Shutdown
+ToEngine = Load | Unload | Submit | Embed | Cancel | Costs | Shutdown
 FromEngine = Hello | Loaded | LoadFailed | Unloaded | Step
 
 _encoder = msgspec.msgpack.Encoder()

@@ -24,7 +24,7 @@ from millicent.engine.config import EngineConfig
 from millicent.engine.grammars import Grammar, GrammarCompiler, Vocabulary
 from millicent.engine.logprobs import score
 from millicent.engine.processors import Adjustments, adjustments
-from millicent.engine.protocol import Output, ScoredToken, Step, Submit
+from millicent.engine.protocol import Coefficients, Output, ScoredToken, Step, Submit
 from millicent.engine.sampler import Draw, sample
 from millicent.engine.scheduling.scheduler import Scheduler
 from millicent.engine.scheduling.sequences import Sequence
@@ -206,6 +206,11 @@ class Runner:
         adjust = adjustments(sampling, limits, sequence.tokens, [end for end in ends if end < self._vocabulary_size])
         self._answers[sequence.id] = _Answer(sequence, sampling, limits, seed, words, adjust, grammar)
         return None
+
+    def learn(self, model: str, costs: Coefficients) -> None:
+        """What steps of a model take; it may be none of ours."""
+        if model == self._model.name:
+            self.scheduler.costs = costs
 
     def cancel(self, sequence: int) -> Output | None:
         if self._compiling.pop(sequence, None):

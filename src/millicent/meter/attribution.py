@@ -78,8 +78,10 @@ class StepTimeShares:
         found = self._models.get((device, model))
         return None if found is None or found.fit is None else found.fit.version
 
-    def knows(self, device: str, model: str) -> bool:
-        return self.version(device, model) is not None
+    def costs(self, device: str, model: str) -> Coefficients | None:
+        """What steps take, by the fit in use; None while they are split evenly."""
+        found = self._models.get((device, model))
+        return None if found is None else found.coefficients
 
     def coefficients(self, model: str) -> Coefficients | None:
         """The model's fit, on whichever device it ran last; None until there is one."""
