@@ -10,7 +10,7 @@ from millicent.core.chunks import End, FinishReason, Text, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
-from millicent.pipeline.latency import Beside
+from millicent.meter.waits import Beside
 
 
 class Progress:

@@ -36,12 +36,13 @@ from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
 from millicent.meter.pricing import price
 from millicent.meter.quotes import Asked, Quoter
+from millicent.meter.waits import Beside, Waits
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
-from millicent.pipeline.latency import Beside, LatencyTargets, told
+from millicent.pipeline.latency import check_target, policy_of, with_verdict
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Pipeline:
         estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
-        latency: LatencyTargets | None = None,
+        waits: Waits | None = None,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
@@ -81,7 +82,7 @@ class Pipeline:
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._hold = hold
-        self._latency = latency
+        self._waits = waits
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -212,9 +213,8 @@ class Pipeline:
         return request if target_ms is None else msgspec.structs.replace(request, latency_target_ms=target_ms)
 
     def _check_target(self, request: Request, plan: Plan) -> None:
-        """Raises RateLimited where the target cannot be met. Without a fit nobody can tell."""
-        fit = None if self._fits is None else self._fits.coefficients(request.model)
-        if request.latency_target_ms is None or fit is None or self._latency is None:
+        """Raises RateLimited where the target cannot be met. While nobody knows what steps take, nobody can tell."""
+        if request.latency_target_ms is None or self._waits is None:
             return
         others = [
             msgspec.structs.replace(
@@ -223,8 +223,9 @@ class Pipeline:
             for answer in self._answers.values()
             if answer.opened.model == request.model
         ]
-        mine = _beside(plan)
-        self._latency.check(request.latency_target_ms, request.model, fit, mine, others, streamed=request.stream)
+        wait = self._waits.forecast(request.model, _beside(plan), others, streamed=request.stream)
+        if wait is not None:
+            check_target(request.latency_target_ms, wait, len(others))
 
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
@@ -256,7 +257,7 @@ class Pipeline:
             hold=None if hold is None else Money.total((hold, *(line.amount or ZERO for line in lines))),
             prices=placement.prices,
             basis=placement.basis,
-            policy=None if request.latency_target_ms is None else {"latency_target_ms": str(request.latency_target_ms)},
+            policy=policy_of(request.latency_target_ms),
         )
 
     async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, purse: Purse) -> None:
@@ -272,8 +273,8 @@ class Pipeline:
             await purse.settle()
             await self._settle(answer, end)
             self._estimates.learn(answer.settled, plan)
-            if self._latency is not None and answer.settled is not None:
-                self._latency.learn(answer.settled)
+            if self._waits is not None and answer.settled is not None:
+                self._waits.learn(answer.settled)
         finally:
             del self._answers[answer.receipt_id]
             self._admitted -= 1
@@ -344,7 +345,7 @@ class Pipeline:
             error=message,
             useful=self._verdict(answer, status),
         )
-        return msgspec.structs.replace(closed, policy=told(closed))
+        return msgspec.structs.replace(closed, policy=with_verdict(closed))
 
     def _verdict(self, answer: Answer, status: Status) -> bool | None:
         """The feature's rule on the output; of several choices, one that is useful will do. A failed answer is of no
@@ -414,7 +415,7 @@ class Pipeline:
 
 def _beside(plan: Plan) -> Beside:
     sequences = max(1, len(plan.call.sequences))
-    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, 0, begun=False, sequences=sequences)
+    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, sequences=sequences)
 
 
 def _tokens(usage: Usage) -> int | None:
