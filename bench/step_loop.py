@@ -86,8 +86,9 @@ class Loop:
     def decode(self, prompts: Sequence[Sequence[int]], sampling: Sampling, steps: int) -> dict[str, list[float]]:
         """Milliseconds of each step, and of the loop's own part in it. Prompts are computed the first time only."""
         running = [self.submit(prompt, sampling) for prompt in prompts]
-        while self.runner.scheduler.running < len(prompts) or self.step()[2]:
-            pass
+        left = 1
+        while left or self.runner.scheduler.running < len(prompts):
+            left = self.step()[2]
         found: dict[str, list[float]] = {"step_ms": [], "own_ms": []}
         for _ in range(steps):
             step_s, own_s, _ = self.step()
