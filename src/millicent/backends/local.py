@@ -45,6 +45,7 @@ from millicent.engine.protocol import (
     Cancel,
     Coefficients,
     Costs,
+    Draft,
     Embed,
     EngineConfig,
     FromEngine,
@@ -183,6 +184,7 @@ class LocalBackend:
         if seed is not None and not -(2**63) <= seed < 2**64:
             raise InvalidRequest(f"seed: {seed} doesn't fit 64 bits; use a smaller number", param="seed")
         request.refuse_foreign()
+        request.refuse_thinking()
         request.refuse_images()
         await self._await_loaded(model)
         model.used_ns = self._clock.monotonic_ns()
@@ -300,8 +302,8 @@ class LocalBackend:
                 self._take_step(frame)
             case Loaded() | Unloaded():
                 self._take_overhead(frame.overhead)
-                if isinstance(frame, Loaded) and frame.calibration is not None:
-                    self._take_overhead(frame.calibration)
+                for calibration in frame.calibrations if isinstance(frame, Loaded) else ():
+                    self._take_overhead(calibration)
                 self._give_answer(frame)
             case LoadFailed():
                 self._accounted_ns = self._clock.monotonic_ns()
@@ -314,7 +316,8 @@ class LocalBackend:
             self._accounted_ns = record.start_ns + record.wall_ns
             self._observer.step(record)
             for work in record.sequences:
-                if work.prefill_rows and (run := self._runs.get(work.sequence)):
+                run = self._runs.get(work.sequence)
+                if work.prefill_rows and run is not None and run.model == record.model:  # not by its draft model
                     run.prefilled(work.sequence, work.prefill_rows - work.recomputed_rows)
             self._tell_costs(record.model)
         for output in step.outputs:
@@ -411,14 +414,13 @@ class LocalBackend:
     async def _load_making_room(self, model: HeldModel, path: Path) -> Loaded:
         """Unloads idle models, the least recently used first, until the model fits."""
         while True:
-            known = self._costs is None or self._costs(self._config.device, model.name) is not None
-            calibrate = self._config.calibrate and not known
-            answer = await self._ask(
-                Load(model.name, str(path), model.spec.dtype or self._config.dtype, calibrate, model.spec.quantize)
-            )
+            draft = model.spec.draft
+            frame = self._load_frame(model, path)
+            answer = await self._ask(frame)
             if isinstance(answer, Loaded):
-                self._told.pop(model.name, None)
-                self._tell_costs(model.name)
+                for name in (model.name, *([draft.name] if draft else [])):
+                    self._told.pop(name, None)
+                    self._tell_costs(name)
                 return answer
             assert isinstance(answer, LoadFailed)
             if answer.code != "out_of_memory":
@@ -431,6 +433,18 @@ class LocalBackend:
                 raise Unavailable(f"{answer.message}; the others are in use: retry", retry_after_s=5)
             else:
                 raise ModelError(answer.message)
+
+    def _load_frame(self, model: HeldModel, path: Path) -> Load:
+        spec, dtype = model.spec, self._config.dtype
+        load = Load(model.name, str(path), spec.dtype or dtype, self._calibrates(model.name), spec.quantize)
+        if (draft := spec.draft) is None:
+            return load
+        how = Draft(draft.name, str(draft.path), draft.dtype or dtype, self._calibrates(draft.name), draft.quantize)
+        return msgspec.structs.replace(load, draft=how)
+
+    def _calibrates(self, model: str) -> bool:
+        known = self._costs is None or self._costs(self._config.device, model) is not None
+        return self._config.calibrate and not known
 
     async def _unload(self, model: HeldModel) -> None:
         model.state = ModelState.UNLOADED  # from here on nothing is submitted to it

@@ -11,7 +11,7 @@ from millicent.cli.show import utc_ns
 from millicent.core.errors import NotFound
 
 if TYPE_CHECKING:
-    from millicent.core.receipts import Receipt
+    from millicent.core.receipts import Attempt, Receipt
     from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter, Totals
     from millicent.ledger.worth import RoleCosts, Usefulness
 
@@ -132,7 +132,12 @@ def card(receipt: Receipt) -> str:
         ("First token", show.duration(took.ttft_ns), None),
         ("Total time", show.duration(took.total_ns), None),
         ("Accelerator", show.duration(ran.serving_ns) if ran.steps else "unknown", ran.provenance),
+        ("Provider says", None if receipt.reported is None else f"${receipt.reported}", _residual(receipt)),
+        *((f"Attempt {each.ordinal}", *_attempt(each)) for each in receipt.attempts if len(receipt.attempts) > 1),
     ]
+    if ran.drafted_tokens:
+        guessed = f"{show.count(ran.accepted_tokens)} of {show.count(ran.drafted_tokens)} tokens"
+        facts.append(("Guessed rightly", guessed, None))
     width = max(len(name) for name, _, _ in facts)
     lines = [f"{show.amount(receipt.total)}   {receipt.id}", ""]
     lines += [
@@ -141,6 +146,20 @@ def card(receipt: Receipt) -> str:
         if value
     ]
     return "\n".join([*lines, "", *_lines(receipt)])
+
+
+def _residual(receipt: Receipt) -> str | None:
+    if receipt.residual is None:
+        return None
+    return f"{'+' if receipt.residual.nanousd > 0 else ''}{receipt.residual} to ours"
+
+
+def _attempt(attempt: Attempt) -> tuple[str, str | None]:
+    from millicent.cli import show
+
+    took = None if attempt.ended_at_ns is None else attempt.ended_at_ns - attempt.started_at_ns
+    told = f"{attempt.role}, {attempt.status or 'running'} after {show.duration(took)}"
+    return f"{attempt.placement}, {attempt.model} ({attempt.backend}): {told}", attempt.error
 
 
 def _lines(receipt: Receipt) -> list[str]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from millicent.backends.elsewhere import Elsewhere
     from millicent.backends.local import LocalModel
+    from millicent.backends.local_models import DraftModel
     from millicent.config import Config
     from millicent.engine.config import Dtype, Quantization
     from millicent.meter.placements import Placement
@@ -32,8 +34,14 @@ quantize_option = click.option(
 @click.option("--port", type=click.IntRange(0, 65535), help="Listen on this port; by default 8080; 0 takes a free one.")
 @dtype_option
 @quantize_option
+@click.option("--draft", metavar="MODEL", help="A smaller model with the same tokenizer that guesses for MODEL.")
 def serve(
-    models: tuple[str, ...], host: str | None, port: int | None, dtype: Dtype | None, quantize: Quantization | None
+    models: tuple[str, ...],
+    host: str | None,
+    port: int | None,
+    dtype: Dtype | None,
+    quantize: Quantization | None,
+    draft: str | None,
 ) -> None:
     """Serve models over HTTP; those that aren't here yet are downloaded first.
 
@@ -53,18 +61,44 @@ def serve(
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     settings = in_precision(settings, dtype, quantize)
-    if importlib.util.find_spec("torch") is None:
+    elsewhere = called_elsewhere(settings)
+    here = [name for name in models if not is_elsewhere(settings, name)]
+    local = bool(here) or not elsewhere or any(not each.deployed for each in settings.models.values())
+    if local and importlib.util.find_spec("torch") is None:
         raise ConfigError("the engine needs PyTorch, which isn't installed: pip install 'millicent[engine]'.")
 
     from millicent.app import ServeOptions
     from millicent.app import serve as serve_until_stopped
 
     placement = placement_of(settings)
-    wanted = chosen(models, settings, home, placement.name)
-    providers = [each.placement(name) for name, each in settings.placements.items() if each.kind == "api"]
-    serve_until_stopped(
-        ServeOptions(home=home, config=settings, models=wanted, placement=placement, providers=tuple(providers))
+    wanted = chosen(tuple(here), settings, home, placement.name, draft=draft) if local else {}
+    providers = [
+        each.placement(name) for name, each in settings.placements.items() if each.kind == "api" or name in elsewhere
+    ]
+    options = ServeOptions(
+        home=home,
+        config=settings,
+        models=wanted,
+        placement=placement,
+        providers=tuple(providers),
+        elsewhere=tuple(elsewhere.values()),
     )
+    serve_until_stopped(options)
+
+
+def is_elsewhere(settings: Config, name: str) -> bool:
+    """Is this a model that other placements run?"""
+    return name in settings.models and bool(settings.models[name].deployed)
+
+
+def called_elsewhere(settings: Config) -> dict[str, Elsewhere]:
+    """The placements that are called, by name. All of the file's are served, whatever else is named: they cost
+    nothing until they are asked."""
+    from millicent.backends.elsewhere import called
+
+    deployed = {name: each.deployed for name, each in settings.models.items()}
+    providers = {name: each.provider for name, each in settings.placements.items()}
+    return {each.placement: each for each in called(deployed, settings.upstreams, providers)}
 
 
 def in_precision(settings: Config, dtype: Dtype | None, quantize: Quantization | None) -> Config:
@@ -82,11 +116,12 @@ def placement_of(settings: Config) -> Placement:
     from millicent.core.errors import ConfigError
     from millicent.engine.config import EngineConfig
     from millicent.engine.machine import usable_cores
-    from millicent.meter.placements import assumed_placement
+    from millicent.meter.placements import ASSUMED_PLACEMENT, assumed_placement
 
-    machines = {name: each for name, each in settings.placements.items() if each.kind != "api"}
+    called = {*settings.upstreams, *called_elsewhere(settings)}
+    machines = {name: each for name, each in settings.placements.items() if each.kind != "api" and name not in called}
     if not machines:
-        return assumed_placement("local", usable_cores(EngineConfig()))
+        return assumed_placement(ASSUMED_PLACEMENT, usable_cores(EngineConfig()))
     if len(machines) > 1:
         names = ", ".join(machines)
         raise ConfigError(f"[placements] holds {names}, and this machine is one of them: keep that one.")
@@ -94,22 +129,44 @@ def placement_of(settings: Config) -> Placement:
     return placement.placement(name)
 
 
-def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str) -> dict[str, LocalModel]:
+def chosen(
+    names: tuple[str, ...], settings: Config, home: Path, placement: str, *, draft: str | None = None
+) -> dict[str, LocalModel]:
     """Public names and their files, downloaded where need be. What is named on the command line is loaded at once;
-    the embedding model, unless named, when it is first asked for."""
+    the embedding model, unless named, when it is first asked for. `draft` counts for all of them."""
     from millicent.backends.config import ModelConfig
     from millicent.backends.local import LocalModel
     from millicent.cli.models import found, path_of
     from millicent.core.errors import ConfigError
 
     wanted: dict[str, LocalModel] = {}
-    for name in dict.fromkeys(names or tuple(settings.models) or (DEFAULT_MODEL,)):
+    configured = tuple(name for name in settings.models if not is_elsewhere(settings, name))
+    for name in dict.fromkeys(names or configured or (DEFAULT_MODEL,)):
         how = settings.models.get(name, ModelConfig())
         model = found(path_of(how.path, home) if how.path else name)
         public = name if name in settings.models else model.name
         if public in wanted:
             raise ConfigError(f"two models would be called {public!r}: give one another name with [models.NAME] path.")
-        preload = how.preload or bool(names) or not settings.models
-        wanted[public] = LocalModel(model.path, placement, how.keep_alive_s, preload, how.dtype, how.quantize)
+        preload = how.preload or bool(names) or not configured
+        beside = draft or how.draft
+        wanted[public] = LocalModel(
+            model.path,
+            placement,
+            how.keep_alive_s,
+            preload,
+            how.dtype,
+            how.quantize,
+            draft=None if beside is None else _draft(beside, settings, home),
+        )
     wanted.setdefault(EMBEDDING_MODEL, LocalModel(lambda: found(EMBEDDING_MODEL).path, placement, makes_vectors=True))
     return wanted
+
+
+def _draft(name: str, settings: Config, home: Path) -> DraftModel:
+    from millicent.backends.config import ModelConfig
+    from millicent.backends.local_models import DraftModel
+    from millicent.cli.models import found, path_of
+
+    how = settings.models.get(name, ModelConfig())
+    model = found(path_of(how.path, home) if how.path else name)
+    return DraftModel(name if name in settings.models else model.name, model.path, how.dtype, how.quantize)

@@ -23,12 +23,14 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """A function that the model may call. `parameters` is a JSON schema of its arguments, as text."""
+    """A function that the model may call. `parameters` is a JSON schema of its arguments, as text. `strict`: whether a
+    provider is to hold calls to it, where the caller said."""
 
     name: str
     description: str
     parameters: str
     cache: CacheMark | None = None
+    strict: bool | None = None
 
 
 class TextPart(msgspec.Struct, frozen=True, tag="text"):
@@ -125,10 +127,12 @@ class Limits(msgspec.Struct, frozen=True):
 
 class OutputFormat(msgspec.Struct, frozen=True):
     """What the answer must be: any JSON object, or what `source` describes: a JSON schema, a regular expression, a Lark
-    grammar (llguidance's dialect)."""
+    grammar (llguidance's dialect). A schema's `name`, and whether a provider is to hold to it, as the caller said."""
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     source: str = ""
+    name: str = "answer"
+    strict: bool | None = None
 
 
 class Attribution(msgspec.Struct, frozen=True):
@@ -179,10 +183,11 @@ class Thinking(msgspec.Struct, frozen=True):
 
 
 class Extra(msgspec.Struct, frozen=True):
-    """A field that only the request's own dialect knows, as JSON, and what to say where it can't be honoured."""
+    """A field that only the request's own dialect knows, as JSON, and what to say where it can't be honoured; nothing
+    where it is a harmless hint."""
 
     json: str
-    refusal: str
+    refusal: str | None
     code: str = "unknown_parameter"
 
 
@@ -196,6 +201,9 @@ class Request(msgspec.Struct, frozen=True):
     Of the `tools` only `tool_name` may be called, where it is set.
 
     `extra` are fields that an upstream of the same dialect may know; every other backend calls `refuse_foreign`.
+
+    `restated` names sampling's fields that were written out with the value they have anyway: an upstream's own default
+    may be another.
     """
 
     id: str
@@ -222,11 +230,13 @@ class Request(msgspec.Struct, frozen=True):
     outside_costs: tuple[OutsideCost, ...] = ()
     thinking: Thinking | None = None
     extra: dict[str, Extra] = {}
+    restated: tuple[str, ...] = ()
 
     def refuse_foreign(self) -> None:
         """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one."""
         for field, extra in self.extra.items():
-            raise InvalidRequest(extra.refusal, param=field, code=extra.code)
+            if extra.refusal is not None:
+                raise InvalidRequest(extra.refusal, param=field, code=extra.code)
         for message in self.messages or ():
             for part in message.content if isinstance(message.content, tuple) else ():
                 if isinstance(part, OtherPart):
@@ -235,6 +245,15 @@ class Request(msgspec.Struct, frozen=True):
                         param=f"{part.at}.type",
                         code="unsupported_parameter",
                     )
+
+    def refuse_thinking(self) -> None:
+        """Raise InvalidRequest where more or less thinking is asked for; none is as good as not asked."""
+        if self.thinking is not None and self.thinking != Thinking("none"):
+            raise InvalidRequest(
+                '`reasoning_effort` is not supported by this server: leave it out or send "none".',
+                param="reasoning_effort",
+                code="unsupported_parameter",
+            )
 
     def refuse_images(self) -> None:
         """Raise InvalidRequest naming the message that holds a picture, if one does."""

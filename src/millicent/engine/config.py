@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 PrefixCache = Literal["off", "tenant", "shared"]
-
+Speculation = Literal["off", "ngram"]
 
 Dtype = Literal["auto", "bf16", "fp32"]
 Quantization = Literal["auto", "none", "native", "int8", "int4"]
@@ -25,6 +25,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `calibrate` spends up to a second after a model's first loading to learn what its steps cost, so that the first
     requests that share one are charged fairly. `prefix_cache`: prompts that begin alike are computed once, for each
     tenant on its own or, `shared`, for all; how fast an answer comes then tells one tenant what others have sent.
+    `speculation`: tokens that the text itself suggests are checked several at a time, where that is faster; answers
+    stay the same.
     """
 
     device: Literal["cpu"] = "cpu"
@@ -39,3 +41,4 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_tokens: Annotated[int, msgspec.Meta(ge=16)] = 512
     block_tokens: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     prefix_cache: PrefixCache = "tenant"
+    speculation: Speculation = "ngram"

@@ -80,6 +80,13 @@ class Grammar:
     def take(self, token: int) -> None:
         self._matcher.consume_token(token)
 
+    def valid(self, tokens: list[int]) -> int:
+        """How many of these tokens could come next, one after another."""
+        return self._matcher.validate_tokens(tokens)
+
+    def copy(self) -> Grammar:
+        return Grammar(self._matcher.deep_copy(), self._size)
+
     def mask(self, scores: np.ndarray) -> None:
         """Leave only what may come (float32 [vocabulary], in place)."""
         import numpy as np

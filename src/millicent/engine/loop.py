@@ -12,7 +12,7 @@ from millicent.core.chunks import FinishReason
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, ModelError
 from millicent.core.steps import Overhead, OverheadKind
-from millicent.engine.batch import Encoder, Model
+from millicent.engine.batch import Encoder
 from millicent.engine.config import EngineConfig
 from millicent.engine.connection import Connection
 from millicent.engine.encoder_runner import EncoderRunner
@@ -138,13 +138,15 @@ class Engine:
 
     def _load(self, frame: Load) -> Loaded | LoadFailed:
         start_ns = self._clock.monotonic_ns()
-        opened_ns, calibration = start_ns, None
+        opened_ns = start_ns
+        calibrations: tuple[Overhead, ...] = ()
         if frame.model not in self._runners:
             try:
                 runner = self._open(frame)
                 opened_ns = self._clock.monotonic_ns()
-                if frame.calibrate and isinstance(runner, Runner):
-                    calibration = runner.calibrate(self._config, self._clock)
+                if isinstance(runner, Runner):
+                    drafts = frame.draft is not None and frame.draft.calibrate
+                    calibrations = runner.calibrate(self._config, self._clock, own=frame.calibrate, draft=drafts)
                 self._runners[frame.model] = runner
             except (ModelError, ConfigError) as error:
                 return LoadFailed(frame.model, error.message, "model_unusable")
@@ -164,14 +166,17 @@ class Engine:
             weight_bytes=runner.weight_bytes,
             kv_bytes=runner.kv_bytes,
             overhead=Overhead(self._config.device, frame.model, OverheadKind.LOAD, start_ns, opened_ns - start_ns),
-            calibration=calibration,
+            calibrations=calibrations,
             dimensions=runner.dimensions,
         )
 
     def _open(self, frame: Load) -> Runner | EncoderRunner:
         held = sum(runner.weight_bytes + runner.kv_bytes for runner in self._runners.values())
         left = self._memory_bytes - held
-        least = _file_bytes(Path(frame.path)) // _SHRINKS_BY.get(frame.quantize or self._config.quantize, 2)
+        files = [(frame.path, frame.quantize), *([(frame.draft.path, frame.draft.quantize)] if frame.draft else [])]
+        least = sum(
+            _file_bytes(Path(path)) // _SHRINKS_BY.get(quantize or self._config.quantize, 2) for path, quantize in files
+        )
         if least > left:
             raise OutOfMemory(_does_not_fit(frame.model, least, left))
         opened = self._open_model(frame)
@@ -179,25 +184,25 @@ class Engine:
             if opened.weight_bytes > left:
                 raise OutOfMemory(_does_not_fit(frame.model, opened.weight_bytes, left))
             return EncoderRunner(opened, self._config)
-        left -= opened.model.weight_bytes
-        blocks, least = self._kv_blocks(opened.model, left)
+        left -= opened.weight_bytes
+        blocks, least = self._kv_blocks(opened, left)
         if blocks < least:
-            kv_bytes = least * self._config.block_tokens * opened.model.kv_bytes_per_token
-            weight_bytes = opened.model.weight_bytes
+            kv_bytes = least * self._config.block_tokens * opened.kv_bytes_per_token
+            weight_bytes = opened.weight_bytes
             raise OutOfMemory(_does_not_fit(frame.model, weight_bytes + kv_bytes, weight_bytes + left))
         return Runner(opened, self._config, blocks=blocks, wake=self._connection.wake)
 
-    def _kv_blocks(self, model: Model, left_bytes: int) -> tuple[int, int]:
+    def _kv_blocks(self, opened: OpenModel, left_bytes: int) -> tuple[int, int]:
         """How many KV blocks the model gets, and the fewest it can work with.
 
         It gets `max_sequences` whole contexts, or as many blocks as fit half of what is left, so that other models
         find room too; but one whole context if that fits at all, and never more than fits.
         """
         config = self._config
-        per_context = -(-model.context_tokens // config.block_tokens)
+        per_context = -(-opened.model.context_tokens // config.block_tokens)
         wanted = config.max_sequences * per_context
         least = min(per_context, -(-_LEAST_CONTEXT_TOKENS // config.block_tokens))
-        block_bytes = config.block_tokens * model.kv_bytes_per_token
+        block_bytes = config.block_tokens * opened.kv_bytes_per_token
         if block_bytes == 0:
             return wanted, least
         fitting = max(0, left_bytes) // block_bytes

@@ -5,6 +5,7 @@ The order is that of the common libraries: repetition, then presence and frequen
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,12 @@ class Adjustments:
         self._ends = np.array(sorted(ends), dtype=np.int64)
         self._banned_tokens = limits.min_tokens
         self._tokens = 0
+
+    def copy(self) -> Adjustments:
+        """One that can be told of tokens that may never come."""
+        ahead = copy.copy(self)
+        vars(ahead).update(_counts=self._counts.copy(), _seen=self._seen.copy())
+        return ahead
 
     def note(self, token: int) -> None:
         self._tokens += 1

@@ -20,6 +20,16 @@ MAX_FRAME_BYTES = 64 << 20
 
 
 # Gateway to engine.
+class Draft(msgspec.Struct, frozen=True):
+    """A smaller model beside another, which guesses what that one will say. Fields as in Load."""
+
+    model: str
+    path: str
+    dtype: Dtype
+    calibrate: bool = False
+    quantize: Quantization | None = None
+
+
 class Load(msgspec.Struct, frozen=True, tag=True):
     """Bring a model into memory. Answered by Loaded or LoadFailed. Loading a loaded model answers Loaded at once.
 
@@ -32,6 +42,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     dtype: Dtype
     calibrate: bool = False
     quantize: Quantization | None = None
+    draft: Draft | None = None
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
@@ -107,7 +118,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     kv_bytes: int
     overhead: Overhead
     dimensions: int = 0
-    calibration: Overhead | None = None
+    calibrations: tuple[Overhead, ...] = ()
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):

@@ -51,7 +51,7 @@ INSERT_RECEIPT = _insert("receipts", (*RECEIPT_COLUMNS, "gateway"))
 # All that closing a receipt may change.
 SETTLE_RECEIPT = f"UPDATE receipts SET {', '.join(f'{name} = ?' for name in _SETTLED)} WHERE id = ?"  # noqa: S608 - our own names
 INSERT_LINE = _insert("lines", LINE_COLUMNS)
-INSERT_ATTEMPT = _insert("attempts", ("receipt", *Attempt.__struct_fields__[:-1], "reported_nanousd"))
+INSERT_ATTEMPT = _insert("attempts", ("receipt", *Attempt.__struct_fields__))
 
 _encoder = msgspec.json.Encoder()
 _usage_decoder = msgspec.json.Decoder(Usage)
@@ -146,6 +146,8 @@ def accelerator_columns(accelerator: Accelerator) -> dict[str, object]:
         "accelerator_provenance": accelerator.provenance,
         "recomputed_tokens": accelerator.recomputed_tokens,
         "step_time_version": accelerator.step_time_version,
+        "drafted_tokens": accelerator.drafted_tokens,
+        "accepted_tokens": accelerator.accepted_tokens,
     }
 
 
@@ -178,6 +180,8 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
             Provenance(row["accelerator_provenance"]),
             row["recomputed_tokens"],
             row["step_time_version"],
+            row["drafted_tokens"],
+            row["accepted_tokens"],
         ),
         energy=Energy(_decimal(row["joules"]), Provenance(row["energy_provenance"])),
         lines=tuple(lines),
@@ -234,8 +238,7 @@ def line_of(row: sqlite3.Row) -> Line:
 
 def attempt_row(receipt_id: str, attempt: Attempt) -> tuple[object, ...]:
     """For INSERT_ATTEMPT."""
-    *values, reported = msgspec.structs.astuple(attempt)
-    return (receipt_id, *values, _nanousd(reported))
+    return (receipt_id, *msgspec.structs.astuple(attempt))
 
 
 def attempt_of(row: sqlite3.Row) -> Attempt:
@@ -249,7 +252,6 @@ def attempt_of(row: sqlite3.Row) -> Attempt:
         ended_at_ns=row["ended_at_ns"],
         status=None if row["status"] is None else Status(row["status"]),
         error=row["error"],
-        reported=_money(row["reported_nanousd"]),
     )
 
 

@@ -158,7 +158,7 @@ class _Model:
     def next_shares(self, record: StepRecord) -> Sequence[int] | None:
         if self.coefficients is None or not record.sequences:
             return None
-        error = self.fitter.error or (self.fit.error if self.fit is not None else None) or 0.0
+        error = self.fitter.error or (self.fit.error if self.fit is not None else None) or 0
         shares = self.coefficients.shares([Work.of(_next_work(work)) for work in record.sequences])
         return [int(share * (1 + _ERRORS_ABOVE * error)) for share in shares]
 

@@ -102,14 +102,21 @@ class Meter:
     def reading(self, receipt_id: str) -> Reading:
         return self._receipts[receipt_id].reading()
 
-    def close(self, receipt_id: str) -> Reading:
-        """The final reading. What its sequences do from now on is lost."""
-        receipt = self._receipts.pop(receipt_id)
+    def end_attempt(self, receipt_id: str) -> Reading:
+        """The reading after an attempt. What its sequences do from now on is lost."""
+        receipt = self._receipts[receipt_id]
         if receipt.device is not None:
             self._settle_energy(receipt.device)
         for sequence in receipt.sequences:
             del self._sequences[sequence]
+        receipt.sequences.clear()
         return receipt.reading()
+
+    def close(self, receipt_id: str) -> Reading:
+        """The final reading: the last attempt has ended."""
+        reading = self.end_attempt(receipt_id)
+        del self._receipts[receipt_id]
+        return reading
 
     def device_state(self, device: str, state: DeviceState, at_ns: int) -> None:
         self._session(device).set_state(state, self._clock.utc_ns(at_ns))
@@ -167,6 +174,8 @@ class Meter:
                 continue
             receipt = entry[0]
             receipt.recomputed_tokens += work.recomputed_rows
+            receipt.drafted_tokens += work.drafted_tokens
+            receipt.accepted_tokens += work.accepted_tokens
             if expected is not None:
                 receipt.next_ns += expected[i]
             elif work.prefill_rows and work.sampled_rows:
@@ -252,9 +261,9 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "batch_sum", "bound_ns", "decode_ns", "device", "energy", "first_step_at_ns", "id", "known", "near", "next_ns",
-        "prefill_ns", "recomputed_tokens", "sequences", "shares", "step_ns", "step_time_version", "steps",
-        "uncharged_ns", "usage",
+        "accepted_tokens", "batch_sum", "bound_ns", "decode_ns", "device", "drafted_tokens", "energy",
+        "first_step_at_ns", "id", "known", "near", "next_ns", "prefill_ns", "recomputed_tokens", "sequences", "shares",
+        "step_ns", "step_time_version", "steps", "uncharged_ns", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -273,6 +282,8 @@ class _Receipt:
         self.steps = 0
         self.batch_sum = 0
         self.recomputed_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
         self.step_time_version: str | None = None
         self.energy = EnergyShare()
         self.bound_ns: int | None = None
@@ -310,6 +321,8 @@ class _Receipt:
             provenance,
             self.recomputed_tokens,
             self.step_time_version,
+            self.drafted_tokens,
+            self.accepted_tokens,
         )
         return Reading(
             self.id,

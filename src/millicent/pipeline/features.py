@@ -1,4 +1,4 @@
-"""`[features.NAME]`: when an output of a feature counts as useful."""
+"""`[features.NAME]`: where a feature's requests may run, and when an output of it counts as useful."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ class UsefulConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`useful` says when an output counts as useful; without it, feedback with a score of at least 0.5 does.
+    """Its requests run only on these `placements`, whatever model or fallback; without them, on any. `useful` says when
+    an output counts as useful; without it, feedback with a score of at least 0.5 does.
 
     `latency_target_ms` is for its requests that bring no `X-Millicent-Latency-Target-Ms` of their own.
     """
 
+    placements: tuple[str, ...] | None = None
     useful: UsefulConfig = UsefulConfig()
     latency_target_ms: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
@@ -47,7 +49,14 @@ class Features:
         """Raises ConfigError naming the feature and the setting."""
         self._rules = {name: _Rule(name, feature.useful) for name, feature in features.items()}
         self._default = _Rule("", UsefulConfig())
+        self._placements = {
+            name: frozenset(feature.placements) for name, feature in features.items() if feature.placements is not None
+        }
         self._targets = {name: feature.latency_target_ms for name, feature in features.items()}
+
+    def placements(self, feature: str | None) -> frozenset[str] | None:
+        """Where its requests may run; None is anywhere."""
+        return None if feature is None else self._placements.get(feature)
 
     def latency_target_ms(self, feature: str | None) -> int | None:
         return None if feature is None else self._targets.get(feature)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from millicent.core.errors import InvalidRequest
+from millicent.core.request import Extra
 
 T = TypeVar("T")
 
@@ -30,6 +31,30 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T], known_fields: Ite
         ) from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply. Flatten it.", code="invalid_json") from None
+
+
+def decode_with_extra(
+    body: bytes, decoder: msgspec.json.Decoder[T], known_fields: Iterable[str]
+) -> tuple[T, dict[str, Extra]]:
+    """The same, but fields at the top that nobody here knows are kept, each with what is said where they can't be
+    honoured."""
+    try:
+        return decoder.decode(body), {}
+    except msgspec.ValidationError as error:
+        if not _UNKNOWN.match(str(error)) or _AT.search(str(error)):
+            raise _invalid_field(str(error), known_fields) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return decode_body(body, decoder, known_fields), {}  # which says what is wrong with it
+    fields = decode_body(body, _fields_decoder, ())
+    known = frozenset(getattr(decoder.type, "__struct_encode_fields__", ()))
+    extra = {}
+    for field in [field for field in fields if field not in known]:
+        refusal = _invalid_field(f"Object contains unknown field `{field}`", known_fields)
+        extra[field] = Extra(bytes(fields.pop(field)).decode(), refusal.message, refusal.code)
+    return decode_body(msgspec.json.encode(fields), decoder, known_fields), extra
+
+
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _invalid_field(message: str, known_fields: Iterable[str]) -> InvalidRequest:
