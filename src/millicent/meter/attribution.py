@@ -17,8 +17,10 @@ from millicent.step_time import Coefficients, Fitter, Work
 _WEIGHTS_PER_NS = 1000
 _LEAST_STEPS = 16
 _REFIT_STEPS = 256
-# Observing a step costs some 40 microseconds of the gateway's time; steps that come faster are sampled.
+# Observing a step costs some 40 microseconds of the gateway's time: steps that come faster are sampled, and once a
+# refit has become a matter of fine tuning, most of them are let go.
 _OBSERVED_EVERY_NS = 10_000_000
+_REFINED_EVERY_NS = 100_000_000
 # A new version replaces the one in use when its predictions of the latest steps differ by so much on average.
 _WORTH_A_VERSION_PERCENT = 2
 _LATEST_STEPS = 32
@@ -165,7 +167,8 @@ class _Model:
     def learn(self, record: StepRecord) -> bool:
         """Whether it is time for a new fit."""
         self._unobserved_ns += record.wall_ns
-        if self._unobserved_ns < _OBSERVED_EVERY_NS or not record.sequences:
+        every_ns = _OBSERVED_EVERY_NS if self.fitter.steps < _REFIT_STEPS else _REFINED_EVERY_NS
+        if self._unobserved_ns < every_ns or not record.sequences:
             return False
         self._unobserved_ns = 0
         self.observe(record, record.wall_ns)
