@@ -92,7 +92,7 @@ def test_without_a_model_the_servers_first_is_quoted(url: str, capsys: pytest.Ca
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A ledger with two closed receipts of a quarter of a second each, and one that runs."""
+    """A ledger with two closed receipts of a quarter of a second each, and one that was cut off, its cost unknown."""
     monkeypatch.setenv("MILLICENT_HOME", str(tmp_path))
 
     async def fill() -> None:
@@ -121,7 +121,7 @@ def costs(capsys: pytest.CaptureFixture[str], book: str) -> str:
 @pytest.mark.usefixtures("home")
 def test_reprice_makes_a_new_book_beside_the_old(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["reprice", "january", "--at", "2026-01-15", "--until", "2026-02-01", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["unpriced"] == 0
+    assert json.loads(capsys.readouterr().out) == {"book": "january", "receipts": 3, "unpriced": 1}
     assert run(["reprice", "today", "--until", "2026-02-01"]) == 0
     capsys.readouterr()
     # Half a second in all, at $3.60 and at $7.20 an hour.
