@@ -38,10 +38,10 @@ from millicent.meter.placements import Placement, stated_watts
 from millicent.meter.prices import PriceBook
 from millicent.meter.published_prices import published_prices
 from millicent.meter.quotes import Quoter
+from millicent.meter.waits import Waits
 from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
-from millicent.pipeline.latency import LatencyTargets
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
@@ -156,7 +156,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             features=features,
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
-            latency=LatencyTargets(config.engine.max_sequences),
+            waits=Waits(shares.coefficients, config.engine.max_sequences),
             places=_places(options, backend, elsewhere),
             policies=config.policies,
         )

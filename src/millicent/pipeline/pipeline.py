@@ -26,6 +26,7 @@ from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
 from millicent.meter.quotes import Asked, Quoter
+from millicent.meter.waits import Beside, Waits
 from millicent.pipeline.answer import Answer, Progress
 from millicent.pipeline.attempts import Journey, Leg, Watchdog
 from millicent.pipeline.config import LimitsConfig, ModelPolicy
@@ -33,7 +34,7 @@ from millicent.pipeline.deployments import Deployment, DeploymentReport, Deploym
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
-from millicent.pipeline.latency import Beside, LatencyTargets
+from millicent.pipeline.latency import check_target
 from millicent.pipeline.settlement import Bookkeeper, cut_short
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Pipeline:
         estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
-        latency: LatencyTargets | None = None,
+        waits: Waits | None = None,
         places: Mapping[str, Sequence[Place]] | None = None,
         policies: Mapping[str, ModelPolicy] | None = None,
         random: Random | None = None,
@@ -80,7 +81,7 @@ class Pipeline:
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
-        self._latency = latency
+        self._waits = waits
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -218,9 +219,8 @@ class Pipeline:
         return request if target_ms is None else msgspec.structs.replace(request, latency_target_ms=target_ms)
 
     def _check_target(self, request: Request, plan: Plan) -> None:
-        """Raises RateLimited where the target cannot be met. Without a fit nobody can tell."""
-        fit = None if self._fits is None else self._fits.coefficients(request.model)
-        if request.latency_target_ms is None or fit is None or self._latency is None:
+        """Raises RateLimited where the target cannot be met. While nobody knows what steps take, nobody can tell."""
+        if request.latency_target_ms is None or self._waits is None:
             return
         others = [
             msgspec.structs.replace(
@@ -229,8 +229,9 @@ class Pipeline:
             for answer in self._answers.values()
             if answer.model == request.model
         ]
-        mine = _beside(plan)
-        self._latency.check(request.latency_target_ms, request.model, fit, mine, others, streamed=request.stream)
+        wait = self._waits.forecast(request.model, _beside(plan), others, streamed=request.stream)
+        if wait is not None:
+            check_target(request.latency_target_ms, wait, len(others))
 
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
@@ -261,8 +262,8 @@ class Pipeline:
             await self._settle(answer, end)
             if len(answer.opened.attempts) == 1:  # else its times and tokens are of several
                 self._estimates.learn(answer.settled, leg.plan)
-                if self._latency is not None and answer.settled is not None:
-                    self._latency.learn(answer.settled)
+                if self._waits is not None and answer.settled is not None:
+                    self._waits.learn(answer.settled)
         finally:
             leg.lease.give_back()
             del self._answers[answer.receipt_id]
@@ -411,7 +412,7 @@ class Pipeline:
 
 def _beside(plan: Plan) -> Beside:
     sequences = max(1, len(plan.call.sequences))
-    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, 0, begun=False, sequences=sequences)
+    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, sequences=sequences)
 
 
 def _tokens(usage: Usage) -> int | None:

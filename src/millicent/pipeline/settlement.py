@@ -23,7 +23,7 @@ from millicent.pipeline.attempts import Leg
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf
-from millicent.pipeline.latency import told
+from millicent.pipeline.latency import policy_of, with_verdict
 
 
 class Bookkeeper:
@@ -58,7 +58,7 @@ class Bookkeeper:
             stream=request.stream,
             attribution=request.attribution,
             lines=lines,
-            policy=None if request.latency_target_ms is None else {"latency_target_ms": str(request.latency_target_ms)},
+            policy=policy_of(request.latency_target_ms),
         )
         return self._with_attempt(receipt, leg, _total(lines), now_ns)
 
@@ -98,7 +98,7 @@ class Bookkeeper:
             error=final.error.message if final.error else None,
             useful=self._verdict(answer, status),
         )
-        return msgspec.structs.replace(closed, policy=told(closed))
+        return msgspec.structs.replace(closed, policy=with_verdict(closed))
 
     def _with_attempt(self, receipt: Receipt, leg: Leg, before: Money, now_ns: int) -> Receipt:
         """One more attempt, held for beside what came `before`: other costs, and other attempts."""
