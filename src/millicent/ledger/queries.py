@@ -143,8 +143,12 @@ class LedgerQueries:
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
     def recent(self, limit: int) -> list[Receipt]:
-        """The newest that succeeded, oldest first, without their lines and attempts."""
-        sql = "SELECT * FROM receipts WHERE status = 'succeeded' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        """The newest that succeeded at the first attempt, oldest first, without their lines and attempts."""
+        sql = (
+            "SELECT * FROM receipts WHERE status = 'succeeded'"
+            " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND ordinal = 2)"
+            " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        )
         with self._snapshot() as connection:
             found = [] if connection is None else select(connection, sql, (limit,))
         return [receipt_of(row) for row in reversed(found)]
