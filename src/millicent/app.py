@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import logging.handlers
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +32,9 @@ from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
-from millicent.meter.energy import energy_source
+from millicent.meter.energy import EnergySource, find_energy
 from millicent.meter.meter import Meter
-from millicent.meter.placements import Placement
+from millicent.meter.placements import Placement, stated_watts
 from millicent.meter.prices import PriceBook
 from millicent.meter.published_prices import published_prices
 from millicent.meter.quotes import Quoter
@@ -228,7 +228,7 @@ async def _local_backend(
         engine.device,
         placement,
         not_before_ns=await ledger.device_seen_ns(engine.device),
-        energy=energy_source(engine.device, _watts(placement)),
+        energy=_energy(engine.device, placement),
     )
     return LocalBackend(engine, options.models, meter, clock, options.home, costs=shares.costs)
 
@@ -242,9 +242,10 @@ async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock
     return shares
 
 
-def _watts(placement: Placement) -> Decimal | None:
-    watts = placement.inputs.get("watts")
-    return None if watts is None else Decimal(watts)
+def _energy(device: str, placement: Placement) -> EnergySource | None:
+    found = find_energy(device, stated_watts(placement), visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    log.info("the energy of %s is %s", device, found.what)
+    return found.source
 
 
 def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:

@@ -23,8 +23,9 @@ dtype_option = click.option(
 )
 quantize_option = click.option(
     "--quantize",
-    type=click.Choice(["auto", "none", "native", "int8", "int4"]),
-    help="Round weights to 8 or 4 bits while loading; native keeps the file's own quantization, none expands it.",
+    type=click.Choice(["auto", "none", "native", "int8", "int4", "fp8"]),
+    help="Round weights to 8 or 4 bits while loading (fp8 on a GPU); native keeps the file's own quantization, none"
+    " expands it.",
 )
 
 
@@ -32,6 +33,7 @@ quantize_option = click.option(
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--host", help="Listen on this address; by default 127.0.0.1, this machine only.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Listen on this port; by default 8080; 0 takes a free one.")
+@click.option("--device", metavar="[auto|cpu|cuda:N]", help="Where models run; by default cpu. GPUs are experimental.")
 @dtype_option
 @quantize_option
 @click.option("--draft", metavar="MODEL", help="A smaller model with the same tokenizer that guesses for MODEL.")
@@ -39,6 +41,7 @@ def serve(
     models: tuple[str, ...],
     host: str | None,
     port: int | None,
+    device: str | None,
     dtype: Dtype | None,
     quantize: Quantization | None,
     draft: str | None,
@@ -60,7 +63,7 @@ def serve(
     settings = config.load(home / config.FILE_NAME)
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
-    settings = in_precision(settings, dtype, quantize)
+    settings = on_device(in_precision(settings, dtype, quantize), device)
     elsewhere = called_elsewhere(settings)
     here = [name for name in models if not is_elsewhere(settings, name)]
     local = bool(here) or not elsewhere or any(not each.deployed for each in settings.models.values())
@@ -109,6 +112,22 @@ def in_precision(settings: Config, dtype: Dtype | None, quantize: Quantization |
     unset = dict.fromkeys(given)
     models = {name: msgspec.structs.replace(model, **unset) for name, model in settings.models.items()}
     return msgspec.structs.replace(settings, engine=msgspec.structs.replace(settings.engine, **given), models=models)
+
+
+def on_device(settings: Config, device: str | None) -> Config:
+    """With the device that is there, as it is called in accounts. Raises ConfigError where it isn't."""
+    import msgspec
+
+    from millicent.core.errors import ConfigError
+    from millicent.engine.config import EngineConfig
+    from millicent.engine.gpus import chosen_device
+
+    try:
+        wanted = msgspec.convert({"device": device or settings.engine.device}, EngineConfig).device
+    except msgspec.ValidationError:
+        raise ConfigError(f"--device is {device!r}: write auto, cpu or cuda:0") from None
+    chosen = chosen_device(wanted)
+    return msgspec.structs.replace(settings, engine=msgspec.structs.replace(settings.engine, device=chosen))
 
 
 def placement_of(settings: Config) -> Placement:

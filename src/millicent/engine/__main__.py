@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 
 
+def _models(config: EngineConfig) -> tuple[Callable[[Load], OpenModel | Encoder], int]:
+    """What opens models on the configured device, and the memory there is for all of them."""
+    if config.device == "cpu":
+        return _model_opener(config), memory_budget_bytes(config)
+    from millicent.engine.cuda.opening import GpuModels
+
+    models = GpuModels(config)
+    return models, models.memory_bytes
+
+
 def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel | Encoder]:
     """Imports torch now, so that its seconds are the engine's start and not the first model's loading time."""
     from millicent.engine.models import is_encoder, load_encoder, load_model
@@ -105,14 +115,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    open_model = _model_opener(config)
+    open_model, memory_bytes = _models(config)
     gateway = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     gateway.connect(arguments.socket)
     engine = Engine(
         Connection(gateway),
         config,
         SystemClock(),
-        memory_bytes=memory_budget_bytes(config),
+        memory_bytes=memory_bytes,
         open_model=open_model,
     )
     try:

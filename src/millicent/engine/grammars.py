@@ -91,6 +91,11 @@ class Grammar:
         """Leave only what may come (float32 [vocabulary], in place)."""
         import numpy as np
 
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if not self._matcher.is_error():
-            scores[np.unpackbits(bits, bitorder="little", count=self._size) == 0] = -np.inf
+        if bits := self.allowed():
+            mask = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little", count=self._size)
+            scores[mask == 0] = -np.inf
+
+    def allowed(self) -> bytes:
+        """A bit for each token, lowest first, set where it may come next; empty when the grammar cannot go on."""
+        bits = self._matcher.compute_bitmask()
+        return b"" if self._matcher.is_error() else bits

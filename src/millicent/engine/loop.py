@@ -89,8 +89,19 @@ class Engine:
                     self._report(runner.take_compiled())
             if busy := self._busy():
                 turn += 1
-                self._connection.send(busy[turn % len(busy)].step(self._config.device, self._steps, self._clock))
-                self._steps += 1
+                # What the device works on already comes first, so that steps of two models never overlap.
+                runner = next((runner for runner in busy if runner.flying), busy[turn % len(busy)])
+                self._step(runner, ahead=len(busy) == 1)
+
+    def _step(self, runner: Runner | EncoderRunner, *, ahead: bool) -> None:
+        self._connection.send(runner.step(self._config.device, self._steps, self._clock, ahead=ahead))
+        self._steps += 1
+
+    def _land(self) -> None:
+        """Let the device finish: what follows takes time of its own."""
+        for runner in self._runners.values():
+            while runner.flying:
+                self._step(runner, ahead=False)
 
     def _check_rest(self) -> None:
         """With no sequence left, no KV block has a holder."""
@@ -112,8 +123,10 @@ class Engine:
                     if isinstance(runner, Runner):
                         runner.learn(frame.model, frame.coefficients)
             case Load():
+                self._land()
                 self._connection.send(self._load(frame))
             case Unload():
+                self._land()
                 self._unload(frame)
 
     def _submit(self, frame: Submit | Embed) -> None:
@@ -184,13 +197,14 @@ class Engine:
             if opened.weight_bytes > left:
                 raise OutOfMemory(_does_not_fit(frame.model, opened.weight_bytes, left))
             return EncoderRunner(opened, self._config)
-        left -= opened.weight_bytes
+        left -= opened.weight_bytes + opened.working_bytes
         blocks, least = self._kv_blocks(opened, left)
         if blocks < least:
             kv_bytes = least * self._config.block_tokens * opened.kv_bytes_per_token
             weight_bytes = opened.weight_bytes
             raise OutOfMemory(_does_not_fit(frame.model, weight_bytes + kv_bytes, weight_bytes + left))
-        return Runner(opened, self._config, blocks=blocks, wake=self._connection.wake)
+        make = opened.make_runner or Runner
+        return make(opened, self._config, blocks=blocks, wake=self._connection.wake)
 
     def _kv_blocks(self, opened: OpenModel, left_bytes: int) -> tuple[int, int]:
         """How many KV blocks the model gets, and the fewest it can work with.

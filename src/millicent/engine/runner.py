@@ -61,13 +61,16 @@ class Words(Protocol):
 @dataclass(frozen=True, slots=True)
 class OpenModel:
     """What a model's files give: `words` opens the text of an answer that ends at one of the stop strings. Without a
-    `vocabulary` its answers can have no grammar. `draft` is a smaller model with the same tokenizer."""
+    `vocabulary` its answers can have no grammar. `draft` is a smaller model with the same tokenizer. A model on a
+    device of its own brings the runner that drives it, and needs `working_bytes` beside its weights and cache."""
 
     model: Model
     eos_tokens: frozenset[int]
     words: Callable[[Many[str]], Words]
     vocabulary: Vocabulary | None = None
     draft: Model | None = None
+    make_runner: Callable[..., Runner] | None = None
+    working_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -329,8 +332,17 @@ class Runner:
         self._compiler.close()
         return (*waiting, *self._fail(list(self._answers), error))
 
-    def step(self, device: str, index: int, clock: Clock) -> Step:
-        """One forward pass, from planning it to the text that came of it. Call only while busy."""
+    @property
+    def flying(self) -> bool:
+        """Whether the device works on a step that isn't told yet."""
+        return False
+
+    def step(self, device: str, index: int, clock: Clock, *, ahead: bool = False) -> Step:
+        """One forward pass, from planning it to the text that came of it. Call only while busy.
+
+        `ahead` allows to begin another one, where the device works by itself.
+        """
+        del ahead
         start_ns = clock.monotonic_ns()
         draft = self._draft
         if draft is not None and (drafting := self._next_draft_pass(draft)):

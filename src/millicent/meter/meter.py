@@ -30,6 +30,8 @@ Shares = Callable[[StepRecord], Sequence[int]]
 _REPORTED_WITHIN_NS = 24 * NS_PER_HOUR
 # When a step is told of, the next one runs already, and one more begins before a cancellation arrives.
 _STEPS_UNDER_WAY = 2
+# With room for so many steps like the last one, the next needn't be foreseen.
+_WATCHED_STEPS = 32
 
 
 def equal_shares(record: StepRecord) -> Sequence[int]:
@@ -159,7 +161,7 @@ class Meter:
     def _count(self, record: StepRecord, entries: Sequence[tuple[_Receipt, int] | None], version: str | None) -> None:
         """The step has been charged: count it, and see that there is room for the next ones."""
         before = {entry[0].id: entry[0] for entry in entries if entry is not None}
-        watched = any(receipt.near is not None for receipt in before.values())
+        watched = any(receipt.is_watched for receipt in before.values())
         expected = self._expected(record) if watched else None
         # Several sequences of a receipt in a step are one step to it.
         for receipt in before.values():
@@ -298,6 +300,13 @@ class _Receipt:
         if self.bound_ns is None:
             return part_ns
         return min(part_ns, max(0, self.bound_ns - self.serving_ns))
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it comes so near its bound that what is foreseen of the next step counts."""
+        if self.near is None or self.bound_ns is None:
+            return False
+        return self.serving_ns + _WATCHED_STEPS * max(1, self.step_ns) > self.bound_ns
 
     def expect(self, next_step_ns: int) -> None:
         """A step has been counted: is there room for those under way?"""
