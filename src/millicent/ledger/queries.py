@@ -144,10 +144,11 @@ class LedgerQueries:
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
     def recent(self, limit: int) -> list[Receipt]:
-        """The newest that succeeded at the first attempt, oldest first, without their lines and attempts."""
+        """The newest that the model which was asked for answered at once, oldest first, without their lines and
+        attempts."""
         sql = (
             "SELECT * FROM receipts WHERE status = 'succeeded'"
-            " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND ordinal = 2)"
+            " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
             " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
         )
         with self._snapshot() as connection:
