@@ -136,7 +136,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     try:
         shares = await _known_shares(ledger, config, clock, ids)
         meter = Meter(clock, gateway, ids, shares)
-        backend = await _local_backend(options, ledger, meter, shares, clock) if options.models else None
+        backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
         queries = LedgerQueries(home / "ledger.db")
         quoter = Quoter(shares.coefficients)
@@ -219,17 +219,10 @@ def _check_fallbacks(models: Sequence[str], config: Config) -> None:
                 )
 
 
-async def _local_backend(
-    options: ServeOptions, ledger: SqliteLedger, meter: Meter, shares: StepTimeShares, clock: SystemClock
-) -> LocalBackend:
+def _local_backend(options: ServeOptions, meter: Meter, shares: StepTimeShares, clock: SystemClock) -> LocalBackend:
     """The engine on this machine, whose device the meter then watches."""
     engine, placement = options.config.engine, options.placement
-    meter.add_device(
-        engine.device,
-        placement,
-        not_before_ns=await ledger.device_seen_ns(engine.device),
-        energy=_energy(engine.device, placement),
-    )
+    meter.add_device(engine.device, placement, energy=_energy(engine.device, placement))
     return LocalBackend(engine, options.models, meter, clock, options.home, costs=shares.costs)
 
 

@@ -240,7 +240,7 @@ def _timing(answer: Answer, reading: Reading, now_ns: int) -> Timing:
         tpot_ns = (last_ns - first_ns) // (progress.tokens - 1)
     return Timing(
         queue_ns=None if reading.first_step_at_ns is None else max(0, reading.first_step_at_ns - created_ns),
-        ttft_ns=None if first_ns is None else first_ns - created_ns,
+        ttft_ns=None if first_ns is None else max(0, first_ns - created_ns),
         tpot_ns=tpot_ns,
         total_ns=now_ns - created_ns,
     )
