@@ -93,7 +93,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     deployment's.
 
     Time limits are for the connection, from the call to the first token, from each token to the next, and for all of
-    it. More calls than `max_connections` wait for each other.
+    it. More calls than `max_connections` wait for each other, as many again; beyond that callers get 429.
     """
 
     base_url: str | None = None

@@ -18,7 +18,7 @@ from millicent.core.idempotency import Claim
 from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.receipts import HourShare, Receipt, Role
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.attribution import StepTimeShares
@@ -30,7 +30,7 @@ from millicent.meter.waits import Beside, Waits
 from millicent.pipeline.answer import Answer, Progress
 from millicent.pipeline.attempts import Journey, Leg, Watchdog
 from millicent.pipeline.config import LimitsConfig, ModelPolicy
-from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place, may_run
+from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place, may_run, not_allowed
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
@@ -173,12 +173,10 @@ class Pipeline:
         allowed = self._features.placements(request.attribution.feature)
         places = [place for place in self._placements.values() if may_run(place.name, allowed)]
         for model in models:
-            wanted = msgspec.structs.replace(request, model=model)
             elsewhere = any(model in place.models for place in places)
-            if elsewhere and model not in self.models():
-                continue
-            serving = [each for each in self._deployments.of(model) if may_run(each.placement, allowed)]
-            prepared += [self._asked(wanted, await each.backend.prepare(wanted)) for each in serving]
+            if not elsewhere or model in self.models():
+                wanted = msgspec.structs.replace(request, model=model)
+                prepared += await self._prepared(wanted, allowed, needed=not elsewhere)
         asked: list[Asked] = []
         for model in models:
             wanted = msgspec.structs.replace(request, model=model)
@@ -189,6 +187,22 @@ class Pipeline:
                 ):
                     asked.append(self._estimates.asked_elsewhere(wanted, place, prepared, self._clock.now_ns()))
         return [self._estimates.quote(each) for each in asked]
+
+    async def _prepared(self, request: Request, allowed: frozenset[str] | None, *, needed: bool) -> list[Asked]:
+        """As each deployment would run it that may and can. Raises why none can, where one is `needed`."""
+        found: list[Asked] = []
+        why: MillicentError | None = None
+        deployments = self._deployments.of(request.model)
+        for each in deployments:
+            if may_run(each.placement, allowed):
+                try:
+                    found.append(self._asked(request, await each.backend.prepare(request)))
+                except MillicentError as error:
+                    why = why or error
+        if found or not needed:
+            return found
+        where = [each.placement or "" for each in deployments]
+        raise why or not_allowed(request.attribution.feature, allowed, request.model, where)
 
     def running(self, answer: Answer) -> Receipt:
         """The receipt as it stands, priced so far."""
@@ -260,7 +274,7 @@ class Pipeline:
                 self._begin(answer, leg)
                 end = await self._attempt(answer, journey, leg, bounded=bounded)
             await self._settle(answer, end)
-            if len(answer.opened.attempts) == 1:  # else its times and tokens are of several
+            if [each.role for each in answer.opened.attempts] == [Role.INFERENCE]:  # else it tells of other models too
                 self._estimates.learn(answer.settled, leg.plan)
                 if self._waits is not None and answer.settled is not None:
                     self._waits.learn(answer.settled)

@@ -26,6 +26,9 @@ from millicent.pipeline.holds import HoldOf
 from millicent.pipeline.latency import policy_of, with_verdict
 
 
+_UNFINISHED = (FinishReason.ERROR, FinishReason.CANCELLED)
+
+
 class Bookkeeper:
     """Makes receipts of what happened; writes none. `answer.opened` is an answer's receipt with the lines of the
     attempts that have ended, and the one that runs last."""
@@ -149,7 +152,8 @@ class Bookkeeper:
             )
         priced = price(own, (attempt,), placement, self._clock.now_ns(), prices)
         lines = priced.lines
-        if end is not None and not lines:
+        idle = not reading.usage.leaves and not answer.shown[-1]
+        if end is not None and (not lines or (idle and end.reason in _UNFINISHED)):
             lines = (_line_of_nothing(attempt, end, reading.usage, self._clock.now_ns()),)
         return msgspec.structs.replace(
             receipt,
@@ -198,8 +202,7 @@ def _line_of_nothing(attempt: Attempt, end: End, usage: Usage, at_ns: int) -> Li
     if usage.leaves:
         known = weakest(count.provenance for count in usage.leaves.values())
     else:
-        unfinished = end.reason in {FinishReason.ERROR, FinishReason.CANCELLED}
-        known = Provenance.ASSUMED if unfinished else Provenance.UNKNOWN
+        known = Provenance.ASSUMED if end.reason in _UNFINISHED else Provenance.UNKNOWN
     return Line(
         attempt=attempt.ordinal,
         role=attempt.role,
