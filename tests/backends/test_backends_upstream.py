@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,8 +18,10 @@ from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import ManualClock
 from millicent.core.errors import InvalidRequest, MillicentError, RateLimited, UpstreamError, UpstreamTimeout
 from millicent.core.request import Limits, Message, Request
-from millicent.core.usage import Leaf, Provenance
+from millicent.core.usage import Count, Leaf, Provenance
+from millicent.text import load_tokenizer
 from support.fake_upstream import USAGE, Call, FakeUpstream, Handler, chunk, events, fake_upstream, said, split
+from support.tiny_models import TinyLlama, write_tiny_model
 
 KEY = "sk-secret-1234567890"
 ASKED = Request("rcpt_1", "openai.chat", "small", messages=(Message("user", "What is the capital of Japan?"),))
@@ -135,6 +138,28 @@ def test_without_usage_it_is_estimated_and_never_zero() -> None:
     _, end, _ = answered(streaming(said("Tōkyō is the", " capital of Japan.", usage=None)))
     known = {leaf.value: (count.tokens, count.provenance) for leaf, count in end.usage.leaves.items()}
     assert known == {"input_fresh": (12, Provenance.ESTIMATED), "output_text": (8, Provenance.ESTIMATED)}
+
+
+def test_without_usage_it_is_counted_where_there_is_a_tokenizer(tmp_path: Path) -> None:
+    tiny = write_tiny_model(tmp_path / "tiny", TinyLlama())
+
+    async def run() -> End:
+        async with fake_upstream(streaming(said("Tōkyō is the", " capital of Japan.", usage=None))) as fake:
+            config = UpstreamConfig(base_url=fake.url)
+            models, clock = {"small": "gpt-4o-mini"}, ManualClock()
+            backend = OpenAIBackend("there", "vllm", config, models, clock, tokenizers={"small": tiny})
+            call = await backend.prepare(ASKED)
+            *_, end = [chunk async for chunk in call.start()]
+            await backend.close()
+            assert isinstance(end, End)
+            assert end.usage.leaves[Leaf.INPUT_FRESH].tokens == call.input_tokens
+            return end
+
+    tokenizer = load_tokenizer(tiny, ManualClock())
+    end = asyncio.run(run())
+    assert end.usage.leaves[Leaf.OUTPUT_TEXT] == Count(
+        len(tokenizer.encode("Tōkyō is the capital of Japan.")) - len(tokenizer.encode("")), Provenance.COUNTED
+    )
 
 
 def test_a_zero_that_is_reported_is_a_zero() -> None:

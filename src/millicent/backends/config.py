@@ -48,7 +48,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     instead of at its first use. `dtype` and `quantize` are this model's own, instead of those of [engine].
 
     A model that runs elsewhere has `deployments` at placements with a `base_url` or a known provider; `placement` and
-    `model` are the short form for one.
+    `model` are the short form for one. `tokenizer`, a GGUF file or a folder with tokenizer.json, counts what such a
+    model is sent, and what came of an answer whose usage nobody told.
     """
 
     path: str | None = None
@@ -59,6 +60,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deployments: tuple[Deployment, ...] = ()
     placement: str | None = None
     model: str | None = None
+    tokenizer: str | None = None
 
     @property
     def deployed(self) -> tuple[Deployment, ...]:
@@ -73,6 +75,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.placement is not None and self.deployments:
             raise ConfigError(f"{at} placement: is the short form of one of `deployments`: keep one of the two")
         if not self.deployed:
+            if self.tokenizer is not None:
+                raise ConfigError(f"{at} tokenizer: is for a model that runs elsewhere; this one has its own")
             return
         for field in ("path", "keep_alive_s", "preload", "dtype", "quantize"):
             if getattr(self, field):
