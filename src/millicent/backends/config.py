@@ -46,6 +46,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A model that nobody asks for is given back after `keep_alive_s`; None keeps it. `preload` loads it at the start
     instead of at its first use. `dtype` and `quantize` are this model's own, instead of those of [engine].
+    `draft` is a smaller model with the same tokenizer, named like any other: it guesses what this one will say.
 
     A model that runs elsewhere has `deployments` at placements with a `base_url` or a known provider; `placement` and
     `model` are the short form for one. `tokenizer`, a GGUF file or a folder with tokenizer.json, counts what such a
@@ -57,6 +58,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preload: bool = False
     dtype: Dtype | None = None
     quantize: Quantization | None = None
+    draft: str | None = None
     deployments: tuple[Deployment, ...] = ()
     placement: str | None = None
     model: str | None = None
@@ -78,7 +80,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if self.tokenizer is not None:
                 raise ConfigError(f"{at} tokenizer: is for a model that runs elsewhere; this one has its own")
             return
-        for field in ("path", "keep_alive_s", "preload", "dtype", "quantize"):
+        for field in ("path", "keep_alive_s", "preload", "dtype", "quantize", "draft"):
             if getattr(self, field):
                 raise ConfigError(f"{at} {field}: is for a model that this machine runs, and this one runs elsewhere")
         places = [each.placement for each in self.deployed]

@@ -25,6 +25,7 @@ from millicent.cli.show import size
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
 from millicent.engine.config import EngineConfig
+from millicent.engine.gpus import chosen_device, gpus, missing_for_gpu
 from millicent.engine.machine import memory_budget_bytes, usable_cores
 from millicent.hub import CATALOGUE, list_installed, resolve
 from millicent.ledger.queries import LedgerQueries
@@ -61,7 +62,9 @@ def examine() -> Iterator[Finding]:
         python,
         processor,
         lambda: memory(settings.engine),
+        lambda: energy(settings),
         lambda: torch(needed=runs_here(settings)),
+        lambda: gpu(settings.engine),
         compiler,
         lambda: folder("home", configuration.home()),
         lambda: folder("cache", configuration.cache()),
@@ -105,6 +108,23 @@ def memory(config: EngineConfig) -> Finding:
     return Finding("memory", State.GOOD, found)
 
 
+def energy(settings: configuration.Config) -> Finding:
+    """What joules on receipts rest on here."""
+    from millicent.cli.serving import placement_of
+    from millicent.meter.energy import find_energy
+    from millicent.meter.placements import stated_watts
+
+    try:
+        watts = stated_watts(placement_of(settings))
+    except ConfigError:
+        watts = None  # which placement this machine is, `config` and `serve` say
+    found = find_energy(settings.engine.device, watts, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if found.source is None:
+        fix = "let this user read the counter, or set watts in [placements.NAME] of kind owned."
+        return Finding("energy", State.LIMITED, found.what, fix)
+    return Finding("energy", State.GOOD, found.what)
+
+
 def runs_here(settings: configuration.Config) -> bool:
     """Does this machine run models, or do they all run elsewhere?"""
     return not settings.models or any(not model.deployed for model in settings.models.values())
@@ -133,6 +153,21 @@ def upstream(place: Elsewhere) -> Finding:
     except OSError as error:
         return Finding(what, State.WRONG, f"{found}: can't be reached ({error})", "start it, or correct its base_url.")
     return Finding(what, State.GOOD, found)
+
+
+def gpu(config: EngineConfig) -> Finding:
+    """What there is, and whether the engine runs on it."""
+    found, missing = gpus(), missing_for_gpu()
+    names = ", ".join(f"{each.name} ({size(each.memory_bytes)}, driver {each.driver})" for each in found) or "none"
+    try:
+        chosen = chosen_device(config.device, found, missing)
+    except ConfigError as error:
+        return Finding("gpu", State.WRONG, names, error.message)
+    if not found:
+        return Finding("gpu", State.GOOD, names)
+    if missing:
+        return Finding("gpu", State.LIMITED, f"{names}; the engine runs on {chosen}", f"{missing}, to use it.")
+    return Finding("gpu", State.GOOD, f"{names}; the engine runs on {chosen}")
 
 
 def compiler() -> Finding:
