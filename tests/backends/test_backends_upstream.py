@@ -397,6 +397,38 @@ def test_cancelling_leaves_the_upstream_at_once(handler: Handler, cancelling: Ca
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("base", "version", "path"),
+    [
+        ("", "2024-10-21", "/openai/deployments/gpt-4o-mini/chat/completions?api-version=2024-10-21"),
+        ("", None, "/openai/v1/chat/completions"),
+        ("/openai/v1", None, "/openai/v1/chat/completions"),
+    ],
+)
+def test_azure_has_its_own_addresses_and_header(base: str, version: str | None, path: str) -> None:
+    async def run() -> Call:
+        async with fake_upstream(streaming(said("a"))) as fake:
+            url = fake.url.removesuffix("/v1") + base
+            await drained(backend := backend_at(url, UpstreamConfig(api_version=version), "azure"))
+            await backend.close()
+            return fake.calls[0]
+
+    call = asyncio.run(run())
+    assert (call.path, call.headers["api-key"]) == (path, KEY)
+    assert "authorization" not in call.headers
+
+
+def test_a_header_from_the_environment_goes_along_and_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_HEADER", "very-private")
+
+    async def echo(call: Call) -> None:
+        body = {"error": {"message": f"what is {call.headers['x-private']}?"}}
+        await call.whole(json.dumps(body).encode(), status="400 Bad Request")
+
+    _, end, _ = answered(echo, UpstreamConfig(headers_env={"X-Private": "TEST_HEADER"}))
+    assert complaint(end, InvalidRequest).message.endswith("what is ***?")
+
+
 def test_limits_and_keys_go_along() -> None:
     request = msgspec.structs.replace(ASKED, limits=Limits(max_tokens=7, stop=("\n",)))
     _, _, fake = answered(streaming(said("a")), request=request)

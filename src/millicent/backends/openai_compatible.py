@@ -55,12 +55,13 @@ class OpenAIBackend:
             raise ConfigError(f"[placements.{placement}] base_url: missing; {server.title} has none of its own")
         secret = config.secret(placement)
         headers = config.headers(placement)
+        secrets = [*headers.values(), *([] if secret is None else [secret])]
         if secret is not None:
             headers[server.key_header] = secret if server.key_header == "api-key" else f"Bearer {secret}"
         self.name: str = name
         self.placement = placement
         self.upstream = Upstream(
-            f"{server.title} (placement `{placement}`)", base_url, config, clock, headers=headers, secret=secret
+            f"{server.title} (placement `{placement}`)", base_url, config, clock, headers=headers, secrets=secrets
         )
         self._server = server
         self._models = dict(models)
