@@ -305,11 +305,11 @@ def test_misbehaviour_is_one_clear_error_and_what_came_is_kept(
     handler: Handler, kind: type[MillicentError], says: str, text: str
 ) -> None:
     # Limits only where they are what is looked at, so that a slow machine changes nothing.
-    hangs = {
+    hangs: dict[Handler, UpstreamConfig] = {
         _hang: UpstreamConfig(first_token_timeout_s=0.3),
         _only_comments: UpstreamConfig(first_token_timeout_s=0.3),
+        _hang_in_the_middle: UpstreamConfig(between_tokens_timeout_s=0.3),
     }
-    hangs[_hang_in_the_middle] = UpstreamConfig(between_tokens_timeout_s=0.3)
     came, end, _ = answered(handler, hangs.get(handler, FULL))
     assert says in complaint(end, kind).message
     assert came == text
