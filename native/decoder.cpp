@@ -188,15 +188,13 @@ void decode_layers(Workspace& work, const mk_shape& shape, const mk_layer* layer
 }
 
 // A thread's rows are those of a task, which has memory of its own: rows are about equally long.
-void sample(Workspace& work, const mk_draw* draws, int64_t count, int64_t columns, int64_t* tokens) {
-  const Kernels& kernels = kernels_in_use();
+template <typename Body>
+void each_row(Workspace& work, int64_t count, int64_t columns, const Body& body) {
   const int64_t tasks = least(count, work.pool.threads());
-  const int64_t bytes = divide_up(kernels.sample_scratch_bytes(columns), 64) * 64;
+  const int64_t bytes = divide_up(kernels_in_use().sample_scratch_bytes(columns), 64) * 64;
   uint8_t* scratch = work.sampled.take<uint8_t>(tasks * bytes);
   work.pool.run(tasks, [&](int64_t task) {
-    for (int64_t row = task; row < count; row += tasks) {
-      tokens[row] = kernels.sample_row(draws[row], columns, scratch + task * bytes);
-    }
+    for (int64_t row = task; row < count; row += tasks) body(row, scratch + task * bytes);
   });
 }
 
@@ -245,7 +243,20 @@ int32_t mk_decode_layers(const mk_shape* shape, const mk_layer* layers, int64_t 
 }
 
 int32_t mk_sample(const mk_draw* draws, int64_t count, int64_t columns, int64_t* tokens) {
-  return answer([&](Workspace& work) { sample(work, draws, count, columns, tokens); });
+  const auto sample = kernels_in_use().sample_row;
+  return answer([&](Workspace& work) {
+    each_row(work, count, columns, [&](int64_t row, void* scratch) { tokens[row] = sample(draws[row], columns, scratch); });
+  });
+}
+
+int32_t mk_score(const float* const* rows, int64_t count, int64_t columns, int64_t top, int64_t* best,
+                 double* log_sums) {
+  const auto score = kernels_in_use().score_row;
+  return answer([&](Workspace& work) {
+    each_row(work, count, columns, [&](int64_t row, void* scratch) {
+      log_sums[row] = score(rows[row], columns, top, best + row * top, scratch);
+    });
+  });
 }
 
 }  // extern "C"
