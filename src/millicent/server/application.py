@@ -34,6 +34,7 @@ from millicent.server.inference import CHAT, COMPLETIONS, EMBEDDINGS, InferenceE
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
 from millicent.server.sign_in import SignIn, SignInPage
+from millicent.server.tokens import Tokenizers, Tokens
 from millicent.wire import openai_common
 from millicent.wire import quotes as quotes_wire
 from millicent.wire import receipts as receipts_wire
@@ -93,6 +94,7 @@ class Server:
         keys: KeyRing,
         limiter: RateLimiter,
         sign_in_page: SignInPage,
+        tokenizers: Tokenizers | None = None,
         pages: Sequence[BaseRoute] = (),
     ) -> None:
         self._config = config
@@ -111,6 +113,7 @@ class Server:
             Route("/v1/receipts/{receipt_id}", self._receipt),
             Route("/v1/accounts", self._accounts),
             *late.routes,
+            *Tokens(tokenizers, config, ids).routes,
             Route("/v1/quote", self._quote, methods=["POST"]),
         ]
         idempotency = Idempotency(queries, clock)

@@ -26,6 +26,7 @@ from millicent.core.steps import Overhead, SequenceWork, StepRecord
 from millicent.engine.batch import Model, Piece
 from millicent.engine.calibration import calibrate
 from millicent.engine.config import EngineConfig
+from millicent.engine.logprobs import score_drawn
 from millicent.engine.protocol import Output, Step
 from millicent.engine.runner import OpenModel, Runner
 from millicent.engine.sampler import Draw
