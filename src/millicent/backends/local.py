@@ -180,6 +180,8 @@ class LocalBackend:
         if seed is not None and not -(2**63) <= seed < 2**64:
             raise InvalidRequest(f"seed: {seed} doesn't fit 64 bits; use a smaller number", param="seed")
         request.refuse_foreign()
+        request.refuse_thinking()
+        request.refuse_continuing()
         request.refuse_images()
         await self._ensure_loaded(model)
         model.used_ns = self._clock.monotonic_ns()

@@ -20,15 +20,18 @@ class ToolCall(msgspec.Struct, frozen=True):
     id: str
     name: str
     arguments: str
+    cache: CacheMark | None = None
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """A function that the model may call. `parameters` is a JSON schema of its arguments, as text."""
+    """A function that the model may call. `parameters` is a JSON schema of its arguments, as text. `strict`: whether a
+    provider is to hold calls to it, where the caller said."""
 
     name: str
     description: str
     parameters: str
     cache: CacheMark | None = None
+    strict: bool | None = None
 
 
 class TextPart(msgspec.Struct, frozen=True, tag="text"):
@@ -125,10 +128,12 @@ class Limits(msgspec.Struct, frozen=True):
 
 class OutputFormat(msgspec.Struct, frozen=True):
     """What the answer must be: any JSON object, or what `source` describes: a JSON schema, a regular expression, a Lark
-    grammar (llguidance's dialect)."""
+    grammar (llguidance's dialect). A schema's `name`, and whether a provider is to hold to it, as the caller said."""
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     source: str = ""
+    name: str = "answer"
+    strict: bool | None = None
 
 
 class Attribution(msgspec.Struct, frozen=True):
@@ -174,15 +179,16 @@ class Embedding(msgspec.Struct, frozen=True):
 class Thinking(msgspec.Struct, frozen=True):
     """How much to think before the answer: a word, or a number of tokens. Effort `none` asks for none."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     budget_tokens: int | None = None
 
 
 class Extra(msgspec.Struct, frozen=True):
-    """A field that only the request's own dialect knows, as JSON, and what to say where it can't be honoured."""
+    """A field that only the request's own dialect knows, as JSON, and what to say where it can't be honoured; nothing
+    where it is a harmless hint."""
 
     json: str
-    refusal: str
+    refusal: str | None
     code: str = "unknown_parameter"
 
 
@@ -196,6 +202,11 @@ class Request(msgspec.Struct, frozen=True):
     Of the `tools` only `tool_name` may be called, where it is set.
 
     `extra` are fields that an upstream of the same dialect may know; every other backend calls `refuse_foreign`.
+
+    `continues`: the last message, an assistant's, is how the answer begins: what comes goes on from there.
+
+    `restated` names sampling's fields that were written out with the value they have anyway: an upstream's own default
+    may be another.
     """
 
     id: str
@@ -222,11 +233,14 @@ class Request(msgspec.Struct, frozen=True):
     outside_costs: tuple[OutsideCost, ...] = ()
     thinking: Thinking | None = None
     extra: dict[str, Extra] = {}
+    restated: tuple[str, ...] = ()
+    continues: bool = False
 
     def refuse_foreign(self) -> None:
         """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one."""
         for field, extra in self.extra.items():
-            raise InvalidRequest(extra.refusal, param=field, code=extra.code)
+            if extra.refusal is not None:
+                raise InvalidRequest(extra.refusal, param=field, code=extra.code)
         for message in self.messages or ():
             for part in message.content if isinstance(message.content, tuple) else ():
                 if isinstance(part, OtherPart):
@@ -236,13 +250,39 @@ class Request(msgspec.Struct, frozen=True):
                         code="unsupported_parameter",
                     )
 
+    def refuse_thinking(self) -> None:
+        """Raise InvalidRequest where more or less thinking is asked for; none is as good as not asked."""
+        thinking = self.thinking or Thinking()
+        if thinking.effort in {None, "none"} and thinking.budget_tokens is None:
+            return
+        field, advice = "reasoning_effort", ' or send "none"'
+        if self.dialect == "anthropic.messages":
+            field, advice = "thinking.budget_tokens" if thinking.budget_tokens else "output_config.effort", ""
+        raise InvalidRequest(
+            f"`{field}` is not supported by model `{self.model}`: leave it out{advice}.",
+            param=field,
+            code="unsupported_parameter",
+        )
+
+    def refuse_continuing(self) -> None:
+        """Raise InvalidRequest where the answer is to go on from a message of the assistant's."""
+        if self.continues:
+            raise InvalidRequest(
+                f"The last of `messages` is the assistant's, and model `{self.model}` doesn't continue what is begun: "
+                "end with a user's message.",
+                param="messages",
+                code="unsupported_parameter",
+            )
+
     def refuse_images(self) -> None:
         """Raise InvalidRequest naming the message that holds a picture, if one does."""
         for i, message in enumerate(self.messages or ()):
             if isinstance(message.content, tuple) and any(isinstance(part, ImagePart) for part in message.content):
+                # Elsewhere one of a client's messages can be several of ours.
+                where = f"messages[{i}].content" if self.dialect.startswith("openai.") else "messages"
                 raise InvalidRequest(
-                    f"`messages[{i}].content` holds an image, and model `{self.model}` reads only text: leave it out, "
-                    "or ask a model that takes images.",
-                    param=f"messages[{i}].content",
+                    f"`{where}` holds an image, and model `{self.model}` reads only text: leave it out, or ask a model "
+                    "that takes images.",
+                    param=where,
                     code="unsupported_parameter",
                 )

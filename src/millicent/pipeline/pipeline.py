@@ -16,6 +16,7 @@ from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
 from millicent.core.errors import (
     EngineCrashed,
+    InvalidRequest,
     LedgerUnavailable,
     MillicentError,
     ModelNotFound,
@@ -178,6 +179,17 @@ class Pipeline:
                 ):
                     asked.append(self._estimates.asked_elsewhere(wanted, place, prepared, self._clock.now_ns()))
         return [self._estimates.quote(each) for each in asked]
+
+    async def count(self, request: Request) -> int:
+        """The request's input in tokens. Nothing is spent. Raises as `admit` does."""
+        call = await self._route(request.model).prepare(request)
+        if call.input_tokens is None:
+            raise InvalidRequest(
+                f"Nobody here can count tokens for model `{request.model}`: ask its provider.",
+                param="model",
+                code="unsupported_parameter",
+            )
+        return call.input_tokens
 
     def running(self, answer: Answer) -> Receipt:
         """The receipt as it stands, priced so far."""

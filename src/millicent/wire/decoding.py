@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from millicent.core.errors import InvalidRequest
+from millicent.core.request import Extra
 
 T = TypeVar("T")
 
@@ -32,9 +33,55 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T], known_fields: Ite
         raise InvalidRequest("The body is nested too deeply. Flatten it.", code="invalid_json") from None
 
 
-def _invalid_field(message: str, known_fields: Iterable[str]) -> InvalidRequest:
+def decode_with_extra(
+    body: bytes, decoder: msgspec.json.Decoder[T], known_fields: Iterable[str]
+) -> tuple[T, dict[str, Extra]]:
+    """The same, but fields at the top that nobody here knows are kept, each with what is said where they can't be
+    honoured."""
+    try:
+        return decoder.decode(body), {}
+    except msgspec.ValidationError as error:
+        if not _UNKNOWN.match(str(error)) or _AT.search(str(error)):
+            raise _invalid_field(str(error), known_fields) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return decode_body(body, decoder, known_fields), {}  # which says what is wrong with it
+    fields = decode_body(body, _fields_decoder, ())
+    known = frozenset(field.encode_name for field in msgspec.structs.fields(cast(Any, decoder.type)))
+    extra = {}
+    for field in [field for field in fields if field not in known]:
+        refusal = _invalid_field(f"Object contains unknown field `{field}`", known_fields)
+        extra[field] = Extra(bytes(fields.pop(field)).decode(), refusal.message, refusal.code)
+    return decode_body(msgspec.json.encode(fields), decoder, known_fields), extra
+
+
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode_at(raw: msgspec.Raw, decoder: msgspec.json.Decoder[T], where: str) -> T:
+    """A part of a body that was left undecoded, `where` naming it. Raises InvalidRequest as `decode_body` does."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(str(error), getattr(decoder.type, "__struct_fields__", ()), where) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"`{where}` is not valid JSON: {error}.", param=where, code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequest(f"`{where}` is nested too deeply. Flatten it.", param=where, code="invalid_json") from None
+
+
+def json_text(raw: msgspec.Raw, where: str) -> str:
+    """A part of a body that stays JSON. Raises InvalidRequest where it is none."""
+    decode_at(raw, _any_decoder, where)
+    return bytes(raw).decode().strip()
+
+
+_any_decoder = msgspec.json.Decoder()
+
+
+def _invalid_field(message: str, known_fields: Iterable[str], where: str = "") -> InvalidRequest:
     at = _AT.search(message)
-    path = at["path"].removeprefix("$").removeprefix(".").removesuffix("[...]") if at else ""
+    inside = at["path"].removeprefix("$").removesuffix("[...]") if at else ""
+    path = (where + inside).removeprefix(".")
     if unknown := _UNKNOWN.match(message):
         field = _join(path, unknown["field"])
         close = difflib.get_close_matches(unknown["field"], list(known_fields), n=1)
