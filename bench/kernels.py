@@ -25,8 +25,9 @@ import torch
 
 from millicent.engine import kernels
 from millicent.engine.batch import Piece
-from millicent.engine.kernels.weights import Format, PackedWeight, argmax, quantize
+from millicent.engine.kernels.weights import Format, PackedWeight, quantize
 from millicent.engine.models.kernel_decoder import KernelDecoder
+from millicent.engine.sampler import Draw, sample
 from millicent.engine.weights import open_checkpoint
 
 CONTEXT = 256
@@ -125,6 +126,7 @@ def model(
 
 def _measure_ours(ours: KernelDecoder, batches: list[int]) -> dict[str, float]:
     tokens = torch.randint(0, ours.vocabulary_size, (PROMPT,)).tolist()
+    greedy = [Draw(0.0, 1.0, 0, 0, 0)] * max(batches)
     prompt = [Piece(0, tokens, 0, range(PROMPT // BLOCK), True)]
     found = {f"prefill {PROMPT}": PROMPT / seconds(lambda: ours.forward(prompt), 0.0)}
     for batch in batches:
@@ -134,7 +136,7 @@ def _measure_ours(ours: KernelDecoder, batches: list[int]) -> dict[str, float]:
             token = [0] * len(tables)
             for position in range(CONTEXT - 16, CONTEXT):
                 pieces = [Piece(i, [token[i]], position, table, True) for i, table in enumerate(tables)]
-                token = argmax(ours.forward(pieces)).tolist()
+                token = [drawn or 0 for drawn in sample(ours.forward(pieces), greedy[: len(pieces)])]
 
         found[f"decode batch={batch}"] = 16 * batch / seconds(decode)
     return found

@@ -43,6 +43,7 @@ DAYS = 90
 DAY_NS = 86_400 * NS_PER_S
 FIRST_NS = 1_767_225_600 * NS_PER_S
 
+
 def make(path: Path, receipts: int) -> dict[str, float]:
     """A ledger as if an older version had written it: rows from the ledger's own code, indices and rollups afterwards.
     Seconds that each part took."""
@@ -72,7 +73,7 @@ def _fill(connection: sqlite3.Connection, receipts: int) -> None:
             _rows(tables, number, FIRST_NS + number * apart_ns, chance)
         connection.execute("BEGIN")
         for table, found in tables.items():
-            connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(found[0]))})", found)  # noqa: S608
+            connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(found[0]))})", found)
         connection.execute("COMMIT")
 
 
@@ -95,7 +96,9 @@ def _rows(tables: dict[str, list[tuple[object, ...]]], number: int, at_ns: int, 
     )
     tables["receipts"].append(tuple(map(receipt.get, columns)))
     tables["attempts"].append((receipt_id, *attempt))
-    tables["lines"].append((receipt_id, 0, 1, "inference", *line, 50_000 + number % 977, "measured", at_ns, at_ns, *_END))
+    tables["lines"].append(
+        (receipt_id, 0, 1, "inference", *line, 50_000 + number % 977, "measured", at_ns, at_ns, *_END)
+    )
     if number % 10 == 0:
         tables["lines"].append((receipt_id, 1, 0, "retrieval", *line, 9_000, "reported", at_ns, at_ns, *_END))
     if number % 25 == 0:
@@ -114,10 +117,10 @@ def _pattern() -> tuple[tuple[str, ...], dict[str, object], tuple[object, ...], 
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
         migrate(empty, SystemClock())
         columns = tuple(name for _, name, *_ in empty.execute("PRAGMA table_info(receipts)"))
-    attempt = tuple(rows.attempt_row(receipt.id, receipt.attempts[0]).values())[1:]
-    row = rows.line_row(receipt.id, 0, receipt.lines[0])
-    line = tuple(row[name] for name in ("meter", "quantity", "unit", "unit_price_usd"))
-    return columns, {"gateway": "gw", **rows.receipt_row(receipt)}, attempt, line
+    written = dict(zip((*rows.RECEIPT_COLUMNS, "gateway"), rows.opening_row(receipt, "gw"), strict=True))
+    attempt = rows.attempt_row(receipt.id, receipt.attempts[0])[1:]
+    meter_to_price = slice(rows.LINE_COLUMNS.index("meter"), rows.LINE_COLUMNS.index("amount_nanousd"))
+    return columns, written, attempt, rows.line_row(receipt.id, 0, receipt.lines[0])[meter_to_price]
 
 
 def _take_in(connection: sqlite3.Connection) -> None:

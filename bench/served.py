@@ -4,7 +4,7 @@
         [--trace AzureLLMInferenceTrace_conv.csv] [--peer-python /path/to/venv/bin/python --peer-model FILE.gguf]
 
 Clients are closed loops: each sends its next request when the last is answered. Prompts are random token ids, so no
-prefix is shared; outputs are forced to their length. With a trace, lengths are its own, scaled to at most 1,024 tokens
+prefix is shared; outputs are forced to their length. With a trace, lengths are its own, scaled to at most --most-tokens
 in all; without, 128 in and 64 out. The peer (package xllamacpp in an environment of its own) gets as many slots
 as there are clients. Rounds are interleaved; medians and ratios go to bench/results/served.jsonl.
 """
@@ -80,7 +80,7 @@ def quantile(values: list[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
-def lengths_of(trace: Path | None, count: int, seed: int) -> Lengths:
+def lengths_of(trace: Path | None, count: int, seed: int, most: int) -> Lengths:
     if trace is None:
         return [(128, 64)] * count
     with trace.open() as lines:
@@ -88,7 +88,7 @@ def lengths_of(trace: Path | None, count: int, seed: int) -> Lengths:
     draw = random.Random(seed)
     scaled = []
     for given, made in draw.sample(rows, count):
-        shrink = min(1.0, 1024 / (given + made))
+        shrink = min(1.0, most / (given + made))
         scaled.append((max(1, int(given * shrink)), max(1, int(made * shrink))))
     return scaled
 
@@ -221,7 +221,7 @@ def memory_mb(pid: int) -> int:
 
 def measure(options: argparse.Namespace, clients: int, rounds: int) -> dict[str, Any]:
     """Both servers up at once, loaded in turn: idle ones cost nothing, and the machine's mood is shared."""
-    lengths = lengths_of(options.trace, options.requests_per_client * clients, seed=clients)
+    lengths = lengths_of(options.trace, options.requests_per_client * clients, clients, options.most_tokens)
     found: dict[str, list[dict[str, float]]] = {}
     about: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -264,13 +264,14 @@ def main() -> None:
     parser.add_argument("--requests-per-client", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=49_000)
     parser.add_argument("--trace", type=Path)
+    parser.add_argument("--most-tokens", type=int, default=1024, help="of a request in the trace, scaled")
     parser.add_argument("--peer-python")
     parser.add_argument("--peer-model")
     options = parser.parse_args()
     for clients in map(int, options.clients.split(",")):
         row = measure(options, clients, options.rounds)
         print(json.dumps({key: value for key, value in row.items() if key != "rounds"}, indent=1))
-        lengths = "azure conversation, at most 1,024" if options.trace else "128 in, 64 out"
+        lengths = f"azure conversation, at most {options.most_tokens}" if options.trace else "128 in, 64 out"
         write("served", {"model": options.model, "lengths": lengths, **row, **environment()})
 
 

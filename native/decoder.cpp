@@ -38,6 +38,7 @@ struct Workspace {
   Scratch qkv, attended, activated;            // activations of a layer
   Scratch positions, pieces;                   // of each row
   Scratch runs;                                // of tiles
+  Scratch sampled;                             // of each thread
 };
 
 // Never destroyed: the pool's threads may outlive the last statement of the process.
@@ -186,6 +187,19 @@ void decode_layers(Workspace& work, const mk_shape& shape, const mk_layer* layer
   }
 }
 
+// A thread's rows are those of a task, which has memory of its own: rows are about equally long.
+void sample(Workspace& work, const mk_draw* draws, int64_t count, int64_t columns, int64_t* tokens) {
+  const Kernels& kernels = kernels_in_use();
+  const int64_t tasks = least(count, work.pool.threads());
+  const int64_t bytes = divide_up(kernels.sample_scratch_bytes(columns), 64) * 64;
+  uint8_t* scratch = work.sampled.take<uint8_t>(tasks * bytes);
+  work.pool.run(tasks, [&](int64_t task) {
+    for (int64_t row = task; row < count; row += tasks) {
+      tokens[row] = kernels.sample_row(draws[row], columns, scratch + task * bytes);
+    }
+  });
+}
+
 // Runs a call with the workspace for itself. Only taking scratch can fail, never a task on another thread.
 template <typename Body>
 int32_t answer(const Body& body) {
@@ -230,11 +244,8 @@ int32_t mk_decode_layers(const mk_shape* shape, const mk_layer* layers, int64_t 
   return answer([&](Workspace& work) { decode_layers(work, *shape, layers, count, *batch, hidden); });
 }
 
-void mk_argmax(const float* values, int64_t rows, int64_t columns, int64_t* positions) {
-  Workspace& work = workspace();
-  const std::lock_guard<std::mutex> lock(work.mutex);
-  const Kernels& kernels = kernels_in_use();
-  work.pool.run(rows, [&](int64_t row) { positions[row] = kernels.argmax(values + row * columns, columns); });
+int32_t mk_sample(const mk_draw* draws, int64_t count, int64_t columns, int64_t* tokens) {
+  return answer([&](Workspace& work) { sample(work, draws, count, columns, tokens); });
 }
 
 }  // extern "C"

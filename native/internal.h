@@ -99,7 +99,9 @@ struct Kernels {
                       int64_t last_panel, int32_t epilogue, float* y);
   void (*rotate_and_write)(const WriteTask& task);
   void (*attend)(const AttentionTask& task);
-  int64_t (*argmax)(const float* values, int64_t columns);
+  // One row's token, -1 where its scores are no distribution. The scratch is as long as the first says.
+  int64_t (*sample_scratch_bytes)(int64_t columns);
+  int64_t (*sample_row)(const mk_draw& draw, int64_t columns, void* scratch);
 };
 
 // Null where the library was built without that instruction set.

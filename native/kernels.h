@@ -47,28 +47,10 @@ inline Floats silu(Floats x) {
 
 #include "linear.h"
 #include "attention.h"
+#include "sampling.h"
 
-int64_t argmax(const float* values, int64_t columns) {
-  float greatest = -__builtin_inff();
-  int64_t position = 0;
-  constexpr int64_t kChunk = 256;  // find the chunk by vectors, then the place in it
-  for (int64_t start = 0; start < columns; start += kChunk) {
-    const int64_t end = least(start + kChunk, columns);
-    Floats top = splat(-__builtin_inff());
-    int64_t i = start;
-    for (; i + kLanes <= end; i += kLanes) top = select_less(top, load(values + i), load(values + i), top);
-    float here = reduce_max(top);
-    for (; i < end; i++) here = values[i] > here ? values[i] : here;
-    if (!(here > greatest)) continue;
-    for (i = start; values[i] != here; i++) {
-    }
-    greatest = here;
-    position = i;
-  }
-  return position;
-}
-
-constexpr Kernels kTable = {MK_NAME, kPanelRows, fill_panel, linear_tile, rotate_and_write, attend, argmax};
+constexpr Kernels kTable = {MK_NAME, kPanelRows, fill_panel, linear_tile, rotate_and_write, attend,
+                            sample_scratch_bytes, sample_row};
 
 }  // namespace
 

@@ -12,7 +12,7 @@ extern "C" {
 #define MK_EXPORT __attribute__((visibility("default")))
 
 // Raised whenever a struct or a signature below changes; the Python side refuses a library that answers another number.
-enum { MK_INTERFACE_VERSION = 2 };
+enum { MK_INTERFACE_VERSION = 3 };
 
 // How a weight matrix is stored. Groups are 32 consecutive inputs of one output.
 //   MK_Q8:   w = scale * (q - 128), q in 0..255           (GGUF Q8_0)
@@ -77,6 +77,19 @@ typedef struct mk_layer {
   void* values;
 } mk_layer;
 
+// How one token is drawn from a row of scores [columns]: temperature (0 takes the first of the greatest), top-k (0 is
+// off), top-p, min-p, typical-p, in this order, each over what the one before left; ties with the last one kept are kept.
+// number in [0, 1) is the place in the cumulative mass, in the order of the columns.
+typedef struct mk_draw {
+  const float* scores;
+  double number;
+  double temperature;
+  double top_p;
+  double min_p;
+  double typical_p;
+  int64_t top_k;
+} mk_draw;
+
 MK_EXPORT int32_t mk_interface_version(void);
 
 // Instruction sets this library was built with and this processor has, best first, separated by commas.
@@ -117,8 +130,9 @@ MK_EXPORT int32_t mk_attend(const mk_shape* shape, const mk_layer* layer, const 
 MK_EXPORT int32_t mk_decode_layers(const mk_shape* shape, const mk_layer* layers, int64_t count, const mk_batch* batch,
                                    float* hidden);
 
-// The position of each row's greatest value, the first of equals. NaN never wins; a row of NaN answers 0.
-MK_EXPORT void mk_argmax(const float* values, int64_t rows, int64_t columns, int64_t* positions);
+// One token for each draw, the same whatever comes with it; -1 where its scores are no distribution: one is NaN or
+// infinitely great, or none is finite.
+MK_EXPORT int32_t mk_sample(const mk_draw* draws, int64_t count, int64_t columns, int64_t* tokens);
 
 #if defined(__cplusplus)
 }

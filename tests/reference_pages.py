@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from millicent.cli.commands import millicent
-from millicent.config import Config
+from millicent.config import WRITTEN_IN, Config
 from millicent.core import errors
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -65,8 +65,10 @@ def configuration_page() -> str:
     for section, hint in get_type_hints(Config, include_extras=True).items():
         named = get_origin(hint) is dict
         room = get_args(hint)[1] if named else hint
-        title = f"[{section}.NAME]" if named else f"[{section}]"
-        parts += [f"## `{title}`", " ".join((room.__doc__ or "").split()), _settings(room)]
+        written = WRITTEN_IN.get(section, section)
+        title = f"[{written}.NAME]" if named else f"[{section}]"
+        half = "" if written == section else f" ({section})"
+        parts += [f"## `{title}`{half}", " ".join((room.__doc__ or "").split()), _settings(room)]
     return _page(parts)
 
 

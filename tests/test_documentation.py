@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from millicent.cli import run
-from millicent.config import Config
+from millicent.config import WRITTEN_IN, Config
 from millicent.core import errors
 from reference_pages import DOCS, commands, error_classes, pages
 from source_tree import ROOT, name_of, tracked
@@ -39,7 +39,12 @@ def test_every_command_and_option_has_help() -> None:
 def test_every_section_of_the_configuration_is_explained() -> None:
     page = pages()["configuration.md"]
     for section in Config.__struct_fields__:
-        assert re.search(rf"## `\[{section}(\.NAME)?\]`\n\n[^|\n]", page), f"[{section}]: its class needs a docstring"
+        heading = (
+            rf"`\[{WRITTEN_IN[section]}\.NAME\]` \({section}\)"
+            if section in WRITTEN_IN
+            else rf"`\[{section}(\.NAME)?\]`"
+        )
+        assert re.search(rf"## {heading}\n\n[^|\n]", page), f"[{section}]: its class needs a docstring"
 
 
 def test_every_error_stands_in_the_tree() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
+from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.config import Config
 from millicent.control.access import KeyRing
@@ -39,8 +40,9 @@ from millicent.meter.published_prices import published_prices
 from millicent.meter.quotes import Quoter
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
+from millicent.pipeline.latency import LatencyTargets
 from millicent.pipeline.pipeline import Pipeline
-from millicent.server.application import EngineReport, Server
+from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
 from millicent.server.late import LateEntries
@@ -55,34 +57,55 @@ _LEARNED_AT_START = 2000
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What to serve, from where; `models` maps public names to files that are here, on `placement`. Models at
-    `providers` can be quoted beside them."""
+    """What to serve, from where; `models` maps public names to files that are here, on `placement`. Without any there
+    is no engine. `elsewhere` are placements that are called; models at `providers` can be quoted beside them."""
 
     home: Path
     config: Config
     models: Mapping[str, LocalModel]
     placement: Placement
     providers: tuple[Placement, ...] = ()
+    elsewhere: tuple[Elsewhere, ...] = ()
 
 
 @dataclass(frozen=True)
 class App:
-    """Everything that runs, wired together. It can answer once `backend.start` has returned."""
+    """Everything that runs, wired together. It can answer once `start` has returned."""
 
     ledger: SqliteLedger
-    backend: LocalBackend
+    backend: LocalBackend | None
     pipeline: Pipeline
     server: Server
+
+    async def start(self) -> None:
+        """Raises Unavailable or ModelError where the engine can't be started."""
+        if self.backend is not None:
+            await self.backend.start()
+
+    def makes_vectors(self, model: str) -> bool:
+        """Of models elsewhere nobody knows; they are taken to make text."""
+        local = self.backend is not None and model in self.backend.models()
+        return local and self.backend is not None and self.backend.makes_vectors(model)
 
 
 class _Health:
     """What `/ready` rests on: the ledger can be written, the engine is there."""
 
-    def __init__(self, ledger: SqliteLedger, backend: LocalBackend) -> None:
+    def __init__(
+        self, ledger: SqliteLedger, backend: LocalBackend | None, elsewhere: Sequence[UpstreamBackend]
+    ) -> None:
         self._ledger = ledger
         self._backend = backend
+        self._elsewhere = elsewhere
+
+    def upstreams(self) -> Sequence[UpstreamReport]:
+        return [
+            UpstreamReport(each.placement, each.name, each.upstream.base_url, each.models()) for each in self._elsewhere
+        ]
 
     def engines(self) -> Sequence[EngineReport]:
+        if self._backend is None:
+            return []
         status = self._backend.status()
         models = {name: state.value for name, state in status.models.items()}
         return [EngineReport(status.device, status.pid, models, status.state.value, status.message or None)]
@@ -90,6 +113,8 @@ class _Health:
     def trouble(self) -> str | None:
         if reason := self._ledger.healthy():
             return f"the ledger can't be written: {reason}"
+        if self._backend is None:
+            return None
         status = self._backend.status()
         if status.state is EngineState.READY:
             return None
@@ -108,17 +133,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     ledger = SqliteLedger(home / "ledger.db", config.ledger, clock, gateway)
     await ledger.start()
     try:
-        device = config.engine.device
-        placement = options.placement
         shares = await _known_shares(ledger, config, clock, ids)
         meter = Meter(clock, gateway, ids, shares)
-        meter.add_device(
-            device,
-            placement,
-            not_before_ns=await ledger.device_seen_ns(device),
-            energy=energy_source(device, _watts(placement)),
-        )
-        backend = LocalBackend(config.engine, options.models, meter, clock, home, knows=shares.knows)
+        backend = await _local_backend(options, ledger, meter, shares, clock) if options.models else None
+        elsewhere = [open_backend(each, clock) for each in options.elsewhere]
         queries = LedgerQueries(home / "ledger.db")
         quoter = Quoter(shares.coefficients)
         for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
@@ -127,26 +145,27 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
         pipeline = Pipeline(
-            backends=[backend],
+            backends=[*([] if backend is None else [backend]), *elsewhere],
             ledger=ledger,
             meter=meter,
-            placements={each.name: each for each in (placement, *options.providers)},
+            placements={each.name: each for each in (options.placement, *options.providers)},
             clock=clock,
             limits=config.limits,
             fits=shares,
             features=features,
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
+            latency=LatencyTargets(config.engine.max_sequences),
         )
 
         def chat_models() -> list[str]:
-            return [model for model in pipeline.models() if not backend.makes_vectors(model)]
+            return [model for model in pipeline.models() if not app.makes_vectors(model)]
 
         server = Server(
             config=config.server,
             pipeline=pipeline,
             queries=queries,
-            health=_Health(ledger, backend),
+            health=_Health(ledger, backend, elsewhere),
             clock=clock,
             ids=ids,
             late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
@@ -156,15 +175,32 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             sign_in_page=sign_in_page,
             pages=dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
         )
+        app = App(ledger, backend, pipeline, server)
         await pipeline.start()
         try:
-            yield App(ledger, backend, pipeline, server)
+            yield app
         finally:
             await pipeline.drain(config.server.shutdown_grace_s)
-            await backend.close()
+            for each in (backend, *elsewhere):
+                if each is not None:
+                    await each.close()
             await pipeline.close()
     finally:
         await ledger.stop()
+
+
+async def _local_backend(
+    options: ServeOptions, ledger: SqliteLedger, meter: Meter, shares: StepTimeShares, clock: SystemClock
+) -> LocalBackend:
+    """The engine on this machine, whose device the meter then watches."""
+    engine, placement = options.config.engine, options.placement
+    meter.add_device(
+        engine.device,
+        placement,
+        not_before_ns=await ledger.device_seen_ns(engine.device),
+        energy=energy_source(engine.device, _watts(placement)),
+    )
+    return LocalBackend(engine, options.models, meter, clock, options.home, knows=shares.knows)
 
 
 async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock, ids: SystemIds) -> StepTimeShares:
@@ -219,14 +255,13 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
         )
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         stopping = _stop_on_signals(http)
-        starting = asyncio.create_task(app.backend.start())
+        starting = asyncio.create_task(app.start())
         try:
             await asyncio.wait({starting, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 await starting
                 models = app.pipeline.models()
-                vectors = app.backend.makes_vectors(models[0])
-                _announce(say, settings.host, listener.getsockname()[1], models, vectors=vectors)
+                _announce(say, settings.host, listener.getsockname()[1], models, vectors=app.makes_vectors(models[0]))
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             starting.cancel()

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from millicent.backends.config import ModelConfig
+from millicent.backends.config import ModelConfig, UpstreamConfig
 from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
 from millicent.engine.config import EngineConfig
@@ -30,6 +30,10 @@ FILE_NAME = "millicent.toml"
 _SECRET = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)")
 
 
+# Two rooms' halves of one section: the settings of the former are written in the latter's tables.
+WRITTEN_IN = {"upstreams": "placements"}
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One field per section; a dict where the section is `[section.NAME]`. A new section is a new line here."""
 
@@ -37,6 +41,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineConfig = EngineConfig()
     models: dict[str, ModelConfig] = {}
     placements: dict[str, PlacementConfig] = {}
+    upstreams: dict[str, UpstreamConfig] = {}
     features: dict[str, FeatureConfig] = {}
     prices: dict[str, PriceConfig] = {}
     budgets: dict[str, BudgetConfig] = {}
@@ -67,11 +72,14 @@ def load(path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(path, text, error) from error
     _refuse_secrets(path, text, table, ())
+    table = _halved(table)
     for section, value in table.items():
         _check_section(path, text, section, value)
     config = msgspec.convert(table, Config)
     checks: list[tuple[tuple[str, str], Callable[[], object]]] = [
         *((("placements", name), partial(each.placement, name)) for name, each in config.placements.items()),
+        *((("placements", name), partial(each.check, name)) for name, each in config.upstreams.items()),
+        *((("models", name), partial(_check_model, name, each, config)) for name, each in config.models.items()),
         *((("prices", name), partial(each.check, name)) for name, each in config.prices.items()),
         *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
         *((("features", name), partial(Features, {name: each})) for name, each in config.features.items()),
@@ -85,23 +93,59 @@ def load(path: Path) -> Config:
     return config
 
 
+def _halved(table: dict[str, Any]) -> dict[str, Any]:
+    """With the settings that two rooms share a section for under each room's own name."""
+    halved = dict(table)
+    for half, section in WRITTEN_IN.items():
+        theirs = set(_settings_of(get_args(get_type_hints(Config)[half])[1]))
+        entries = {name: each for name, each in _tables(table.get(section)) if theirs & each.keys()}
+        if entries:
+            rest = {
+                name: {key: value for key, value in each.items() if key not in theirs} for name, each in entries.items()
+            }
+            halved[section] = table[section] | rest
+            halved[half] = {
+                name: {key: value for key, value in each.items() if key in theirs} for name, each in entries.items()
+            }
+    return halved
+
+
+def _tables(section: Any) -> list[tuple[str, dict[str, Any]]]:
+    return (
+        [(name, each) for name, each in section.items() if isinstance(each, dict)] if isinstance(section, dict) else []
+    )
+
+
+def _check_model(name: str, model: ModelConfig, config: Config) -> None:
+    model.check(name)
+    for deployment in model.deployed:
+        if deployment.placement not in config.placements:
+            known = _suggestion(deployment.placement, list(config.placements)) if config.placements else ""
+            what = f"[models.{name}] there is no [placements.{deployment.placement}]"
+            raise ConfigError(f"{what}{known or ': add it, with its kind.'}")
+
+
 def _check_section(path: Path, text: str, section: str, value: Any) -> None:
     hints = get_type_hints(Config)
     if section not in hints:
-        what = f"[{section}] is not a section{_suggestion(section, list(hints))}"
+        sections = [name for name in hints if name not in WRITTEN_IN]
+        what = f"[{section}] is not a section{_suggestion(section, sections)}"
         raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
     if get_origin(hints[section]) is not dict:
         _check(path, text, (section,), value, hints[section])
         return
     if not isinstance(value, dict):
         raise ConfigError(f"{path}:{_line_of(text, (section,))}: `{section}` holds tables: write [{section}.NAME].")
+    written = WRITTEN_IN.get(section, section)
+    others = [get_args(hints[half])[1] for half, whole in WRITTEN_IN.items() if whole == section]
     for name, entry in value.items():
-        _check(path, text, (section, name), entry, get_args(hints[section])[1])
+        _check(path, text, (written, name), entry, get_args(hints[section])[1], others)
 
 
-def _check(path: Path, text: str, where: tuple[str, ...], value: Any, kind: Any) -> None:
-    """One section against its room's class: unknown settings first, since they are the likeliest slip."""
-    known = _settings_of(kind)
+def _check(path: Path, text: str, where: tuple[str, ...], value: Any, kind: Any, others: Sequence[Any] = ()) -> None:
+    """One section against its room's class: unknown settings first, since they are the likeliest slip. `others` share
+    the section."""
+    known = [name for each in (kind, *others) for name in _settings_of(each)]
     for key in value if isinstance(value, dict) else ():
         if key not in known:
             what = f"[{'.'.join(where)}] has no setting `{key}`{_suggestion(key, known)}"

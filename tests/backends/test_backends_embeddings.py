@@ -15,7 +15,7 @@ from millicent.backends.local import LocalBackend, LocalModel, ModelState
 from millicent.backends.local_embeddings import EmbeddingRun
 from millicent.core.chunks import End, FinishReason, Vector
 from millicent.core.clock import SystemClock
-from millicent.core.errors import InvalidRequest, ModelError
+from millicent.core.errors import InvalidRequest, ModelError, Unavailable
 from millicent.core.protocols import Run
 from millicent.core.request import Embedding, Message, Request
 from millicent.core.usage import Leaf, Provenance, Usage
@@ -113,7 +113,7 @@ def test_many_texts_are_one_call_with_one_measured_usage(tmp_path: Path, monkeyp
                 await subject.prepare(request("a", model="tiny"))
             with pytest.raises(InvalidRequest, match="makes embeddings, not text"):
                 await subject.prepare(Request(id="r", dialect="t", model="encoder", messages=(Message("user", "a"),)))
-            with pytest.raises(ModelError, match="cannot be downloaded"):
+            with pytest.raises(Unavailable, match="cannot be downloaded"):
                 await subject.prepare(request("a", model="missing"))
         finally:
             await subject.close()

@@ -16,7 +16,7 @@ import millicent
 from millicent.backends.local import EngineState, LocalBackend, LocalModel, ModelState
 from millicent.core.chunks import End, FinishReason, Text
 from millicent.core.clock import SystemClock
-from millicent.core.errors import EngineCrashed, InvalidRequest, ModelError, ModelNotFound, Unavailable
+from millicent.core.errors import EngineCrashed, InvalidRequest, ModelNotFound, Unavailable
 from millicent.core.protocols import Run
 from millicent.core.request import Limits, Request, Sampling
 from millicent.core.steps import DeviceState, OverheadKind
@@ -231,7 +231,7 @@ def test_a_failed_load_is_not_tried_again_at_once(tiny: Path, tmp_path: Path) ->
         script = [["load"], ["load", "model_unusable"]]
         async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, _):
             for _ in range(3):  # a second Load would never be answered
-                with pytest.raises(ModelError, match="cannot be used"):
+                with pytest.raises(Unavailable, match="cannot be used"):
                     await subject.prepare(request("n"))
 
     run(test())
@@ -326,5 +326,17 @@ def test_what_cannot_run_is_refused_before_anything_is_spent(tiny: Path, tmp_pat
                 call = await subject.prepare(request(prompt=(5,) * 50, max_tokens=max_tokens))
                 assert (call.input_tokens, call.max_output_tokens) == (50, 14)
             assert notes.steps == []
+
+    run(test())
+
+
+def test_a_log_that_has_grown_large_becomes_the_one_before(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        log = tmp_path / "logs" / "engine-cpu.log"
+        log.parent.mkdir()
+        log.write_bytes(b"x" * ((4 << 20) + 1))
+        async with playing([["load"]], tiny, tmp_path):
+            assert log.stat().st_size < 1 << 20
+            assert log.with_suffix(".log.1").stat().st_size == (4 << 20) + 1
 
     run(test())

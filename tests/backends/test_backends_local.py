@@ -233,11 +233,13 @@ def test_a_model_that_cannot_be_loaded_fails_its_start_and_costs_later_requests_
             "tiny": LocalModel(tiny, "home"),
         }
         async with backend(models, tmp_path) as (subject, _):
-            with pytest.raises(ModelError, match="quantize = 'int4' needs the compiled kernels"):
+            with pytest.raises(Unavailable, match="quantize = 'int4' needs the compiled kernels"):
                 await subject.prepare(request(model="narrow"))
             for _ in range(2):
-                with pytest.raises(ModelError, match=r"missing\.gguf"):
+                with pytest.raises(Unavailable, match=r"missing\.gguf") as refused:
                     await subject.prepare(request(model="bad"))
+                assert refused.value.code == "model_unusable"
+                assert refused.value.retry_after_s
             assert subject.status().models["bad"] is ModelState.FAILED
             assert "missing.gguf" in subject.status().message
             _, end = await ask(subject, request())

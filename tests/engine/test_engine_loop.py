@@ -322,3 +322,23 @@ def test_a_gateway_that_does_not_read_pauses_the_engine_and_is_still_heard(monke
             running.gateway.send(Cancel(number))
         _, ends = running.gateway.outputs_until(lambda ends: len(ends) == 64)
         assert {end.finish for end in ends.values()} == {"cancelled"}
+
+
+def test_an_engine_at_rest_tells_of_blocks_that_nobody_holds(caplog: pytest.LogCaptureFixture) -> None:
+    with engine() as running:
+        load(running)
+        running.gateway.send(submit(1, prompt=60), submit(2, prompt=60), Cancel(1), submit(3))
+        running.gateway.outputs_until(lambda ends: len(ends) == 3)
+        running.gateway.send(Shutdown())
+        running.join()
+        assert "held by nobody" not in caplog.text
+    with engine() as running:
+        load(running)
+        running.gateway.send(submit(1))
+        running.gateway.outputs_until(bool)
+        runner = running.engine._runners["scripted"]
+        assert isinstance(runner, Runner)
+        runner.scheduler.pool.take(2)
+        running.gateway.send(Cancel(9), Shutdown())
+        running.join()
+    assert "2 KV blocks of scripted are held by nobody" in caplog.text

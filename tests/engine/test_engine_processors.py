@@ -11,7 +11,7 @@ import torch
 from millicent.core.request import Limits, Sampling
 from millicent.engine.logprobs import score
 from millicent.engine.processors import adjustments
-from millicent.engine.sampler import Draw, _draw, sample
+from millicent.engine.sampler import Draw, sample
 
 PROMPT = [3, 9, 9, 40, 77]
 OUTPUT = [9, 12, 12, 12, 300]
@@ -89,7 +89,7 @@ def test_filters_keep_what_transformers_keep(warper: str, arguments: tuple[Any, 
         drawn = set()
         for position in range(1500):
             draw = Draw(1.0, seed=seed, position=position, **fields)
-            drawn.add(_draw(scores.numpy(), float(scores.max()), draw, np.empty(300, dtype=np.float32)))
+            drawn.update(sample(scores[None], [draw]))
         assert drawn <= set(kept.tolist())
         likely = torch.softmax(scores[torch.from_numpy(kept)], 0).numpy() > 0.01
         assert set(kept[likely].tolist()) <= drawn

@@ -14,7 +14,6 @@ from millicent.engine.kernels.weights import (
     Matrix,
     PackedWeight,
     Quantized,
-    argmax,
     concatenate,
     interleaved_rows,
     quantize,
@@ -169,16 +168,3 @@ def test_matrices_of_different_formats_do_not_join() -> None:
     joined = concatenate([quantize(weight, Format.Q8), quantize(weight, Format.Q8)])
     assert isinstance(joined, Quantized)
     assert joined.values.shape == (64, 32)
-
-
-@PER_SHAPE
-@given(values=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=600), rows=st.integers(1, 3))
-def test_argmax_is_the_first_of_the_greatest(instruction_set: str, values: list[float], rows: int) -> None:
-    found = argmax(torch.tensor([values] * rows, dtype=torch.float32))
-    assert found.tolist() == [values.index(max(values)) if max(values) > -torch.inf else 0] * rows
-
-
-def test_argmax_passes_over_nan(instruction_set: str) -> None:
-    values = torch.full((2, 300), torch.nan)
-    values[0, 270] = -5.0
-    assert argmax(values).tolist() == [270, 0]

@@ -93,10 +93,13 @@ def test_questions_write_nothing(tmp_path: Path, opened: Make, closed: Make, sha
         ("DELETE FROM receipts", "belongs to no row of receipts"),
         ("UPDATE lines SET amount_nanousd = 9", "the rollup by status of 2026-01-01T00:00:00.000000Z isn't the sum"),
         ("DELETE FROM rollup_groups WHERE cube = 'user'", "the rollup by user, status of 2026-01-01T00:00:00.000000Z"),
-        ("INSERT INTO unrolled SELECT id, NULL, NULL FROM receipts", "the rollup by status of 2026-01-01T00:00:00.0000"),
+        (
+            "INSERT INTO unrolled SELECT id, NULL, NULL FROM receipts",
+            "the rollup by status of 2026-01-01T00:00:00.0000",
+        ),
         (
             "UPDATE rollups SET rated = 1 WHERE span_s = 2764800",
-            "the rollup by feature, user, status of 32 days from 2025-12-26T00:00:00.000000Z isn't the sum of its parts",
+            "the rollup by user, status of 32 days from 2025-12-26T00:00:00.000000Z isn't the sum of its parts",
         ),
     ],
 )

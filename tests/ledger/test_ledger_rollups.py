@@ -93,8 +93,7 @@ def receipt_of(number: int, facts: dict[str, Any]) -> Receipt:
 
 
 def add_line(connection: sqlite3.Connection, receipt_id: str, ordinal: int, added: Line) -> None:
-    row = rows.line_row(receipt_id, ordinal, added)
-    connection.execute(rows.insert("lines", row), row)
+    connection.execute(rows.INSERT_LINE, rows.line_row(receipt_id, ordinal, added))
 
 
 def expected(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict[str | None, tuple[int, ...]]:

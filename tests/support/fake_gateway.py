@@ -26,7 +26,7 @@ from millicent.meter.placements import assumed_placement
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
-from millicent.server.application import EngineReport, Server
+from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
 from millicent.server.late import LateEntries
 
@@ -35,6 +35,9 @@ DEVICE = "fake"
 
 class Healthy:
     def engines(self) -> list[EngineReport]:
+        return []
+
+    def upstreams(self) -> list[UpstreamReport]:
         return []
 
     def trouble(self) -> str | None:

@@ -210,3 +210,12 @@ def test_importing_text_loads_no_library() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_the_mark_of_a_call_is_text_where_other_control_tokens_are_none() -> None:
+    import tokenizers
+
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[TOOL_CALLS]": 1, "</s>": 2}, "a"))
+    backend.add_special_tokens(["[TOOL_CALLS]", "</s>"])
+    made = Tokenizer(backend, template=None, eos_tokens=[2], context_tokens=None)
+    assert made.decode([1, 2]) == "[TOOL_CALLS]"

@@ -20,6 +20,7 @@ from millicent.text.tools import ToolCallParser, ToolFormat, answer_grammar, mes
 TAGGED = tool_format("{% if tools %}<tool_call>{% endif %}")
 TOLD = tool_format("{{ messages }}")
 BARE = tool_format('{% if tools %}{"name": x, "parameters": y}{% endif %}')
+LISTED = tool_format("{% if tools %}[TOOL_CALLS] [{% endif %}")
 WEATHER = Tool(
     "weather",
     "Looks out of the window.",
@@ -89,13 +90,33 @@ def test_bare_calls(text: str, content: str, calls: list[tuple[str, str]]) -> No
     assert whole(BARE, text)[:2] == (content, tuple(CallPiece(i, *call) for i, call in enumerate(calls)))
 
 
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (f'[TOOL_CALLS] [{{"name": "weather", "arguments": {ROME}}}]', "", [("weather", ROME)]),
+        (f'[TOOL_CALLS][{{"name":"weather","arguments":{ROME}}}, {{"name": "clock-1", "arguments": {{}}}}]', "",
+         [("weather", ROME), ("clock-1", "{}")]),
+        ('Sure. [TOOL_CALLS] [{"name": "clock-1", "arguments": {}}] done', "Sure.  done", [("clock-1", "{}")]),
+        ('[TOOL_CALLS] [{"name": "clock-1", "arguments": {"a', "", [("clock-1", '{"a')]),
+        ('[TOOL_CALLS] [{"name": "unknown", "arguments": {}}]', '[TOOL_CALLS] [{"name": "unknown", "arguments": {}}]', []),
+        ("[TOOL_CALLS] none", "[TOOL_CALLS] none", []),
+        ("[TOOL_CALLS] [[", "[TOOL_CALLS] [[", []),
+        ("[TOOL_", "[TOOL_", []),
+        ('[TOOL_CALLS] [{"name": "clock-1", "arguments": {}} oops', " oops", [("clock-1", "{}")]),
+        ('[TOOL_CALLS] [{"name": "clock-1", "arguments": {}}, oops', "}, oops", [("clock-1", "{}")]),
+    ],
+)  # fmt: skip
+def test_listed_calls(text: str, content: str, calls: list[tuple[str, str]]) -> None:
+    assert whole(LISTED, text)[:2] == (content, tuple(CallPiece(i, *call) for i, call in enumerate(calls)))
+
+
 PIECES = st.sampled_from(
     [tagged("weather", ROME), tagged("clock-1", NOW), tagged("no", NOW), "<tool_call>", "</tool_call>", "<tool", "hi ",
-     "\n", "{", "}", '{"name": "weather", "arguments": {', '{"name": "clock-1", "parameters": {}}', '"', "\\", "\u00e9"]
+     "\n", "{", "}", "[TOOL_CALLS] [", ', {"name": "clock-1", "arguments": {}}', "]", '{"name": "weather", "arguments": {', '{"name": "clock-1", "parameters": {}}', '"', "\\", "\u00e9"]
 )  # fmt: skip
 
 
-@given(st.lists(PIECES, max_size=8), st.lists(st.integers(0, 400), max_size=12), st.sampled_from([TAGGED, BARE]))
+@given(st.lists(PIECES, max_size=8), st.lists(st.integers(0, 400), max_size=12), st.sampled_from([TAGGED, BARE, LISTED]))
 def test_where_the_text_is_cut_changes_nothing(parts: list[str], cuts: list[int], form: ToolFormat) -> None:
     text = "".join(parts)
     assert whole(form, text, cuts) == whole(form, text) == whole(form, text, list(range(len(text))))
@@ -139,7 +160,7 @@ def check_call(call: CallPiece) -> None:
     assert (call.name == "weather") == ("city" in arguments)
 
 
-@pytest.mark.parametrize("form", [TAGGED, TOLD, BARE])
+@pytest.mark.parametrize("form", [TAGGED, TOLD, BARE, LISTED])
 @pytest.mark.parametrize("seed", range(6))
 def test_a_required_call_is_made_whatever_the_model(form: ToolFormat, seed: int) -> None:
     content, calls, _ = whole(form, walk(answer_grammar(request("required"), form), seed))
@@ -152,21 +173,38 @@ def test_a_required_call_is_made_whatever_the_model(form: ToolFormat, seed: int)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_only_one_call_is_made_without_parallel_calls(seed: int) -> None:
+@pytest.mark.parametrize("form", [TAGGED, LISTED])
+def test_only_one_call_is_made_without_parallel_calls(form: ToolFormat, seed: int) -> None:
     wanted = request("required", parallel_tool_calls=False)
-    assert len(whole(TAGGED, walk(answer_grammar(wanted, TAGGED), seed))[1]) == 1
+    assert len(whole(form, walk(answer_grammar(wanted, form), seed))[1]) == 1
+
+
+def test_a_list_of_calls_may_hold_several() -> None:
+    grammar = answer_grammar(request("required"), LISTED)
+    assert max(len(whole(LISTED, walk(grammar, seed))[1]) for seed in range(20)) > 1
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_model_left_free_to_call_is_held_to_the_form_once_it_begins(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("form", "said", "begin"),
+    [
+        (TAGGED, "Well, ", "Well, <tool_call>"),
+        (LISTED, "Well, ", "Well, [TOOL_CALLS]"),
+        (BARE, "", '{"name": "weather", "parameters": '),
+    ],
+)
+def test_a_model_left_free_to_call_is_held_to_the_form_once_it_begins(
+    form: ToolFormat, said: str, begin: str, seed: int
+) -> None:
     for several in (True, False):
-        grammar = answer_grammar(request(parallel_tool_calls=several), TAGGED)
-        content, calls, _ = whole(TAGGED, walk(grammar, seed, "Well, <tool_call>"))
-        assert content.startswith("Well, ")
+        grammar = answer_grammar(request(parallel_tool_calls=several), form)
+        content, calls, _ = whole(form, walk(grammar, seed, begin))
+        assert content.startswith(said)
         assert calls
         for call in calls:
             check_call(call)
-        assert whole(TAGGED, walk(grammar, seed, "Nothing to call"))[0].startswith("Nothing to call")
+        for free in ("Nothing to call", '{"name": "Rome", "param'):
+            assert whole(form, walk(grammar, seed, free))[0].startswith(free)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -178,7 +216,6 @@ def test_with_a_format_the_answer_is_a_call_or_in_the_format(seed: int) -> None:
 
 def test_no_call_is_enforced_where_none_is_wanted() -> None:
     assert answer_grammar(request("none"), TAGGED) == ""
-    assert answer_grammar(request(), BARE) == ""
     with pytest.raises(InvalidRequest, match="a grammar doesn't go with `tools`"):
         answer_grammar(request(output_format=OutputFormat("regex", "x")), TAGGED)
 
@@ -195,6 +232,18 @@ def test_a_template_that_knows_tools_gets_them_as_they_are() -> None:
     entries = message_entries(TALK, (WEATHER,), TAGGED)
     assert entries[2]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
     assert entries[3] == {"role": "tool", "content": "sunny", "tool_call_id": "call_1"}
+
+
+def test_a_template_that_takes_short_identifiers_only_gets_those() -> None:
+    entries = message_entries(TALK, (WEATHER,), LISTED)
+    short = entries[2]["tool_calls"][0]["id"]
+    assert short.isalnum()
+    assert len(short) == 9
+    assert entries[3]["tool_call_id"] == short
+
+
+def test_newer_forms_of_mistral_are_told_in_words() -> None:
+    assert not tool_format("{% if tools %}[TOOL_CALLS]name[ARGS]{% endif %}").in_template
 
 
 def test_a_template_that_knows_none_gets_them_written_out() -> None:

@@ -137,7 +137,9 @@ def test_pictures_lie_somewhere_or_come_along() -> None:
 def test_what_only_anthropic_knows_is_kept_and_named_where_it_cannot_go(block: Any) -> None:
     request = decode(messages=[{"role": "user", "content": [block]}])
     assert request.messages is not None
-    (part,) = request.messages[0].content
+    content = request.messages[0].content
+    assert isinstance(content, tuple)
+    (part,) = content
     assert isinstance(part, OtherPart)
     assert json.loads(part.json) == block
     with pytest.raises(InvalidRequest, match=r"messages\[0\]\.content\[0\]"):

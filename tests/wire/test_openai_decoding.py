@@ -3,15 +3,16 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
-from millicent.core.request import Limits, Message, OutputFormat, Sampling, Tool, ToolCall
+from millicent.core.request import Limits, Message, OutputFormat, Request, Sampling, Tool, ToolCall
 from millicent.wire import openai_chat, openai_completions
-from millicent.wire.attribution import read_max_cost
+from millicent.wire.attribution import read_latency_target, read_max_cost
 
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -20,9 +21,16 @@ def chat(headers: dict[str, str] | None = None, **fields: Any) -> Any:
     return openai_chat.decode(json.dumps(HELLO | fields).encode(), headers or {}, "rcpt_1")
 
 
+def refuse_elsewhere(request: Request) -> None:
+    """What a model of our own says to what only an upstream may know."""
+    request.refuse_foreign()
+    request.refuse_thinking()
+    request.refuse_images()
+
+
 def complaint(**fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        chat(**fields)
+        refuse_elsewhere(chat(**fields)[0])
     return caught.value
 
 
@@ -85,7 +93,9 @@ def test_the_forms_of_an_answer_reach_the_request() -> None:
 
     assert form(type="json_object") == OutputFormat("json_object")
     schema = {"name": "x", "strict": False, "schema": {"b": 1, "a": {"enum": [1.5]}}}
-    assert form(type="json_schema", json_schema=schema) == OutputFormat("json_schema", '{"b":1,"a":{"enum":[1.5]}}')
+    assert form(type="json_schema", json_schema=schema) == OutputFormat(
+        "json_schema", '{"b":1,"a":{"enum":[1.5]}}', "x", strict=False
+    )
     assert form(type="grammar", syntax="regex", definition="a+") == OutputFormat("regex", "a+")
     assert completion(response_format={"type": "grammar", "syntax": "lark", "definition": "x"}).output_format == (
         OutputFormat("lark", "x")
@@ -118,10 +128,9 @@ def test_completions_refuse_by_name(fields: dict[str, Any], param: str) -> None:
 def test_nulls_and_neutral_values_change_nothing() -> None:
     neutral = dict.fromkeys(openai_chat._NEUTRAL) | {"temperature": None, "stop": None, "max_tokens": None}
     assert chat(**neutral)[0] == chat()[0]
-    assert (
-        chat(n=1, frequency_penalty=0, logprobs=False, top_logprobs=0, logit_bias={}, min_p=0, typical_p=1)[0]
-        == (chat()[0])
-    )
+    restated, _ = chat(n=1, frequency_penalty=0, logprobs=False, top_logprobs=0, logit_bias={}, min_p=0, typical_p=1)
+    assert restated.restated == ("frequency_penalty", "min_p", "typical_p")
+    assert msgspec.structs.replace(restated, restated=()) == chat()[0]
     assert chat(n=1, tools=[], response_format={"type": "text"})[0] == chat()[0]
 
 
@@ -157,7 +166,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> N
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].image_url"),
         ({"stop": [""]}, "stop[0]"),
         ({"seed": 2**64}, "seed"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -272,13 +281,24 @@ def test_headers_win_over_the_body_and_other_metadata_become_tags() -> None:
         ({"x-millicent-tags": "novalue"}, "x-millicent-tags"),
         ({"x-millicent-user": "a\x07"}, "x-millicent-user"),
         ({"x-millicent-team": "x" * 257}, "x-millicent-team"),
-        ({"x-millicent-latency-target-ms": "5"}, "x-millicent-latency-target-ms"),
     ],
 )
-def test_a_bad_or_unkept_header_is_a_400_that_names_it(headers: dict[str, str], param: str) -> None:
+def test_a_bad_header_is_a_400_that_names_it(headers: dict[str, str], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         chat(headers)
     assert caught.value.param == param
+
+
+def test_a_latency_target_is_whole_milliseconds() -> None:
+    assert read_latency_target({"x-millicent-latency-target-ms": " 250 "}) == 250
+    assert read_latency_target({}) is None
+
+
+@pytest.mark.parametrize("header", ["0", "2.5", "soon", "-3", "99999999999"])
+def test_a_latency_target_that_cannot_be_one_is_a_400_that_names_the_header(header: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_latency_target({"x-millicent-latency-target-ms": header})
+    assert caught.value.param == "x-millicent-latency-target-ms"
 
 
 def test_a_maximum_cost_is_taken_to_the_nano_dollar_below() -> None:

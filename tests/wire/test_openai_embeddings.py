@@ -73,7 +73,7 @@ def test_the_user_field_is_whom_the_receipt_is_for() -> None:
 )
 def test_what_makes_no_sense_is_refused_by_the_field_s_name(body: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        decode(json.dumps({"model": "m", **body}).encode(), {}, "rcpt_1")
+        decode(json.dumps({"model": "m", **body}).encode(), {}, "rcpt_1")[0].refuse_foreign()
     assert refused.value.param == param
 
 

@@ -31,6 +31,7 @@ UNPRICED = Quote("far", "provider", 12, Interval(1, 2, 3), None, None, None, Pro
 def decode(**fields: Any) -> tuple[str, tuple[str, ...]]:
     body = {"messages": [{"role": "user", "content": "hi"}], **fields}
     request, models = quotes.decode(json.dumps(body).encode(), {}, "rcpt_1")
+    request.refuse_foreign()
     return request.model, models
 
 

@@ -28,6 +28,7 @@ from millicent.engine.protocol import (
 
 _HELLO_TIMEOUT_S = 120.0  # importing torch from a cold disk takes a while
 _EXIT_TIMEOUT_S = 5.0
+_LARGEST_LOG_BYTES = 4 << 20
 
 
 class _Link(asyncio.Protocol):
@@ -143,6 +144,7 @@ async def _spawn(
     environment.setdefault("GOMP_SPINCOUNT", "0")
     environment.setdefault("KMP_BLOCKTIME", "0")
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    _rotate(log_file)
     with log_file.open("ab") as log:
         return await asyncio.create_subprocess_exec(
             *command,
@@ -155,6 +157,14 @@ async def _spawn(
             stderr=log,
             env=environment,
         )
+
+
+def _rotate(log_file: Path) -> None:
+    """An engine's log that has grown large becomes the one before, of which there is one: at each start, since a
+    process that writes to its file can't be given another. An engine says little but why it fails."""
+    with contextlib.suppress(FileNotFoundError):
+        if log_file.stat().st_size > _LARGEST_LOG_BYTES:
+            log_file.replace(log_file.with_suffix(".log.1"))
 
 
 async def _await_hello(process: asyncio.subprocess.Process, link: _Link, log_file: Path) -> None:

@@ -183,7 +183,7 @@ class LocalBackend:
         request.refuse_thinking()
         request.refuse_continuing()
         request.refuse_images()
-        await self._ensure_loaded(model)
+        await self._await_loaded(model)
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model, _START_GRACE_S)
         assert model.tokenizer is not None
@@ -256,7 +256,7 @@ class LocalBackend:
 
     async def _begin_later(self, run: LocalRun | EmbeddingRun, model: HeldModel) -> None:
         try:
-            await self._ensure_loaded(model)
+            await self._await_loaded(model)
         except MillicentError as error:
             self._end(run, FinishReason.ERROR, error)
             return
@@ -345,6 +345,17 @@ class LocalBackend:
                 retry_after_s=max(1, math.ceil(wait_ns / NS_PER_S)),
             )
         return self._engine
+
+    async def _await_loaded(self, model: HeldModel) -> None:
+        """For a request. Raises Unavailable: what keeps a model from being loaded (a download that failed, a damaged
+        file) is nothing that the request could mend, and is tried again after a while."""
+        try:
+            await self._ensure_loaded(model)
+        except ModelError as error:
+            wait_ns = model.failed_ns + _RETRY_LOAD_NS - self._clock.monotonic_ns()
+            raise Unavailable(
+                error.message, code=error.code, retry_after_s=max(1, math.ceil(wait_ns / NS_PER_S))
+            ) from None
 
     async def _ensure_loaded(self, model: HeldModel) -> None:
         """Raises Unavailable while there is no engine or no room, ModelError when the model cannot be loaded."""

@@ -66,6 +66,7 @@ def keys() -> None:
 @click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Its own limit instead of that in [limits].")
 @click.option("--usd-per-minute", callback=_dollars, help="Its own limit instead of that in [limits].")
 @click.option("--concurrent", type=click.IntRange(min=1), help="Its own limit instead of that in [limits].")
+@click.option("--priority", type=int, help="The best (lowest) priority that its requests may have; 0 if not given.")
 @_json
 def create_key(
     name: str | None, scope: str, expires_ns: int | None, models: tuple[str, ...], json_: bool, **rest: Any

@@ -89,7 +89,9 @@ def report(by: str, predictivity: bool, timezone: str, book: str, json_: bool, *
         raise NotFound(f"no book {book!r} in this ledger: there is {', '.join(books)}.")
     totals = ledger.totals(cast("GroupBy", by), where, book, zone=timezone)
     roles: dict[str | None, RoleCosts] = {}
-    useful: dict[str | None, Usefulness] = {each.group: each for each in ledger.usefulness(cast("GroupBy", by), where, zone=timezone)}
+    useful: dict[str | None, Usefulness] = {
+        each.group: each for each in ledger.usefulness(cast("GroupBy", by), where, zone=timezone)
+    }
     if predictivity or json_:
         roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where, zone=timezone)}
     if json_:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from millicent.backends.elsewhere import Elsewhere
     from millicent.backends.local import LocalModel
     from millicent.config import Config
     from millicent.engine.config import Dtype, Quantization
@@ -53,18 +54,44 @@ def serve(
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     settings = in_precision(settings, dtype, quantize)
-    if importlib.util.find_spec("torch") is None:
+    elsewhere = called_elsewhere(settings)
+    here = [name for name in models if not is_elsewhere(settings, name)]
+    local = bool(here) or not elsewhere or any(not each.deployed for each in settings.models.values())
+    if local and importlib.util.find_spec("torch") is None:
         raise ConfigError("the engine needs PyTorch, which isn't installed: pip install 'millicent[engine]'.")
 
     from millicent.app import ServeOptions
     from millicent.app import serve as serve_until_stopped
 
     placement = placement_of(settings)
-    wanted = chosen(models, settings, home, placement.name)
-    providers = [each.placement(name) for name, each in settings.placements.items() if each.kind == "api"]
-    serve_until_stopped(
-        ServeOptions(home=home, config=settings, models=wanted, placement=placement, providers=tuple(providers))
+    wanted = chosen(tuple(here), settings, home, placement.name) if local else {}
+    providers = [
+        each.placement(name) for name, each in settings.placements.items() if each.kind == "api" or name in elsewhere
+    ]
+    options = ServeOptions(
+        home=home,
+        config=settings,
+        models=wanted,
+        placement=placement,
+        providers=tuple(providers),
+        elsewhere=tuple(elsewhere.values()),
     )
+    serve_until_stopped(options)
+
+
+def is_elsewhere(settings: Config, name: str) -> bool:
+    """Is this a model that other placements run?"""
+    return name in settings.models and bool(settings.models[name].deployed)
+
+
+def called_elsewhere(settings: Config) -> dict[str, Elsewhere]:
+    """The placements that are called, by name. All of the file's are served, whatever else is named: they cost
+    nothing until they are asked."""
+    from millicent.backends.elsewhere import called
+
+    deployed = {name: each.deployed for name, each in settings.models.items()}
+    providers = {name: each.provider for name, each in settings.placements.items()}
+    return {each.placement: each for each in called(deployed, settings.upstreams, providers)}
 
 
 def in_precision(settings: Config, dtype: Dtype | None, quantize: Quantization | None) -> Config:
@@ -84,7 +111,8 @@ def placement_of(settings: Config) -> Placement:
     from millicent.engine.machine import usable_cores
     from millicent.meter.placements import assumed_placement
 
-    machines = {name: each for name, each in settings.placements.items() if each.kind != "api"}
+    called = {*settings.upstreams, *called_elsewhere(settings)}
+    machines = {name: each for name, each in settings.placements.items() if each.kind != "api" and name not in called}
     if not machines:
         return assumed_placement("local", usable_cores(EngineConfig()))
     if len(machines) > 1:
@@ -103,13 +131,14 @@ def chosen(names: tuple[str, ...], settings: Config, home: Path, placement: str)
     from millicent.core.errors import ConfigError
 
     wanted: dict[str, LocalModel] = {}
-    for name in dict.fromkeys(names or tuple(settings.models) or (DEFAULT_MODEL,)):
+    configured = tuple(name for name in settings.models if not is_elsewhere(settings, name))
+    for name in dict.fromkeys(names or configured or (DEFAULT_MODEL,)):
         how = settings.models.get(name, ModelConfig())
         model = found(path_of(how.path, home) if how.path else name)
         public = name if name in settings.models else model.name
         if public in wanted:
             raise ConfigError(f"two models would be called {public!r}: give one another name with [models.NAME] path.")
-        preload = how.preload or bool(names) or not settings.models
+        preload = how.preload or bool(names) or not configured
         wanted[public] = LocalModel(model.path, placement, how.keep_alive_s, preload, how.dtype, how.quantize)
     wanted.setdefault(EMBEDDING_MODEL, LocalModel(lambda: found(EMBEDDING_MODEL).path, placement, makes_vectors=True))
     return wanted

@@ -55,6 +55,16 @@ class Caller(msgspec.Struct, frozen=True):
         if self.key is not None:
             self.key.check_model(model)
 
+    def check_priority(self, priority: int, best: int) -> None:
+        """Raises Forbidden for a request that wants to go before others when its key doesn't let it."""
+        if not self.administers and priority < best:
+            raise Forbidden(
+                f"This key's best `priority` is {best}, and the request says {priority}: send {best} or more, or have "
+                "its admin raise it.",
+                param="priority",
+                code="priority_not_allowed",
+            )
+
     def may_use(self, model: str) -> bool:
         return self.key is None or self.key.models is None or model in self.key.models
 

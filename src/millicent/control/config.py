@@ -15,12 +15,16 @@ _AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one key may ask for, on each gateway: per minute, with a minute's worth at once; and running at a time."""
+    """What one key may ask for, on each gateway: per minute, with a minute's worth at once; and running at a time.
+
+    `priority` is the best (lowest) that its requests may have; 0 where nothing is said.
+    """
 
     requests_per_minute: _AtLeastOne | None = None
     tokens_per_minute: _AtLeastOne | None = None
     usd_per_minute: Decimal | None = None
     concurrent: _AtLeastOne | None = None
+    priority: int | None = None
 
     def or_else(self, default: Rates) -> Rates:
         """These, and the default's where nothing is said."""

@@ -69,6 +69,9 @@ class RateLimiter:
         self._rates_of = rates_of
         self._meters: dict[str | None, _Meters] = {}
 
+    def best_priority(self, key: str | None) -> int:
+        return self._rates_of(key).priority or 0
+
     def enter(self, key: str | None) -> Ticket:
         """Count one more request that runs. Raises RateLimited with the seconds to wait."""
         meters = self._of(key)

@@ -122,7 +122,8 @@ class End(msgspec.Struct, frozen=True):
     """The last chunk. `error` is set exactly when `reason` is error; usage covers what was done until then.
 
     `choices` says how each choice ended, where there are several; `reason` is then length if any was cut off.
-    `served_model` and `reported_cost` are what a provider says that it ran, and what it says that it charges.
+    `served_model` and `reported_cost` are what a provider says that it ran, and what it says that it charges, and
+    `upstream_id` its own name for the answer.
     """
 
     reason: FinishReason
@@ -131,6 +132,7 @@ class End(msgspec.Struct, frozen=True):
     choices: tuple[FinishReason, ...] = ()
     served_model: str | None = None
     reported_cost: Money | None = None
+    upstream_id: str | None = None
 
 
 Chunk = Text | Vector | End

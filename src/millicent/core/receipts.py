@@ -121,6 +121,28 @@ def outside_line(cost: OutsideCost, posted_at_ns: int) -> Line:
     )
 
 
+# The book of what providers themselves say that an answer costs: beside ours, and in no total.
+REPORTED_BOOK = "reported"
+
+
+def reported_line(attempt: Attempt, amount: Money, posted_at_ns: int, upstream_id: str | None) -> Line:
+    """A provider's own figure for an attempt, with its name for the answer."""
+    return Line(
+        attempt=attempt.ordinal,
+        role=attempt.role,
+        meter=Meter.OTHER,
+        quantity=Decimal(1),
+        unit="answer",
+        unit_price_usd=amount.usd,
+        amount=amount,
+        provenance=Provenance.REPORTED,
+        incurred_at_ns=attempt.started_at_ns,
+        posted_at_ns=posted_at_ns,
+        book=REPORTED_BOOK,
+        note=upstream_id,
+    )
+
+
 class Attempt(msgspec.Struct, frozen=True):
     """One call to one backend. Open while `ended_at_ns` is None. `reported` is what the provider says that it charges."""
 

@@ -68,8 +68,10 @@ def main() -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     config = msgspec.json.decode(arguments.config, type=EngineConfig)
 
-    # Ctrl-C in a terminal reaches us too; the gateway decides when we end. If it dies, so do we, in any step.
+    # Ctrl-C in a terminal reaches us too, and a supervisor's SIGTERM to a whole group; the gateway decides when we end,
+    # once its answers are settled. If it dies, so do we, in any step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     open_model = _model_opener(config)

@@ -77,6 +77,8 @@ class Engine:
         self._connection.send(Hello(self._config.device, os.getpid(), self._memory_bytes))
         turn = 0
         while True:
+            if not self._busy():
+                self._check_rest()
             for frame in self._connection.receive(wait=not self._busy()):
                 if isinstance(frame, Shutdown):
                     return
@@ -88,6 +90,12 @@ class Engine:
                 turn += 1
                 self._connection.send(busy[turn % len(busy)].step(self._config.device, self._steps, self._clock))
                 self._steps += 1
+
+    def _check_rest(self) -> None:
+        """With no sequence left, no KV block has a holder."""
+        for name, runner in self._runners.items():
+            if isinstance(runner, Runner) and (held := runner.scheduler.pool.used):
+                _log.error("%d KV blocks of %s are held by nobody; report this", held, name)
 
     def _busy(self) -> list[Runner | EncoderRunner]:
         return [runner for runner in self._runners.values() if runner.busy]

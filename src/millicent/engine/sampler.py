@@ -3,9 +3,10 @@
 Filters follow the usual order: temperature, top-k, top-p, min-p, typical-p, each over what the one before left.
 Tokens that tie with the last one kept are kept too, so that the result doesn't hang on the order of a sort.
 
-On the CPU this is NumPy's work: its argmax is 80 times torch's, and it wakes no threads for what takes microseconds.
-A row's time goes into passes over its vocabulary, so there are as few as can be: filters find a bound that leaves few
-candidates, and everything exact happens among those.
+The compiled kernels do it (`native/sampling.h`); NumPy does without them, and is what they are checked against. With
+the same seed, choice and position both draw the same token, unless the number falls within a rounding error of the edge
+between two. A row's time goes into passes over its vocabulary, so there are as few as can be: filters find a bound that
+leaves few candidates, and everything exact happens among those.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 # Below this the distribution is the argmax, to float32's precision, and dividing by it would overflow.
 _GREEDY_BELOW = 1e-5
-# Scaled logits up to this need no shift before `exp`: neither they nor what is e^-40 as likely leaves float32's range.
-_NO_SHIFT_BELOW = 40.0
 _BLOCK_TOKENS = 256
 _GROUP_TOKENS = 64
 
@@ -52,33 +51,55 @@ def uniform(seed: int, position: int) -> float:
 
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int | None]:
     """One token per row of `logits` (float32 [rows, vocabulary]); None where a row isn't a distribution (NaN, inf)."""
+    from millicent.engine.kernels.library import available
+
+    if not draws:
+        return []
+    array = logits.numpy(force=True)
+    rows = [array[row] if draw.adjust is None else _adjusted(array[row], draw.adjust) for row, draw in enumerate(draws)]
+    if available().instruction_set is None:
+        return list(map(choose, rows, draws))
+    return _choose_natively(rows, draws)
+
+
+def _adjusted(scores: np.ndarray, adjust: Callable[[np.ndarray], None]) -> np.ndarray:
+    scores = scores.copy()
+    adjust(scores)
+    return scores
+
+
+def _choose_natively(rows: Sequence[np.ndarray], draws: Sequence[Draw]) -> list[int | None]:
+    from millicent.engine.kernels.sampling import choose as choose_all
+
+    tokens = choose_all(
+        [
+            (
+                scores,
+                uniform(draw.seed, draw.position) if draw.temperature >= _GREEDY_BELOW else 0.0,
+                draw.temperature,
+                draw.top_p,
+                draw.min_p,
+                draw.typical_p,
+                draw.top_k,
+            )
+            for scores, draw in zip(rows, draws, strict=True)
+        ]
+    )
+    return [None if token < 0 else token for token in tokens]
+
+
+def choose(scores: np.ndarray, draw: Draw) -> int | None:
+    """One row's token, by NumPy alone."""
     import numpy as np
 
-    array = logits.numpy(force=True)
-    greedy = array.argmax(axis=-1)  # the first of equal maxima, or a NaN
-    largest = array[np.arange(len(draws)), greedy]
-    tokens: list[int | None] = [
-        token if finite else None for token, finite in zip(greedy.tolist(), np.isfinite(largest).tolist(), strict=True)
-    ]
-    scratch: np.ndarray | None = None
-    for row, draw in enumerate(draws):
-        if draw.adjust is None and draw.temperature < _GREEDY_BELOW:
-            continue
-        scores, token = array[row], tokens[row]
-        if draw.adjust is not None and token is not None:
-            scores = scores.copy()
-            draw.adjust(scores)
-            token = int(scores.argmax())
-            token = token if np.isfinite(scores[token]) else None
-        if token is not None and draw.temperature >= _GREEDY_BELOW:
-            scratch = np.empty_like(scores) if scratch is None else scratch
-            token = _draw(scores, float(scores[token]), draw, scratch)
-        tokens[row] = token
-    return tokens
+    best = int(scores.argmax())  # the first of equal maxima, or a NaN
+    if not np.isfinite(scores[best]):
+        return None
+    return best if draw.temperature < _GREEDY_BELOW else _draw(scores, float(scores[best]), draw)
 
 
-def _draw(scores: np.ndarray, largest: float, draw: Draw, scratch: np.ndarray) -> int:
-    """A token of one row, which is left as it is; `scratch` is as long."""
+def _draw(scores: np.ndarray, largest: float, draw: Draw) -> int:
+    """A token of one row, which is left as it is."""
     import numpy as np
 
     ids: np.ndarray | None = None
@@ -87,8 +108,8 @@ def _draw(scores: np.ndarray, largest: float, draw: Draw, scratch: np.ndarray) -
     elif draw.min_p > 0 and draw.top_p >= 1:  # which needs no probabilities: most tokens are out before `exp`
         ids = np.flatnonzero(scores >= largest + draw.temperature * np.log(draw.min_p) - 1e-3)
     if ids is not None:
-        scores, scratch = scores[ids], scratch[: len(ids)]
-    weights = _weights(scores, largest, draw.temperature, scratch)
+        scores = scores[ids]
+    weights = _weights(scores, largest, draw.temperature)
     for kept in _filters(weights, draw):
         ids = kept if ids is None else ids[kept]
         weights = weights[kept]
@@ -110,17 +131,13 @@ def _filters(weights: np.ndarray, draw: Draw) -> Iterator[np.ndarray]:
         yield _typical(weights, draw.typical_p)
 
 
-def _weights(scores: np.ndarray, largest: float, temperature: float, out: np.ndarray) -> np.ndarray:
+def _weights(scores: np.ndarray, largest: float, temperature: float) -> np.ndarray:
     """Probabilities but for a factor, which nothing that follows needs."""
     import numpy as np
 
-    if abs(largest) / temperature < _NO_SHIFT_BELOW:
-        np.multiply(scores, 1 / temperature, out=out)
-    else:
-        np.subtract(scores, largest, out=out)
-        np.multiply(out, 1 / temperature, out=out)
-    np.exp(out, out=out)
-    return out
+    found: np.ndarray = (scores - np.float32(largest)) * np.float32(1 / temperature)
+    np.exp(found, out=found)
+    return found
 
 
 def top_k_ids(scores: np.ndarray, k: int) -> np.ndarray:

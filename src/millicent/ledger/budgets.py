@@ -5,7 +5,7 @@ one that closes it. Several gateways may share the ledger: what may be spent is 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from millicent.core.budgets import PERS, Balance, Budget, Every
 from millicent.core.clock import NS_PER_S, iso_utc
@@ -99,12 +99,17 @@ def grow(connection: sqlite3.Connection, receipt: Receipt) -> bool:
     return short.fetchone() is None or extend(connection, receipt.id, receipt.hold)
 
 
-def settle(connection: sqlite3.Connection, receipt: Receipt) -> None:
-    """Release the receipt's holds and book what it cost; what nobody can price is booked at the hold, once."""
-    connection.execute(
+def any_budget(connection: sqlite3.Connection) -> bool:
+    """Whether there is one: without, nothing is held and nothing has to be settled."""
+    return connection.execute("SELECT 1 FROM budgets LIMIT 1").fetchone() is not None
+
+
+def settle(connection: sqlite3.Connection, receipts: Iterable[Receipt]) -> None:
+    """Release the receipts' holds and book what they cost; what nobody can price is booked at the hold, once."""
+    connection.executemany(
         "UPDATE holds SET spent_nanousd = coalesce(?, held_nanousd), held_nanousd = 0, settled = 1"
         " WHERE receipt = ? AND NOT settled",
-        (None if receipt.total is None else receipt.total.nanousd, receipt.id),
+        [(None if receipt.total is None else receipt.total.nanousd, receipt.id) for receipt in receipts],
     )
 
 

@@ -5,6 +5,7 @@ that closes it. So there is never a bill without its answer, or an answer under 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from millicent.core.errors import Conflict
@@ -49,15 +50,18 @@ def find_claim(connection: sqlite3.Connection, owner: str, key: str, now_ns: int
     return None if found is None else Claimed(*found)
 
 
-def answer_claim(connection: sqlite3.Connection, receipt: Receipt, answer: str | None) -> None:
-    """Keep the answer of a request that succeeded; one that didn't leaves its key free for another try."""
-    if receipt.status is Status.SUCCEEDED and answer is not None and receipt.settled_at_ns is not None:
-        connection.execute(
-            "UPDATE claims SET answer = ?, expires_at_ns = ? WHERE receipt = ?",
-            (answer, receipt.settled_at_ns + KEPT_NS, receipt.id),
-        )
-    else:
-        connection.execute("DELETE FROM claims WHERE receipt = ?", (receipt.id,))
+def answer_claims(connection: sqlite3.Connection, closed: Iterable[tuple[Receipt, str | None]]) -> None:
+    """Keep the answers of requests that succeeded; one that didn't leaves its key free for another try."""
+    if connection.execute("SELECT 1 FROM claims LIMIT 1").fetchone() is None:
+        return
+    for receipt, answer in closed:
+        if receipt.status is Status.SUCCEEDED and answer is not None and receipt.settled_at_ns is not None:
+            connection.execute(
+                "UPDATE claims SET answer = ?, expires_at_ns = ? WHERE receipt = ?",
+                (answer, receipt.settled_at_ns + KEPT_NS, receipt.id),
+            )
+        else:
+            connection.execute("DELETE FROM claims WHERE receipt = ?", (receipt.id,))
 
 
 def drop_expired(connection: sqlite3.Connection, now_ns: int) -> None:

@@ -33,9 +33,9 @@ def post_lines(connection: sqlite3.Connection, receipt_id: str, lines: Iterable[
     ).fetchone()
     for line in lines:
         row = rows.line_row(receipt_id, ordinal, line)
-        if line.id is not None and _is_there(connection, row):
+        if line.id is not None and _is_there(connection, dict(zip(rows.LINE_COLUMNS, row, strict=True))):
             continue
-        connection.execute(rows.insert("lines", row), row)
+        connection.execute(rows.INSERT_LINE, row)
         ordinal += 1
 
 

@@ -16,7 +16,7 @@ from millicent.core.fits import StepTimeFit
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
 from millicent.core.receipts import Feedback, HourShare, Line, Receipt
-from millicent.ledger import late
+from millicent.ledger import late, rollups
 from millicent.ledger.budgets import extend
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import migrate
@@ -63,6 +63,7 @@ class MemoryLedger:
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(lambda connection: write_checkpoint(connection, checkpoint))
+        await self.write(rollups.fold)
 
     async def post_lines(self, receipt_id: str, lines: tuple[Line, ...]) -> None:
         await self.write(lambda connection: late.post_lines(connection, receipt_id, lines))

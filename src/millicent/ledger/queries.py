@@ -187,9 +187,7 @@ class LedgerQueries:
             grouped = None if label_of else by
             if book == ACTUAL:
                 coarsest_s = MONTH_S if grouped else DAY_S if (by, zone) == ("day", "UTC") else QUARTER_S
-                sql, values = sums_sql(
-                    connection, grouped, fixed, from_ns, to_ns, measures, coarsest_s=coarsest_s
-                )
+                sql, values = sums_sql(connection, grouped, fixed, from_ns, to_ns, measures, coarsest_s=coarsest_s)
             else:
                 condition, values = _condition(where)
                 sql, values = book_sql(grouped, condition), [book, *values]

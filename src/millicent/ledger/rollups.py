@@ -1,9 +1,9 @@
 """Sums of receipts per quarter-hour, day and 32 days, by what reports group by.
 
-Closing a receipt, or adding to a closed one, notes it in `unrolled` (triggers do, in the same transaction); `fold` brings
-the rollups up to date, many receipts at a time; `sums_sql` reads the rollups and makes up for what isn't folded. Each cube
-keeps the dimensions that are asked for together, so that a year of many users doesn't make every report read every
-user of every quarter-hour.
+Closing a receipt, or adding to a closed one, notes it in `unrolled` (triggers do, in the same transaction); `fold`
+brings the rollups up to date, many receipts at a time; `sums_sql` reads the rollups and makes up for what isn't folded.
+Each cube keeps the dimensions that are asked for together, so that a year of many users doesn't make every report read
+every user of every quarter-hour.
 """
 
 # ruff: noqa: S608 - every name in the SQL is ours; values are parameters
@@ -42,9 +42,9 @@ _MAY_HAVE_COST = (
     "r.status != 'refused' AND (r.status = 'interrupted' OR r.input_tokens IS NOT 0 OR r.output_tokens IS NOT 0"
     " OR r.serving_ns != 0)"
 )
-# What one closed receipt `r`, joined to its lines `l`, adds to each sum. It is unpriced when one of its lines is, or when
-# it has none although something may have run; then nothing of it is in the cost. It is priced when it has lines, all of
-# them with an amount. Roles have every amount there is.
+# What one closed receipt `r`, joined to its lines `l`, adds to each sum. It is unpriced when one of its lines is, or
+# when it has none although something may have run; then nothing of it is in the cost. It is priced when it has lines,
+# all of them with an amount. Roles have every amount there is.
 _FIGURES = {
     "requests": "1",
     "input_tokens": "ifnull(r.input_tokens, 0)",
@@ -74,7 +74,7 @@ CUBES: dict[str, Cube] = {
     "user": Cube(("user", "status"), (QUARTER_S, DAY_S, MONTH_S)),
     "work": Cube(("feature", "team", "model", "key", "tier", "status", "placement"), (QUARTER_S, DAY_S, MONTH_S)),
     # In a quarter-hour there would be as many sums as receipts: the ends of a range are added up from those.
-    "product": Cube(("feature", "user", "status"), (DAY_S, MONTH_S)),
+    "product": Cube(("feature", "user", "status"), (DAY_S,)),
 }
 # Every dimension, of receipts whose detail was deleted.
 ARCHIVE = "archive"
@@ -82,23 +82,38 @@ ARCHIVE = "archive"
 _SELECTIVE = ("run", "conversation", "user")
 # Receipts of an older version that one checkpoint takes in: some tens of milliseconds.
 _BACKFILL = 2_000
-# Receipts that are folded together: enough to share the work, few enough for a commit that others wait for.
-_FOLD = 256
+# Receipts folded at a time while nobody waits: a few milliseconds, should somebody come.
+_SLICE = 50
+# When so many wait because somebody always does, they are folded with a commit: the more at once, the less for each.
+_CROWD = 4_096
 
 _COLUMNS = ", ".join((*DIMENSIONS, *MEASURES))
+_ROLLED = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
 
 
 def fold(connection: sqlite3.Connection) -> None:
     """Bring the rollups up to date with every closed receipt, but for those of an older version."""
-    while _fold(connection, _FOLD):
+    while fold_some(connection, _CROWD):
         pass
 
 
-def fold_some(connection: sqlite3.Connection, closed: int) -> None:
-    """To be called with each commit that closes receipts, so that what is not folded stays little."""
-    waiting = connection.execute("SELECT count(*) FROM (SELECT 1 FROM unrolled LIMIT ?)", (_FOLD,)).fetchone()
-    if waiting[0] >= _FOLD:
-        _fold(connection, max(_FOLD, 2 * closed))
+def fold_crowd(connection: sqlite3.Connection) -> None:
+    """To be called with every commit that closes receipts, so that what reports must make up for stays bounded."""
+    (waiting,) = connection.execute("SELECT count(*) FROM (SELECT 1 FROM unrolled LIMIT ?)", (_CROWD,)).fetchone()
+    if waiting == _CROWD:
+        fold_some(connection, _CROWD)
+
+
+def fold_some(connection: sqlite3.Connection, most: int = _SLICE) -> bool:
+    """Whether there was anything to fold."""
+    (last,) = connection.execute(
+        "SELECT max(receipt) FROM (SELECT receipt FROM unrolled ORDER BY receipt LIMIT ?)", (most,)
+    ).fetchone()
+    if last is None:
+        return False
+    _add(connection, _unrolled(up_to=True), {"last": last}, CUBES)
+    connection.execute("DELETE FROM unrolled WHERE receipt <= ?", (last,))
+    return True
 
 
 def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
@@ -135,44 +150,41 @@ def problems(connection: sqlite3.Connection) -> list[str]:
     """Where the rollups, with what isn't folded yet, differ from the receipts; one line each. Reads every receipt."""
     found = []
     dimensions = ", ".join(DIMENSIONS)
-    rolled = "SELECT start_ns, {kept}, {figures} FROM rollups JOIN rollup_groups ON grouped = rollup_groups.id"
     connection.execute(
         f"CREATE TEMP TABLE entries AS SELECT quarter_ns, {dimensions}, {_sums(MEASURES)} FROM ({_created()})"
         f" GROUP BY quarter_ns, {dimensions}",
         (raw_before_ns(connection), _GREATEST),
     )
     connection.execute(
-        f"INSERT INTO entries {rolled.format(kept=dimensions, figures=', '.join(MEASURES))} WHERE cube = ?", (ARCHIVE,)
+        f"INSERT INTO entries SELECT start_ns, {_COLUMNS} FROM {_ROLLED} WHERE cube = ?",
+        (ARCHIVE,),
     )
     # What the rollups lack on purpose is taken off both.
     connection.execute(f"INSERT INTO entries SELECT quarter_ns, {dimensions}, {_negated()} FROM ({_unrolled()})")
-    for cube, (kept, (span_s, *coarser_s)) in CUBES.items():
+    for cube, (kept, (finest_s, *coarser_s)) in CUBES.items():
         names = ", ".join(kept)
-        start_ns = f"quarter_ns - quarter_ns % {span_s * NS_PER_S}"
-        off = " OR ".join(f"sum({name}) != 0" for name in MEASURES)
-        wrong = connection.execute(
-            f"SELECT DISTINCT start_ns FROM (SELECT start_ns FROM ("
-            f"SELECT {start_ns} AS start_ns, {names}, {', '.join(MEASURES)} FROM entries"
-            f" UNION ALL {rolled.format(kept=names, figures=_negated())} WHERE cube = ? AND span_s = ?)"
-            f" GROUP BY start_ns, {names} HAVING {off})",
-            (cube, span_s),
-        )
+        entries = f"SELECT {_start('quarter_ns', finest_s)} AS at_ns, {names}, {', '.join(MEASURES)} FROM entries"
+        rolled = f"SELECT start_ns, {names}, {_negated()} FROM {_ROLLED} WHERE cube = ? AND span_s = ?"
+        wrong = connection.execute(_unequal(entries, rolled, names), (cube, finest_s))
         found += [f"the rollup by {names} of {iso_utc(at_ns)} isn't the sum of receipts" for (at_ns,) in wrong]
         for coarse_s in coarser_s:
-            start_ns = f"start_ns - start_ns % {coarse_s * NS_PER_S}"
-            wrong = connection.execute(
-                f"SELECT DISTINCT at_ns FROM (SELECT {start_ns} AS at_ns, grouped FROM ("
-                f"SELECT grouped, start_ns, {', '.join(MEASURES)} FROM rollups WHERE span_s = ? UNION ALL"
-                f" SELECT grouped, start_ns, {_negated()} FROM rollups WHERE span_s = ?)"
-                f" WHERE grouped IN (SELECT id FROM rollup_groups WHERE cube = ?) GROUP BY at_ns, grouped HAVING {off})",
-                (span_s, coarse_s, cube),
-            )
+            of_span = f"FROM {_ROLLED} WHERE cube = ? AND span_s = ?"
+            fine = f"SELECT {_start('start_ns', coarse_s)} AS at_ns, grouped, {', '.join(MEASURES)} {of_span}"
+            coarse = f"SELECT start_ns, grouped, {_negated()} {of_span}"
+            wrong = connection.execute(_unequal(fine, coarse, "grouped"), (cube, finest_s, cube, coarse_s))
             found += [
                 f"the rollup by {names} of {coarse_s // DAY_S} days from {iso_utc(at_ns)} isn't the sum of its parts"
                 for (at_ns,) in wrong
             ]
     connection.execute("DROP TABLE entries")
     return found
+
+
+def _unequal(one: str, negated: str, names: str) -> str:
+    """SQL for the times at which the sums of both aren't nothing."""
+    off = " OR ".join(f"sum({name}) != 0" for name in MEASURES)
+    both = f"SELECT at_ns FROM ({one} UNION ALL {negated}) GROUP BY at_ns, {names} HAVING {off}"
+    return f"SELECT DISTINCT at_ns FROM ({both})"
 
 
 def sums_sql(
@@ -189,8 +201,8 @@ def sums_sql(
     `requests`; times are starts of spans up to `coarsest_s`.
 
     `fixed` holds the columns that must have a value, '' for none. Rollups answer where a cube has all of them; the
-    receipts themselves do for the rest, and for the ends of a range that cut a span. Deleted receipts count at the start
-    of the quarter-hour in which they were created.
+    receipts themselves do for the rest, and for the ends of a range that cut a span. Deleted receipts count at the
+    start of the quarter-hour in which they were created.
     """
     needed = {*fixed, *([by] if by else [])}
     parts = _Parts(by, fixed, measures)
@@ -258,18 +270,6 @@ def _unrolled(measures: Sequence[str] = MEASURES, up_to: bool = False) -> str:
     return f"SELECT * FROM ({now}) UNION ALL SELECT {names}, {_negated(measures)} FROM ({before})"
 
 
-def _fold(connection: sqlite3.Connection, limit: int) -> bool:
-    """Fold at most so many; whether there was anything."""
-    (last,) = connection.execute(
-        "SELECT max(receipt) FROM (SELECT receipt FROM unrolled ORDER BY receipt LIMIT ?)", (limit,)
-    ).fetchone()
-    if last is None:
-        return False
-    _add(connection, _unrolled(up_to=True), {"last": last}, CUBES)
-    connection.execute("DELETE FROM unrolled WHERE receipt <= ?", (last,))
-    return True
-
-
 def _add(
     connection: sqlite3.Connection, entries: str, values: Sequence[object] | dict[str, object], cubes: dict[str, Cube]
 ) -> None:
@@ -291,12 +291,17 @@ def _add(
         )
         for span_s in spans_s:
             connection.execute(
-                f"INSERT INTO rollups SELECT g.id, {span_s}, p.quarter_ns - p.quarter_ns % {span_s * NS_PER_S} AS start_ns,"
-                f" {_sums(MEASURES)} FROM posted AS p CROSS JOIN rollup_groups AS g ON g.cube = ? AND {_same_group(kept)}"
-                f" WHERE 1 GROUP BY g.id, start_ns ON CONFLICT DO UPDATE SET {grown}",
+                f"INSERT INTO rollups SELECT g.id, {span_s}, {_start('p.quarter_ns', span_s)} AS start_ns,"
+                f" {_sums(MEASURES)} FROM posted AS p CROSS JOIN rollup_groups AS g ON g.cube = ?"
+                f" AND {_same_group(kept)} WHERE 1 GROUP BY g.id, start_ns ON CONFLICT DO UPDATE SET {grown}",
                 (cube,),
             )
     connection.execute("DELETE FROM posted")
+
+
+def _start(time: str, span_s: int) -> str:
+    """When the span begins in which this time lies."""
+    return f"{time} - {time} % {span_s * NS_PER_S}"
 
 
 def _same_group(kept: Iterable[str]) -> str:
@@ -370,9 +375,8 @@ class _Parts:
         if from_ns >= to_ns:
             return
         condition, values = self._condition()
-        source = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
         where = f"cube = ? AND span_s = {span_s} AND {condition} AND start_ns >= ? AND start_ns < ?"
-        self._select(self._by or "start_ns", source, where, [cube, *values, from_ns, to_ns])
+        self._select(self._by or "start_ns", _ROLLED, where, [cube, *values, from_ns, to_ns])
 
     def _select(self, grouped: str, source: str, where: str, values: Iterable[object]) -> None:
         # The greatest integer stands for no end; nothing is created in that nanosecond.

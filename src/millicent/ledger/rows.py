@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from functools import cache
+from typing import Any
 
 import msgspec
 
@@ -26,48 +26,110 @@ from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
 
 _ATTRIBUTES = ("key", "team", "user", "feature", "tier", "conversation", "run")
-# What the indices are made of: fixed when a receipt is opened, which keeps closing it cheap.
-FIXED_COLUMNS = frozenset({"id", "created_at_ns", *_ATTRIBUTES})
+# Rows are tuples in the order of these. What the indices are made of is fixed when a receipt is opened, which keeps
+# closing it cheap.
+_FIXED = ("id", "created_at_ns", *_ATTRIBUTES)
+_SETTLED = (
+    "settled_at_ns", "status", "model", "served_model", "placement", "backend", "dialect", "stream", "finish_reason",
+    "tags", "usage", "input_tokens", "output_tokens", "queue_ns", "ttft_ns", "tpot_ns", "total_ns", "serving_ns",
+    "prefill_ns", "decode_ns", "steps", "batch_sum", "accelerator_provenance", "recomputed_tokens",
+    "step_time_version", "joules", "energy_provenance", "hold_nanousd", "list_nanousd", "saved", "basis",
+    "price_source", "price_snapshot", "policy", "error", "useful",
+)  # fmt: skip
+RECEIPT_COLUMNS = (*_SETTLED, *_FIXED)
+LINE_COLUMNS = (
+    "receipt", "ordinal", "attempt", "role", "meter", "quantity", "unit", "unit_price_usd", "amount_nanousd",
+    "provenance", "incurred_at_ns", "posted_at_ns", "book", "note", "id",
+)  # fmt: skip
 
+
+def _insert(table: str, columns: Sequence[str]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - our own names
+
+
+INSERT_RECEIPT = _insert("receipts", (*RECEIPT_COLUMNS, "gateway"))
+# All that closing a receipt may change.
+SETTLE_RECEIPT = f"UPDATE receipts SET {', '.join(f'{name} = ?' for name in _SETTLED)} WHERE id = ?"  # noqa: S608 - our own names
+INSERT_LINE = _insert("lines", LINE_COLUMNS)
+INSERT_ATTEMPT = _insert("attempts", ("receipt", *Attempt.__struct_fields__[:-1], "reported_nanousd"))
+
+_encoder = msgspec.json.Encoder()
 _usage_decoder = msgspec.json.Decoder(Usage)
 _strings_decoder = msgspec.json.Decoder(dict[str, str])
 _nanousd_decoder = msgspec.json.Decoder(dict[str, int])
 
 
-def receipt_row(receipt: Receipt) -> dict[str, object]:
-    """Every column of `receipts` but `gateway` and `checkpointed_at_ns`."""
-    attribution = receipt.attribution
-    return {
-        "id": receipt.id,
-        "created_at_ns": receipt.created_at_ns,
-        "settled_at_ns": receipt.settled_at_ns,
-        "status": receipt.status,
-        "model": receipt.model,
-        "served_model": receipt.served_model,
-        "placement": receipt.placement,
-        "backend": receipt.backend,
-        "dialect": receipt.dialect,
-        "stream": receipt.stream,
-        "finish_reason": receipt.finish_reason,
-        **{name: getattr(attribution, name) for name in _ATTRIBUTES},
-        "tags": _json(attribution.tags),
-        **usage_columns(receipt.usage),
-        "queue_ns": receipt.timing.queue_ns,
-        "ttft_ns": receipt.timing.ttft_ns,
-        "tpot_ns": receipt.timing.tpot_ns,
-        "total_ns": receipt.timing.total_ns,
-        **accelerator_columns(receipt.accelerator),
-        **energy_columns(receipt.energy),
-        "hold_nanousd": _nanousd(receipt.hold),
-        "list_nanousd": _nanousd(receipt.list_price),
-        "saved": _json({lever: amount.nanousd for lever, amount in receipt.saved.items()}),
-        "basis": receipt.basis,
-        "price_source": receipt.prices.source,
-        "price_snapshot": _json(receipt.prices.snapshot),
-        "policy": None if receipt.policy is None else _json(receipt.policy),
-        "error": receipt.error,
-        "useful": receipt.useful,
-    }
+def opening_row(receipt: Receipt, gateway: str) -> tuple[object, ...]:
+    """For INSERT_RECEIPT."""
+    return (*_settled_values(receipt), *_fixed_values(receipt), gateway)
+
+
+def receipt_columns(receipt: Receipt, names: Iterable[str]) -> dict[str, object]:
+    """Some of what closing may change."""
+    values = dict(zip(_SETTLED, _settled_values(receipt), strict=True))
+    return {name: values[name] for name in names}
+
+
+def settlement_row(receipt: Receipt) -> tuple[object, ...]:
+    """For SETTLE_RECEIPT."""
+    return (*_settled_values(receipt), receipt.id)
+
+
+def _fixed_values(receipt: Receipt) -> tuple[object, ...]:
+    given = receipt.attribution
+    return (
+        receipt.id,
+        receipt.created_at_ns,
+        given.key,
+        given.team,
+        given.user,
+        given.feature,
+        given.tier,
+        given.conversation,
+        given.run,
+    )
+
+
+def _settled_values(receipt: Receipt) -> tuple[object, ...]:
+    usage, timing, ran, energy = receipt.usage, receipt.timing, receipt.accelerator, receipt.energy
+    return (
+        receipt.settled_at_ns,
+        receipt.status,
+        receipt.model,
+        receipt.served_model,
+        receipt.placement,
+        receipt.backend,
+        receipt.dialect,
+        receipt.stream,
+        receipt.finish_reason,
+        _object(receipt.attribution.tags),
+        _json(usage),
+        usage.input_tokens,
+        usage.output_tokens,
+        timing.queue_ns,
+        timing.ttft_ns,
+        timing.tpot_ns,
+        timing.total_ns,
+        ran.serving_ns,
+        ran.prefill_ns,
+        ran.decode_ns,
+        ran.steps,
+        ran.batch_sum,
+        ran.provenance,
+        ran.recomputed_tokens,
+        ran.step_time_version,
+        _text(energy.joules),
+        energy.provenance,
+        _nanousd(receipt.hold),
+        _nanousd(receipt.list_price),
+        _object({lever: amount.nanousd for lever, amount in receipt.saved.items()}),
+        receipt.basis,
+        receipt.prices.source,
+        _object(receipt.prices.snapshot),
+        None if receipt.policy is None else _json(receipt.policy),
+        receipt.error,
+        receipt.useful,
+    )
 
 
 def usage_columns(usage: Usage) -> dict[str, object]:
@@ -131,24 +193,25 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
     )
 
 
-def line_row(receipt_id: str, ordinal: int, line: Line) -> dict[str, object]:
-    return {
-        "receipt": receipt_id,
-        "ordinal": ordinal,
-        "attempt": line.attempt,
-        "role": line.role,
-        "meter": line.meter,
-        "quantity": _text(line.quantity),
-        "unit": line.unit,
-        "unit_price_usd": _text(line.unit_price_usd),
-        "amount_nanousd": _nanousd(line.amount),
-        "provenance": line.provenance,
-        "incurred_at_ns": line.incurred_at_ns,
-        "posted_at_ns": line.posted_at_ns,
-        "book": line.book,
-        "note": line.note,
-        "id": line.id,
-    }
+def line_row(receipt_id: str, ordinal: int, line: Line) -> tuple[object, ...]:
+    """For INSERT_LINE, in the order of LINE_COLUMNS."""
+    return (
+        receipt_id,
+        ordinal,
+        line.attempt,
+        line.role,
+        line.meter,
+        _text(line.quantity),
+        line.unit,
+        _text(line.unit_price_usd),
+        _nanousd(line.amount),
+        line.provenance,
+        line.incurred_at_ns,
+        line.posted_at_ns,
+        line.book,
+        line.note,
+        line.id,
+    )
 
 
 def line_of(row: sqlite3.Row) -> Line:
@@ -169,10 +232,10 @@ def line_of(row: sqlite3.Row) -> Line:
     )
 
 
-def attempt_row(receipt_id: str, attempt: Attempt) -> dict[str, object]:
-    row = {"receipt": receipt_id, **msgspec.structs.asdict(attempt), "reported_nanousd": _nanousd(attempt.reported)}
-    del row["reported"]
-    return row
+def attempt_row(receipt_id: str, attempt: Attempt) -> tuple[object, ...]:
+    """For INSERT_ATTEMPT."""
+    *values, reported = msgspec.structs.astuple(attempt)
+    return (receipt_id, *values, _nanousd(reported))
 
 
 def attempt_of(row: sqlite3.Row) -> Attempt:
@@ -191,35 +254,22 @@ def attempt_of(row: sqlite3.Row) -> Attempt:
 
 
 def insert(table: str, columns: Iterable[str], conflict: str = "") -> str:
-    """`INSERT` with one named parameter per column."""
-    return _insert(table, tuple(columns), conflict)
+    """`INSERT` with one named parameter per column, for what is written seldom."""
+    names = tuple(columns)
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)}) {conflict}"  # noqa: S608 - our own names
 
 
 def assignments(columns: Iterable[str]) -> str:
-    return _assignments(tuple(columns))
-
-
-# The same few statements are asked for with every receipt.
-@cache
-def settlement(columns: tuple[str, ...]) -> str:
-    """`UPDATE` of all that closing a receipt may change."""
-    changing = _assignments(tuple(name for name in columns if name not in FIXED_COLUMNS))
-    return f"UPDATE receipts SET {changing} WHERE id = :id"  # noqa: S608 - our own names
-
-
-@cache
-def _insert(table: str, columns: tuple[str, ...], conflict: str) -> str:
-    values = ", ".join(f":{name}" for name in columns)
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) {conflict}"  # noqa: S608 - our own names
-
-
-@cache
-def _assignments(columns: tuple[str, ...]) -> str:
     return ", ".join(f"{name} = :{name}" for name in columns)
 
 
 def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+    return _encoder.encode(value).decode()
+
+
+def _object(value: dict[str, Any]) -> str:
+    """Most are empty."""
+    return _encoder.encode(value).decode() if value else "{}"
 
 
 def _text(value: Decimal | None) -> str | None:

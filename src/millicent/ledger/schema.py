@@ -48,12 +48,13 @@ def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
     )
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {'FULL' if config.durability == 'power' else 'NORMAL'}")
+        connection.execute(synchronous(config))
         # On macOS an fsync leaves data in the drive's cache; this asks for the real thing. No effect elsewhere.
         connection.execute(f"PRAGMA fullfsync = {int(config.durability == 'power')}")
         connection.execute("PRAGMA foreign_keys = ON")
-        # Room for what recent receipts touch, in kibibytes; and checkpoints so seldom that commits rarely wait for one.
+        # Room for what recent receipts touch, in kibibytes.
         connection.execute("PRAGMA cache_size = -65536")
+        # For those who write without a gateway's Journal.
         connection.execute("PRAGMA wal_autocheckpoint = 8000")
         # What is purged is gone from the file too, not only from its tables.
         connection.execute("PRAGMA secure_delete = ON")
@@ -61,6 +62,11 @@ def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def synchronous(config: LedgerConfig) -> str:
+    """What makes a commit survive what `durability` promises."""
+    return f"PRAGMA synchronous = {'FULL' if config.durability == 'power' else 'NORMAL'}"
 
 
 def write_once(path: Path, config: LedgerConfig, clock: Clock, operation: Callable[[sqlite3.Connection], T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -21,12 +21,30 @@ from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
 from millicent.ledger.maintenance import delete_expired
 from millicent.ledger.recovery import recover, unsettled_gateways
-from millicent.ledger.rollups import DAY_NS
+from millicent.ledger.rollups import DAY_NS, fold_some
 from millicent.ledger.schema import unavailable
-from millicent.ledger.store import add_lines, begin_attempt, close_receipt, open_receipt, write_checkpoint
-from millicent.ledger.writer import Writer
+from millicent.ledger.store import (
+    Closing,
+    Opening,
+    add_lines,
+    begin_attempt,
+    close_receipts,
+    open_receipts,
+    write_checkpoint,
+)
+from millicent.ledger.writer import Kind, Writer
 
 T = TypeVar("T")
+
+
+def _each(connection: sqlite3.Connection, operations: Sequence[Callable[[sqlite3.Connection], object]]) -> list[object]:
+    return [operation(connection) for operation in operations]
+
+
+# What closing frees, opening may use.
+_CLOSING = Kind(close_receipts, rank=0)
+_OPENING = Kind(open_receipts, rank=1)
+_EACH = Kind(_each)
 
 
 class SqliteLedger:
@@ -37,7 +55,7 @@ class SqliteLedger:
         self._config = config
         self._clock = clock
         self._gateway = gateway
-        self._writer = Writer(path, config, clock)
+        self._writer = Writer(path, config, clock, tidy=fold_some)
         self._lock: GatewayLock | None = None
 
     async def start(self) -> None:
@@ -62,7 +80,7 @@ class SqliteLedger:
             self._lock = None
 
     async def open(self, receipt: Receipt, claim: Claim | None = None) -> bool:
-        return await self.write(partial(open_receipt, receipt=receipt, gateway=self._gateway, claim=claim))
+        return cast("bool", await self._writer.submit(_OPENING, Opening(receipt, self._gateway, claim)))
 
     async def extend(self, receipt_id: str, hold: Money) -> bool:
         return await self.write(partial(extend, receipt_id=receipt_id, hold=hold))
@@ -71,11 +89,11 @@ class SqliteLedger:
         return await self.write(partial(begin_attempt, receipt=receipt))
 
     async def close(self, receipt: Receipt, shares: tuple[HourShare, ...], answer: str | None = None) -> None:
-        await self.write(partial(close_receipt, receipt=receipt, shares=shares, gateway=self._gateway, answer=answer))
+        await self._writer.submit(_CLOSING, Closing(receipt, shares, self._gateway, answer))
 
     async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """One operation of a room that keeps tables of its own here; returns its result once that is durable."""
-        return cast("T", await self._writer.submit(operation))
+        return cast("T", await self._writer.submit(_EACH, operation))
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.write(partial(write_checkpoint, checkpoint=checkpoint))
@@ -106,7 +124,7 @@ class SqliteLedger:
         await self.recover()
         if self._config.retain_days is not None:
             before_ns = self._clock.now_ns() - self._config.retain_days * DAY_NS
-            await self._writer.submit(partial(delete_expired, before_ns=before_ns))
+            await self.write(partial(delete_expired, before_ns=before_ns))
 
     async def device_seen_ns(self, device: str) -> int:
         """UTC nanoseconds up to which this device is accounted for, 0 if never: a new session must not start before."""

@@ -3,50 +3,109 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from millicent.core.accounts import Checkpoint, DeviceSession, Reading
 from millicent.core.idempotency import Claim
-from millicent.core.receipts import Attempt, HourShare, Line, Receipt
-from millicent.ledger import budgets, claims, rows
-from millicent.ledger import rollups
+from millicent.core.receipts import HourShare, Line, Receipt
+from millicent.ledger import budgets, claims, rollups, rows
+
+
+class Opening(NamedTuple):
+    receipt: Receipt
+    gateway: str
+    claim: Claim | None = None
+
+
+class Closing(NamedTuple):
+    receipt: Receipt
+    shares: tuple[HourShare, ...]
+    gateway: str
+    answer: str | None = None
+
+
+def open_receipts(connection: sqlite3.Connection, openings: Sequence[Opening]) -> list[bool]:
+    """Insert the receipts unless they are there, with their holds and claims, those of their attempts that are new,
+    and the costs they came with.
+
+    Whether a hard budget bounds each. Raises PaymentRequired or Conflict: call it anew in a transaction without the one
+    that is refused.
+    """
+    for receipt, _, _ in openings:
+        if receipt.status is not None:
+            raise ValueError(f"receipt {receipt.id} is {receipt.status} already: only an open one can be opened")
+    there = _statuses(connection, [each.receipt.id for each in openings])
+    new = {each.receipt.id: each for each in openings if each.receipt.id not in there}
+    _insert_receipts(connection, [(each.receipt, each.gateway) for each in new.values()])
+    for receipt, _, claim in new.values():
+        if claim is not None:
+            claims.claim(connection, claim, receipt.id, receipt.created_at_ns)
+    budgeted = budgets.any_budget(connection)
+    if budgeted:
+        for receipt, _, _ in new.values():
+            budgets.reserve(connection, receipt)
+    still_open = [each.receipt for each in openings if there.get(each.receipt.id) is None]
+    _write_attempts(connection, still_open)
+    _write_lines(connection, still_open)
+    return [
+        budgeted and there.get(each.receipt.id) is None and budgets.is_bounded(connection, each.receipt.id)
+        for each in openings
+    ]
 
 
 def open_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str, claim: Claim | None = None) -> bool:
-    """Insert the receipt unless it is there, with its holds and claim, those of its attempts that are new, and the
-    costs it came with.
+    (bounded,) = open_receipts(connection, [Opening(receipt, gateway, claim)])
+    return bounded
 
-    Whether a hard budget bounds it. Raises PaymentRequired or Conflict; nothing is written then.
+
+def close_receipts(connection: sqlite3.Connection, closings: Sequence[Closing]) -> list[None]:
+    """Settle the receipts with their lines, attempts and device time, their holds, and their claims with the answer;
+    one that was never opened is written whole, and its cost booked. Of a receipt that is closed nothing changes.
+
+    Whom a receipt is for and when it was created were fixed when it was opened.
     """
-    if receipt.status is not None:
-        raise ValueError(f"receipt {receipt.id} is {receipt.status} already: only an open one can be opened")
-    status = _status(connection, receipt.id)
-    if status == "closed":
-        return False
-    if status is None:
-        _insert_receipt(connection, receipt, gateway)
-        if claim is not None:
-            claims.claim(connection, claim, receipt.id, receipt.created_at_ns)
-        budgets.reserve(connection, receipt)
-    _write_attempts(connection, receipt.id, receipt.attempts)
-    _write_lines(connection, receipt)
-    return budgets.is_bounded(connection, receipt.id)
+    for receipt, *_ in closings:
+        if receipt.status is None or receipt.settled_at_ns is None:
+            raise ValueError(f"receipt {receipt.id} has no status or settlement time: it cannot be closed")
+    there = _statuses(connection, [each.receipt.id for each in closings])
+    closing: dict[str, Closing] = {}
+    for each in closings:
+        if there.get(each.receipt.id) is None:
+            closing.setdefault(each.receipt.id, each)
+    receipts = [each.receipt for each in closing.values()]
+    unopened = [each for each in closing.values() if each.receipt.id not in there]
+    _insert_receipts(
+        connection,
+        [(msgspec.structs.replace(each.receipt, status=None, settled_at_ns=None), each.gateway) for each in unopened],
+    )
+    budgeted = budgets.any_budget(connection)
+    if budgeted:
+        for each in unopened:
+            budgets.reserve(connection, each.receipt, enforce=False)
+    _write_attempts(connection, receipts)
+    _write_shares(connection, [(each.receipt.id, each.shares) for each in closing.values()])
+    _write_lines(connection, receipts)
+    connection.executemany(rows.SETTLE_RECEIPT, map(rows.settlement_row, receipts))
+    if budgeted:
+        budgets.settle(connection, receipts)
+    claims.answer_claims(connection, [(each.receipt, each.answer) for each in closing.values()])
+    rollups.fold_crowd(connection)
+    return [None] * len(closings)
 
 
 def begin_attempt(connection: sqlite3.Connection, receipt: Receipt) -> bool:
     """Write an open receipt's attempts so far, the last of which is about to begin, with the lines of those that have
     ended, and raise its holds. False where a hard budget lacks the money; nothing is written then."""
-    if _status(connection, receipt.id) != "open":
+    if _statuses(connection, [receipt.id]).get(receipt.id, "missing") is not None:
         raise ValueError(f"receipt {receipt.id} is not open: no attempt can begin")
     if not budgets.grow(connection, receipt):
         return False
-    _write_attempts(connection, receipt.id, receipt.attempts)
-    _write_lines(connection, receipt)
-    base = rows.receipt_row(receipt)
-    now = {name: base[name] for name in _OF_THE_ATTEMPT}
+    _write_attempts(connection, [receipt])
+    _write_lines(connection, [receipt])
+    now = rows.receipt_columns(receipt, _OF_THE_ATTEMPT)
     connection.execute(
         f"UPDATE receipts SET {rows.assignments(now)} WHERE id = :id",  # noqa: S608 - our own names
         {**now, "id": receipt.id},
@@ -65,40 +124,20 @@ def close_receipt(
     gateway: str,
     answer: str | None = None,
 ) -> None:
-    """Settle the receipt with its lines, attempts and device time, its holds, and its claim with the `answer`; one that
-    was never opened is written whole, and its cost booked.
-
-    Whom it is for and when it was created were fixed when it was opened.
-    """
-    if receipt.status is None or receipt.settled_at_ns is None:
-        raise ValueError(f"receipt {receipt.id} has no status or settlement time: it cannot be closed")
-    status = _status(connection, receipt.id)
-    if status == "closed":
-        return
-    if status is None:
-        _insert_receipt(connection, msgspec.structs.replace(receipt, status=None, settled_at_ns=None), gateway)
-        budgets.reserve(connection, receipt, enforce=False)
-    _write_attempts(connection, receipt.id, receipt.attempts)
-    _write_shares(connection, receipt.id, shares)
-    _write_lines(connection, receipt)
-    base = rows.receipt_row(receipt)
-    connection.execute(rows.settlement(tuple(base)), base)
-    budgets.settle(connection, receipt)
-    claims.answer_claim(connection, receipt, answer)
+    close_receipts(connection, [Closing(receipt, shares, gateway, answer)])
 
 
 def add_lines(connection: sqlite3.Connection, entries: Mapping[str, tuple[Line, ...]]) -> None:
     """Lines for closed receipts, by receipt. A receipt that has lines in a line's book already gets none of that book:
     what was added once isn't added again."""
     for receipt_id, lines in entries.items():
-        if _status(connection, receipt_id) != "closed":
+        if _statuses(connection, [receipt_id]).get(receipt_id) is None:
             raise ValueError(f"receipt {receipt_id} is not closed: its lines are written when it is")
         found = connection.execute("SELECT book, ordinal FROM lines WHERE receipt = ?", (receipt_id,)).fetchall()
         kept = {book for book, _ in found}
         following = max((ordinal for _, ordinal in found), default=-1) + 1
         for ordinal, line in enumerate((line for line in lines if line.book not in kept), start=following):
-            row = rows.line_row(receipt_id, ordinal, line)
-            connection.execute(rows.insert("lines", row), row)
+            connection.execute(rows.INSERT_LINE, rows.line_row(receipt_id, ordinal, line))
 
 
 def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:
@@ -108,7 +147,6 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
         write_session(connection, session)
     claims.drop_expired(connection, checkpoint.at_ns)
     rollups.backfill(connection)
-    rollups.fold(connection)
 
 
 def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:
@@ -130,9 +168,8 @@ def write_session(connection: sqlite3.Connection, session: DeviceSession) -> Non
     )
 
 
-def _insert_receipt(connection: sqlite3.Connection, receipt: Receipt, gateway: str) -> None:
-    row = {**rows.receipt_row(receipt), "gateway": gateway}
-    connection.execute(rows.insert("receipts", row), row)
+def _insert_receipts(connection: sqlite3.Connection, opened: Iterable[tuple[Receipt, str]]) -> None:
+    connection.executemany(rows.INSERT_RECEIPT, [rows.opening_row(receipt, gateway) for receipt, gateway in opened])
 
 
 def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int) -> None:
@@ -147,7 +184,7 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
         {**row, "id": reading.receipt},
     )
     if updated.rowcount:
-        _write_shares(connection, reading.receipt, reading.shares)
+        _write_shares(connection, [(reading.receipt, reading.shares)])
 
 
 # Who was asked, and when, is known when an attempt begins.
@@ -158,29 +195,39 @@ _END_ATTEMPT = (
 )
 
 
-def _write_attempts(connection: sqlite3.Connection, receipt_id: str, attempts: Iterable[Attempt]) -> None:
-    for attempt in attempts:
-        row = rows.attempt_row(receipt_id, attempt)
-        connection.execute(rows.insert("attempts", row, _END_ATTEMPT), row)
-
-
-def _write_lines(connection: sqlite3.Connection, receipt: Receipt) -> None:
-    """In order: those written at opening come first in a receipt, and are there already when it closes."""
-    for ordinal, line in enumerate(receipt.lines):
-        row = rows.line_row(receipt.id, ordinal, line)
-        connection.execute(rows.insert("lines", row, "ON CONFLICT (receipt, ordinal) DO NOTHING"), row)
-
-
-def _write_shares(connection: sqlite3.Connection, receipt_id: str, shares: Iterable[HourShare]) -> None:
+def _write_attempts(connection: sqlite3.Connection, receipts: Iterable[Receipt]) -> None:
     connection.executemany(
-        "INSERT INTO device_time VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET serving_ns = excluded.serving_ns WHERE serving_ns != excluded.serving_ns",
-        [(receipt_id, share.attempt, share.session, share.hour_ns, share.serving_ns) for share in shares],
+        f"{rows.INSERT_ATTEMPT} {_END_ATTEMPT}",
+        [rows.attempt_row(receipt.id, attempt) for receipt in receipts for attempt in receipt.attempts],
     )
 
 
-def _status(connection: sqlite3.Connection, receipt_id: str) -> Literal["open", "closed"] | None:
-    found = connection.execute("SELECT status FROM receipts WHERE id = ?", (receipt_id,)).fetchone()
-    if found is None:
-        return None
-    return "open" if found[0] is None else "closed"
+def _write_lines(connection: sqlite3.Connection, receipts: Iterable[Receipt]) -> None:
+    """In order: those written at opening come first in a receipt, and are there already when it closes."""
+    connection.executemany(
+        f"{rows.INSERT_LINE} ON CONFLICT (receipt, ordinal) DO NOTHING",
+        [
+            rows.line_row(receipt.id, ordinal, line)
+            for receipt in receipts
+            for ordinal, line in enumerate(receipt.lines)
+        ],
+    )
+
+
+def _write_shares(connection: sqlite3.Connection, given: Iterable[tuple[str, tuple[HourShare, ...]]]) -> None:
+    connection.executemany(
+        "INSERT INTO device_time VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET serving_ns = excluded.serving_ns WHERE serving_ns != excluded.serving_ns",
+        [
+            (receipt_id, share.attempt, share.session, share.hour_ns, share.serving_ns)
+            for receipt_id, shares in given
+            for share in shares
+        ],
+    )
+
+
+def _statuses(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> dict[str, str | None]:
+    """Of those that exist; None is open."""
+    wanted = (msgspec.json.encode(receipt_ids).decode(),)
+    found = connection.execute("SELECT id, status FROM receipts WHERE id IN (SELECT value FROM json_each(?))", wanted)
+    return dict(found.fetchall())

@@ -5,17 +5,28 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from millicent.core.clock import Clock
 from millicent.core.errors import LedgerUnavailable
 from millicent.ledger.config import LedgerConfig
-from millicent.ledger.schema import migrate, open_writer, unavailable
+from millicent.ledger.journal import Journal
+from millicent.ledger.schema import migrate, open_writer, synchronous, unavailable
 
-Operation = Callable[[sqlite3.Connection], object]
+
+class Kind(NamedTuple):
+    """A kind of write. `run` does it for several callers at once, results in their order; when it raises, or its data
+    is refused, it is undone and called again for one at a time. Neighbours with a rank are put in order of ranks."""
+
+    run: Callable[[sqlite3.Connection, Sequence[Any]], Sequence[object]]
+    rank: int | None = None
+
 
 # While the ledger cannot be written, try again this often, so that it heals without a request having to fail first.
 _RETRY_S = 0.5
@@ -23,23 +34,31 @@ _RETRY_S = 0.5
 
 @dataclass(slots=True)
 class _Queued:
-    operation: Operation
+    kind: Kind
+    item: object
     future: asyncio.Future[object]
     result: object = None
     error: Exception | None = None
 
 
 class Writer:
-    """Runs operations in the order of `submit`, each in a savepoint of a shared transaction.
+    """Runs what was submitted in order, in one transaction: neighbours of one kind together, in a savepoint.
 
-    An operation that fails by itself is undone alone. What stops the whole transaction (disk full, read-only, locked,
+    While nothing is queued, `tidy` is called in transactions of its own that wait for no disk, until it returns False.
+
+    What fails by itself is undone alone. What stops the whole transaction (disk full, read-only, locked,
     damaged) fails all of it, undone, as LedgerUnavailable; the connection is then opened afresh.
     """
 
-    def __init__(self, path: Path, config: LedgerConfig, clock: Clock) -> None:
+    def __init__(
+        self, path: Path, config: LedgerConfig, clock: Clock, tidy: Callable[[sqlite3.Connection], bool]
+    ) -> None:
         self._path = path
         self._config = config
         self._clock = clock
+        self._tidy = tidy
+        self._untidy = True
+        self._journal = Journal(path, config)
         self._connection: sqlite3.Connection | None = None
         self._queue: list[_Queued] = []
         self._wake = threading.Condition()
@@ -75,8 +94,8 @@ class Writer:
             self._wake.notify()
         await asyncio.to_thread(thread.join)
 
-    async def submit(self, operation: Operation) -> object:
-        """Returns the operation's result once it is durable."""
+    async def submit(self, kind: Kind, item: object) -> object:
+        """Returns the item's result once it is durable."""
         with self._wake:
             if self._loop is None:
                 raise LedgerUnavailable(self._problem or f"ledger {self._path}: not started")
@@ -84,7 +103,7 @@ class Writer:
                 raise LedgerUnavailable(
                     f"ledger {self._path}: {len(self._queue)} writes wait for the disk; retry, or use a faster disk"
                 )
-            queued = _Queued(operation, self._loop.create_future())
+            queued = _Queued(kind, item, self._loop.create_future())
             self._queue.append(queued)
             self._wake.notify()
         return await queued.future
@@ -93,24 +112,30 @@ class Writer:
         try:
             while True:
                 with self._wake:
-                    while not self._queue and self._loop is not None:
+                    while not self._queue and self._loop is not None and not self._untidy:
                         if not self._wake.wait(None if self._problem is None else _RETRY_S):
                             break
                     batch, self._queue = self._queue, []
                     stopped = self._loop is None
-                if batch or not stopped:
-                    self._write(batch)
+                if batch:
+                    self._untidy = self._write(batch, self._commit)
+                elif self._untidy:
+                    self._untidy = self._write([], self._clean)
                 elif stopped:
                     return
+                else:
+                    self._write([], self._commit)
         finally:
+            self._journal.stop()
             self._disconnect()
 
-    def _write(self, batch: list[_Queued]) -> None:
-        """Commit the batch, or undo it whole; then tell those who wait. An empty batch probes whether writing works."""
+    def _write(self, batch: list[_Queued], commit: Callable[[sqlite3.Connection, list[_Queued]], bool]) -> bool:
+        """Commit the batch, or undo it whole; then tell those who wait. Whether there may be something to tidy."""
+        untidy = False
         try:
             if self._connection is None:
                 self._connection = self._connect()
-            self._commit(self._connection, batch)
+            untidy = commit(self._connection, batch)
         except Exception as error:  # noqa: BLE001 - told to everyone who waits; this thread must not end
             problem = error if isinstance(error, LedgerUnavailable) else unavailable(self._path, error)
             self._disconnect()
@@ -123,34 +148,45 @@ class Writer:
             # A loop that has closed has nobody left who waits.
             with suppress(RuntimeError):
                 batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch)
+            self._journal.grew(len(batch), self._connection)
+        return untidy
 
     def _note(self, problem: str | None) -> None:
         with self._wake:
             if self._loop is not None:
                 self._problem = problem
 
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Queued]) -> None:
+    def _commit(self, connection: sqlite3.Connection, batch: list[_Queued]) -> bool:
+        """An empty batch probes whether writing works."""
         connection.execute("BEGIN IMMEDIATE")
         if not batch:
             # A write of the same value still goes through the journal to the disk.
             connection.execute("UPDATE migrations SET number = number WHERE number = 1")
-        for queued in batch:
-            connection.execute("SAVEPOINT operation")
-            try:
-                queued.result = queued.operation(connection)
-            except Exception as error:
-                if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_THE_OPERATION):
-                    raise
-                queued.error = error
-                connection.execute("ROLLBACK TO operation")
-            connection.execute("RELEASE operation")
+        for group in _groups(batch):
+            _run_group(connection, group)
         connection.execute("COMMIT")
+        return True
+
+    def _clean(self, connection: sqlite3.Connection, _: list[_Queued]) -> bool:
+        """Without a sync: should it be lost, what it tidied is as it was. The next commit makes it durable."""
+        connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            untidy = self._tidy(connection)
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            connection.execute(synchronous(self._config))
+        return untidy
 
     def _connect(self) -> sqlite3.Connection:
         connection = None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             connection = open_writer(self._path, self._config)
+            # The journal does that, and no commit waits for it.
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
             migrate(connection, self._clock)
         except BaseException as error:
             if connection is not None:
@@ -170,6 +206,32 @@ class Writer:
 
 # Faults of one operation's data: its neighbours are sound.
 _OF_THE_OPERATION = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
+
+
+def _groups(batch: list[_Queued]) -> Iterator[list[_Queued]]:
+    for _, neighbours in groupby(batch, key=lambda queued: queued.kind.rank is not None):
+        # A stable sort: those without a rank stay as they are.
+        for _, group in groupby(sorted(neighbours, key=lambda queued: queued.kind.rank or 0), attrgetter("kind")):
+            yield [*group]
+
+
+def _run_group(connection: sqlite3.Connection, group: list[_Queued]) -> None:
+    connection.execute("SAVEPOINT operation")
+    try:
+        results = group[0].kind.run(connection, [queued.item for queued in group])
+    except Exception as error:
+        if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_THE_OPERATION):
+            raise
+        connection.execute("ROLLBACK TO operation")
+        if len(group) == 1:
+            group[0].error = error
+        else:
+            for queued in group:
+                _run_group(connection, [queued])
+    else:
+        for queued, result in zip(group, results, strict=True):
+            queued.result = result
+    connection.execute("RELEASE operation")
 
 
 def _resolve(batch: list[_Queued]) -> None:

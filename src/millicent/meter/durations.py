@@ -101,7 +101,7 @@ def _times(
 ) -> tuple[int, int, int]:
     """Serving, first token, total."""
     if fit is not None:
-        return _fitted(fit, input_tokens, output_tokens, batch)
+        return fitted_times(fit, input_tokens, output_tokens, batch)
     serving_ns = input_tokens * _ASSUMED_INPUT_TOKEN_NS + output_tokens * _ASSUMED_OUTPUT_TOKEN_NS
     if rates is None:
         ttft_ns = input_tokens * _ASSUMED_INPUT_TOKEN_NS + _ASSUMED_OUTPUT_TOKEN_NS
@@ -109,8 +109,9 @@ def _times(
     return rates.times(input_tokens, output_tokens)
 
 
-def _fitted(fit: Coefficients, input_tokens: int, output_tokens: int, batch: int) -> tuple[int, int, int]:
-    """The prompt in steps of at most _STEP_TOKENS rows beside the others' decoding, then one step for each token."""
+def fitted_times(fit: Coefficients, input_tokens: int, output_tokens: int, batch: int) -> tuple[int, int, int]:
+    """Serving, first token, total: the prompt in steps of at most _STEP_TOKENS rows beside the others' decoding, then one
+    step for each token."""
     context = input_tokens + output_tokens // 2
     decoding = Work(1, 1, context, 0)
     others = [decoding] * (batch - 1)

@@ -10,6 +10,7 @@ from millicent.core.chunks import End, FinishReason, Text, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
+from millicent.pipeline.latency import Beside
 
 
 class Progress:
@@ -49,11 +50,12 @@ class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
     The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, for
-    the ledger or to be judged.
+    the ledger or to be judged. `beside` is how others' latency targets see it.
     """
 
-    def __init__(self, opened: Receipt, *, keep: bool = False) -> None:
+    def __init__(self, opened: Receipt, beside: Beside, *, keep: bool = False) -> None:
         self.opened = opened
+        self.beside = beside
         self.closing: Receipt | None = None  # final, and on its way to the ledger
         self.progress = Progress()
         self._run: Run | None = None

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -31,9 +31,13 @@ class UsefulConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`useful` says when an output counts as useful; without it, feedback with a score of at least 0.5 does."""
+    """`useful` says when an output counts as useful; without it, feedback with a score of at least 0.5 does.
+
+    `latency_target_ms` is for its requests that bring no `X-Millicent-Latency-Target-Ms` of their own.
+    """
 
     useful: UsefulConfig = UsefulConfig()
+    latency_target_ms: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class Features:
@@ -43,6 +47,10 @@ class Features:
         """Raises ConfigError naming the feature and the setting."""
         self._rules = {name: _Rule(name, feature.useful) for name, feature in features.items()}
         self._default = _Rule("", UsefulConfig())
+        self._targets = {name: feature.latency_target_ms for name, feature in features.items()}
+
+    def latency_target_ms(self, feature: str | None) -> int | None:
+        return None if feature is None else self._targets.get(feature)
 
     def judges_output(self, feature: str | None) -> bool:
         return self._rule(feature).judges_output

@@ -28,7 +28,7 @@ from millicent.core.idempotency import Claim
 from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
-from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing, outside_line
+from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing, outside_line, reported_line
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.attribution import StepTimeShares
@@ -42,6 +42,7 @@ from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
+from millicent.pipeline.latency import Beside, LatencyTargets, told
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Pipeline:
         estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
+        latency: LatencyTargets | None = None,
     ) -> None:
         self._backends = backends
         self._ledger = ledger
@@ -80,6 +82,7 @@ class Pipeline:
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._hold = hold
+        self._latency = latency
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -137,9 +140,11 @@ class Pipeline:
         ticket = self._limiter.enter(request.attribution.key)
         self._admitted += 1
         try:
+            request = self._aimed(request)
             backend = self._route(request.model)
             call = await backend.prepare(request)
             plan = await self._estimates.within(request, backend, call, self._asked(request, call))
+            self._check_target(request, plan)
             call = plan.call
             receipt = self._opening(request, backend, plan)
             ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
@@ -149,7 +154,7 @@ class Pipeline:
             ticket.withdraw()
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
-        answer = Answer(receipt, keep=judged or claim is not None)
+        answer = Answer(receipt, _beside(plan), keep=judged or claim is not None)
         self._answers[receipt.id] = answer
         self._meter.open(receipt.id, _ATTEMPT, call.sequences)
         purse = self._purse(answer, plan, bounded=bounded)
@@ -211,6 +216,28 @@ class Pipeline:
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
+    def _aimed(self, request: Request) -> Request:
+        """With its feature's latency target, where it has none of its own."""
+        if request.latency_target_ms is not None:
+            return request
+        target_ms = self._features.latency_target_ms(request.attribution.feature)
+        return request if target_ms is None else msgspec.structs.replace(request, latency_target_ms=target_ms)
+
+    def _check_target(self, request: Request, plan: Plan) -> None:
+        """Raises RateLimited where the target cannot be met. Without a fit nobody can tell."""
+        fit = None if self._fits is None else self._fits.coefficients(request.model)
+        if request.latency_target_ms is None or fit is None or self._latency is None:
+            return
+        others = [
+            msgspec.structs.replace(
+                answer.beside, made_tokens=answer.progress.tokens, begun=answer.progress.first_token_at_ns is not None
+            )
+            for answer in self._answers.values()
+            if answer.opened.model == request.model
+        ]
+        mine = _beside(plan)
+        self._latency.check(request.latency_target_ms, request.model, fit, mine, others, streamed=request.stream)
+
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
         try:
@@ -241,6 +268,7 @@ class Pipeline:
             hold=None if hold is None else Money.total((hold, *(line.amount or ZERO for line in lines))),
             prices=placement.prices,
             basis=placement.basis,
+            policy=None if request.latency_target_ms is None else {"latency_target_ms": str(request.latency_target_ms)},
         )
 
     async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, purse: Purse) -> None:
@@ -256,6 +284,8 @@ class Pipeline:
             await purse.settle()
             await self._settle(answer, end)
             self._estimates.learn(answer.settled, plan)
+            if self._latency is not None and answer.settled is not None:
+                self._latency.learn(answer.settled)
         finally:
             del self._answers[answer.receipt_id]
             self._admitted -= 1
@@ -295,7 +325,9 @@ class Pipeline:
             leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
         if chunk.cached_tokens is not None:
             leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
-        self._meter.note_usage(answer.receipt_id, Usage.of(Provenance.MEASURED, **leaves))
+        # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
+        known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
+        self._meter.note_usage(answer.receipt_id, Usage.of(known, **leaves))
 
     async def _settle(self, answer: Answer, end: End) -> None:
         self._meter.note_usage(answer.receipt_id, end.usage)
@@ -316,16 +348,22 @@ class Pipeline:
         opened = self._priced(answer.opened, reading)
         now_ns = self._clock.now_ns()  # after pricing: lines posted later than this are late ones
         attempt = msgspec.structs.replace(opened.attempts[0], ended_at_ns=now_ns, status=status, error=message)
-        return msgspec.structs.replace(
+        lines = (
+            () if end.reported_cost is None else (reported_line(attempt, end.reported_cost, now_ns, end.upstream_id),)
+        )
+        closed = msgspec.structs.replace(
             opened,
+            served_model=end.served_model or opened.served_model,
             settled_at_ns=now_ns,
             status=status,
             finish_reason=end.reason.value,
+            lines=(*opened.lines, *lines),
             timing=self._timing(answer, reading, now_ns),
             attempts=(attempt,),
             error=message,
             useful=self._verdict(answer, status),
         )
+        return msgspec.structs.replace(closed, policy=told(closed))
 
     def _verdict(self, answer: Answer, status: Status) -> bool | None:
         """The feature's rule on the output; of several choices, one that is useful will do. A failed answer is of no
@@ -339,7 +377,7 @@ class Pipeline:
 
     def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
         placement = self._placements[receipt.placement or ""].at(receipt.created_at_ns)
-        prices = self._estimates.prices(receipt.served_model or receipt.model, placement, receipt.created_at_ns)
+        prices = self._estimates.prices(receipt.attempts[-1].model, placement, receipt.created_at_ns)
         priced = price(reading, receipt.attempts, placement, self._clock.now_ns(), prices)
         return msgspec.structs.replace(
             receipt,
@@ -393,6 +431,11 @@ class Pipeline:
             del self._unsettled[receipt_id]
 
 
+def _beside(plan: Plan) -> Beside:
+    sequences = max(1, len(plan.call.sequences))
+    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, 0, begun=False, sequences=sequences)
+
+
 def _tokens(usage: Usage) -> int | None:
     read, written = usage.input_tokens, usage.output_tokens
     return None if read is None or written is None else read + written
@@ -402,7 +445,8 @@ def _cut_short(call: Call, end: End) -> End:
     """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
     if call.max_output_tokens != 0:
         cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
-        return End(FinishReason.LENGTH, end.usage, choices=tuple(cut.get(reason, reason) for reason in end.choices))
+        choices = tuple(cut.get(reason, reason) for reason in end.choices)
+        return msgspec.structs.replace(end, reason=FinishReason.LENGTH, choices=choices)
     message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
     return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
 

@@ -130,7 +130,9 @@ def _key_fields(asked: wire.KeyBody) -> dict[str, object]:
                 f"Invalid `expires_at`: `{asked.expires_at[:40]}`; send a time such as 2026-01-31T12:00:00Z.",
                 param="expires_at",
             ) from None
-    rates = Rates(asked.requests_per_minute, asked.tokens_per_minute, asked.usd_per_minute, asked.concurrent)
+    rates = Rates(
+        asked.requests_per_minute, asked.tokens_per_minute, asked.usd_per_minute, asked.concurrent, asked.priority
+    )
     try:
         rates.check("key:")
     except ConfigError as error:

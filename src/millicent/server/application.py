@@ -56,8 +56,19 @@ class EngineReport(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
+class UpstreamReport(msgspec.Struct, frozen=True):
+    """One placement that is called over HTTP, as `/ready` shows it."""
+
+    placement: str
+    server: str
+    base_url: str
+    models: tuple[str, ...]
+
+
 class Health(Protocol):
     """What `/ready` rests on."""
+
+    def upstreams(self) -> Sequence[UpstreamReport]: ...
 
     def engines(self) -> Sequence[EngineReport]: ...
 
@@ -132,6 +143,8 @@ class Server:
         trouble = self._health.trouble()
         engines = [msgspec.to_builtins(engine) for engine in self._health.engines()]
         body: dict[str, Any] = {"ready": trouble is None, "pid": _pid(), "engines": engines}
+        if upstreams := self._health.upstreams():
+            body["upstreams"] = [msgspec.to_builtins(upstream) for upstream in upstreams]
         if trouble is not None:
             body["reason"] = trouble
         return _json(body, status=200 if trouble is None else 503)

@@ -39,7 +39,7 @@ from millicent.wire import (
     openai_completions,
     openai_embeddings,
 )
-from millicent.wire.attribution import read_max_cost
+from millicent.wire.attribution import read_latency_target, read_max_cost
 from millicent.wire.family import Family
 from millicent.wire.late import read_lines
 from millicent.wire.receipts import encode
@@ -170,6 +170,7 @@ class InferenceEndpoint:
 
     def _with_headers(self, request: Request, headers: Headers, caller: Caller) -> Request:
         """What our headers say, the same in every dialect. Raises InvalidRequest and Forbidden naming the header."""
+        caller.check_priority(request.priority, self._limiter.best_priority(caller.id))
         costs = read_lines(headers, self._clock.now_ns())
         if any(cost.amount < ZERO for cost in costs):
             caller.demand(caller.administers, "send a credit")
@@ -177,6 +178,7 @@ class InferenceEndpoint:
             request,
             attribution=caller.attribute(request.attribution),
             max_cost=read_max_cost(headers),
+            latency_target_ms=read_latency_target(headers),
             outside_costs=costs,
         )
 

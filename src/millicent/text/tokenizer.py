@@ -14,7 +14,7 @@ from millicent.text.gguf import find_gguf, read_gguf_head
 from millicent.text.grammars import vocabulary
 from millicent.text.reasoning import reasons
 from millicent.text.templates import ChatTemplate, SpecialTokens
-from millicent.text.tools import ToolFormat, message_entries, tool_entries, tool_format
+from millicent.text.tools import CALL_TOKENS, ToolFormat, message_entries, tool_entries, tool_format
 
 if TYPE_CHECKING:
     import llguidance
@@ -118,7 +118,7 @@ class Tokenizer:
         vocabulary = self._parsing.get_vocab(with_added_tokens=True)
         table = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for text, token in vocabulary.items():
-            if token not in self._special_ids:
+            if token not in self._special_ids or text in CALL_TOKENS:
                 table[token] = self._added[token] if token in self._added else to_bytes(text)
         return table
 

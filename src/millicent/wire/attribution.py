@@ -16,8 +16,8 @@ _MAX_TAGS = 16
 _MAX_COST = "x-millicent-max-cost-usd"
 _MOST_USD = 1_000_000
 
-# Headers that promise something this server can't keep yet: refused, because to ignore one would cost money.
-_REFUSED_HEADERS = ("x-millicent-latency-target-ms",)
+_LATENCY_TARGET = "x-millicent-latency-target-ms"
+_MOST_TARGET_MS = 24 * 3600 * 1000
 
 
 def read_attribution(
@@ -28,13 +28,6 @@ def read_attribution(
     `metadata` entries with those names are attribution too; the others become tags. Raises InvalidRequest naming
     the header or field that is too long or malformed.
     """
-    for name in _REFUSED_HEADERS:
-        if name in headers:
-            raise InvalidRequest(
-                f"Header `{name}` is not supported by this server: leave it out.",
-                param=name,
-                code="unsupported_parameter",
-            )
     values: dict[str, str] = {}
     tags: dict[str, str] = {}
     for key, value in (metadata or {}).items():
@@ -71,6 +64,20 @@ def read_max_cost(headers: Mapping[str, str]) -> Money | None:
     if nanousd == 0:
         raise InvalidRequest(f"Header `{_MAX_COST}` is below a billionth of a dollar: raise it.", param=_MAX_COST)
     return Money(nanousd)
+
+
+def read_latency_target(headers: Mapping[str, str]) -> int | None:
+    """`X-Millicent-Latency-Target-Ms`, whole milliseconds. Raises InvalidRequest."""
+    header = headers.get(_LATENCY_TARGET)
+    if header is None:
+        return None
+    text = header.strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= _MOST_TARGET_MS):
+        raise InvalidRequest(
+            f"Header `{_LATENCY_TARGET}` is `{header[:40]}`: send whole milliseconds from 1 to {_MOST_TARGET_MS}.",
+            param=_LATENCY_TARGET,
+        )
+    return int(text)
 
 
 def _parse_tags(header: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ class KeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     tokens_per_minute: _PerMinute | None = None
     usd_per_minute: Decimal | None = None
     concurrent: _PerMinute | None = None
+    priority: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] | None = None
 
 
 class RotateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -46,7 +46,7 @@ def decode_with_extra(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return decode_body(body, decoder, known_fields), {}  # which says what is wrong with it
     fields = decode_body(body, _fields_decoder, ())
-    known = frozenset(field.encode_name for field in msgspec.structs.fields(cast(Any, decoder.type)))
+    known = frozenset(getattr(decoder.type, "__struct_encode_fields__", ()))
     extra = {}
     for field in [field for field in fields if field not in known]:
         refusal = _invalid_field(f"Object contains unknown field `{field}`", known_fields)

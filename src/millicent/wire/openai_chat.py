@@ -10,31 +10,22 @@ import msgspec
 from millicent.core.chunks import FinishReason, Text
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Receipt
-from millicent.core.request import Message, Request
+from millicent.core.request import Extra, Message, Part, Request, TextPart, Thinking, Thought
 from millicent.wire import openai_common as common
 from millicent.wire import openai_generation as generation
-from millicent.wire import openai_tools
+from millicent.wire import openai_parts, openai_tools
 from millicent.wire.attribution import read_attribution
-from millicent.wire.decoding import decode_body, refuse_unless_neutral
+from millicent.wire.decoding import decode_with_extra, refuse_unless_neutral
 from millicent.wire.openai_logprobs import chat_logprobs
 
 DIALECT = "openai.chat"
-
-
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    type: str
-    text: str | None = None
-    image_url: Any = None
-    input_audio: Any = None
-    file: Any = None
-    refusal: str | None = None
 
 
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Clients send an assistant's message back as they got it, so the fields that came with it are known here."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | list[msgspec.Raw] | None = None
     name: str | None = None
     refusal: Any = None
     annotations: Any = None
@@ -42,7 +33,7 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     function_call: Any = None
     tool_calls: list[openai_tools.Called] | None = None
     tool_call_id: str | None = None
-    reasoning_content: str | None = None  # what was thought before an earlier answer isn't thought again
+    reasoning_content: str | None = None  # what was thought before an earlier answer; only some models want it back
 
 
 class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -60,32 +51,37 @@ class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=T
     tools: openai_tools.Tools | None = None
     tool_choice: openai_tools.Choice | None = None
     parallel_tool_calls: bool | None = None
-    # harmless hints: they ask for nothing that changes an answer
-    service_tier: str | None = None
+    service_tier: str | None = None  # what the placement is charged at decides
+    reasoning_effort: Any = None
+    # harmless hints: they ask for nothing that changes an answer; an upstream of this dialect gets them
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
-    # refused by name unless neutral
+    # passed on to an upstream of this dialect; refused by name elsewhere, unless neutral
+    prediction: Any = None
+    verbosity: Any = None
+    store: Any = None
+    # refused by name unless neutral: what they ask for has no place in an answer here
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
     audio: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    store: Any = None
     web_search_options: Any = None
 
 
+_EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh"})
+_HINTS = ("prompt_cache_key", "prompt_cache_retention", "safety_identifier")
+_PASSED_ON: dict[str, tuple[Any, ...]] = {
+    "reasoning_effort": ("none",),
+    "prediction": (),
+    "verbosity": ("medium",),
+    "store": (False,),
+}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
-    "store": (False,),
     "web_search_options": (),
 }
 _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
@@ -101,7 +97,7 @@ _KNOWN = frozenset(ChatBody.__struct_fields__) | frozenset(ChatMessage.__struct_
 
 def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Request, common.StreamShape]:
     """Raises InvalidRequest, naming the field."""
-    chat = decode_body(body, _decoder, _KNOWN)
+    chat, unknown = decode_with_extra(body, _decoder, _KNOWN)
     refuse_unless_neutral(chat, _NEUTRAL)
     if not chat.messages:
         raise InvalidRequest("`messages` is empty: send at least one message.", param="messages")
@@ -131,8 +127,31 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         truncate_prompt_tokens=chat.truncate_prompt_tokens,
         priority=chat.priority or 0,
         attribution=read_attribution(headers, user=chat.user, metadata=chat.metadata),
+        thinking=Thinking(chat.reasoning_effort) if chat.reasoning_effort in _EFFORTS else None,
+        extra=_extra(chat) | unknown,
+        restated=chat.restated(),
     )
     return request, common.StreamShape.of(stream=stream, options=chat.stream_options, choices=request.choices)
+
+
+def _extra(chat: ChatBody) -> dict[str, Extra]:
+    """What only an upstream of this dialect makes something of."""
+    extra = {
+        field: Extra(msgspec.json.encode(getattr(chat, field)).decode(), None)
+        for field in _HINTS
+        if getattr(chat, field) is not None
+    }
+    for field, neutral in _PASSED_ON.items():
+        value = getattr(chat, field)
+        if value is None or (field == "reasoning_effort" and value in _EFFORTS):
+            continue
+        try:
+            refuse_unless_neutral(chat, {field: neutral})
+            refusal, code = None, "unsupported_parameter"
+        except InvalidRequest as error:
+            refusal, code = error.message, error.code
+        extra[field] = Extra(msgspec.json.encode(value).decode(), refusal, code)
+    return extra
 
 
 def _message(message: ChatMessage, where: str) -> Message:
@@ -148,11 +167,12 @@ def _message(message: ChatMessage, where: str) -> Message:
         raise InvalidRequest(
             f"`{where}.tool_calls` goes only with the role `assistant`: leave it out.", param=f"{where}.tool_calls"
         )
-    content = "" if calls and message.content is None else _text(message.content, where)
-    return Message(role, content, message.name, calls, message.tool_call_id)
+    content = "" if calls and message.content is None else _content(message.content, where)
+    thoughts = (Thought(message.reasoning_content),) if message.reasoning_content else ()
+    return Message(role, content, message.name, calls, message.tool_call_id, thoughts)
 
 
-def _text(content: str | list[Part] | None, where: str) -> str:
+def _content(content: str | list[msgspec.Raw] | None, where: str) -> str | tuple[Part, ...]:
     if isinstance(content, str):
         return content
     if content is None:
@@ -161,14 +181,10 @@ def _text(content: str | list[Part] | None, where: str) -> str:
             param=f"{where}.content",
             code="missing_required_parameter",
         )
-    for i, part in enumerate(content):
-        if part.type != "text" or part.text is None:
-            raise InvalidRequest(
-                f"`{where}.content[{i}]` is a `{part.type}` part: this server takes only text parts.",
-                param=f"{where}.content[{i}].type",
-                code="unsupported_parameter",
-            )
-    return "".join(part.text or "" for part in content)
+    parts = tuple(openai_parts.read(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    if all(isinstance(part, TextPart) for part in parts):
+        return "".join(part.text for part in parts if isinstance(part, TextPart))
+    return parts
 
 
 def completion_id(receipt: Receipt) -> str:

@@ -12,8 +12,9 @@ from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_MS, NS_PER_S
 from millicent.core.errors import InvalidRequest, MillicentError, PaymentRequired
 from millicent.core.limits import Allowance
-from millicent.core.receipts import Receipt
-from millicent.core.usage import Leaf, weakest
+from millicent.core.money import Money
+from millicent.core.receipts import REPORTED_BOOK, Receipt
+from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.wire.family import Family
 from millicent.wire.receipts import quote_body
 
@@ -62,7 +63,7 @@ def usage_body(receipt: Receipt) -> dict[str, Any]:
         "completion_tokens": written,
         "total_tokens": None if read is None or written is None else read + written,
         "prompt_tokens_details": {
-            "cached_tokens": usage.tokens(Leaf.INPUT_CACHE_READ),
+            "cached_tokens": _cached_tokens(usage),
             "audio_tokens": usage.tokens(Leaf.INPUT_AUDIO),
         },
         "completion_tokens_details": {
@@ -74,22 +75,37 @@ def usage_body(receipt: Receipt) -> dict[str, Any]:
     }
 
 
+def _cached_tokens(usage: Usage) -> int | None:
+    """From a provider that reported the rest, no word of a cache is not a zero."""
+    fresh = usage.leaves.get(Leaf.INPUT_FRESH)
+    if Leaf.INPUT_CACHE_READ not in usage.leaves and fresh is not None and fresh.provenance is Provenance.REPORTED:
+        return None
+    return usage.tokens(Leaf.INPUT_CACHE_READ)
+
+
 def cost_details(receipt: Receipt) -> dict[str, Any]:
-    """Dollars per meter, and how the total is known: by its weakest line."""
+    """Dollars per meter, and how the total is known: by its weakest line. A provider's own figure stands beside, with
+    what it is more than ours."""
     by_meter: dict[str, Decimal | None] = {}
-    for line in receipt.lines:
+    lines = [line for line in receipt.lines if line.book != REPORTED_BOOK]
+    reported = [line.amount for line in receipt.lines if line.book == REPORTED_BOOK and line.amount is not None]
+    for line in lines:
         before = by_meter.get(line.meter, Decimal(0))
         by_meter[line.meter] = None if before is None or line.amount is None else before + line.amount.usd
     details: dict[str, Any] = {
         f"{meter}_cost": None if amount is None else amount.normalize() for meter, amount in by_meter.items()
     }
-    details["provenance"] = weakest(line.provenance for line in receipt.lines) if receipt.lines else "unknown"
+    details["provenance"] = weakest(line.provenance for line in lines) if lines else "unknown"
+    if reported:
+        theirs = Money.total(reported)
+        details["reported_cost"] = theirs.usd.normalize()
+        details["residual"] = None if receipt.total is None else (theirs - receipt.total).usd.normalize()
     return details
 
 
 def finish_reason(reason: str | None) -> str:
     """OpenAI knows no `cancelled`: a client that has gone doesn't read it, a server that stops says `stop`."""
-    known = (FinishReason.LENGTH, FinishReason.TOOL_CALLS)
+    known = (FinishReason.LENGTH, FinishReason.TOOL_CALLS, FinishReason.CONTENT_FILTER)
     return next((each for each in known if reason == each), FinishReason.STOP)
 
 

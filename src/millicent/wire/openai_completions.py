@@ -15,7 +15,7 @@ from millicent.core.request import Request
 from millicent.wire import openai_common as common
 from millicent.wire import openai_generation as generation
 from millicent.wire.attribution import read_attribution
-from millicent.wire.decoding import decode_body, refuse_unless_neutral
+from millicent.wire.decoding import decode_with_extra, refuse_unless_neutral
 from millicent.wire.openai_logprobs import CompletionLogprobs
 
 DIALECT = "openai.completions"
@@ -48,7 +48,7 @@ _KNOWN = frozenset(CompletionBody.__struct_fields__)
 
 def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Request, common.StreamShape]:
     """Raises InvalidRequest, naming the field."""
-    completion = decode_body(body, _decoder, _KNOWN)
+    completion, extra = decode_with_extra(body, _decoder, _KNOWN)
     refuse_unless_neutral(completion, _NEUTRAL)
     if completion.best_of is not None and completion.best_of != (completion.n or 1):
         raise InvalidRequest(
@@ -75,6 +75,8 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         truncate_prompt_tokens=completion.truncate_prompt_tokens,
         priority=completion.priority or 0,
         attribution=read_attribution(headers, user=completion.user, metadata=completion.metadata),
+        extra=extra,
+        restated=completion.restated(),
     )
     return request, common.StreamShape.of(stream=stream, options=completion.stream_options, choices=request.choices)
 

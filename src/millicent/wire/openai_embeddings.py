@@ -16,7 +16,7 @@ from millicent.core.receipts import Receipt
 from millicent.core.request import Embedding, Request
 from millicent.wire import openai_common as common
 from millicent.wire.attribution import read_attribution
-from millicent.wire.decoding import decode_body
+from millicent.wire.decoding import decode_with_extra
 
 DIALECT = "openai.embeddings"
 _MAX_INPUTS = 2048  # as OpenAI's API description says
@@ -49,7 +49,7 @@ _KNOWN = frozenset(EmbeddingBody.__struct_fields__)
 
 def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Request, EmbeddingShape]:
     """Raises InvalidRequest, naming the field."""
-    found = decode_body(body, _decoder, _KNOWN)
+    found, extra = decode_with_extra(body, _decoder, _KNOWN)
     if found.truncate_prompt_tokens == 0:
         raise InvalidRequest(
             "`truncate_prompt_tokens` is 0, which leaves nothing: send 1 or more, or -1 for the model's length.",
@@ -61,6 +61,7 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         model=found.model,
         embedding=Embedding(_inputs(found.input), found.dimensions, found.truncate_prompt_tokens),
         attribution=read_attribution(headers, user=found.user, metadata=found.metadata),
+        extra=extra,
     )
     return request, EmbeddingShape(base64=found.encoding_format == "base64")
 

@@ -21,6 +21,19 @@ _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
 
 
+# What these are where they are left out.
+_RESTATED = (
+    ("temperature", 1.0),
+    ("top_p", 1.0),
+    ("presence_penalty", 0.0),
+    ("frequency_penalty", 0.0),
+    ("top_k", 0),
+    ("min_p", 0.0),
+    ("typical_p", 1.0),
+    ("repetition_penalty", 1.0),
+)
+
+
 class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A null is as good as a field left out."""
 
@@ -59,6 +72,10 @@ class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
+
+    def restated(self) -> tuple[str, ...]:
+        """Fields that were written out with the value that they have anyway."""
+        return tuple(field for field, value in _RESTATED if getattr(self, field) == value)
 
     def output_format(self) -> OutputFormat | None:
         form = output_format.read(self.response_format)

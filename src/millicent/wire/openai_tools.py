@@ -67,7 +67,7 @@ def read_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
                 f"`{where}.parameters.type` must be `object`: arguments have names.", param=f"{where}.parameters"
             )
         source = schema_text(parameters, f"{where}.parameters")
-        read[function.name] = Tool(function.name, function.description or "", source)
+        read[function.name] = Tool(function.name, function.description or "", source, strict=function.strict)
     return tuple(read.values())
 
 

@@ -23,7 +23,7 @@ class JsonObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 
 
 class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`strict` false is taken as true: the answer follows the schema either way."""
+    """`strict` false is taken as true here: the answer follows the schema either way. An upstream is told."""
 
     name: _Name
     schema: dict[str, Any]
@@ -51,7 +51,7 @@ def read(form: ResponseFormat | None) -> OutputFormat | None:
             return OutputFormat("json_object")
         case JsonSchema():
             source = schema_text(form.json_schema.schema, "response_format.json_schema.schema")
-            return OutputFormat("json_schema", source)
+            return OutputFormat("json_schema", source, form.json_schema.name, form.json_schema.strict)
         case Grammar():
             _check_size(len(form.definition), "response_format.definition")
             return OutputFormat(form.syntax, form.definition)

@@ -267,12 +267,3 @@ class PackedWeight:
 
 def address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def argmax(values: torch.Tensor) -> torch.Tensor:
-    """Position of each row's greatest value (float32 [rows, columns]), the first of equals, int64 [rows]."""
-    assert values.dtype is torch.float32
-    assert values.is_contiguous()
-    found = torch.empty(len(values), dtype=torch.int64)
-    library().mk_argmax(address(values), len(values), values.shape[1], address(found))
-    return found

@@ -92,7 +92,7 @@ FROM rollups JOIN rollup_groups AS g ON g.id = grouped, (
     UNION ALL VALUES ('time', 86400, 0, 0, 0), ('time', 2764800, 0, 0, 0),
         ('user', 900, 0, 1, 0), ('user', 86400, 0, 1, 0), ('user', 2764800, 0, 1, 0),
         ('work', 900, 1, 0, 1), ('work', 86400, 1, 0, 1), ('work', 2764800, 1, 0, 1),
-        ('product', 86400, 1, 1, 0), ('product', 2764800, 1, 1, 0)
+        ('product', 86400, 1, 1, 0)
 ) AS c
 GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11;
 INSERT INTO rollup_groups (cube, feature, user, team, model, key, tier, status, placement)

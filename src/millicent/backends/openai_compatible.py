@@ -1,0 +1,224 @@
+"""Servers that speak OpenAI's dialect as backends: one backend for each placement.
+
+The answer is always streamed from there, so that a client that goes stops it and its time limits hold; a server that
+answers whole all the same is understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from urllib.parse import quote
+
+import msgspec
+
+from millicent.backends.config import ServerName, UpstreamConfig
+from millicent.backends.upstream import Exchange, Upstream
+from millicent.core.chunks import Chunk, End, FinishReason
+from millicent.core.clock import Clock
+from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
+from millicent.core.request import ImagePart, Request
+from millicent.core.usage import Count, Leaf, Provenance, Usage
+from millicent.wire.openai_servers import SERVERS
+from millicent.wire.openai_upstream import Sent, encode
+from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN, AnswerReader, VectorsReader
+
+# What a chat template adds around each message, about.
+_TOKENS_PER_MESSAGE = 4
+
+
+class OpenAIBackend:
+    """`models` are public names, and what each is called there."""
+
+    def __init__(
+        self, placement: str, name: ServerName, config: UpstreamConfig, models: Mapping[str, str], clock: Clock
+    ) -> None:
+        """Raises ConfigError where the address or the key is missing."""
+        server = SERVERS[name]
+        base_url = config.base_url or server.base_url
+        if base_url is None:
+            raise ConfigError(f"[placements.{placement}] base_url: missing; {server.title} has none of its own")
+        secret = config.secret(placement)
+        headers = config.headers(placement)
+        if secret is not None:
+            headers[server.key_header] = secret if server.key_header == "api-key" else f"Bearer {secret}"
+        self.name: str = name
+        self.placement = placement
+        self.upstream = Upstream(
+            f"{server.title} (placement `{placement}`)", base_url, config, clock, headers=headers, secret=secret
+        )
+        self._server = server
+        self._models = dict(models)
+        self._azure_version = config.api_version
+
+    def models(self) -> tuple[str, ...]:
+        return tuple(self._models)
+
+    async def prepare(self, request: Request) -> OpenAICall:
+        model = self._models.get(request.model)
+        if model is None:
+            known = ", ".join(self._models) or "none"
+            raise ModelNotFound(f"model: {request.model} is not at {self.upstream.who}: {known}", param="model")
+        sent = encode(request, model, self._server, self.upstream.who)
+        return OpenAICall(self, request, model, sent)
+
+    async def close(self) -> None:
+        await self.upstream.close()
+
+    def path(self, sent: Sent, model: str) -> str:
+        """Azure's addresses name the deployment, or are like OpenAI's since there is no version in them."""
+        if self.name != "azure":
+            return sent.path
+        if self._azure_version is not None:
+            return f"/openai/deployments/{quote(model, safe='')}{sent.path}?api-version={quote(self._azure_version)}"
+        return sent.path if self.upstream.base_url.endswith("/openai/v1") else f"/openai/v1{sent.path}"
+
+
+class OpenAICall:
+    """A request that is ready to be sent."""
+
+    def __init__(self, backend: OpenAIBackend, request: Request, model: str, sent: Sent) -> None:
+        wanted = request.limits.max_tokens
+        self.served_model = model
+        self.placement = backend.placement
+        self.sequences: tuple[int, ...] = ()
+        self.input_tokens: int | None = None
+        self.max_output_tokens: int | None = None if wanted is None else wanted * request.choices
+        if request.embedding is not None:
+            self.max_output_tokens = 0
+        self._backend = backend
+        self._request = request
+        self._sent = sent
+
+    def start(self) -> OpenAIRun:
+        return OpenAIRun(self._backend, self._request, self.served_model, self._sent)
+
+
+class OpenAIRun:
+    """One answer, read at the reader's pace: nothing is read ahead of it."""
+
+    def __init__(self, backend: OpenAIBackend, request: Request, model: str, sent: Sent) -> None:
+        self._upstream = backend.upstream
+        self._request = request
+        path = backend.path(sent, model)
+        self._exchange: Exchange = self._upstream.post(path, sent.body)
+        self._reader = AnswerReader()
+        self._cancelled = False
+        self._vectors: VectorsReader | None = None
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._exchange.interrupt(MillicentError("cancelled"))
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        whole = False
+        try:
+            await self._exchange.open()
+            async for chunk in self._chunks():
+                yield chunk
+            whole = True
+            end = self._end(None)
+        except MillicentError as error:
+            end = self._end(error)
+        finally:
+            self._exchange.close(whole=whole)
+        yield end
+
+    async def _chunks(self) -> AsyncIterator[Chunk]:
+        """Until the answer is whole. Raises what went wrong."""
+        kind = self._exchange.content_type
+        if kind == "text/event-stream":
+            async for event in self._exchange.events():
+                if event.data.strip() == b"[DONE]":
+                    return
+                for chunk in self._take(event.data):
+                    yield chunk
+            if not self._reader.ended(self._request.choices):
+                raise self._upstream.garbled("ended its answer in the middle")
+            return
+        if kind != "application/json":
+            raise self._upstream.garbled(f"answered with {kind} in place of an answer")
+        body = await self._exchange.body()
+        if (complaint := self._upstream.complained(body)) is not None:
+            raise complaint
+        if self._request.embedding is None:
+            for chunk in self._take(body):
+                yield chunk
+            if not self._reader.ended(self._request.choices):
+                raise self._upstream.garbled("answered without an answer")
+            return
+        try:
+            self._vectors = VectorsReader(body, len(self._request.embedding.inputs))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._upstream.garbled(f"sent what are no embeddings ({error})") from None
+        for vector in self._vectors.vectors:
+            yield vector
+
+    def _take(self, data: bytes) -> Iterator[Chunk]:
+        reader = self._reader
+        try:
+            texts = reader.take(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self._upstream.garbled(f"sent what is no answer ({error})") from None
+        if reader.failure is not None:
+            raise self._upstream.complained(reader.failure) or self._upstream.garbled("sent an error")
+        if texts:
+            self._exchange.progressed()
+            yield from texts
+        if reader.failed is not None:
+            raise self._upstream.garbled(f"gave up in the middle of its answer ({reader.failed})")
+
+    def _end(self, error: MillicentError | None) -> End:
+        reader = self._reader
+        reasons = reader.reasons
+        complete = error is None or reader.ended(self._request.choices)
+        found = self._vectors or reader
+        told = (found.served_model, found.cost, found.id)
+        if self._vectors is not None:
+            return End(FinishReason.STOP, self._vectors.usage or self._estimated(), None, (), *told)
+        usage = reader.usage if reader.usage is not None else self._estimated()
+        if self._cancelled and not complete:
+            return End(FinishReason.CANCELLED, usage, None, (), *told)
+        if complete and reader.failure is None and reader.failed is None:
+            choices = reasons if len(reasons) > 1 else ()
+            return End(_overall(reasons), usage, None, choices, *told)
+        return End(FinishReason.ERROR, usage, error, (), *told)
+
+    def _estimated(self) -> Usage:
+        """Without a count from there: from characters. Nothing, where it can't have begun to work."""
+        if not self._exchange.worked:
+            return Usage()
+        known = Provenance.ESTIMATED
+        leaves = {Leaf.INPUT_FRESH: Count(estimated_input(self._request), known)}
+        if self._request.embedding is None:
+            leaves[Leaf.OUTPUT_TEXT] = Count(self._reader.output_estimate, known)
+        if holds_images(self._request):
+            leaves[Leaf.INPUT_IMAGE] = Count(None, Provenance.UNKNOWN)
+        return Usage(leaves)
+
+
+def estimated_input(request: Request) -> int:
+    """Tokens of its text, at four characters each, with those around every message."""
+    if request.embedding is not None:
+        return sum(_estimated_text(text) for text in request.embedding.inputs)
+    if request.messages is None:
+        return _estimated_text(request.prompt or "")
+    characters = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in request.tools)
+    for message in request.messages:
+        characters += len(message.text) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+    return -(-characters // CHARACTERS_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(request.messages)
+
+
+def holds_images(request: Request) -> bool:
+    contents = [message.content for message in request.messages or () if not isinstance(message.content, str)]
+    return any(isinstance(part, ImagePart) for content in contents for part in content)
+
+
+def _estimated_text(text: str | tuple[int, ...]) -> int:
+    return len(text) if isinstance(text, tuple) else -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+def _overall(reasons: tuple[FinishReason, ...]) -> FinishReason:
+    for reason in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER, FinishReason.TOOL_CALLS):
+        if reason in reasons:
+            return reason
+    return FinishReason.STOP

@@ -1,0 +1,126 @@
+"""What an upstream complains of, in whatever shape its dialect has for that, as one of our errors."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from millicent.core.errors import InvalidRequest, MillicentError, RateLimited, UpstreamError, UpstreamTimeout
+
+_MOST_CHARACTERS = 400
+
+_CONTEXT = re.compile(
+    r"context.?(length|window|size)|exceed_context_size|maximum context|prompt is too long|too many (input )?tokens"
+    r"|tokens? exceeds? .*(limit|maximum|max_total_tokens)|`inputs` tokens \+",
+    re.IGNORECASE,
+)
+# What names a kind of complaint where no status does.
+_STATUS_BY_WORD = {
+    "rate_limit": 429,
+    "overloaded": 529,
+    "context_length_exceeded": 400,
+    "invalid_request": 400,
+    "bad_request": 400,
+    "validation": 422,
+    "authentication": 401,
+    "invalid_api_key": 401,
+    "permission": 403,
+    "not_found": 404,
+    "timeout": 504,
+}
+
+
+class Complaint(msgspec.Struct, frozen=True):
+    """`message` is one line. `status` is an HTTP status that it names itself, where it does."""
+
+    message: str
+    code: str | None = None
+    kind: str | None = None
+    param: str | None = None
+    status: int | None = None
+
+
+def complaint_in(body: bytes | Any) -> Complaint | None:
+    """The complaint in an error's body, or in an event's JSON; None where there is none.
+
+    OpenAI, Anthropic and most others: `{"error": {"message", "type", "code", "param"}}`; TGI: `{"error": "...",
+    "error_type"}`; older vLLM and Mistral: `{"object": "error", "message", "code"}`; FastAPI: `{"detail": ...}`.
+    """
+    if isinstance(body, bytes):
+        try:
+            body = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+    if not isinstance(body, dict):
+        return None
+    found = body.get("error")
+    if isinstance(found, dict):
+        return _of(found)
+    if isinstance(found, str) and found:
+        return _of({"message": found, "type": body.get("error_type")})
+    if body.get("object") == "error" or body.get("type") == "error":
+        return _of(body)
+    if "detail" in body:
+        return _of({"message": body["detail"]})
+    return None
+
+
+def _of(found: dict[str, Any]) -> Complaint:
+    said = found.get("message") or found.get("detail") or found.get("type") or "it gave no reason"
+    code, status = found.get("code"), None
+    if isinstance(code, int | float) or (isinstance(code, str) and code.isdecimal()):
+        status, code = int(code), None
+    return Complaint(
+        one_line(said if isinstance(said, str) else msgspec.json.encode(said).decode()),
+        code if isinstance(code, str) and code else None,
+        found["type"] if isinstance(found.get("type"), str) else None,
+        found["param"] if isinstance(found.get("param"), str) else None,
+        status if status is not None and HTTPStatus.BAD_REQUEST <= status <= 599 else None,
+    )
+
+
+def one_line(text: str) -> str:
+    """At most 400 characters, printable, without line ends."""
+    shown = " ".join("".join(each if each.isprintable() else " " for each in text[: 4 * _MOST_CHARACTERS]).split())
+    return shown if len(shown) <= _MOST_CHARACTERS else shown[:_MOST_CHARACTERS].rstrip() + " ..."
+
+
+def error_of(
+    who: str, status: int, complaint: Complaint | None, *, retry_after_s: int | None = None, secret: str | None = None
+) -> MillicentError:
+    """The error that a status and what came with it stand for. `who` is the upstream, as messages name it."""
+    if status == HTTPStatus.OK and complaint is not None:  # a complaint inside an answer that began well
+        status = complaint.status or _named_status(complaint)
+    said = complaint.message if complaint is not None else "it gave no reason"
+    if secret:
+        said = said.replace(secret, "***")
+    code = complaint.code if complaint is not None else None
+    if status in {401, 403}:
+        # What it says may show parts of the key.
+        message = f"{who} doesn't accept our key (HTTP {status}): check the placement's api_key_env or api_key_file."
+        return UpstreamError(message, code="upstream_unauthorized", retryable=False)
+    if status in {400, 413, 422}:
+        param = complaint.param if complaint is not None else None
+        named = f"{code or ''} {complaint.kind or ''} {said}" if complaint is not None else ""
+        too_long = "context_length_exceeded" if _CONTEXT.search(named) else None
+        return InvalidRequest(f"{who} refused the request: {said}", param=param, code=too_long)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return RateLimited(f"{who} takes no more for now: {said}", retry_after_s=retry_after_s)
+    if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT}:
+        return UpstreamTimeout(f"{who} took too long by its own limits (HTTP {status}): {said}")
+    if 300 <= status < 400:
+        message = f"{who} redirects elsewhere (HTTP {status}), which is not followed: correct the placement's base_url."
+        return UpstreamError(message, code="upstream_redirected", retryable=False)
+    if 400 <= status < 500:
+        return UpstreamError(f"{who} refused (HTTP {status}): {said}", retryable=False)
+    return UpstreamError(f"{who} failed (HTTP {status}): {said}", retry_after_s=retry_after_s)
+
+
+def _named_status(complaint: Complaint) -> int:
+    named = f"{complaint.code or ''} {complaint.kind or ''}".lower()
+    if _CONTEXT.search(f"{named} {complaint.message}"):
+        return 400
+    return next((status for word, status in _STATUS_BY_WORD.items() if word in named), 500)

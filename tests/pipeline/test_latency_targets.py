@@ -1,0 +1,164 @@
+"""Latency targets: refused before anything is spent where the forecast misses them, told on the receipt else."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from millicent.backends.fake import FakeAnswer, FakeBackend
+from millicent.core.chunks import Text
+from millicent.core.clock import NS_PER_MS, NS_PER_S, ManualClock
+from millicent.core.errors import RateLimited
+from millicent.core.fits import StepTimeFit
+from millicent.core.identifiers import SequentialIds
+from millicent.core.receipts import Receipt
+from millicent.core.request import Attribution, Limits, Request
+from millicent.core.steps import DeviceState
+from millicent.core.usage import Provenance, Usage
+from millicent.ledger.memory import MemoryLedger
+from millicent.meter.attribution import StepTimeShares
+from millicent.meter.meter import Meter
+from millicent.meter.placements import assumed_placement
+from millicent.pipeline.config import LimitsConfig
+from millicent.pipeline.features import FeatureConfig, Features
+from millicent.pipeline.latency import Beside, LatencyTargets
+from millicent.pipeline.pipeline import Pipeline
+from millicent.step_time import Coefficients
+
+# A token of a prompt takes 1 ms, a step of any kind 10 ms more.
+FIT = Coefficients(10 * NS_PER_MS, 0.0, NS_PER_MS, 0.0, 0.0, 0.0)
+MINE = Beside(100, 20, 0, begun=False)
+
+
+def forecast_ms(others: list[Beside], *, slots: int = 4, mine: Beside = MINE, streamed: bool = True) -> int:
+    """The least target that isn't refused."""
+    low, high = 1, 1 << 20
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            LatencyTargets(slots).check(middle, "m", FIT, mine, others, streamed=streamed)
+        except RateLimited:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def test_streamed_answers_are_due_by_their_first_token_and_others_whole() -> None:
+    assert forecast_ms([]) == 110
+    assert forecast_ms([], streamed=False) == 110 + 19 * 11
+
+
+def test_prompts_that_came_before_are_computed_before() -> None:
+    waiting = Beside(300, 20, 0, begun=False)
+    running = Beside(300, 20, 5, begun=True)
+    assert forecast_ms([waiting]) == 110 + 310 + 1  # and a row for it in the same step
+    assert forecast_ms([running]) == 110 + 1
+
+
+def test_with_all_places_taken_one_must_come_free() -> None:
+    running = [Beside(10, 20, made, begun=True) for made in (18, 10)]
+    assert forecast_ms(running, slots=3) == 112
+    assert forecast_ms(running, slots=2) == 111 + 2 * 12
+    assert forecast_ms([*running, Beside(10, 20, 15, begun=True)], slots=2) == 111 + 5 * 12
+
+
+def test_a_request_of_several_choices_takes_several_places() -> None:
+    assert forecast_ms([Beside(10, 20, 18, begun=True, sequences=2)], slots=2) == 111 + 2 * 12
+
+
+def test_the_refusal_says_when_to_come_again() -> None:
+    targets = LatencyTargets(4)
+    queue = [Beside(5000, 20, 0, begun=False)]
+    with pytest.raises(RateLimited, match="beside 1 others") as busy:
+        targets.check(1000, "m", FIT, MINE, queue, streamed=True)
+    assert busy.value.retry_after_s == 5  # it would be some 4.2 s late
+    with pytest.raises(RateLimited, match="even with the machine to itself") as hopeless:
+        targets.check(50, "m", FIT, MINE, [], streamed=True)
+    assert hopeless.value.retry_after_s == 60
+    assert hopeless.value.code == "latency_target_unreachable"
+
+
+def test_prompts_that_caches_hold_take_less_time() -> None:
+    targets = LatencyTargets(4)
+    usage = Usage.of(Provenance.MEASURED, input_fresh=10, input_cache_read=90, output_text=5)
+    receipt = Receipt(id="r", created_at_ns=0, model="m", dialect="test", stream=True, usage=usage)
+    targets.learn(receipt)
+    targets.check(25, "m", FIT, MINE, [], streamed=True)
+    with pytest.raises(RateLimited):
+        targets.check(25, "another", FIT, MINE, [], streamed=True)
+
+
+class World:
+    """A pipeline whose backend takes 100 ms for each of three pieces, with a fit that says what steps take."""
+
+    def __init__(self) -> None:
+        self.clock, self.ids, self.ledger = ManualClock(), SequentialIds(), MemoryLedger()
+        placement = assumed_placement("here", 2)
+        meter = Meter(self.clock, "gw", self.ids)
+        meter.add_device("fake", placement)
+        meter.device_state("fake", DeviceState.UP, self.clock.monotonic_ns())
+        answer = FakeAnswer(tuple(Text(letter, 1) for letter in "abc"), delay_s=0.1, input_tokens=100)
+        backend = FakeBackend(answer, placement="here", observer=meter, clock=self.clock, sleep=self._work)
+        shares = StepTimeShares(self.clock, self.ids)
+        shares.load([StepTimeFit("f1", "fake", "fake", "", *msgspec.structs.astuple(FIT), 100, 0.1, 0)])
+        self.pipeline = Pipeline(
+            backends=[backend],
+            ledger=self.ledger,
+            meter=meter,
+            placements={"here": placement},
+            clock=self.clock,
+            limits=LimitsConfig(),
+            fits=shares,
+            features=Features({"search": FeatureConfig(latency_target_ms=50)}),
+            latency=LatencyTargets(4),
+        )
+
+    async def _work(self, seconds: float) -> None:
+        self.clock.advance(int(seconds * NS_PER_S))
+        await asyncio.sleep(0)
+
+    async def ask(self, target_ms: int | None, feature: str | None = None) -> Receipt:
+        request = Request(
+            id=self.ids.new("rcpt"),
+            dialect="test",
+            model="fake",
+            prompt="hi",
+            limits=Limits(max_tokens=3),
+            attribution=Attribution(feature=feature),
+            latency_target_ms=target_ms,
+        )
+        answer = await self.pipeline.admit(request)
+        while await answer.take() is not None:
+            pass
+        assert answer.settled is not None
+        return answer.settled
+
+
+@pytest.mark.parametrize(("target_ms", "met"), [(1000, "true"), (200, "false")])
+def test_the_receipt_says_whether_its_target_was_met(target_ms: int, met: str) -> None:
+    receipt = asyncio.run(World().ask(target_ms))
+    assert receipt.policy == {"latency_target_ms": str(target_ms), "latency_target_met": met}
+
+
+def test_without_a_target_the_receipt_says_nothing_of_one() -> None:
+    assert asyncio.run(World().ask(None)).policy is None
+
+
+def test_what_cannot_be_met_is_refused_and_leaves_no_receipt() -> None:
+    world = World()
+    with pytest.raises(RateLimited):
+        asyncio.run(world.ask(50))
+    assert world.ledger.queries.recent(10) == []
+
+
+def test_a_feature_has_a_target_for_requests_without_one() -> None:
+    world = World()
+    with pytest.raises(RateLimited):
+        asyncio.run(world.ask(None, "search"))
+    assert asyncio.run(world.ask(1000, "search")).policy == {
+        "latency_target_ms": "1000",
+        "latency_target_met": "true",
+    }
