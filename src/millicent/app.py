@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import logging.handlers
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -32,12 +32,13 @@ from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
-from millicent.meter.energy import energy_source
+from millicent.meter.energy import EnergySource, find_energy
 from millicent.meter.meter import Meter
-from millicent.meter.placements import Placement
+from millicent.meter.placements import Placement, stated_watts
 from millicent.meter.prices import PriceBook
 from millicent.meter.published_prices import published_prices
 from millicent.meter.quotes import Quoter
+from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.latency import LatencyTargets
@@ -156,7 +157,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
             latency=LatencyTargets(config.engine.max_sequences),
+            places=_places(options, backend, elsewhere),
+            policies=config.policies,
         )
+        _check_fallbacks(pipeline.models(), config)
 
         def chat_models() -> list[str]:
             return [model for model in pipeline.models() if not app.makes_vectors(model)]
@@ -189,6 +193,32 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.stop()
 
 
+def _places(
+    options: ServeOptions, local: LocalBackend | None, elsewhere: Sequence[UpstreamBackend]
+) -> dict[str, list[Place]]:
+    """Where each model runs: here, or at the placements that are called."""
+    places: dict[str, list[Place]] = {}
+    if local is not None:
+        places = {name: [Place(local, model.placement)] for name, model in options.models.items()}
+    called = {backend.placement: backend for backend in elsewhere}
+    for name, model in options.config.models.items():
+        for each in model.deployed:
+            backend = called[each.placement]
+            place = Place(backend, each.placement, each.weight, backend.upstream.config.max_connections)
+            places.setdefault(name, []).append(place)
+    return places
+
+
+def _check_fallbacks(models: Sequence[str], config: Config) -> None:
+    for name, policy in config.policies.items():
+        for fallback in policy.fallbacks:
+            if fallback not in models:
+                raise ConfigError(
+                    f"[models.{name}] fallbacks: this server has no model `{fallback}`, only {', '.join(models)}: "
+                    "serve it too, or take it out."
+                )
+
+
 async def _local_backend(
     options: ServeOptions, ledger: SqliteLedger, meter: Meter, shares: StepTimeShares, clock: SystemClock
 ) -> LocalBackend:
@@ -198,9 +228,9 @@ async def _local_backend(
         engine.device,
         placement,
         not_before_ns=await ledger.device_seen_ns(engine.device),
-        energy=energy_source(engine.device, _watts(placement)),
+        energy=_energy(engine.device, placement),
     )
-    return LocalBackend(engine, options.models, meter, clock, options.home, knows=shares.knows)
+    return LocalBackend(engine, options.models, meter, clock, options.home, costs=shares.costs)
 
 
 async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock, ids: SystemIds) -> StepTimeShares:
@@ -212,9 +242,10 @@ async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock
     return shares
 
 
-def _watts(placement: Placement) -> Decimal | None:
-    watts = placement.inputs.get("watts")
-    return None if watts is None else Decimal(watts)
+def _energy(device: str, placement: Placement) -> EnergySource | None:
+    found = find_energy(device, stated_watts(placement), visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    log.info("the energy of %s is %s", device, found.what)
+    return found.source
 
 
 def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:

@@ -19,9 +19,9 @@ from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
-from millicent.meter.placements import PlacementConfig
+from millicent.meter.placements import ASSUMED_PLACEMENT, PlacementConfig
 from millicent.meter.prices import PriceConfig
-from millicent.pipeline.config import LimitsConfig
+from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.features import FeatureConfig, Features
 from millicent.server.config import ServerConfig
 
@@ -31,7 +31,7 @@ _SECRET = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)")
 
 
 # Two rooms' halves of one section: the settings of the former are written in the latter's tables.
-WRITTEN_IN = {"upstreams": "placements"}
+WRITTEN_IN = {"policies": "models", "upstreams": "placements"}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,6 +40,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
     models: dict[str, ModelConfig] = {}
+    policies: dict[str, ModelPolicy] = {}
     placements: dict[str, PlacementConfig] = {}
     upstreams: dict[str, UpstreamConfig] = {}
     features: dict[str, FeatureConfig] = {}
@@ -72,6 +73,10 @@ def load(path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(path, text, error) from error
     _refuse_secrets(path, text, table, ())
+    sections = [section for section in get_type_hints(Config) if section not in WRITTEN_IN]
+    for section in [section for section in table if section not in sections]:
+        what = f"[{section}] is not a section{_suggestion(section, sections)}"
+        raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
     table = _halved(table)
     for section, value in table.items():
         _check_section(path, text, section, value)
@@ -80,9 +85,11 @@ def load(path: Path) -> Config:
         *((("placements", name), partial(each.placement, name)) for name, each in config.placements.items()),
         *((("placements", name), partial(each.check, name)) for name, each in config.upstreams.items()),
         *((("models", name), partial(_check_model, name, each, config)) for name, each in config.models.items()),
+        *((("models", name), partial(each.check, name)) for name, each in config.policies.items()),
         *((("prices", name), partial(each.check, name)) for name, each in config.prices.items()),
         *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
         *((("features", name), partial(Features, {name: each})) for name, each in config.features.items()),
+        *((("features", name), partial(_check_feature, name, each, config)) for name, each in config.features.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
     for where, check in checks:
@@ -125,12 +132,15 @@ def _check_model(name: str, model: ModelConfig, config: Config) -> None:
             raise ConfigError(f"{what}{known or ': add it, with its kind.'}")
 
 
+def _check_feature(name: str, feature: FeatureConfig, config: Config) -> None:
+    known = [*config.placements, ASSUMED_PLACEMENT]
+    for placement in feature.placements or ():
+        if placement not in known:
+            raise ConfigError(f"[features.{name}] placements: there is no `{placement}`{_suggestion(placement, known)}")
+
+
 def _check_section(path: Path, text: str, section: str, value: Any) -> None:
     hints = get_type_hints(Config)
-    if section not in hints:
-        sections = [name for name in hints if name not in WRITTEN_IN]
-        what = f"[{section}] is not a section{_suggestion(section, sections)}"
-        raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
     if get_origin(hints[section]) is not dict:
         _check(path, text, (section,), value, hints[section])
         return

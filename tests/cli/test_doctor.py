@@ -41,6 +41,25 @@ def test_a_mistake_in_the_configuration_is_found(tmp_path: Path) -> None:
     assert "did you mean `port`?" in finding.fix
 
 
+def test_placements_that_are_called_are_looked_at_without_asking_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        (tmp_path / "millicent.toml").write_text(
+            f'[placements.a]\nkind = "api"\nserver = "vllm"\nbase_url = "http://127.0.0.1:{port}/v1"\n'
+            '[placements.b]\nkind = "api"\nprovider = "openai"\napi_key_env = "TEST_NO_KEY"\n'
+            '[placements.c]\nkind = "api"\nbase_url = "http://127.0.0.1:1/v1"\n'
+            '[models.m]\ndeployments = [{placement = "a"}, {placement = "b"}, {placement = "c"}]\n'
+        )
+        found = {finding.what: finding for finding in doctor.examine()}
+    assert found["placement a"].state is State.GOOD
+    assert found["placement a"].found == f"vllm at http://127.0.0.1:{port}/v1: m"
+    assert found["placement b"].state is State.WRONG
+    assert "TEST_NO_KEY is not set" in (found["placement b"].fix or "")
+    assert "can't be reached" in found["placement c"].found
+
+
 def test_a_wrong_finding_is_exit_1_and_told_as_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,21 @@ def test_a_precision_on_the_command_line_is_for_every_model_and_one_in_the_file_
     assert (overruled.dtype, overruled.quantize) == ("fp32", None)
 
 
+def test_a_draft_model_is_named_like_any_other_in_the_file_or_for_all_on_the_command_line(
+    model_file: Path, tmp_path: Path
+) -> None:
+    small = ModelConfig(path="tiny.gguf", quantize="int4")
+    settings = Config(models={"mine": ModelConfig(path="tiny.gguf", draft="small"), "small": small})
+    wanted = chosen((), settings, tmp_path / "home", "local")
+    draft = wanted["mine"].draft
+    assert draft is not None
+    assert (draft.name, draft.path, draft.quantize) == ("small", model_file, "int4")
+    assert wanted["small"].draft is None
+    told = chosen(("mine",), settings, tmp_path / "home", "local", draft=str(model_file))["mine"].draft
+    assert told is not None
+    assert (told.name, told.quantize) == ("tiny", None)
+
+
 def test_a_word_that_is_no_precision_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "--quantize", "int2"]) == 2
     assert "'int4'" in capsys.readouterr().err
@@ -122,6 +137,41 @@ def test_an_embedding_model_that_is_named_is_served_like_any_other(
     wanted = chosen(("minilm",), Config(), tmp_path, "local")
     assert list(wanted) == ["minilm"]
     assert wanted["minilm"].preload
+
+
+ELSEWHERE = """
+[placements.there]
+kind = "rented"
+usd_per_hour = 2
+base_url = "http://127.0.0.1:8000/v1"
+[models.far]
+placement = "there"
+"""
+
+
+def test_models_elsewhere_need_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[ServeOptions] = []
+    monkeypatch.setattr("millicent.app.serve", seen.append)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    (tmp_path / "home" / "millicent.toml").write_text(ELSEWHERE)
+    assert run(["serve"]) == 0
+    [options] = seen
+    assert options.models == {}
+    assert [(each.placement, each.models) for each in options.elsewhere] == [("there", {"far": "far"})]
+    assert [placement.name for placement in options.providers] == ["there"]
+    assert options.placement.rate_provenance is Provenance.ASSUMED
+
+
+def test_models_here_and_elsewhere_are_served_together(
+    monkeypatch: pytest.MonkeyPatch, model_file: Path, tmp_path: Path
+) -> None:
+    seen: list[ServeOptions] = []
+    monkeypatch.setattr("millicent.app.serve", seen.append)
+    (tmp_path / "home" / "millicent.toml").write_text(ELSEWHERE + '[models.near]\npath = "tiny.gguf"\n')
+    assert run(["serve"]) == 0
+    assert run(["serve", str(model_file), "far"]) == 0
+    assert [list(options.models) for options in seen] == [["near", "minilm"], ["tiny", "minilm"]]
+    assert all(options.elsewhere for options in seen)
 
 
 def test_a_machine_that_nobody_priced_has_an_assumed_rate() -> None:

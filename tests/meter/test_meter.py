@@ -61,6 +61,16 @@ def test_a_step_is_split_to_the_nanosecond_among_its_sequences() -> None:
     }
 
 
+def test_guesses_are_counted_over_all_steps_and_cost_their_requests_own_time() -> None:
+    watch = Watch()
+    watch.meter.open("r", 1, (1,))
+    watch.step(0, 50, SequenceWork(1, 0, 5, 5, 14, 0, 4, 2))
+    watch.step(50, 20, decode(1))
+    watch.step(70, 30, SequenceWork(1, 0, 3, 3, 16, 0, 2, 2))
+    reading = watch.meter.reading("r").accelerator
+    assert (reading.drafted_tokens, reading.accepted_tokens, reading.decode_ns) == (6, 4, 100)
+
+
 def test_several_sequences_of_a_receipt_in_a_step_are_one_step_to_it_and_each_has_its_share() -> None:
     watch = Watch()
     watch.meter.open("many", 1, (1, 2, 3))

@@ -116,7 +116,9 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@given(st.lists(PIECES, max_size=8), st.lists(st.integers(0, 400), max_size=12), st.sampled_from([TAGGED, BARE, LISTED]))
+@given(
+    st.lists(PIECES, max_size=8), st.lists(st.integers(0, 400), max_size=12), st.sampled_from([TAGGED, BARE, LISTED])
+)
 def test_where_the_text_is_cut_changes_nothing(parts: list[str], cuts: list[int], form: ToolFormat) -> None:
     text = "".join(parts)
     assert whole(form, text, cuts) == whole(form, text) == whole(form, text, list(range(len(text))))

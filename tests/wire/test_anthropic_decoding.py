@@ -172,7 +172,7 @@ def test_an_answer_that_is_begun_is_to_be_continued() -> None:
     assert request.continues
     assert not decode().continues
     with pytest.raises(InvalidRequest, match="assistant's"):
-        request.refuse_continuing()
+        request.refuse_foreign()
 
 
 def test_counting_needs_no_limit() -> None:

@@ -46,6 +46,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A model that nobody asks for is given back after `keep_alive_s`; None keeps it. `preload` loads it at the start
     instead of at its first use. `dtype` and `quantize` are this model's own, instead of those of [engine].
+    `draft` is a smaller model with the same tokenizer, named like any other: it guesses what this one will say.
 
     A model that runs elsewhere has `deployments` at placements with a `base_url` or a known provider; `placement` and
     `model` are the short form for one.
@@ -56,6 +57,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preload: bool = False
     dtype: Dtype | None = None
     quantize: Quantization | None = None
+    draft: str | None = None
     deployments: tuple[Deployment, ...] = ()
     placement: str | None = None
     model: str | None = None
@@ -74,7 +76,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"{at} placement: is the short form of one of `deployments`: keep one of the two")
         if not self.deployed:
             return
-        for field in ("path", "keep_alive_s", "preload", "dtype", "quantize"):
+        for field in ("path", "keep_alive_s", "preload", "dtype", "quantize", "draft"):
             if getattr(self, field):
                 raise ConfigError(f"{at} {field}: is for a model that this machine runs, and this one runs elsewhere")
         places = [each.placement for each in self.deployed]

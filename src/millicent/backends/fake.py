@@ -12,6 +12,7 @@ import msgspec
 from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import Clock, SystemClock
 from millicent.core.errors import InvalidRequest, MillicentError, ModelNotFound
+from millicent.core.money import Money
 from millicent.core.protocols import Observer
 from millicent.core.request import Request
 from millicent.core.steps import SequenceWork, StepRecord
@@ -22,7 +23,7 @@ class FakeAnswer(msgspec.Struct, frozen=True):
     """What a request gets: each chunk after `delay_s`, then the end, or `error` in its place.
 
     `refusal` is raised by `prepare`. `usage` overrides what follows from the tokens. `context_tokens` limits input and
-    output together, as in a model.
+    output together, as in a model. `reported_cost` and `served_model` are told at the end, as by a provider.
     """
 
     chunks: tuple[Text, ...] = (Text("Hello", 1), Text(" world", 1))
@@ -35,6 +36,21 @@ class FakeAnswer(msgspec.Struct, frozen=True):
     context_tokens: int = 2048
     provenance: Provenance = Provenance.MEASURED
     usage: Usage | None = None
+    reported_cost: Money | None = None
+    served_model: str | None = None
+
+
+class FakeScript:
+    """Answers in turn, whoever asks; the last one for ever. For `FakeBackend(answer)`: failures first, then not."""
+
+    def __init__(self, *answers: FakeAnswer) -> None:
+        self._answers = answers
+        self.asked = 0
+
+    def __call__(self, request: Request) -> FakeAnswer:
+        del request
+        self.asked += 1
+        return self._answers[min(self.asked, len(self._answers)) - 1]
 
 
 class FakeBackend:
@@ -190,14 +206,15 @@ class FakeRun:
         answer = self._answer
         last = max((chunk.choice for chunk in answer.chunks), default=0)
         choices = (reason,) * (last + 1) if last else ()
+        told = (answer.served_model, answer.reported_cost)
         if answer.usage is not None:
-            return End(reason, answer.usage, error, choices)
+            return End(reason, answer.usage, error, choices, *told)
         if answer.provenance is Provenance.UNKNOWN:
-            return End(reason, Usage(), error, choices)
+            return End(reason, Usage(), error, choices, *told)
         usage = Usage.of(
             answer.provenance,
             input_fresh=max(0, self._input_tokens - answer.cached_tokens),
             input_cache_read=min(self._input_tokens, answer.cached_tokens),
             output_text=self._output_tokens,
         )
-        return End(reason, usage, error, choices)
+        return End(reason, usage, error, choices, *told)

@@ -43,6 +43,9 @@ from millicent.core.request import Embedding, Request
 from millicent.core.steps import DeviceState, Overhead
 from millicent.engine.protocol import (
     Cancel,
+    Coefficients,
+    Costs,
+    Draft,
     Embed,
     EngineConfig,
     FromEngine,
@@ -84,8 +87,8 @@ class LocalBackend:
     """`core.protocols.Backend` over one engine process. Use from one event loop: `start`, then `prepare`, then `close`.
 
     `command` starts the engine (to put `numactl` or the like before it); `--socket` and `--config` are added.
-    `knows` tells whether the observer knows what steps of a model on a device cost; if not, loading it calibrates.
-    Without `knows` nothing is calibrated.
+    `costs` tells what steps of a model on a device take, as far as the observer knows; the engine is told. If it
+    doesn't, loading the model calibrates. Without `costs` nothing is calibrated, and nothing guessed.
     """
 
     def __init__(
@@ -98,12 +101,13 @@ class LocalBackend:
         *,
         name: str = "local",
         command: Sequence[str] = _ENGINE_COMMAND,
-        knows: Callable[[str, str], bool] | None = None,
+        costs: Callable[[str, str], Coefficients | None] | None = None,
     ) -> None:
         self.name = name
         self._config = config
         self._observer = observer
-        self._knows = knows
+        self._costs = costs
+        self._told: dict[str, Coefficients] = {}  # what the engine knows of what steps take
         self._clock = clock
         self._command = tuple(command)
         self._log_file = home / "logs" / f"engine-{config.device}.log"
@@ -181,7 +185,6 @@ class LocalBackend:
             raise InvalidRequest(f"seed: {seed} doesn't fit 64 bits; use a smaller number", param="seed")
         request.refuse_foreign()
         request.refuse_thinking()
-        request.refuse_continuing()
         request.refuse_images()
         await self._await_loaded(model)
         model.used_ns = self._clock.monotonic_ns()
@@ -299,8 +302,8 @@ class LocalBackend:
                 self._take_step(frame)
             case Loaded() | Unloaded():
                 self._take_overhead(frame.overhead)
-                if isinstance(frame, Loaded) and frame.calibration is not None:
-                    self._take_overhead(frame.calibration)
+                for calibration in frame.calibrations if isinstance(frame, Loaded) else ():
+                    self._take_overhead(calibration)
                 self._give_answer(frame)
             case LoadFailed():
                 self._accounted_ns = self._clock.monotonic_ns()
@@ -313,8 +316,10 @@ class LocalBackend:
             self._accounted_ns = record.start_ns + record.wall_ns
             self._observer.step(record)
             for work in record.sequences:
-                if work.prefill_rows and (run := self._runs.get(work.sequence)):
+                run = self._runs.get(work.sequence)
+                if work.prefill_rows and run is not None and run.model == record.model:  # not by its draft model
                     run.prefilled(work.sequence, work.prefill_rows - work.recomputed_rows)
+            self._tell_costs(record.model)
         for output in step.outputs:
             run = self._runs.get(output.sequence)
             if run is not None:
@@ -325,6 +330,13 @@ class LocalBackend:
                     self._cancel(run)
                 elif self._engine is not None:
                     self._submit(run, self._engine)
+
+    def _tell_costs(self, model: str) -> None:
+        """The engine decides by them how many guesses are worth checking."""
+        found = None if self._costs is None else self._costs(self._config.device, model)
+        if found is not None and found is not self._told.get(model) and self._engine is not None:
+            self._told[model] = found
+            self._engine.send(Costs(model, found))
 
     def _take_overhead(self, overhead: Overhead) -> None:
         self._accounted_ns = overhead.start_ns + overhead.wall_ns
@@ -402,12 +414,13 @@ class LocalBackend:
     async def _load_making_room(self, model: HeldModel, path: Path) -> Loaded:
         """Unloads idle models, the least recently used first, until the model fits."""
         while True:
-            known = self._knows is None or self._knows(self._config.device, model.name)
-            calibrate = self._config.calibrate and not known
-            answer = await self._ask(
-                Load(model.name, str(path), model.spec.dtype or self._config.dtype, calibrate, model.spec.quantize)
-            )
+            draft = model.spec.draft
+            frame = self._load_frame(model, path)
+            answer = await self._ask(frame)
             if isinstance(answer, Loaded):
+                for name in (model.name, *([draft.name] if draft else [])):
+                    self._told.pop(name, None)
+                    self._tell_costs(name)
                 return answer
             assert isinstance(answer, LoadFailed)
             if answer.code != "out_of_memory":
@@ -420,6 +433,18 @@ class LocalBackend:
                 raise Unavailable(f"{answer.message}; the others are in use: retry", retry_after_s=5)
             else:
                 raise ModelError(answer.message)
+
+    def _load_frame(self, model: HeldModel, path: Path) -> Load:
+        spec, dtype = model.spec, self._config.dtype
+        load = Load(model.name, str(path), spec.dtype or dtype, self._calibrates(model.name), spec.quantize)
+        if (draft := spec.draft) is None:
+            return load
+        how = Draft(draft.name, str(draft.path), draft.dtype or dtype, self._calibrates(draft.name), draft.quantize)
+        return msgspec.structs.replace(load, draft=how)
+
+    def _calibrates(self, model: str) -> bool:
+        known = self._costs is None or self._costs(self._config.device, model) is not None
+        return self._config.calibrate and not known
 
     async def _unload(self, model: HeldModel) -> None:
         model.state = ModelState.UNLOADED  # from here on nothing is submitted to it

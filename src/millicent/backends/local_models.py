@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 _INLINE_CHARACTERS = 20_000
 
 
+class DraftModel(msgspec.Struct, frozen=True):
+    """A smaller model that is loaded beside another and guesses for it. Fields as in LocalModel."""
+
+    name: str
+    path: Path
+    dtype: Dtype | None = None
+    quantize: Quantization | None = None
+
+
 class LocalModel(msgspec.Struct, frozen=True):
     """A model on this machine. `keep_alive_s` without use and it is unloaded; None keeps it, 0 unloads it at once.
 
@@ -35,6 +44,7 @@ class LocalModel(msgspec.Struct, frozen=True):
     dtype: Dtype | None = None
     quantize: Quantization | None = None
     makes_vectors: bool = False
+    draft: DraftModel | None = None
 
 
 class ModelState(StrEnum):

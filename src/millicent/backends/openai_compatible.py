@@ -172,7 +172,7 @@ class OpenAIRun:
         reasons = reader.reasons
         complete = error is None or reader.ended(self._request.choices)
         found = self._vectors or reader
-        told = (found.served_model, found.cost, found.id)
+        told = (found.served_model, found.cost, self._exchange.header("x-millicent-receipt") or found.id)
         if self._vectors is not None:
             return End(FinishReason.STOP, self._vectors.usage or self._estimated(), None, (), *told)
         usage = reader.usage if reader.usage is not None else self._estimated()

@@ -168,10 +168,9 @@ class Exchange:
         self._progressed_at: float | None = None
         self.worked = False  # whether the server may have begun to work on it
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        assert self._response is not None
-        return self._response.headers
+    def header(self, name: str) -> str | None:
+        """One of the answer's; None where it isn't there, or no answer is."""
+        return None if self._response is None else self._response.headers.get(name)
 
     @property
     def content_type(self) -> str:

@@ -13,14 +13,19 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import psutil
 
 from millicent import config as configuration
+from millicent.backends.elsewhere import Elsewhere, open_backend
+from millicent.cli.serving import called_elsewhere
 from millicent.cli.show import size
+from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
 from millicent.engine.config import EngineConfig
+from millicent.engine.gpus import chosen_device, gpus, missing_for_gpu
 from millicent.engine.machine import memory_budget_bytes, usable_cores
 from millicent.hub import CATALOGUE, list_installed, resolve
 from millicent.ledger.queries import LedgerQueries
@@ -57,7 +62,9 @@ def examine() -> Iterator[Finding]:
         python,
         processor,
         lambda: memory(settings.engine),
-        torch,
+        lambda: energy(settings),
+        lambda: torch(needed=runs_here(settings)),
+        lambda: gpu(settings.engine),
         compiler,
         lambda: folder("home", configuration.home()),
         lambda: folder("cache", configuration.cache()),
@@ -67,6 +74,8 @@ def examine() -> Iterator[Finding]:
     )
     for check in checks:
         yield check()
+    for place in called_elsewhere(settings).values():
+        yield upstream(place)
 
 
 def python() -> Finding:
@@ -99,11 +108,66 @@ def memory(config: EngineConfig) -> Finding:
     return Finding("memory", State.GOOD, found)
 
 
-def torch() -> Finding:
+def energy(settings: configuration.Config) -> Finding:
+    """What joules on receipts rest on here."""
+    from millicent.cli.serving import placement_of
+    from millicent.meter.energy import find_energy
+    from millicent.meter.placements import stated_watts
+
+    try:
+        watts = stated_watts(placement_of(settings))
+    except ConfigError:
+        watts = None  # which placement this machine is, `config` and `serve` say
+    found = find_energy(settings.engine.device, watts, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if found.source is None:
+        fix = "let this user read the counter, or set watts in [placements.NAME] of kind owned."
+        return Finding("energy", State.LIMITED, found.what, fix)
+    return Finding("energy", State.GOOD, found.what)
+
+
+def runs_here(settings: configuration.Config) -> bool:
+    """Does this machine run models, or do they all run elsewhere?"""
+    return not settings.models or any(not model.deployed for model in settings.models.values())
+
+
+def torch(*, needed: bool) -> Finding:
     try:
         return Finding("torch", State.GOOD, importlib.metadata.version("torch"))
     except importlib.metadata.PackageNotFoundError:
+        if not needed:
+            return Finding("torch", State.GOOD, "not installed, and not needed: every model runs elsewhere")
         return Finding("torch", State.WRONG, "not installed", "pip install 'millicent[engine]'")
+
+
+def upstream(place: Elsewhere) -> Finding:
+    """Is there a key, and does anybody listen there? Nothing is asked that costs."""
+    what = f"placement {place.placement}"
+    try:
+        backend = open_backend(place, SystemClock())
+    except ConfigError as error:
+        return Finding(what, State.WRONG, "can't be called", error.message)
+    url = urlsplit(backend.upstream.base_url)
+    found = f"{backend.name} at {backend.upstream.base_url}: {', '.join(place.models)}"
+    try:
+        socket.create_connection((url.hostname or "", url.port or (443 if url.scheme == "https" else 80)), 3).close()
+    except OSError as error:
+        return Finding(what, State.WRONG, f"{found}: can't be reached ({error})", "start it, or correct its base_url.")
+    return Finding(what, State.GOOD, found)
+
+
+def gpu(config: EngineConfig) -> Finding:
+    """What there is, and whether the engine runs on it."""
+    found, missing = gpus(), missing_for_gpu()
+    names = ", ".join(f"{each.name} ({size(each.memory_bytes)}, driver {each.driver})" for each in found) or "none"
+    try:
+        chosen = chosen_device(config.device, found, missing)
+    except ConfigError as error:
+        return Finding("gpu", State.WRONG, names, error.message)
+    if not found:
+        return Finding("gpu", State.GOOD, names)
+    if missing:
+        return Finding("gpu", State.LIMITED, f"{names}; the engine runs on {chosen}", f"{missing}, to use it.")
+    return Finding("gpu", State.GOOD, f"{names}; the engine runs on {chosen}")
 
 
 def compiler() -> Finding:

@@ -11,7 +11,7 @@ from millicent.cli.show import utc_ns
 from millicent.core.errors import NotFound
 
 if TYPE_CHECKING:
-    from millicent.core.receipts import Receipt
+    from millicent.core.receipts import Attempt, Receipt
     from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter, Totals
     from millicent.ledger.worth import RoleCosts, Usefulness
 
@@ -94,9 +94,13 @@ def report(by: str, predictivity: bool, timezone: str, book: str, json_: bool, *
     }
     if predictivity or json_:
         roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where, zone=timezone)}
+    aims = worth.aims_of(ledger, where, totals) if by == "feature" else {}
     if json_:
         groups = [
-            _totals_body(each) | worth.roles_body(roles.get(each.group)) | worth.useful_body(useful.get(each.group))
+            _totals_body(each)
+            | worth.roles_body(roles.get(each.group))
+            | worth.useful_body(useful.get(each.group))
+            | (aims[each.group].body() if each.group in aims else {})
             for each in totals
         ]
         show.as_json({"object": "list", "by": by, "book": book, "data": groups})
@@ -109,6 +113,8 @@ def report(by: str, predictivity: bool, timezone: str, book: str, json_: bool, *
     print(show.table(header, [*rows, _sum_row(totals)], right=frozenset(header[1:])))
     if rated := [useful[each.group] for each in totals if each.group in useful and useful[each.group].rated]:
         print("\n" + worth.useful_table(by, rated))
+    if aims:
+        print("\n" + worth.aims_table(aims))
     if any(each.unpriced for each in totals):
         show.note("Unpriced requests are not in COST: nobody knows what they cost.")
     if any(each.assumed for each in totals):
@@ -132,7 +138,12 @@ def card(receipt: Receipt) -> str:
         ("First token", show.duration(took.ttft_ns), None),
         ("Total time", show.duration(took.total_ns), None),
         ("Accelerator", show.duration(ran.serving_ns) if ran.steps else "unknown", ran.provenance),
+        ("Provider says", None if receipt.reported is None else f"${receipt.reported}", _residual(receipt)),
+        *((f"Attempt {each.ordinal}", *_attempt(each)) for each in receipt.attempts if len(receipt.attempts) > 1),
     ]
+    if ran.drafted_tokens:
+        guessed = f"{show.count(ran.accepted_tokens)} of {show.count(ran.drafted_tokens)} tokens"
+        facts.append(("Guessed rightly", guessed, None))
     width = max(len(name) for name, _, _ in facts)
     lines = [f"{show.amount(receipt.total)}   {receipt.id}", ""]
     lines += [
@@ -141,6 +152,20 @@ def card(receipt: Receipt) -> str:
         if value
     ]
     return "\n".join([*lines, "", *_lines(receipt)])
+
+
+def _residual(receipt: Receipt) -> str | None:
+    if receipt.residual is None:
+        return None
+    return f"{'+' if receipt.residual.nanousd > 0 else ''}{receipt.residual} to ours"
+
+
+def _attempt(attempt: Attempt) -> tuple[str, str | None]:
+    from millicent.cli import show
+
+    took = None if attempt.ended_at_ns is None else attempt.ended_at_ns - attempt.started_at_ns
+    told = f"{attempt.role}, {attempt.status or 'running'} after {show.duration(took)}"
+    return f"{attempt.placement}, {attempt.model} ({attempt.backend}): {told}", attempt.error
 
 
 def _lines(receipt: Receipt) -> list[str]:

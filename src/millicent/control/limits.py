@@ -112,9 +112,11 @@ class Ticket:
         self._nanousd = 0
 
     def reserve(self, tokens: int, cost: Money | None) -> None:
-        """Take what the request may use at most, once that is known. Raises RateLimited."""
+        """Take what the request may use at most, once that is known, and more of it where more turns out to be needed:
+        of both, what isn't taken yet. Raises RateLimited."""
         now_ns = self._clock.monotonic_ns()
-        nanousd = 0 if cost is None else cost.nanousd
+        tokens = max(0, tokens - self._tokens)
+        nanousd = max(0, (0 if cost is None else cost.nanousd) - self._nanousd)
         _demand(self._meters.tokens, tokens, now_ns, "tokens")
         _demand(self._meters.nanousd, nanousd, now_ns, "nano-dollars")
         self._take(tokens, nanousd)

@@ -144,7 +144,7 @@ def reported_line(attempt: Attempt, amount: Money, posted_at_ns: int, upstream_i
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One call to one backend. Open while `ended_at_ns` is None. `reported` is what the provider says that it charges."""
+    """One call to one backend. Open while `ended_at_ns` is None."""
 
     ordinal: int
     backend: str
@@ -155,7 +155,6 @@ class Attempt(msgspec.Struct, frozen=True):
     ended_at_ns: int | None = None
     status: Status | None = None
     error: str | None = None
-    reported: Money | None = None
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -180,7 +179,8 @@ class Accelerator(msgspec.Struct, frozen=True):
     """Device time attributed to a receipt. `prefill_ns + decode_ns == serving_ns`; batch_sum / steps is the mean batch.
 
     `recomputed_tokens` counts prompt tokens computed again after a preemption: their time is the request's own.
-    `step_time_version` is the fit by which its last step was split, None where steps were split evenly.
+    `drafted_tokens` counts guesses of what comes next that were checked, `accepted_tokens` those that were right and
+    became output: the time of all of them is the request's own too. `step_time_version` is the fit by which its last step was split, None where steps were split evenly.
     `provenance` is unknown, and every figure shown as null, where the backend shows no steps.
     """
 
@@ -192,6 +192,8 @@ class Accelerator(msgspec.Struct, frozen=True):
     provenance: Provenance = Provenance.UNKNOWN
     recomputed_tokens: int = 0
     step_time_version: str | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Energy(msgspec.Struct, frozen=True):
@@ -269,13 +271,13 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def reported(self) -> Money | None:
         """What providers say that they charge, over the attempts of which they say so; None where none does."""
-        told = [attempt.reported for attempt in self.attempts if attempt.reported is not None]
+        told = [line.amount for line in self.lines if line.book == REPORTED_BOOK and line.amount is not None]
         return Money.total(told) if told else None
 
     @property
     def residual(self) -> Money | None:
         """What providers report beyond what we make of the same attempts; None where either isn't known."""
-        told = {attempt.ordinal for attempt in self.attempts if attempt.reported is not None}
+        told = {line.attempt for line in self.lines if line.book == REPORTED_BOOK}
         ours = [line.amount for line in self.lines if line.book == "actual" and line.attempt in told]
         priced = [amount for amount in ours if amount is not None]
         if self.reported is None or len(priced) < len(ours) or not ours:

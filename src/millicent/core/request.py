@@ -237,7 +237,15 @@ class Request(msgspec.Struct, frozen=True):
     continues: bool = False
 
     def refuse_foreign(self) -> None:
-        """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one."""
+        """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one; or
+        where the answer is to go on from a message of the assistant's."""
+        if self.continues:
+            raise InvalidRequest(
+                f"The last of `messages` is the assistant's, and model `{self.model}` doesn't continue what is begun: "
+                "end with a user's message.",
+                param="messages",
+                code="unsupported_parameter",
+            )
         for field, extra in self.extra.items():
             if extra.refusal is not None:
                 raise InvalidRequest(extra.refusal, param=field, code=extra.code)
@@ -263,16 +271,6 @@ class Request(msgspec.Struct, frozen=True):
             param=field,
             code="unsupported_parameter",
         )
-
-    def refuse_continuing(self) -> None:
-        """Raise InvalidRequest where the answer is to go on from a message of the assistant's."""
-        if self.continues:
-            raise InvalidRequest(
-                f"The last of `messages` is the assistant's, and model `{self.model}` doesn't continue what is begun: "
-                "end with a user's message.",
-                param="messages",
-                code="unsupported_parameter",
-            )
 
     def refuse_images(self) -> None:
         """Raise InvalidRequest naming the message that holds a picture, if one does."""

@@ -12,7 +12,8 @@ class SequenceWork(msgspec.Struct, frozen=True, array_like=True):
 
     A sequence either prefills or decodes in a step. `decode_rows` counts rejected drafts too.
     `kv_read_tokens` is the context its last row attended to, itself included: the KV tokens read.
-    `recomputed_rows` is how many of `prefill_rows` repeat work that a preemption threw away.
+    `recomputed_rows` is how many of `prefill_rows` repeat work that a preemption threw away. `drafted_tokens` is how
+    many of `decode_rows` were guesses, `accepted_tokens` how many of those were right and became output.
     """
 
     sequence: int
@@ -21,6 +22,8 @@ class SequenceWork(msgspec.Struct, frozen=True, array_like=True):
     sampled_rows: int
     kv_read_tokens: int
     recomputed_rows: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def rows(self) -> int:

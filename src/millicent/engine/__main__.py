@@ -11,20 +11,34 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError
-from millicent.engine.batch import Encoder
+from millicent.engine.batch import Encoder, Model
 from millicent.engine.config import EngineConfig
 from millicent.engine.connection import Connection, Disconnected
 from millicent.engine.loop import Engine
 from millicent.engine.machine import memory_budget_bytes, usable_cores
-from millicent.engine.protocol import Load
+from millicent.engine.protocol import Draft, Load
 from millicent.engine.runner import OpenModel
 
+if TYPE_CHECKING:
+    from millicent.text import Tokenizer
+
 _PR_SET_PDEATHSIG = 1
+
+
+def _models(config: EngineConfig) -> tuple[Callable[[Load], OpenModel | Encoder], int]:
+    """What opens models on the configured device, and the memory there is for all of them."""
+    if config.device == "cpu":
+        return _model_opener(config), memory_budget_bytes(config)
+    from millicent.engine.cuda.opening import GpuModels
+
+    models = GpuModels(config)
+    return models, models.memory_bytes
 
 
 def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel | Encoder]:
@@ -34,9 +48,32 @@ def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel | Encoder]
 
     threads = usable_cores(config)
 
+    def open_draft(draft: Draft, beside: str, tokenizer: Tokenizer) -> Model:
+        path = Path(draft.path)
+        if is_encoder(path):
+            raise ConfigError(f"{beside}: draft = {draft.model!r} makes vectors, not text; name a smaller text model")
+        own = load_tokenizer(path)
+        if difference := own.difference(tokenizer):
+            raise ConfigError(
+                f"{beside}: draft = {draft.model!r} has another tokenizer ({difference}); name a smaller model of the"
+                " same family"
+            )
+        return load_model(
+            path,
+            dtype=draft.dtype,
+            name=draft.model,
+            deterministic=config.deterministic,
+            threads=threads,
+            quantize=draft.quantize or config.quantize,
+            kv_dtype=config.kv_dtype,
+            tokenizer=own,
+        )
+
     def open_model(frame: Load) -> OpenModel | Encoder:
         path = Path(frame.path)
         if is_encoder(path):
+            if frame.draft is not None:
+                raise ConfigError(f"{frame.model}: encoders guess nothing; leave draft = {frame.draft.model!r} out")
             if frame.quantize in {"int8", "int4"}:
                 raise ConfigError(
                     f"{frame.model}: encoders run in bf16 or fp32; leave quantize = {frame.quantize!r} out"
@@ -54,7 +91,11 @@ def _model_opener(config: EngineConfig) -> Callable[[Load], OpenModel | Encoder]
             tokenizer=tokenizer,
         )
         return OpenModel(
-            model, tokenizer.eos_tokens, functools.partial(TextStream, tokenizer), tokenizer.grammar_vocabulary
+            model,
+            tokenizer.eos_tokens,
+            functools.partial(TextStream, tokenizer),
+            tokenizer.grammar_vocabulary,
+            None if frame.draft is None else open_draft(frame.draft, frame.model, tokenizer),
         )
 
     return open_model
@@ -74,14 +115,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    open_model = _model_opener(config)
+    open_model, memory_bytes = _models(config)
     gateway = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     gateway.connect(arguments.socket)
     engine = Engine(
         Connection(gateway),
         config,
         SystemClock(),
-        memory_bytes=memory_budget_bytes(config),
+        memory_bytes=memory_bytes,
         open_model=open_model,
     )
     try:

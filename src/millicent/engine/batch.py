@@ -15,7 +15,8 @@ class Piece:
     """What one sequence does in a forward pass: rows `start .. start + len(tokens) - 1` of its context.
 
     `blocks` is its block table, long enough for those rows; `sample` says that a token is drawn after the last row.
-    Logits are given for that row then, or for all of them where `every_row` asks for it.
+    Its last `drafts` tokens are guesses: a token is drawn before each of them too, and shows whether it was right.
+    Logits are given for the rows that tokens are drawn after, or for all of them where `every_row` asks for it.
     """
 
     sequence: int
@@ -24,11 +25,12 @@ class Piece:
     blocks: Sequence[int]
     sample: bool
     every_row: bool = False
+    drafts: int = 0
 
     @property
     def logit_rows(self) -> int:
         """How many of its last rows have their logits in the result."""
-        return len(self.tokens) if self.every_row else int(self.sample)
+        return len(self.tokens) if self.every_row else int(self.sample) + self.drafts
 
 
 class Model(Protocol):

@@ -7,7 +7,8 @@ what reading the cache costs comes out low, until traffic shows more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from millicent.core.clock import NS_PER_MS, Clock
 from millicent.core.steps import Overhead, OverheadKind, SequenceWork, StepRecord
@@ -27,8 +28,14 @@ _STEPS = (*_CHEAP, (128, 0), *_CHEAP, (256, 0), (64, 8), (0, 32), (96, 4), *_CHE
 _CONTEXT_TOKENS = 256
 
 
-def calibrate(model: Model, config: EngineConfig, clock: Clock, *, blocks: int) -> Overhead:
-    """`blocks` is what the model was allocated. Steps come out in the order they ran; none when time was too short."""
+RunPass = Callable[[Sequence[Piece]], object]
+
+
+def calibrate(
+    model: Model, config: EngineConfig, clock: Clock, *, blocks: int, run_pass: RunPass | None = None
+) -> Overhead:
+    """`run_pass` is what is measured, or a forward pass and its tokens. `blocks` is what the model was allocated. Steps come out in the order they ran; none when time was too short."""
+    run_pass = run_pass or partial(_run_pass, model)
     start_ns = clock.monotonic_ns()
     records: list[StepRecord] = []
     row_ns = 0.0
@@ -37,9 +44,7 @@ def calibrate(model: Model, config: EngineConfig, clock: Clock, *, blocks: int) 
         before_ns = clock.monotonic_ns()
         if before_ns - start_ns + row_ns * rows > BUDGET_NS:
             continue
-        logits = model.forward(pieces)
-        if draws := [_GREEDY for piece in pieces if piece.sample]:
-            sample(logits, draws)
+        run_pass(pieces)
         wall_ns = clock.monotonic_ns() - before_ns
         # What a row of a prompt costs, as an upper bound: a step that small reads the weights for few rows.
         row_ns = wall_ns / rows if not row_ns or rows > 8 else row_ns
@@ -48,6 +53,12 @@ def calibrate(model: Model, config: EngineConfig, clock: Clock, *, blocks: int) 
     warm = tuple(records[len(_WARM_UP) :])
     wall_ns = clock.monotonic_ns() - start_ns
     return Overhead(config.device, model.name, OverheadKind.CALIBRATE, start_ns, wall_ns, warm)
+
+
+def _run_pass(model: Model, pieces: Sequence[Piece]) -> None:
+    logits = model.forward(pieces)
+    if draws := [_GREEDY for piece in pieces if piece.sample]:
+        sample(logits, draws)
 
 
 def _plan(model: Model, config: EngineConfig, blocks: int) -> Iterator[list[Piece]]:

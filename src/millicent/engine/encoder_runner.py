@@ -23,6 +23,7 @@ class EncoderRunner:
     """`deterministic` gives every text a pass of its own, so that its bits don't depend on what else waits."""
 
     kv_bytes = 0
+    flying = False
 
     def __init__(self, encoder: Encoder, config: EngineConfig) -> None:
         self._encoder = encoder
@@ -62,8 +63,9 @@ class EncoderRunner:
         waiting, self._waiting = self._waiting, {}
         return tuple(_failed(sequence, error) for sequence in waiting)
 
-    def step(self, device: str, index: int, clock: Clock) -> Step:
+    def step(self, device: str, index: int, clock: Clock, *, ahead: bool = False) -> Step:
         """One forward pass, and its texts' vectors. Call only while busy."""
+        del ahead
         start_ns = clock.monotonic_ns()
         frames = self._next_pass()
         try:

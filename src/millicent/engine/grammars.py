@@ -80,10 +80,22 @@ class Grammar:
     def take(self, token: int) -> None:
         self._matcher.consume_token(token)
 
+    def valid(self, tokens: list[int]) -> int:
+        """How many of these tokens could come next, one after another."""
+        return self._matcher.validate_tokens(tokens)
+
+    def copy(self) -> Grammar:
+        return Grammar(self._matcher.deep_copy(), self._size)
+
     def mask(self, scores: np.ndarray) -> None:
         """Leave only what may come (float32 [vocabulary], in place)."""
         import numpy as np
 
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if not self._matcher.is_error():
-            scores[np.unpackbits(bits, bitorder="little", count=self._size) == 0] = -np.inf
+        if bits := self.allowed():
+            mask = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little", count=self._size)
+            scores[mask == 0] = -np.inf
+
+    def allowed(self) -> bytes:
+        """A bit for each token, lowest first, set where it may come next; empty when the grammar cannot go on."""
+        bits = self._matcher.compute_bitmask()
+        return b"" if self._matcher.is_error() else bits

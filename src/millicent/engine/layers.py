@@ -25,7 +25,7 @@ class Linear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._bias = bias
-        self._packed = weight.dtype is torch.bfloat16 and has_fast_bf16()
+        self._packed = weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and has_fast_bf16()
         self.packed_bytes = weight.nbytes if self._packed else 0
         self._weight = _onednn._reorder_linear_weight(weight, None) if self._packed else weight  # noqa: SLF001
 

@@ -12,12 +12,13 @@ from millicent.core.chunks import FinishReason
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, ModelError
 from millicent.core.steps import Overhead, OverheadKind
-from millicent.engine.batch import Encoder, Model
+from millicent.engine.batch import Encoder
 from millicent.engine.config import EngineConfig
 from millicent.engine.connection import Connection
 from millicent.engine.encoder_runner import EncoderRunner
 from millicent.engine.protocol import (
     Cancel,
+    Costs,
     Embed,
     Hello,
     Load,
@@ -88,8 +89,19 @@ class Engine:
                     self._report(runner.take_compiled())
             if busy := self._busy():
                 turn += 1
-                self._connection.send(busy[turn % len(busy)].step(self._config.device, self._steps, self._clock))
-                self._steps += 1
+                # What the device works on already comes first, so that steps of two models never overlap.
+                runner = next((runner for runner in busy if runner.flying), busy[turn % len(busy)])
+                self._step(runner, ahead=len(busy) == 1)
+
+    def _step(self, runner: Runner | EncoderRunner, *, ahead: bool) -> None:
+        self._connection.send(runner.step(self._config.device, self._steps, self._clock, ahead=ahead))
+        self._steps += 1
+
+    def _land(self) -> None:
+        """Let the device finish: what follows takes time of its own."""
+        for runner in self._runners.values():
+            while runner.flying:
+                self._step(runner, ahead=False)
 
     def _check_rest(self) -> None:
         """With no sequence left, no KV block has a holder."""
@@ -106,9 +118,15 @@ class Engine:
                 self._submit(frame)
             case Cancel():
                 self._report(runner.cancel(frame.sequence) for runner in self._runners.values())
+            case Costs():
+                for runner in self._runners.values():
+                    if isinstance(runner, Runner):
+                        runner.learn(frame.model, frame.coefficients)
             case Load():
+                self._land()
                 self._connection.send(self._load(frame))
             case Unload():
+                self._land()
                 self._unload(frame)
 
     def _submit(self, frame: Submit | Embed) -> None:
@@ -133,13 +151,15 @@ class Engine:
 
     def _load(self, frame: Load) -> Loaded | LoadFailed:
         start_ns = self._clock.monotonic_ns()
-        opened_ns, calibration = start_ns, None
+        opened_ns = start_ns
+        calibrations: tuple[Overhead, ...] = ()
         if frame.model not in self._runners:
             try:
                 runner = self._open(frame)
                 opened_ns = self._clock.monotonic_ns()
-                if frame.calibrate and isinstance(runner, Runner):
-                    calibration = runner.calibrate(self._config, self._clock)
+                if isinstance(runner, Runner):
+                    drafts = frame.draft is not None and frame.draft.calibrate
+                    calibrations = runner.calibrate(self._config, self._clock, own=frame.calibrate, draft=drafts)
                 self._runners[frame.model] = runner
             except (ModelError, ConfigError) as error:
                 return LoadFailed(frame.model, error.message, "model_unusable")
@@ -159,14 +179,17 @@ class Engine:
             weight_bytes=runner.weight_bytes,
             kv_bytes=runner.kv_bytes,
             overhead=Overhead(self._config.device, frame.model, OverheadKind.LOAD, start_ns, opened_ns - start_ns),
-            calibration=calibration,
+            calibrations=calibrations,
             dimensions=runner.dimensions,
         )
 
     def _open(self, frame: Load) -> Runner | EncoderRunner:
         held = sum(runner.weight_bytes + runner.kv_bytes for runner in self._runners.values())
         left = self._memory_bytes - held
-        least = _file_bytes(Path(frame.path)) // _SHRINKS_BY.get(frame.quantize or self._config.quantize, 2)
+        files = [(frame.path, frame.quantize), *([(frame.draft.path, frame.draft.quantize)] if frame.draft else [])]
+        least = sum(
+            _file_bytes(Path(path)) // _SHRINKS_BY.get(quantize or self._config.quantize, 2) for path, quantize in files
+        )
         if least > left:
             raise OutOfMemory(_does_not_fit(frame.model, least, left))
         opened = self._open_model(frame)
@@ -174,25 +197,26 @@ class Engine:
             if opened.weight_bytes > left:
                 raise OutOfMemory(_does_not_fit(frame.model, opened.weight_bytes, left))
             return EncoderRunner(opened, self._config)
-        left -= opened.model.weight_bytes
-        blocks, least = self._kv_blocks(opened.model, left)
+        left -= opened.weight_bytes + opened.working_bytes
+        blocks, least = self._kv_blocks(opened, left)
         if blocks < least:
-            kv_bytes = least * self._config.block_tokens * opened.model.kv_bytes_per_token
-            weight_bytes = opened.model.weight_bytes
+            kv_bytes = least * self._config.block_tokens * opened.kv_bytes_per_token
+            weight_bytes = opened.weight_bytes
             raise OutOfMemory(_does_not_fit(frame.model, weight_bytes + kv_bytes, weight_bytes + left))
-        return Runner(opened, self._config, blocks=blocks, wake=self._connection.wake)
+        make = opened.make_runner or Runner
+        return make(opened, self._config, blocks=blocks, wake=self._connection.wake)
 
-    def _kv_blocks(self, model: Model, left_bytes: int) -> tuple[int, int]:
+    def _kv_blocks(self, opened: OpenModel, left_bytes: int) -> tuple[int, int]:
         """How many KV blocks the model gets, and the fewest it can work with.
 
         It gets `max_sequences` whole contexts, or as many blocks as fit half of what is left, so that other models
         find room too; but one whole context if that fits at all, and never more than fits.
         """
         config = self._config
-        per_context = -(-model.context_tokens // config.block_tokens)
+        per_context = -(-opened.model.context_tokens // config.block_tokens)
         wanted = config.max_sequences * per_context
         least = min(per_context, -(-_LEAST_CONTEXT_TOKENS // config.block_tokens))
-        block_bytes = config.block_tokens * model.kv_bytes_per_token
+        block_bytes = config.block_tokens * opened.kv_bytes_per_token
         if block_bytes == 0:
             return wanted, least
         fitting = max(0, left_bytes) // block_bytes

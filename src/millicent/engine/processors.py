@@ -5,6 +5,7 @@ The order is that of the common libraries: repetition, then presence and frequen
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,12 @@ class Adjustments:
         self._banned_tokens = limits.min_tokens
         self._tokens = 0
 
+    def copy(self) -> Adjustments:
+        """One that can be told of tokens that may never come."""
+        ahead = copy.copy(self)
+        vars(ahead).update(_counts=self._counts.copy(), _seen=self._seen.copy())
+        return ahead
+
     def note(self, token: int) -> None:
         self._tokens += 1
         self._counts[token] = self._counts.get(token, 0) + 1
@@ -56,6 +63,27 @@ class Adjustments:
             scores[self._biased] += self._biases
         if self._tokens < self._banned_tokens and len(self._ends):
             scores[self._ends] = -np.inf
+
+    def changes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The same as numbers, for logits that lie elsewhere: tokens, each once; what those that are negative are
+        multiplied by, and the others divided; then what is taken away; then what is added."""
+        import numpy as np
+
+        counted = self._counts if self._sampling.presence_penalty or self._sampling.frequency_penalty else {}
+        ends = self._ends if self._tokens < self._banned_tokens else self._ends[:0]
+        parts = [np.fromiter(ids, dtype=np.int64, count=len(ids)) for ids in (self._seen, counted)]
+        seen, noted = parts
+        tokens = np.unique(np.concatenate((seen, noted, self._biased, ends)))
+        factors = np.ones(len(tokens), dtype=np.float32)
+        minus, plus = np.zeros_like(factors), np.zeros_like(factors)
+        factors[np.searchsorted(tokens, seen)] = self._sampling.repetition_penalty
+        counts = np.fromiter(counted.values(), dtype=np.float32, count=len(counted))
+        minus[np.searchsorted(tokens, noted)] = (
+            self._sampling.presence_penalty + self._sampling.frequency_penalty * counts
+        )
+        plus[np.searchsorted(tokens, self._biased)] = self._biases
+        plus[np.searchsorted(tokens, ends)] = -np.inf
+        return tokens, factors, minus, plus
 
 
 def adjustments(sampling: Sampling, limits: Limits, prompt: Sequence[int], ends: Collection[int]) -> Adjustments | None:

@@ -14,11 +14,22 @@ from millicent.core.steps import Overhead, StepRecord
 from millicent.engine.config import Dtype as Dtype  # noqa: PLC0414
 from millicent.engine.config import EngineConfig as EngineConfig  # noqa: PLC0414 - the process is started with it
 from millicent.engine.config import Quantization as Quantization  # noqa: PLC0414
+from millicent.step_time import Coefficients as Coefficients  # noqa: PLC0414
 
 MAX_FRAME_BYTES = 64 << 20
 
 
 # Gateway to engine.
+class Draft(msgspec.Struct, frozen=True):
+    """A smaller model beside another, which guesses what that one will say. Fields as in Load."""
+
+    model: str
+    path: str
+    dtype: Dtype
+    calibrate: bool = False
+    quantize: Quantization | None = None
+
+
 class Load(msgspec.Struct, frozen=True, tag=True):
     """Bring a model into memory. Answered by Loaded or LoadFailed. Loading a loaded model answers Loaded at once.
 
@@ -31,6 +42,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     dtype: Dtype
     calibrate: bool = False
     quantize: Quantization | None = None
+    draft: Draft | None = None
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
@@ -76,6 +88,13 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     sequence: int
 
 
+class Costs(msgspec.Struct, frozen=True, tag=True):
+    """What steps of a model take, as far as is known now. Not answered; unknown models are ignored."""
+
+    model: str
+    coefficients: Coefficients
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Leave at once."""
 
@@ -99,7 +118,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     kv_bytes: int
     overhead: Overhead
     dimensions: int = 0
-    calibration: Overhead | None = None
+    calibrations: tuple[Overhead, ...] = ()
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -152,7 +171,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     outputs: tuple[Output, ...]
 
 
-ToEngine = Load | Unload | Submit | Embed | Cancel | Shutdown
+ToEngine = Load | Unload | Submit | Embed | Cancel | Costs | Shutdown
 FromEngine = Hello | Loaded | LoadFailed | Unloaded | Step
 
 _encoder = msgspec.msgpack.Encoder()

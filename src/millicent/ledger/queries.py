@@ -30,6 +30,7 @@ from millicent.ledger.worth import (
     USEFULNESS,
     RoleCosts,
     Usefulness,
+    in_time,
     role_costs_of,
     usefulness_of,
     verdicts,
@@ -200,6 +201,11 @@ class LedgerQueries:
             have = sums.get(label)
             sums[label] = figures if have is None else [one + more for one, more in zip(have, figures, strict=True)]
         return [*sums.items()]
+
+    def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
+        """Of each of these features' answers: how many had a latency target, and how many met it."""
+        with self._snapshot() as connection:
+            return {} if connection is None else in_time(connection, features, *_condition(where))
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""

@@ -33,8 +33,8 @@ _SETTLED = (
     "settled_at_ns", "status", "model", "served_model", "placement", "backend", "dialect", "stream", "finish_reason",
     "tags", "usage", "input_tokens", "output_tokens", "queue_ns", "ttft_ns", "tpot_ns", "total_ns", "serving_ns",
     "prefill_ns", "decode_ns", "steps", "batch_sum", "accelerator_provenance", "recomputed_tokens",
-    "step_time_version", "joules", "energy_provenance", "hold_nanousd", "list_nanousd", "saved", "basis",
-    "price_source", "price_snapshot", "policy", "error", "useful",
+    "step_time_version", "drafted_tokens", "accepted_tokens", "joules", "energy_provenance", "hold_nanousd",
+    "list_nanousd", "saved", "basis", "price_source", "price_snapshot", "policy", "error", "useful",
 )  # fmt: skip
 RECEIPT_COLUMNS = (*_SETTLED, *_FIXED)
 LINE_COLUMNS = (
@@ -51,7 +51,7 @@ INSERT_RECEIPT = _insert("receipts", (*RECEIPT_COLUMNS, "gateway"))
 # All that closing a receipt may change.
 SETTLE_RECEIPT = f"UPDATE receipts SET {', '.join(f'{name} = ?' for name in _SETTLED)} WHERE id = ?"  # noqa: S608 - our own names
 INSERT_LINE = _insert("lines", LINE_COLUMNS)
-INSERT_ATTEMPT = _insert("attempts", ("receipt", *Attempt.__struct_fields__[:-1], "reported_nanousd"))
+INSERT_ATTEMPT = _insert("attempts", ("receipt", *Attempt.__struct_fields__))
 
 _encoder = msgspec.json.Encoder()
 _usage_decoder = msgspec.json.Decoder(Usage)
@@ -118,6 +118,8 @@ def _settled_values(receipt: Receipt) -> tuple[object, ...]:
         ran.provenance,
         ran.recomputed_tokens,
         ran.step_time_version,
+        ran.drafted_tokens,
+        ran.accepted_tokens,
         _text(energy.joules),
         energy.provenance,
         _nanousd(receipt.hold),
@@ -146,6 +148,8 @@ def accelerator_columns(accelerator: Accelerator) -> dict[str, object]:
         "accelerator_provenance": accelerator.provenance,
         "recomputed_tokens": accelerator.recomputed_tokens,
         "step_time_version": accelerator.step_time_version,
+        "drafted_tokens": accelerator.drafted_tokens,
+        "accepted_tokens": accelerator.accepted_tokens,
     }
 
 
@@ -178,6 +182,8 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
             Provenance(row["accelerator_provenance"]),
             row["recomputed_tokens"],
             row["step_time_version"],
+            row["drafted_tokens"],
+            row["accepted_tokens"],
         ),
         energy=Energy(_decimal(row["joules"]), Provenance(row["energy_provenance"])),
         lines=tuple(lines),
@@ -234,8 +240,7 @@ def line_of(row: sqlite3.Row) -> Line:
 
 def attempt_row(receipt_id: str, attempt: Attempt) -> tuple[object, ...]:
     """For INSERT_ATTEMPT."""
-    *values, reported = msgspec.structs.astuple(attempt)
-    return (receipt_id, *values, _nanousd(reported))
+    return (receipt_id, *msgspec.structs.astuple(attempt))
 
 
 def attempt_of(row: sqlite3.Row) -> Attempt:
@@ -249,7 +254,6 @@ def attempt_of(row: sqlite3.Row) -> Attempt:
         ended_at_ns=row["ended_at_ns"],
         status=None if row["status"] is None else Status(row["status"]),
         error=row["error"],
-        reported=_money(row["reported_nanousd"]),
     )
 
 

@@ -189,8 +189,7 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
 
 # Who was asked, and when, is known when an attempt begins.
 _END_ATTEMPT = (
-    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error,"
-    " reported_nanousd = excluded.reported_nanousd"
+    "ON CONFLICT DO UPDATE SET ended_at_ns = excluded.ended_at_ns, status = excluded.status, error = excluded.error"
     " WHERE attempts.ended_at_ns IS NULL AND excluded.ended_at_ns IS NOT NULL"
 )
 

@@ -30,6 +30,8 @@ Shares = Callable[[StepRecord], Sequence[int]]
 _REPORTED_WITHIN_NS = 24 * NS_PER_HOUR
 # When a step is told of, the next one runs already, and one more begins before a cancellation arrives.
 _STEPS_UNDER_WAY = 2
+# With room for so many steps like the last one, the next needn't be foreseen.
+_WATCHED_STEPS = 32
 
 
 def equal_shares(record: StepRecord) -> Sequence[int]:
@@ -102,14 +104,21 @@ class Meter:
     def reading(self, receipt_id: str) -> Reading:
         return self._receipts[receipt_id].reading()
 
-    def close(self, receipt_id: str) -> Reading:
-        """The final reading. What its sequences do from now on is lost."""
-        receipt = self._receipts.pop(receipt_id)
+    def end_attempt(self, receipt_id: str) -> Reading:
+        """The reading after an attempt. What its sequences do from now on is lost."""
+        receipt = self._receipts[receipt_id]
         if receipt.device is not None:
             self._settle_energy(receipt.device)
         for sequence in receipt.sequences:
             del self._sequences[sequence]
+        receipt.sequences.clear()
         return receipt.reading()
+
+    def close(self, receipt_id: str) -> Reading:
+        """The final reading: the last attempt has ended."""
+        reading = self.end_attempt(receipt_id)
+        del self._receipts[receipt_id]
+        return reading
 
     def device_state(self, device: str, state: DeviceState, at_ns: int) -> None:
         self._session(device).set_state(state, self._clock.utc_ns(at_ns))
@@ -152,7 +161,7 @@ class Meter:
     def _count(self, record: StepRecord, entries: Sequence[tuple[_Receipt, int] | None], version: str | None) -> None:
         """The step has been charged: count it, and see that there is room for the next ones."""
         before = {entry[0].id: entry[0] for entry in entries if entry is not None}
-        watched = any(receipt.near is not None for receipt in before.values())
+        watched = any(receipt.is_watched for receipt in before.values())
         expected = self._expected(record) if watched else None
         # Several sequences of a receipt in a step are one step to it.
         for receipt in before.values():
@@ -167,6 +176,8 @@ class Meter:
                 continue
             receipt = entry[0]
             receipt.recomputed_tokens += work.recomputed_rows
+            receipt.drafted_tokens += work.drafted_tokens
+            receipt.accepted_tokens += work.accepted_tokens
             if expected is not None:
                 receipt.next_ns += expected[i]
             elif work.prefill_rows and work.sampled_rows:
@@ -252,9 +263,9 @@ class _Receipt:
     """One open receipt's sums, over its attempts."""
 
     __slots__ = (
-        "batch_sum", "bound_ns", "decode_ns", "device", "energy", "first_step_at_ns", "id", "known", "near", "next_ns",
-        "prefill_ns", "recomputed_tokens", "sequences", "shares", "step_ns", "step_time_version", "steps",
-        "uncharged_ns", "usage",
+        "accepted_tokens", "batch_sum", "bound_ns", "decode_ns", "device", "drafted_tokens", "energy",
+        "first_step_at_ns", "id", "known", "near", "next_ns", "prefill_ns", "recomputed_tokens", "sequences", "shares",
+        "step_ns", "step_time_version", "steps", "uncharged_ns", "usage",
     )  # fmt: skip
 
     def __init__(self, receipt_id: str) -> None:
@@ -273,6 +284,8 @@ class _Receipt:
         self.steps = 0
         self.batch_sum = 0
         self.recomputed_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
         self.step_time_version: str | None = None
         self.energy = EnergyShare()
         self.bound_ns: int | None = None
@@ -287,6 +300,13 @@ class _Receipt:
         if self.bound_ns is None:
             return part_ns
         return min(part_ns, max(0, self.bound_ns - self.serving_ns))
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it comes so near its bound that what is foreseen of the next step counts."""
+        if self.near is None or self.bound_ns is None:
+            return False
+        return self.serving_ns + _WATCHED_STEPS * max(1, self.step_ns) > self.bound_ns
 
     def expect(self, next_step_ns: int) -> None:
         """A step has been counted: is there room for those under way?"""
@@ -310,6 +330,8 @@ class _Receipt:
             provenance,
             self.recomputed_tokens,
             self.step_time_version,
+            self.drafted_tokens,
+            self.accepted_tokens,
         )
         return Reading(
             self.id,

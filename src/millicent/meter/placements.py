@@ -21,6 +21,9 @@ Kind = Literal["rented", "owned", "provisioned", "edge", "api"]
 # On-demand general-purpose machines of the large clouds cost about $0.04 to $0.05 per virtual CPU and hour.
 ASSUMED_USD_PER_CORE_HOUR = Decimal("0.05")
 
+# What this machine is called where no placement is configured for it.
+ASSUMED_PLACEMENT = "local"
+
 _HOURS_PER_YEAR = 365 * 24
 _RATE_STEP = Decimal("1e-12")
 
@@ -220,6 +223,12 @@ class Placement(msgspec.Struct, frozen=True):
         if self.standard_utilization is not None:
             snapshot["standard_utilization"] = format(self.standard_utilization, "f")
         return PriceSource(source, snapshot)
+
+
+def stated_watts(placement: Placement) -> Decimal | None:
+    """What the operator says that one accelerator draws."""
+    watts = placement.inputs.get("watts")
+    return None if watts is None else Decimal(watts)
 
 
 def assumed_placement(name: str, cores: int) -> Placement:

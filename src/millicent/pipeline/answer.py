@@ -8,6 +8,7 @@ import msgspec
 
 from millicent.core.chunks import End, FinishReason, Text, merge_texts
 from millicent.core.errors import MillicentError
+from millicent.core.money import ZERO
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
 from millicent.pipeline.latency import Beside
@@ -56,11 +57,19 @@ class Answer:
     def __init__(self, opened: Receipt, beside: Beside, *, keep: bool = False) -> None:
         self.opened = opened
         self.beside = beside
+        self.model = opened.model  # that is asked now
         self.closing: Receipt | None = None  # final, and on its way to the ledger
         self.progress = Progress()
+        self.shown: list[
+            bool | None
+        ] = []  # of each attempt, whether its steps are seen; None where no time is paid for
+        self.reserved = ZERO  # for ended attempts whose cost nobody knows
+        self.tokens_before = 0  # of attempts that have ended
         self._run: Run | None = None
         self._cancelled = False
         self._stopped = False
+        self._begun = False
+        self._ending = asyncio.Event()
         self._receipt: Receipt | None = None
         self._waiting: list[Text] = []
         self._reasons: tuple[FinishReason, ...] = ()
@@ -95,12 +104,14 @@ class Answer:
     def cancel(self) -> None:
         """Stop the work within one step; the answer then ends as cancelled. Safe at any time, and twice."""
         self._cancelled = True
+        self._ending.set()
         if self._run is not None:
             self._run.cancel()
 
     def stop(self) -> None:
         """Stop the work as if the output's limit were reached: the caller's maximum cost is, or a budget's end."""
         self._stopped = True
+        self._ending.set()
         if self._run is not None:
             self._run.cancel()
 
@@ -108,6 +119,29 @@ class Answer:
     def stopped_at_limit(self) -> bool:
         """It was `stop` that ended it, not whoever asked."""
         return self._stopped and not self._cancelled
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    @property
+    def ending(self) -> bool:
+        """It was cancelled or stopped."""
+        return self._ending.is_set()
+
+    @property
+    def begun(self) -> bool:
+        """Some of it is out, or may be: it can't be begun anew."""
+        return self._begun
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait so long; False, at once, when the answer is to end before that."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
+        except TimeoutError:
+            return True
+        return False
 
     def attach(self, run: Run) -> None:
         """The work has begun; a cancellation that came before reaches it now."""
@@ -134,6 +168,7 @@ class Answer:
 
     def push(self, text: Text) -> None:
         if text.text or text.logprobs or text.calls or text.reasoning or text.signature or text.sealed or text.stop:
+            self._begun = True
             self._waiting.append(text)
             if self._kept is not None:
                 self._kept.append(text)

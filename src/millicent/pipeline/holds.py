@@ -43,7 +43,8 @@ class HoldWatch:
 
 
 class Purse:
-    """What one running answer may cost: its hold, where a hard budget bounds it, and its caller's maximum.
+    """What one attempt at an answer may cost: the hold, where a hard budget bounds it, and what its caller's maximum
+    leaves for it.
 
     Where time is paid for (`usd_per_hour` is its rate), the meter keeps it: it charges no more than that, and says in
     time when the steps under way could pass it. Where tokens have prices, the cost is looked at with every piece, and
@@ -58,7 +59,10 @@ class Purse:
         self._answer = answer
         self._ledger = ledger
         self._meter = meter
-        self._outside = Money.total(line.amount or ZERO for line in answer.opened.lines)
+        # What was spent beside this attempt: outside costs, and attempts before it.
+        lines = [line for line in answer.opened.lines if line.book == "actual"]
+        self._before = Money.total(line.amount or ZERO for line in lines) + answer.reserved
+        self._before_ns = meter.reading(answer.receipt_id).accelerator.serving_ns
         self._hold = answer.opened.hold if bounded else None
         self._maximum = maximum
         self._usd_per_hour = usd_per_hour
@@ -89,10 +93,10 @@ class Purse:
     def _bound_time(self) -> None:
         limits = [] if self._maximum is None else [self._maximum]
         if self._hold is not None:
-            limits.append(max(ZERO, self._hold - self._outside))
+            limits.append(max(ZERO, self._hold - self._before))
         if self._usd_per_hour and limits:
             most_ns = serving_ns_within(min(limits), self._usd_per_hour)
-            self._meter.bound(self._answer.receipt_id, most_ns, self._near)
+            self._meter.bound(self._answer.receipt_id, self._before_ns + most_ns, self._near)
 
     def _near(self) -> None:
         """From the meter, which doesn't wait: work goes on while the ledger is asked, and is charged to the hold."""
@@ -112,7 +116,7 @@ class Purse:
         assert self._hold is not None
         wanted = Money(2 * max(self._hold.nanousd, cost.nanousd, 1))
         if self._maximum is not None:
-            wanted = min(wanted, self._maximum + self._outside)
+            wanted = min(wanted, self._maximum + self._before)
         if wanted <= self._hold:
             return False
         try:

@@ -76,7 +76,9 @@ class LatencyTargets:
         return sum(prompts) + self._place_ns(fit, others, batch)
 
     def _place_ns(self, fit: Coefficients, others: Iterable[Beside], batch: int) -> int:
-        left = sorted(max(1, other.output_tokens - other.made_tokens) for other in others for _ in range(other.sequences))
+        left = sorted(
+            max(1, other.output_tokens - other.made_tokens) for other in others for _ in range(other.sequences)
+        )
         ahead = len(left) - self._slots
         if ahead < 0:
             return 0

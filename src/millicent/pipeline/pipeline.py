@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from random import Random, SystemRandom
 
 import msgspec
 
 from millicent.control.limits import RateLimiter, Ticket
-from millicent.core.accounts import Reading
 from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
 from millicent.core.errors import (
-    EngineCrashed,
     InvalidRequest,
     LedgerUnavailable,
     MillicentError,
-    ModelNotFound,
     PaymentRequired,
     RateLimited,
     Unavailable,
@@ -28,32 +25,36 @@ from millicent.core.idempotency import Claim
 from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
-from millicent.core.receipts import Attempt, HourShare, Receipt, Role, Status, Timing, outside_line, reported_line
+from millicent.core.receipts import HourShare, Receipt
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.attribution import StepTimeShares
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
-from millicent.meter.pricing import price
 from millicent.meter.quotes import Asked, Quoter
-from millicent.pipeline.answer import Answer
-from millicent.pipeline.config import LimitsConfig
+from millicent.pipeline.answer import Answer, Progress
+from millicent.pipeline.attempts import Journey, Leg, Watchdog
+from millicent.pipeline.config import LimitsConfig, ModelPolicy
+from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place, may_run
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
-from millicent.pipeline.latency import Beside, LatencyTargets, told
+from millicent.pipeline.latency import Beside, LatencyTargets
+from millicent.pipeline.settlement import Bookkeeper, cut_short
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_INTERVAL_S = 1.0
 # What other gateways left open when they died is settled at every tenth checkpoint.
 CHECKPOINTS_PER_MAINTENANCE = 10
-_ATTEMPT = 1
 
 
 class Pipeline:
-    """Owns what runs. `start` and `stop` bracket its life; `admit` is the only way in."""
+    """Owns what runs. `start` and `close` bracket its life; `admit` is the only way in.
+
+    `places` says where the models that have deployments run, `policies` what to do when those fail.
+    """
 
     def __init__(
         self,
@@ -70,8 +71,12 @@ class Pipeline:
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
         latency: LatencyTargets | None = None,
+        places: Mapping[str, Sequence[Place]] | None = None,
+        policies: Mapping[str, ModelPolicy] | None = None,
+        random: Random | None = None,
     ) -> None:
-        self._backends = backends
+        self._random = random or SystemRandom()
+        self._deployments = Deployments(backends, clock, self._random, places, policies)
         self._ledger = ledger
         self._meter = meter
         self._placements = placements
@@ -81,7 +86,7 @@ class Pipeline:
         self._features = features or Features({})
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
-        self._hold = hold
+        self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
         self._latency = latency
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
@@ -91,7 +96,11 @@ class Pipeline:
         self._draining = False
 
     def models(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(model for backend in self._backends for model in backend.models()))
+        return self._deployments.models()
+
+    def deployments(self) -> list[DeploymentReport]:
+        """Where each model runs, and how that goes."""
+        return self._deployments.reports()
 
     async def start(self) -> None:
         """The first checkpoint tells the ledger of the devices, so that even a crash at once is accounted for."""
@@ -127,8 +136,8 @@ class Pipeline:
     async def admit(self, request: Request, claim: Claim | None = None) -> Answer:
         """Start answering. Returns once the open receipt, its hold and its claim are durable and the work is under way.
 
-        Raises what a client should be told: RateLimited, PaymentRequired, ModelNotFound, InvalidRequest, Conflict,
-        Unavailable, LedgerUnavailable. Nothing was spent then, and there is no receipt.
+        Raises what a client should be told: RateLimited, PaymentRequired, Forbidden, ModelNotFound, InvalidRequest,
+        Conflict, Unavailable, LedgerUnavailable. Nothing was spent then, and there is no receipt.
         """
         if self._draining:
             raise Unavailable("The server is shutting down: retry against another, or in a moment.", retry_after_s=2)
@@ -141,24 +150,24 @@ class Pipeline:
         self._admitted += 1
         try:
             request = self._aimed(request)
-            backend = self._route(request.model)
-            call = await backend.prepare(request)
-            plan = await self._estimates.within(request, backend, call, self._asked(request, call))
-            self._check_target(request, plan)
-            call = plan.call
-            receipt = self._opening(request, backend, plan)
-            ticket.reserve((call.input_tokens or 0) + (call.max_output_tokens or 0), receipt.hold)
-            bounded = await self._open(receipt, claim, plan)
+            journey = self._journey(request)
+            leg = await journey.first()
+            try:
+                receipt = self._books.opened(request, leg)
+                ticket.reserve(_most_tokens(leg.plan.call), receipt.hold)
+                bounded = await self._open(receipt, claim, leg.plan)
+            except BaseException:
+                leg.lease.give_back()
+                raise
         except BaseException:
             self._admitted -= 1
             ticket.withdraw()
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
-        answer = Answer(receipt, _beside(plan), keep=judged or claim is not None)
+        answer = Answer(receipt, _beside(leg.plan), keep=judged or claim is not None)
         self._answers[receipt.id] = answer
-        self._meter.open(receipt.id, _ATTEMPT, call.sequences)
-        purse = self._purse(answer, plan, bounded=bounded)
-        task = asyncio.create_task(self._drive(answer, plan, ticket, purse))
+        self._begin(answer, leg)
+        task = asyncio.create_task(self._drive(answer, journey, leg, ticket, bounded=bounded))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return answer
@@ -167,18 +176,20 @@ class Pipeline:
         """What the request would be on each of these models, wherever one is placed. Nothing is spent, though a model
         may have to be loaded for its tokenizer. Raises as `admit` does."""
         prepared: list[Asked] = []
+        allowed = self._features.placements(request.attribution.feature)
+        places = [place for place in self._placements.values() if may_run(place.name, allowed)]
         for model in models:
             wanted = msgspec.structs.replace(request, model=model)
-            serving = [backend for backend in self._backends if model in backend.models()]
-            prepared += [self._asked(wanted, await backend.prepare(wanted)) for backend in serving]
-            elsewhere = [place for place in self._placements.values() if model in place.models]
-            if not serving and not elsewhere:
-                self._route(model)
+            elsewhere = any(model in place.models for place in places)
+            if elsewhere and model not in self.models():
+                continue
+            serving = [each for each in self._deployments.of(model) if may_run(each.placement, allowed)]
+            prepared += [self._asked(wanted, await each.backend.prepare(wanted)) for each in serving]
         asked: list[Asked] = []
         for model in models:
             wanted = msgspec.structs.replace(request, model=model)
             asked += [each for each in prepared if each.model == model]
-            for place in self._placements.values():
+            for place in places:
                 if model in place.models and all(
                     each.placement.name != place.name for each in asked if each.model == model
                 ):
@@ -187,32 +198,36 @@ class Pipeline:
 
     async def count(self, request: Request) -> int:
         """The request's input in tokens. Nothing is spent. Raises as `admit` does."""
-        call = await self._route(request.model).prepare(request)
-        if call.input_tokens is None:
-            raise InvalidRequest(
-                f"Nobody here can count tokens for model `{request.model}`: ask its provider.",
-                param="model",
-                code="unsupported_parameter",
-            )
-        return call.input_tokens
+        allowed = self._features.placements(request.attribution.feature)
+        for deployment in self._deployments.of(request.model):
+            if may_run(deployment.placement, allowed):
+                call = await deployment.backend.prepare(request)
+                if call.input_tokens is not None:
+                    return call.input_tokens
+        raise InvalidRequest(
+            f"Nobody here can count tokens for model `{request.model}`: ask its provider.",
+            param="model",
+            code="unsupported_parameter",
+        )
 
     def running(self, answer: Answer) -> Receipt:
         """The receipt as it stands, priced so far."""
         if answer.closing is not None:
             return answer.closing
-        return self._priced(answer.opened, self._meter.reading(answer.receipt_id))
+        return self._books.running(answer, self._meter.reading(answer.receipt_id))
 
-    def _route(self, model: str) -> Backend:
-        for backend in self._backends:
-            if model in backend.models():
-                return backend
-        known = self.models()
-        close = difflib.get_close_matches(model, known, n=1)
-        advice = f"did you mean `{close[0]}`?" if close else f"this server has {', '.join(known) or 'none'}."
-        raise ModelNotFound(f"Model `{model[:100]}` is not served here: {advice}", param="model")
+    def _journey(self, request: Request) -> Journey:
+        allowed = self._features.placements(request.attribution.feature)
+        return Journey(request, self._deployments, self._plan, self._clock, self._random, allowed)
+
+    async def _plan(self, request: Request, deployment: Deployment) -> Plan:
+        call = await deployment.backend.prepare(request)
+        plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call))
+        self._check_target(request, plan)
+        return plan
 
     def _asked(self, request: Request, call: Call) -> Asked:
-        beside = sum(answer.opened.model == request.model for answer in self._answers.values())
+        beside = sum(answer.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
@@ -233,7 +248,7 @@ class Pipeline:
                 answer.beside, made_tokens=answer.progress.tokens, begun=answer.progress.first_token_at_ns is not None
             )
             for answer in self._answers.values()
-            if answer.opened.model == request.model
+            if answer.model == request.model
         ]
         mine = _beside(plan)
         self._latency.check(request.latency_target_ms, request.model, fit, mine, others, streamed=request.stream)
@@ -246,72 +261,117 @@ class Pipeline:
             error.quote = plan.quote
             raise
 
-    def _opening(self, request: Request, backend: Backend, plan: Plan) -> Receipt:
-        now_ns = self._clock.now_ns()
-        call = plan.call
-        placement = self._placements[call.placement].at(now_ns)
-        hold = self._hold(plan)
-        lines = tuple(outside_line(cost, now_ns) for cost in request.outside_costs)
-        attempt = Attempt(_ATTEMPT, backend.name, call.placement, call.served_model, Role.INFERENCE, now_ns)
-        return Receipt(
-            id=request.id,
-            created_at_ns=now_ns,
-            model=request.model,
-            served_model=call.served_model,
-            placement=call.placement,
-            backend=backend.name,
-            dialect=request.dialect,
-            stream=request.stream,
-            attribution=request.attribution,
-            attempts=(attempt,),
-            lines=lines,
-            hold=None if hold is None else Money.total((hold, *(line.amount or ZERO for line in lines))),
-            prices=placement.prices,
-            basis=placement.basis,
-            policy=None if request.latency_target_ms is None else {"latency_target_ms": str(request.latency_target_ms)},
-        )
+    def _begin(self, answer: Answer, leg: Leg) -> None:
+        """The attempt is durable: count for it from now on."""
+        call, opened = leg.plan.call, answer.opened
+        attempt = opened.attempts[-1]
+        paid_by_time = self._books.placement(attempt.placement, attempt.started_at_ns).kind != "api"
+        answer.shown.append(bool(call.sequences) if paid_by_time or call.sequences else None)
+        answer.progress = Progress()
+        answer.model, answer.beside = leg.request.model, _beside(leg.plan)
+        self._meter.open(opened.id, attempt.ordinal, call.sequences)
+        self._meter.note_usage(opened.id, Usage())
 
-    async def _drive(self, answer: Answer, plan: Plan, ticket: Ticket, purse: Purse) -> None:
+    async def _drive(self, answer: Answer, journey: Journey, leg: Leg, ticket: Ticket, *, bounded: bool) -> None:
         try:
-            end = await self._consume(answer, plan.call, purse)
+            end = await self._attempt(answer, journey, leg, bounded=bounded)
+            while (following := await self._following(answer, journey, leg, end, ticket)) is not None:
+                leg = following
+                self._begin(answer, leg)
+                end = await self._attempt(answer, journey, leg, bounded=bounded)
+            await self._settle(answer, end)
+            if len(answer.opened.attempts) == 1:  # else its times and tokens are of several
+                self._estimates.learn(answer.settled, leg.plan)
+                if self._latency is not None and answer.settled is not None:
+                    self._latency.learn(answer.settled)
+        finally:
+            leg.lease.give_back()
+            del self._answers[answer.receipt_id]
+            self._admitted -= 1
+            used = answer.closing or answer.opened
+            tokens = _tokens(used.usage)
+            ticket.leave(None if tokens is None else answer.tokens_before + tokens, used.total)
+
+    async def _attempt(self, answer: Answer, journey: Journey, leg: Leg, *, bounded: bool) -> End:
+        purse = self._purse(answer, leg.plan, bounded=bounded)
+        try:
+            end = await self._consume(answer, journey, leg.plan.call, purse)
         except MillicentError as error:  # the backend went away between prepare and start
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception:
             log.exception("receipt %s: the backend failed in a way it should not", answer.receipt_id)
             bug = MillicentError("The server failed while answering: retry, and report this if it happens again.")
-            end = End(FinishReason.ERROR, self._meter.reading(answer.receipt_id).usage, bug)
-        try:
-            await purse.settle()
-            await self._settle(answer, end)
-            self._estimates.learn(answer.settled, plan)
-            if self._latency is not None and answer.settled is not None:
-                self._latency.learn(answer.settled)
-        finally:
-            del self._answers[answer.receipt_id]
-            self._admitted -= 1
-            used = answer.closing or answer.opened
-            ticket.leave(_tokens(used.usage), used.total)
+            end = End(FinishReason.ERROR, Usage(), bug)
+        await purse.settle()
+        if end.reason is FinishReason.CANCELLED and not answer.begun:
+            leg.lease.give_back()
+        else:
+            leg.lease.end(end.error)
+        if end.usage.leaves or end.reason not in {FinishReason.CANCELLED, FinishReason.ERROR}:
+            self._meter.note_usage(answer.receipt_id, end.usage)
+        return end
 
-    async def _consume(self, answer: Answer, call: Call, purse: Purse) -> End:
+    async def _following(self, answer: Answer, journey: Journey, leg: Leg, end: End, ticket: Ticket) -> Leg | None:
+        """The attempt that comes after one that failed; None where there is none."""
+        if end.error is None:
+            return None
+        try:
+            return await self._next(answer, journey, leg, end, ticket)
+        except Exception:
+            log.exception("receipt %s: no other attempt could be made", answer.receipt_id)
+            return None
+
+    async def _next(self, answer: Answer, journey: Journey, leg: Leg, end: End, ticket: Ticket) -> Leg | None:
+        """Found, within the caller's maximum and rates, held for, and durable."""
+        reading = self._meter.end_attempt(answer.receipt_id)
+        left = journey.maximum
+        if left is not None:
+            spent = self._books.spent(answer, end, reading)
+            if spent is None:
+                return None
+            left -= spent
+        following = await journey.following(answer, leg, end, left)
+        if following is None:
+            return None
+        try:
+            receipt, reserved = self._books.followed(answer, following, end, reading)
+            used = _tokens(reading.usage)
+            before = answer.tokens_before + (_most_tokens(leg.plan.call) if used is None else used)
+            ticket.reserve(before + _most_tokens(following.plan.call), receipt.hold)
+            begun = await self._ledger.begin(receipt)
+        except (RateLimited, LedgerUnavailable):
+            begun = False
+        except BaseException:
+            following.lease.give_back()
+            raise
+        if not begun:
+            following.lease.give_back()
+            return None
+        answer.opened, answer.reserved, answer.tokens_before = receipt, reserved, before
+        return following
+
+    async def _consume(self, answer: Answer, journey: Journey, call: Call, purse: Purse) -> End:
         run = call.start()
         answer.attach(run)
-        async for chunk in run:
-            if isinstance(chunk, End):
-                stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
-                return _cut_short(call, chunk) if stopped else chunk
-            self._note(answer, call, chunk)
-            answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
-            if purse.watches_pieces and not answer.stopped_at_limit:
-                await purse.spent(self.running(answer).total)
+        watchdog = Watchdog(run, journey.policy, journey.left_s)
+        try:
+            async for chunk in run:
+                if isinstance(chunk, End):
+                    stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
+                    return cut_short(call, chunk) if stopped else watchdog.verdict(chunk)
+                watchdog.heard()
+                self._note(answer, call, chunk)
+                answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
+                if purse.watches_pieces and not answer.stopped_at_limit:
+                    await purse.spent(_cost_so_far(self.running(answer), answer))
+        finally:
+            watchdog.close()
         message = "The backend stopped without saying how the answer ended: retry."
         raise MillicentError(message, code="backend_protocol")
 
     def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
-        placement = self._placements[plan.call.placement].at(answer.opened.created_at_ns)
-        rate = placement.receipt_usd_per_hour
-        return Purse(
-            answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate
-        )  # fmt: skip
+        rate = self._books.placement(plan.call.placement, answer.opened.created_at_ns).receipt_usd_per_hour
+        return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate)
 
     def _note(self, answer: Answer, call: Call, chunk: Text | Vector) -> None:
         if isinstance(chunk, Vector):
@@ -320,90 +380,29 @@ class Pipeline:
             self._meter.note_usage(answer.receipt_id, usage)
             return
         answer.progress.note(chunk.tokens, self._clock.now_ns())
+        # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
+        known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
         leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
         if call.input_tokens is not None:
             leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
         if chunk.cached_tokens is not None:
             leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
-        # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
-        known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
         self._meter.note_usage(answer.receipt_id, Usage.of(known, **leaves))
 
     async def _settle(self, answer: Answer, end: End) -> None:
-        self._meter.note_usage(answer.receipt_id, end.usage)
         reading = self._meter.close(answer.receipt_id)
-        receipt = answer.closing = self._closing(answer, end, reading)
+        # Who left while nothing ran, between attempts, has cancelled what came before too.
+        left = end.error is not None and answer.cancelled and not answer.begun
+        final = End(FinishReason.CANCELLED, end.usage) if left else end
+        receipt = answer.closing = self._books.closed(answer, end, final, reading)
         try:
             await self._save_fits()
-            await self._ledger.close(receipt, reading.shares, answer.kept(end))
+            await self._ledger.close(receipt, reading.shares, answer.kept(final))
         except LedgerUnavailable as error:
-            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept(end))
+            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept(final))
             answer.fail(error)
             return
-        answer.finish(receipt, end)
-
-    def _closing(self, answer: Answer, end: End, reading: Reading) -> Receipt:
-        status = _status(end)
-        message = end.error.message if end.error else None
-        opened = self._priced(answer.opened, reading)
-        now_ns = self._clock.now_ns()  # after pricing: lines posted later than this are late ones
-        attempt = msgspec.structs.replace(opened.attempts[0], ended_at_ns=now_ns, status=status, error=message)
-        lines = (
-            () if end.reported_cost is None else (reported_line(attempt, end.reported_cost, now_ns, end.upstream_id),)
-        )
-        closed = msgspec.structs.replace(
-            opened,
-            served_model=end.served_model or opened.served_model,
-            settled_at_ns=now_ns,
-            status=status,
-            finish_reason=end.reason.value,
-            lines=(*opened.lines, *lines),
-            timing=self._timing(answer, reading, now_ns),
-            attempts=(attempt,),
-            error=message,
-            useful=self._verdict(answer, status),
-        )
-        return msgspec.structs.replace(closed, policy=told(closed))
-
-    def _verdict(self, answer: Answer, status: Status) -> bool | None:
-        """The feature's rule on the output; of several choices, one that is useful will do. A failed answer is of no
-        use; of a cancelled one nobody knows."""
-        feature = answer.opened.attribution.feature
-        if status is Status.CANCELLED or not self._features.judges_output(feature):
-            return None
-        if status is not Status.SUCCEEDED:
-            return False
-        return any(self._features.output(feature, text) for text in answer.outputs())
-
-    def _priced(self, receipt: Receipt, reading: Reading) -> Receipt:
-        placement = self._placements[receipt.placement or ""].at(receipt.created_at_ns)
-        prices = self._estimates.prices(receipt.attempts[-1].model, placement, receipt.created_at_ns)
-        priced = price(reading, receipt.attempts, placement, self._clock.now_ns(), prices)
-        return msgspec.structs.replace(
-            receipt,
-            usage=reading.usage,
-            accelerator=reading.accelerator,
-            energy=reading.energy,
-            lines=(*receipt.lines, *priced.lines),
-            list_price=priced.list_price,
-            saved=priced.saved,
-            prices=priced.prices,
-            basis=priced.basis,
-        )
-
-    def _timing(self, answer: Answer, reading: Reading, now_ns: int) -> Timing:
-        created_ns = answer.opened.created_at_ns
-        progress = answer.progress
-        first_ns, last_ns = progress.first_token_at_ns, progress.last_token_at_ns
-        tpot_ns = None
-        if first_ns is not None and last_ns is not None and progress.tokens > 1:
-            tpot_ns = (last_ns - first_ns) // (progress.tokens - 1)
-        return Timing(
-            queue_ns=None if reading.first_step_at_ns is None else max(0, reading.first_step_at_ns - created_ns),
-            ttft_ns=None if first_ns is None else first_ns - created_ns,
-            tpot_ns=tpot_ns,
-            total_ns=now_ns - created_ns,
-        )
+        answer.finish(receipt, final)
 
     async def _keep_checkpointing(self) -> None:
         failing = False
@@ -441,19 +440,15 @@ def _tokens(usage: Usage) -> int | None:
     return None if read is None or written is None else read + written
 
 
-def _cut_short(call: Call, end: End) -> End:
-    """The money ran out: of a text there is the beginning; some of the vectors are no answer."""
-    if call.max_output_tokens != 0:
-        cut = {FinishReason.CANCELLED: FinishReason.LENGTH}
-        choices = tuple(cut.get(reason, reason) for reason in end.choices)
-        return msgspec.structs.replace(end, reason=FinishReason.LENGTH, choices=choices)
-    message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
-    return End(FinishReason.ERROR, end.usage, PaymentRequired(message))
+def _most_tokens(call: Call) -> int:
+    return (call.input_tokens or 0) + (call.max_output_tokens or 0)
 
 
-def _status(end: End) -> Status:
-    if end.reason is FinishReason.CANCELLED:
-        return Status.CANCELLED
-    if end.reason is not FinishReason.ERROR:
-        return Status.SUCCEEDED
-    return Status.INTERRUPTED if isinstance(end.error, EngineCrashed) else Status.FAILED
+def _cost_so_far(receipt: Receipt, answer: Answer) -> Money | None:
+    """With what is reserved for ended attempts of which nobody knows; None where nobody knows of the one that runs."""
+    last = receipt.attempts[-1].ordinal
+    ours = [line for line in receipt.lines if line.book == "actual"]
+    amounts = [line.amount for line in ours if line.amount is not None or line.attempt == last]
+    if not amounts or any(amount is None for amount in amounts):
+        return None
+    return Money.total(amount or ZERO for amount in amounts) + answer.reserved

@@ -122,7 +122,7 @@ class Server:
             ("/v1/embeddings", EMBEDDINGS),
             ("/v1/messages", MESSAGES),
         ):
-            endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, ids, clock, config)
+            endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, late, ids, clock, config)
             routes.append(Route(path, endpoint, methods=["POST"]))
         sessions = Sessions(clock)
         routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes
@@ -145,6 +145,7 @@ class Server:
         body: dict[str, Any] = {"ready": trouble is None, "pid": _pid(), "engines": engines}
         if upstreams := self._health.upstreams():
             body["upstreams"] = [msgspec.to_builtins(upstream) for upstream in upstreams]
+        body["deployments"] = [msgspec.to_builtins(each) for each in self._pipeline.deployments()]
         if trouble is not None:
             body["reason"] = trouble
         return _json(body, status=200 if trouble is None else 503)

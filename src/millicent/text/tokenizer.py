@@ -100,6 +100,15 @@ class Tokenizer:
             self._bytes = self._make_token_bytes()
         return self._bytes[token] if token < len(self._bytes) else b""
 
+    def difference(self, other: Tokenizer) -> str:
+        """How its tokens differ from another's, in a few words; empty where none does."""
+        if self.vocabulary_size != other.vocabulary_size:
+            return f"{self.vocabulary_size} tokens, not {other.vocabulary_size}"
+        for token in range(self.vocabulary_size):
+            if self.label(token) != other.label(token):
+                return f"token {token} is {self.label(token)!r}, not {other.label(token)!r}"
+        return ""
+
     def label(self, token: int) -> bytes:
         """What to show where a token itself is meant: its bytes, or a control token's name."""
         return self.token_bytes(token) or self._added.get(token, b"")

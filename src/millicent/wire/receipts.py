@@ -65,6 +65,8 @@ def receipt_body(receipt: Receipt) -> dict[str, Any]:
         "energy": {"joules": receipt.energy.joules, "provenance": receipt.energy.provenance},
         "lines": [_line(line) for line in receipt.lines],
         "total_usd": _usd(receipt.total),
+        "reported_usd": _usd(receipt.reported),
+        "residual_usd": _usd(receipt.residual),
         "list_usd": _usd(receipt.list_price),
         "saved_usd": {lever: str(amount) for lever, amount in receipt.saved.items()},
         "hold_usd": _usd(receipt.hold),
@@ -129,6 +131,8 @@ def _accelerator(accelerator: Accelerator) -> dict[str, Any]:
         }
     if accelerator.recomputed_tokens:
         figures["recomputed_tokens"] = accelerator.recomputed_tokens
+    if accelerator.drafted_tokens:
+        figures |= {"drafted_tokens": accelerator.drafted_tokens, "accepted_tokens": accelerator.accepted_tokens}
     return figures | {"step_time_version": accelerator.step_time_version, "provenance": accelerator.provenance}
 
 

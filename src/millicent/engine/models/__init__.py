@@ -31,7 +31,7 @@ FAMILIES: dict[str, BuildLayer] = {
 }
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _CACHE_DTYPES = {**_DTYPES, "int8": torch.int8}
-ENCODERS: dict[str, Callable[[str, Checkpoint, torch.dtype], Encoder]] = {
+ENCODERS: dict[str, Callable[[str, Checkpoint, torch.dtype, torch.device], Encoder]] = {
     "bert": Bert,
 }
 
@@ -41,12 +41,16 @@ def is_encoder(path: Path) -> bool:
     return open_checkpoint(path, (*FAMILIES, *ENCODERS)).family in ENCODERS
 
 
-def load_encoder(path: Path, *, dtype: Dtype, name: str, threads: int = 0) -> Encoder:
-    """As `load_model`. `auto` is float32: vectors are kept and compared with later ones."""
+def load_encoder(
+    path: Path, *, dtype: Dtype, name: str, threads: int = 0, device: torch.device | None = None
+) -> Encoder:
+    """As `load_model`. `auto` is float32: vectors are kept and compared with later ones. `device` None is the CPU."""
     torch.set_num_threads(threads or min(torch.get_num_threads(), _usable_processors()))
     checkpoint = open_checkpoint(path, ENCODERS)
     with torch.inference_mode():
-        return ENCODERS[checkpoint.family](name, checkpoint, _torch_dtype("fp32" if dtype == "auto" else dtype))
+        return ENCODERS[checkpoint.family](
+            name, checkpoint, _torch_dtype("fp32" if dtype == "auto" else dtype), device or torch.device("cpu")
+        )
 
 
 def load_model(
@@ -74,6 +78,8 @@ def load_model(
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(path, FAMILIES)
     tokenizer = tokenizer or load_tokenizer(path)
+    if quantize == "fp8":
+        raise ConfigError(f"{checkpoint.label}: quantize = 'fp8' needs a GPU: [engine] device; here there is 'int8'")
     computed = _torch_dtype(dtype)
     cached = computed if kv_dtype == "auto" else _CACHE_DTYPES[kv_dtype]
     quantization = quantize if quantize != "auto" else "native" if dtype == "auto" else "none"

@@ -15,8 +15,9 @@ from millicent.engine.weights import Checkpoint, EncoderSpec
 class Bert:
     """A loaded encoder (`engine.batch.Encoder`)."""
 
-    def __init__(self, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-        load = _Loader(checkpoint, dtype)
+    def __init__(self, name: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        load = _Loader(checkpoint, dtype, device)
+        self._device = device
         self._spec = spec = load.spec
         self.name = name
         self.context_tokens = spec.context_tokens
@@ -33,16 +34,16 @@ class Bert:
     def encode(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
         with torch.inference_mode():
             edges = list(accumulate((len(text) for text in texts), initial=0))
-            tokens = torch.tensor([token for text in texts for token in text])
-            positions = torch.cat([torch.arange(len(text)) for text in texts])
+            tokens = torch.tensor([token for text in texts for token in text], device=self._device)
+            positions = torch.cat([torch.arange(len(text)) for text in texts]).to(self._device)
             x = self._norm(functional.embedding(tokens, self._words) + self._positions[positions])
             for layer in self._layers:
                 x = layer(x, edges)
-            return self._vectors(x.float(), edges)
+            return self._vectors(x.float(), edges).cpu()
 
     def _vectors(self, rows: torch.Tensor, edges: Sequence[int]) -> torch.Tensor:
         if self._spec.pooling == "cls":
-            vectors = rows[torch.tensor(edges[:-1])]
+            vectors = rows[torch.tensor(edges[:-1], device=self._device)]
         else:
             vectors = torch.stack([rows[start:stop].mean(0) for start, stop in pairwise(edges)])
         return functional.normalize(vectors) if self._spec.normalize else vectors
@@ -71,24 +72,25 @@ class _Layer:
 class _Loader:
     """Reads a checkpoint's tensors as parts of an encoder, checking each one's presence and shape."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         self.spec: EncoderSpec = checkpoint.encoder_spec
         self.bytes = 0
         self._checkpoint = checkpoint
         self._dtype = dtype
+        self._device = device
         # Some files hold the encoder alone, others a model around it.
         bare = "embeddings.word_embeddings.weight" in checkpoint.shapes
         self._prefix = "" if bare else f"{self.spec.family}."
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
-        found = self._checkpoint.tensor(self._prefix + name, shape, self._dtype)
+        found = self._checkpoint.tensor(self._prefix + name, shape, self._dtype).to(self._device)
         self.bytes += found.nbytes
         return found
 
     def first_row(self, name: str, size: int) -> torch.Tensor:
         """Of a table with as many rows as it happens to have."""
         shape = self._checkpoint.shapes.get(self._prefix + name, (1, size))
-        return self._checkpoint.tensor(self._prefix + name, (shape[0], size), self._dtype)[0]
+        return self._checkpoint.tensor(self._prefix + name, (shape[0], size), self._dtype)[0].to(self._device)
 
     def norm(self, name: str) -> LayerNorm:
         hidden = self.spec.hidden

@@ -75,9 +75,12 @@ class KernelDecoder:
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
         with torch.inference_mode():
             hidden = self.states(pieces)
-            ends = torch.tensor([len(piece.tokens) for piece in pieces]).cumsum(0) - 1
-            sampled = ends[torch.tensor([piece.sample for piece in pieces])]
-            if not len(sampled):
+            sampled: list[int] = []
+            end = 0
+            for piece in pieces:
+                end += len(piece.tokens)
+                sampled += range(end - piece.logit_rows, end)
+            if not sampled:
                 return torch.empty(0, self.vocabulary_size)
             return self.logits(hidden if len(sampled) == len(hidden) else hidden[sampled])
 

@@ -8,12 +8,16 @@ up to their end. A sequence whose next block another one is just computing waits
 When a decoding sequence needs a block and none is available, the one that runs last gives its blocks back and waits
 again, to be computed again later. Running sequences are ordered by priority, then by when they began, so the first
 always makes progress; one that waits with a better priority takes the place of the last.
+
+What is left of the budget goes to guesses of what decoding sequences say next (`speculation`), in blocks that nobody
+needs.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.steps import SequenceWork
@@ -22,6 +26,7 @@ from millicent.engine.config import PrefixCache
 from millicent.engine.scheduling.blocks import BlockPool, first_key, next_key
 from millicent.engine.scheduling.queues import FairShare, WaitingQueues
 from millicent.engine.scheduling.sequences import Sequence
+from millicent.engine.scheduling.speculation import Offer, worthwhile
 from millicent.step_time import Coefficients, Work
 
 # What counts for fairness is how work compares, not how fast a machine is: reading weights costs about as much as
@@ -37,8 +42,9 @@ def standalone_ns(work: SequenceWork) -> int:
 
 
 class Scheduler:
-    """`schedule` plans a step; the caller passes each piece to `advance`, runs it, and appends the tokens it samples.
-    A sequence whose forward pass failed is removed as not `sound` before the next `schedule`.
+    """`schedule` plans a step; the caller passes each piece to `advance`, runs it, and appends the tokens it samples,
+    with a call of `accept` for each guess among them that was right. A sequence whose forward pass failed is removed as
+    not `sound` before the next `schedule`.
 
     `deterministic` makes a sequence's pieces independent of everything else but what it finds in the prefix cache:
     prefill is cut at multiples of `step_tokens`, and rows after the prompt are computed one at a time, also when they
@@ -60,6 +66,7 @@ class Scheduler:
         self.pool = BlockPool(blocks)
         self.context_tokens = min(context_tokens, blocks * block_tokens)
         self.fair = FairShare()
+        self.costs: Coefficients | None = None  # what steps take; while nobody knows, nothing is guessed
         self._block_tokens = block_tokens
         self._max_sequences = max_sequences
         self._step_tokens = step_tokens
@@ -84,6 +91,10 @@ class Scheduler:
     @property
     def running(self) -> int:
         return len(self._running)
+
+    def decoding(self) -> Iterator[Sequence]:
+        """Those that run and only lack the row of their last token."""
+        return (sequence for sequence in self._running if sequence.decodes)
 
     def add(self, sequence: Sequence) -> None:
         """Queue it. Raises InvalidRequest when it could never run."""
@@ -135,29 +146,37 @@ class Scheduler:
                 break
             self._begin(newcomer)
             budget -= self._prefill(newcomer, budget, plan)
+        self._add_guesses(plan, budget)
         return plan
 
     def advance(self, piece: Piece) -> SequenceWork:
-        """Count the piece as computed; what it asks of the forward pass."""
+        """Count the piece as computed, but for its guesses; what it asks of the forward pass."""
         sequence = self._sequences[piece.sequence]
         work = self._work(sequence, piece)
-        sequence.computed = work.kv_read_tokens
+        sequence.guesses = []
+        sequence.computed = work.kv_read_tokens - piece.drafts
         sequence.reached = max(sequence.computed, sequence.reached)
         return work
+
+    def accept(self, sequence: Sequence) -> None:
+        """The next guess was right: its row counts as computed. What wrong ones have written is written over."""
+        sequence.computed += 1
+        sequence.reached = max(sequence.computed, sequence.reached)
 
     @staticmethod
     def _work(sequence: Sequence, piece: Piece) -> SequenceWork:
         rows = len(piece.tokens)
         end = piece.start + rows
         recomputed = max(0, min(end, sequence.reached) - piece.start)
-        decodes = rows == 1 and recomputed == 0 and piece.start >= sequence.prompt_tokens
+        decodes = rows - piece.drafts == 1 and recomputed == 0 and piece.start >= sequence.prompt_tokens
         return SequenceWork(
             sequence=sequence.id,
             prefill_rows=0 if decodes else rows,
-            decode_rows=1 if decodes else 0,
-            sampled_rows=1 if piece.sample else 0,
+            decode_rows=rows if decodes else 0,
+            sampled_rows=int(piece.sample) + piece.drafts,
             kv_read_tokens=end,
             recomputed_rows=recomputed,
+            drafted_tokens=piece.drafts,
         )
 
     # A step's pieces.
@@ -204,6 +223,70 @@ class Scheduler:
         )
         self.fair.charge(sequence.tenant, self._cost_ns(self._work(sequence, piece)))
         return piece
+
+    # Guesses.
+
+    def _add_guesses(self, plan: list[Piece], budget: int) -> None:
+        """Let decoding sequences check guesses, as many as pay, in what the step has left of rows and blocks."""
+        offered = [place for place, piece in enumerate(plan) if self._offers(piece)]
+        if self.costs is None or not offered:
+            return
+        # Under `deterministic` each piece has a pass of its own, and neither gains nor costs anything in another's.
+        for places in [[place] for place in offered] if self._deterministic else [offered]:
+            pieces = [plan[place] for place in places] if self._deterministic else plan
+            sequences = [self._sequences[plan[place].sequence] for place in places]
+            works = [(piece, Work.of(self._work(self._sequences[piece.sequence], piece))) for piece in pieces]
+            taken = worthwhile(
+                self.costs,
+                [work for _, work in works],
+                [work for piece, work in works if len(piece.tokens) == 1 and piece.sample],
+                [Offer(len(sequence.guesses), sequence.acceptance) for sequence in sequences],
+                most=budget,
+            )
+            for place, sequence, count in zip(places, sequences, taken, strict=True):
+                plan[place] = self._with_guesses(plan[place], sequence, count)
+
+    def worth_making(self, offers: list[tuple[Sequence, int]], guess_ns: float) -> list[int]:
+        """Of guesses that are yet to be made, how many of each of these decoding sequences pay; making one for all of
+        them takes `guess_ns`. Prompts that wait take their part of the next step."""
+        if self.costs is None:
+            return [0] * len(offers)
+        if self._deterministic and len(offers) > 1:  # each has passes of its own
+            return [count for offer in offers for count in self.worth_making([offer], guess_ns)]
+        decoding = [sequence for sequence, _ in offers] if self._deterministic else list(self.decoding())
+        decodes = [Work(1, 1, len(sequence.tokens), 0) for sequence in decoding]
+        room = max(0, self._step_tokens - len(decodes))
+        prompts = 0 if self._deterministic else sum(self._rows(each) for each in self._running if not each.decodes)
+        prefill = Work(min(room, prompts), 0, 0, 0)
+        return worthwhile(
+            self.costs,
+            [*decodes, prefill],
+            decodes,
+            [Offer(count, sequence.acceptance) for sequence, count in offers],
+            most=room - prefill.rows,
+            guess_ns=[guess_ns] * max((count for _, count in offers), default=0),
+        )
+
+    def _offers(self, piece: Piece) -> bool:
+        sequence = self._sequences[piece.sequence]
+        return bool(sequence.guesses) and sequence.decodes
+
+    def reserve(self, sequence: Sequence, count: int) -> int:
+        """How many guesses of a decoding sequence have room. Blocks are taken for them beyond the one that every
+        running sequence keeps to grow into."""
+        spare = max(0, self.pool.available - len(self._running))
+        missing = self._blocks_for(len(sequence.tokens) + count) - len(sequence.blocks)
+        sequence.blocks += self.pool.take(max(0, min(missing, spare)))
+        return max(0, min(count, len(sequence.blocks) * self._block_tokens - len(sequence.tokens)))
+
+    def _with_guesses(self, piece: Piece, sequence: Sequence, count: int) -> Piece:
+        count = self.reserve(sequence, count)
+        if count == 0:
+            return piece
+        checked = replace(piece, tokens=[*piece.tokens, *sequence.guesses[:count]], drafts=count)
+        more_ns = self._cost_ns(self._work(sequence, checked)) - self._cost_ns(self._work(sequence, piece))
+        self.fair.charge(sequence.tenant, more_ns)
+        return checked
 
     # Who runs.
 

@@ -15,7 +15,8 @@ class Sequence:
 
     `tenant` and `priority` (lower is earlier) decide its place; `deadline_ns` is monotonic, None without one. Unless
     `reuses`, all its rows are computed. `cached_tokens` is how many weren't when it first began. `every_row` asks for
-    the logits of all its rows.
+    the logits of all its rows. `guesses` of the tokens that come next are checked where there is room for them; each
+    was right so far with `acceptance`.
     """
 
     id: int
@@ -34,6 +35,8 @@ class Sequence:
     named: int = 0
     arrival: int = 0
     overtaken: int = 0
+    guesses: list[int] = field(default_factory=list)
+    acceptance: float = 0.5
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
@@ -41,6 +44,11 @@ class Sequence:
     @property
     def output_tokens(self) -> int:
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def decodes(self) -> bool:
+        """Only the row of its last token, which it made itself, is missing."""
+        return self.output_tokens > 0 and self.computed == len(self.tokens) - 1 >= self.reached
 
     @property
     def place(self) -> tuple[bool, int, int]:

@@ -1,0 +1,455 @@
+"""The sections of gpu.py. Each prints its figures as JSON lines, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from millicent.engine.cuda.ahead import AheadRunner
+    from millicent.engine.weights import ModelSpec
+
+ROOT = Path(__file__).parent.parent
+CEILINGS = "GPU_CEILINGS"  # names the file in which they go from section to section of one run
+# The vendor's, for an H200: only where they couldn't be measured.
+_NOMINAL = {"bytes_per_s": 4.8e12, "bf16_flops": 989e12, "fp8_flops": 1979e12}
+
+
+@dataclass(frozen=True)
+class Settings:
+    rehearsal: bool
+    usd_per_hour: str
+
+    def sized(self, real: int, tiny: int) -> int:
+        return tiny if self.rehearsal else real
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.rehearsal else "cuda"
+
+    @cached_property
+    def ceilings(self) -> dict[str, float]:
+        try:
+            found: dict[str, float] = json.loads(Path(os.environ[CEILINGS]).read_text())
+        except (KeyError, OSError):
+            return _NOMINAL
+        return _NOMINAL | found
+
+    def shape(self, name: str) -> ModelSpec:
+        from support import random_weights
+
+        if self.rehearsal:
+            return random_weights.spec(layers=1, heads=2, kv_heads=1)
+        found: ModelSpec = getattr(random_weights, name)
+        return found
+
+
+def tell(figure: str, value: float, unit: str, **more: Any) -> None:
+    shown = round(value) if abs(value) >= 1000 else float(f"{value:.4g}")
+    print(json.dumps({"figure": figure, "value": shown, "unit": unit, **more}), flush=True)
+
+
+def seconds(settings: Settings, run: Callable[[], object], repeats: int = 10) -> float:
+    """The median of `repeats` runs, after a few that aren't counted."""
+    import torch
+
+    if settings.rehearsal:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    for _ in range(3):
+        run()
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for first, last in pairs:
+        first.record()
+        run()
+        last.record()
+    torch.cuda.synchronize()
+    return statistics.median(first.elapsed_time(last) for first, last in pairs) / 1000
+
+
+# What the machine can do.
+
+
+def machine(settings: Settings) -> None:
+    import torch
+
+    versions: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0]}
+    if not settings.rehearsal:
+        import triton
+
+        properties = torch.cuda.get_device_properties(0)
+        versions |= {"triton": triton.__version__, "gpu": properties.name, "memory": properties.total_memory}
+    print(json.dumps({"versions": versions}), flush=True)
+    count = settings.sized(1 << 31, 1 << 20)
+    source = torch.randn(count, device=settings.device, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / seconds(settings, lambda: target.copy_(source))
+    tell("copy, bytes read and written", copied / 1e12, "TB/s")
+    read = source.nbytes / seconds(settings, lambda: torch.amax(source.view(settings.sized(4096, 16), -1), dim=1))
+    tell("read", read / 1e12, "TB/s")
+    del source, target
+    side = settings.sized(8192, 64)
+    left, right = (torch.randn(side, side, device=settings.device, dtype=torch.bfloat16) for _ in range(2))
+    bf16 = 2 * side**3 / seconds(settings, lambda: left @ right)
+    tell("matrix product, bf16", bf16 / 1e12, "TFLOP/s")
+    found = {"bytes_per_s": max(copied, read), "bf16_flops": bf16}
+    scale = torch.ones(side, 1, device=settings.device)
+    left8, right8 = (each.to(torch.float8_e4m3fn) for each in (left, right))
+
+    def fp8() -> object:
+        return torch._scaled_mm(left8, right8.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
+
+    found["fp8_flops"] = 2 * side**3 / seconds(settings, fp8)
+    tell("matrix product, fp8 with a scale for each row and column", found["fp8_flops"] / 1e12, "TFLOP/s")
+    if not settings.rehearsal:
+        Path(os.environ[CEILINGS]).write_text(json.dumps(found))
+        launches(settings)
+
+
+def launches(settings: Settings) -> None:
+    """What a graph's node costs when there is nothing to do in it."""
+    import torch
+
+    small = torch.zeros(64, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(300):
+            small.add_(1)
+    whole = seconds(settings, graph.replay, repeats=50)
+    tell("graph of 300 dependent small kernels", whole * 1e6, "us")
+    tell("floor of a graph's node", whole / 300 * 1e6, "us")
+
+
+# Is it right?
+
+
+def tests(settings: Settings) -> None:
+    """The tests of the engine's GPU part, the ones that need a GPU among them."""
+    chosen = ["tests/engine_cuda/test_ahead_runner.py"] if settings.rehearsal else ["tests/engine_cuda"]
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider", *chosen]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "E  ")) or " in " in line]
+    print(json.dumps({"tests": lines[-40:]}), flush=True)
+    if done.returncode:
+        raise SystemExit(f"tests failed: {done.stdout[-600:]} {done.stderr[-300:]}")
+
+
+def logits(settings: Settings) -> None:
+    """A few layers of each shape, in each precision, beside float64 on the processor."""
+    from dataclasses import replace
+
+    import msgspec
+    from support.device_decoders import CONFIG, errors, mixed_passes, on_device
+    from support.random_weights import RandomCheckpoint
+
+    for name in ("QWEN3_0_6B", "LLAMA_3_1_8B"):
+        shape = replace(
+            settings.shape(name), layers=1 if settings.rehearsal else 2, vocabulary=1024, context_tokens=512
+        )
+        checkpoint = RandomCheckpoint(shape)
+        config = msgspec.structs.replace(CONFIG, step_tokens=settings.sized(64, 16))
+        for label, dtype, fp8 in (("fp32", "fp32", False), ("bf16", "bf16", False), ("fp8", "bf16", True)):
+            if settings.rehearsal and dtype == "bf16":
+                continue  # the interpreter multiplies bfloat16 wrongly
+            model = on_device(checkpoint, config, dtype=dtype, fp8=fp8)  # type: ignore[arg-type]
+            worst = max(errors(model, checkpoint, mixed_passes(shape.vocabulary), config))
+            tell(f"{name} {label}: logits off float64's, relative", worst, "")
+            limit = {"fp32": 1e-4, "bf16": 3e-2, "fp8": 0.15}[label]
+            if not worst < limit:
+                raise SystemExit(f"{name} {label}: {worst} is more than {limit}")
+            del model
+
+
+# How fast?
+
+
+@dataclass
+class Offline:
+    """What a run of the engine, without the gateway, came to."""
+
+    wall_s: float
+    output_tokens: int
+    steps: int
+    device_s: float
+    first_s: float
+
+    @property
+    def rate(self) -> float:
+        return self.output_tokens / self.wall_s
+
+
+class _Silent:
+    """Tokens become no text: what is measured is the engine."""
+
+    stopped = False
+
+    def __init__(self, stop: object) -> None:
+        del stop
+
+    def push(self, token: int, *, heed_stops: bool = True) -> str:
+        del token, heed_stops
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
+def runner(settings: Settings, name: str, *, fp8: bool, max_sequences: int, step_tokens: int = 2048) -> AheadRunner:
+    import torch
+    from support.random_weights import RandomCheckpoint
+
+    from millicent.engine.config import EngineConfig
+    from millicent.engine.cuda.ahead import AheadRunner
+    from millicent.engine.cuda.device import open_device
+    from millicent.engine.cuda.opening import open_decoder
+    from millicent.engine.runner import OpenModel
+
+    config = EngineConfig(
+        device="cuda:0", max_sequences=max_sequences, step_tokens=settings.sized(step_tokens, 16), prefix_cache="off"
+    )
+    start = time.perf_counter()
+    device = open_device("cuda:0")
+    checkpoint = RandomCheckpoint(settings.shape(name), device=settings.device)
+    with torch.inference_mode():
+        model = open_decoder(
+            checkpoint, device, config, name=name, dtype="fp32" if settings.rehearsal else "bf16", fp8=fp8,
+            eos_tokens=frozenset(),
+        )  # fmt: skip
+    opened = OpenModel(model, frozenset(), _Silent)  # type: ignore[arg-type]
+    room = device.budget_bytes(config) - model.working_bytes
+    wanted = max_sequences * settings.sized(2560, 40) // config.block_tokens
+    blocks = min(wanted, int(room * 0.9) // (config.block_tokens * model.kv_bytes_per_token))
+    found = AheadRunner(model, opened, config, blocks=blocks, wake=lambda: None)
+    tell(f"{name}{' fp8' if fp8 else ''}: weights", model.weight_bytes / 1e9, "GB")
+    tell(f"{name}{' fp8' if fp8 else ''}: loading, compiling and recording", time.perf_counter() - start, "s")
+    return found
+
+
+def offline(settings: Settings, subject: AheadRunner, lengths: list[tuple[int, int]], seed: int) -> Offline:
+    from millicent.core.clock import SystemClock
+    from millicent.core.request import Limits, Sampling
+    from millicent.engine.protocol import Submit
+
+    draw = random.Random(seed)
+    vocabulary = subject._model.vocabulary_size
+    for number, (given, made) in enumerate(lengths):
+        prompt = tuple(draw.randrange(vocabulary) for _ in range(given))
+        limits = Limits(max_tokens=made, ignore_eos=True)
+        refused = subject.submit(Submit(seed * 10**6 + number, "", prompt, Sampling(temperature=0), limits))
+        assert refused is None, refused
+    clock = SystemClock()
+    start_ns, device_ns, steps, tokens, first_ns = clock.monotonic_ns(), 0, 0, 0, 0
+    while subject.busy:
+        step = subject.step("cuda:0", steps, clock, ahead=True)
+        steps += 1
+        device_ns += step.record.wall_ns if step.record else 0
+        tokens += sum(output.tokens for output in step.outputs)
+        first_ns = first_ns or (clock.monotonic_ns() - start_ns if tokens else 0)
+        assert not any(output.error for output in step.outputs), step.outputs
+    wall_s = (clock.monotonic_ns() - start_ns) / 1e9
+    assert tokens == sum(made for _, made in lengths)
+    return Offline(wall_s, tokens, steps, device_ns / 1e9, first_ns / 1e9)
+
+
+def floor_s(settings: Settings, shape: ModelSpec, lengths: list[tuple[int, int]], batch: int, *, fp8: bool) -> float:
+    """Bytes over the rate of memory, plus operations of the prompts over that of the matrix units: weights once per
+    step of `batch` sequences, every token's context once, every prompt's rows multiplied."""
+    kv = 2 * shape.layers * shape.kv_heads * shape.head_dim * 2
+    inner = shape.heads * shape.head_dim
+    layer = shape.hidden * (2 * inner + 2 * shape.kv_heads * shape.head_dim + 3 * shape.intermediate)
+    layers, head = shape.layers * layer, shape.vocabulary * shape.hidden
+    weights = layers * (1 if fp8 else 2) + head * 2
+    made = sum(output for _, output in lengths)
+    context = sum(given * output + output * (output + 1) // 2 for given, output in lengths)
+    rates = settings.ceilings
+    reading = (made / batch * weights + context * kv) / rates["bytes_per_s"]
+    multiplying = 2 * layers * sum(given for given, _ in lengths) / rates["fp8_flops" if fp8 else "bf16_flops"]
+    return reading + multiplying
+
+
+def measure(
+    settings: Settings, name: str, label: str, lengths: list[tuple[int, int]], *, fp8: bool, batch: int, target: int
+) -> None:
+    subject = runner(settings, name, fp8=fp8, max_sequences=batch)
+    offline(settings, subject, lengths[: max(1, len(lengths) // 8)], seed=1)  # warms up
+    found = offline(settings, subject, lengths, seed=2)
+    floor = floor_s(settings, settings.shape(name), lengths, batch, fp8=fp8)
+    tell(label, found.rate, "tokens/s", share=round(floor / found.wall_s, 4), target=target)
+    tell(f"{label}: a step", found.device_s / found.steps * 1e6, "us", steps=found.steps)
+    tell(f"{label}: records' share of the time that passed", found.device_s / found.wall_s, "")
+    tell(f"{label}: first token", found.first_s * 1000, "ms")
+
+
+def qwen_single(settings: Settings) -> None:
+    lengths = [(settings.sized(128, 6), settings.sized(512, 5))]
+    measure(
+        settings, "QWEN3_0_6B", "Qwen3-0.6B bf16, batch 1, 128 in 512 out", lengths, fp8=False, batch=1, target=1200
+    )
+
+
+def random_lengths(settings: Settings) -> list[tuple[int, int]]:
+    draw = random.Random(5)
+    low, high = settings.sized(100, 2), settings.sized(1024, 6)
+    return [(draw.randint(low, high), draw.randint(low, high)) for _ in range(settings.sized(256, 3))]
+
+
+def qwen_many(settings: Settings) -> None:
+    label = "Qwen3-0.6B bf16, 256 requests of 100 to 1,024 in and out"
+    batch = settings.sized(256, 3)
+    measure(settings, "QWEN3_0_6B", label, random_lengths(settings), fp8=False, batch=batch, target=30_000)
+
+
+def llama_single(settings: Settings) -> None:
+    lengths = [(settings.sized(128, 6), settings.sized(256, 3))]
+    for label, fp8, target in (("bf16", False, 240), ("FP8", True, 420)):
+        measure(settings, "LLAMA_3_1_8B", f"Llama-3.1-8B {label}, batch 1", lengths, fp8=fp8, batch=1, target=target)
+
+
+def llama_many(settings: Settings) -> None:
+    lengths = [(settings.sized(128, 4), settings.sized(128, 3))] * settings.sized(1024, 3)
+    label = "Llama-3.1-8B FP8, 128 in 128 out, offline"
+    batch = settings.sized(512, 3)
+    measure(settings, "LLAMA_3_1_8B", label, lengths, fp8=True, batch=batch, target=20_000)
+
+
+# Kernel by kernel.
+
+
+def attention(settings: Settings) -> None:
+    import torch
+
+    from millicent.engine.cuda.decoder import splits_for
+    from millicent.engine.cuda.kernels.attention import (
+        DecodeRows,
+        PrefillTiles,
+        attend_decode,
+        attend_prefill,
+        tile_rows,
+    )
+
+    dtype = torch.float32 if settings.rehearsal else torch.bfloat16
+    place, head_dim, size = settings.device, settings.sized(128, 16), 16
+    for heads, kv_heads, count, context in ((16, 8, 1, 8192), (16, 8, 256, 1024), (32, 8, 1, 8192), (32, 8, 64, 2048)):
+        rows, tokens = settings.sized(count, 2), settings.sized(context, 20)
+        blocks = -(-tokens // size)
+        keys, values = (torch.randn(rows * blocks, kv_heads, size, head_dim, dtype=dtype, device=place) for _ in "kv")
+        tables = torch.randperm(rows * blocks, device=place).int()
+        starts = torch.arange(rows, device=place).int() * blocks
+        qkv = torch.randn(max(rows, tokens), (heads + 2 * kv_heads) * head_dim, dtype=dtype, device=place)
+        out = torch.empty(len(qkv), heads * head_dim, dtype=dtype, device=place)
+        chip = 132 if settings.rehearsal else torch.cuda.get_device_properties(0).multi_processor_count
+        decode = DecodeRows(starts, torch.full_like(starts, tokens), tables, splits_for(rows * kv_heads, chip))
+        took = seconds(settings, partial(attend_decode, qkv, keys, values, decode, out))
+        bytes_read = 2 * rows * tokens * kv_heads * head_dim * dtype.itemsize
+        floor = bytes_read / settings.ceilings["bytes_per_s"]
+        label = f"decode attention, {heads}/{kv_heads} heads, {count} x {context}"
+        tell(label, took * 1e6, "us", share=round(floor / took, 4), splits=decode.splits)
+        step = tile_rows(heads, kv_heads, dtype)
+        firsts = torch.arange(0, tokens, step, device=place).int()
+        tiles = PrefillTiles(firsts, (tokens - firsts).clamp(max=step), firsts, torch.zeros_like(firsts), tables)
+        took = seconds(settings, partial(attend_prefill, qkv, keys, values, tiles, out))
+        floor = 2 * tokens**2 * heads * head_dim / settings.ceilings["bf16_flops"]  # two products of half a square
+        tell(f"prefill attention, {heads}/{kv_heads} heads, {context}", took * 1e6, "us", share=round(floor / took, 4))
+        del keys, values
+
+
+def linears(settings: Settings) -> None:
+    import torch
+
+    from millicent.engine.cuda.linear import Fp8Linear, PlainLinear
+
+    dtype = torch.float32 if settings.rehearsal else torch.bfloat16
+    for name in ("QWEN3_0_6B", "LLAMA_3_1_8B"):
+        shape = settings.shape(name)
+        inner = shape.heads * shape.head_dim
+        sizes = {
+            "qkv": (inner + 2 * shape.kv_heads * shape.head_dim, shape.hidden),
+            "o": (shape.hidden, inner),
+            "gate-up": (2 * shape.intermediate, shape.hidden),
+            "down": (shape.hidden, shape.intermediate),
+            "head": (shape.vocabulary, shape.hidden),
+        }
+        for part, (outputs, inputs) in sizes.items():
+            weight = torch.randn(outputs, inputs, dtype=dtype, device=settings.device)
+            kinds: dict[str, Any] = {"bf16": PlainLinear(weight)}
+            if Fp8Linear.fits(outputs, inputs) and part != "head":
+                kinds["fp8"] = Fp8Linear(weight)
+            for kind, linear in kinds.items():
+                for rows in (1, 16, 256):
+                    x = torch.randn(settings.sized(rows, 2), inputs, dtype=dtype, device=settings.device)
+                    took = seconds(settings, partial(linear, x))
+                    floor = max(
+                        linear.nbytes / settings.ceilings["bytes_per_s"],
+                        2 * rows * outputs * inputs / settings.ceilings[f"{kind}_flops"],
+                    )
+                    tell(f"{name} {part} {kind}, {rows} rows", took * 1e6, "us", share=round(floor / took, 4))
+            del weight, kinds
+
+
+def transformers(settings: Settings) -> None:
+    """The same shapes and lengths in `transformers`' continuous batching."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config
+
+    shape = settings.shape("QWEN3_0_6B")
+    config = Qwen3Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=shape.context_tokens,
+        tie_word_embeddings=True,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(settings.device).eval()
+    for label, lengths in (
+        ("batch 1, 128 in 512 out", [(settings.sized(128, 6), settings.sized(512, 5))]),
+        ("256 requests of 100 to 1,024 in and out", random_lengths(settings)),
+    ):
+        most = max(made for _, made in lengths)
+        wanted = GenerationConfig(
+            max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True
+        )
+        prompts = [
+            [random.Random(i).randrange(shape.vocabulary) for _ in range(given)] for i, (given, _) in enumerate(lengths)
+        ]
+        start = time.perf_counter()
+        with torch.no_grad():
+            found = model.generate_batch(inputs=prompts, generation_config=wanted, progress_bar=False)
+        wall = time.perf_counter() - start
+        made = sum(len(each.generated_tokens) for each in found.values())
+        assert made == most * len(lengths), f"{made} tokens came of {most * len(lengths)}"
+        tell(f"transformers' continuous batching, {label} (all to the longest)", made / wall, "tokens/s")
+
+
+def http(settings: Settings) -> None:
+    import gpu_served
+
+    gpu_served.measure(settings)
+
+
+def _each() -> Iterator[tuple[str, Callable[[Settings], None]]]:
+    sections = (
+        machine, tests, logits, qwen_single, qwen_many, llama_single, llama_many, http, attention, linears, transformers
+    )  # fmt: skip
+    for section in sections:
+        yield section.__name__, section
+
+
+SECTIONS = dict(_each())

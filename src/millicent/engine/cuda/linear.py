@@ -1,0 +1,62 @@
+"""Matrix products with weights in memory of the device: as they are, or rounded to FP8."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from millicent.engine.cuda.kernels.matmul import SMALL_ROWS, multiply_small
+from millicent.engine.cuda.kernels.rows import FP8, FP8_LARGEST, quantize_rows
+
+_FP8_MULTIPLE = 16  # of both sizes: what the matrix units take
+
+
+class Linear(Protocol):
+    nbytes: int
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """[rows, in] to [rows, out]."""
+        ...
+
+
+class PlainLinear:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._weight = weight
+        self._bias = bias
+        self.nbytes = weight.nbytes + (bias.nbytes if bias is not None else 0)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return functional.linear(rows, self._weight, self._bias)
+
+    def into(self, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """Without a bias."""
+        torch.mm(rows, self._weight.t(), out=out)
+
+
+class Fp8Linear:
+    """Each output's weights are FP8 (e4m3) times a float32 scale. Few rows are multiplied as they are; many are rounded
+    to FP8 too, with a scale for each row, so that the matrix units compute twice as fast."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        peak = weight.abs().amax(dim=1).float().clamp(min=1e-12)
+        self._scales = peak / FP8_LARGEST
+        self._values = (weight.float() / self._scales[:, None]).to(FP8)
+        self._bias = bias
+        self._dtype = weight.dtype
+        self.nbytes = self._values.nbytes + self._scales.nbytes + (bias.nbytes if bias is not None else 0)
+
+    @staticmethod
+    def fits(outputs: int, inputs: int) -> bool:
+        return outputs % _FP8_MULTIPLE == 0 and inputs % _FP8_MULTIPLE == 0
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        if len(rows) <= SMALL_ROWS:
+            found = multiply_small(rows, self._values, self._scales)
+        else:
+            values, scales = quantize_rows(rows)
+            found = torch._scaled_mm(  # noqa: SLF001 - private in name, and the only door to it
+                values, self._values.t(), scale_a=scales, scale_b=self._scales[None, :], out_dtype=self._dtype
+            )
+        return found if self._bias is None else found + self._bias

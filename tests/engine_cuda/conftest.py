@@ -1,0 +1,27 @@
+"""Kernels run on the processor, in Triton's interpreter, unless there is a GPU: the choice falls when they are imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+collect_ignore_glob: list[str] = []
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if importlib.util.find_spec("triton") is None:
+    collect_ignore_glob.append("test_cuda_*.py")
+elif not _has_gpu():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return "cuda" if _has_gpu() else "cpu"
