@@ -78,7 +78,7 @@ class _CudaMark:
         self._event.synchronize()
 
     def since(self, earlier: _CudaMark) -> int:
-        return round(earlier._event.elapsed_time(self._event) * 1e6)
+        return round(earlier._event.elapsed_time(self._event) * 1e6)  # noqa: SLF001 - its own kind
 
 
 class CudaDevice:
@@ -153,7 +153,7 @@ class _HostMark:
         """It is reached."""
 
     def since(self, earlier: _HostMark) -> int:
-        return self._ns - earlier._ns
+        return self._ns - earlier._ns  # noqa: SLF001 - its own kind
 
 
 class HostDevice:
