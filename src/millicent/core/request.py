@@ -266,6 +266,8 @@ class Request(msgspec.Struct, frozen=True):
         field, advice = "reasoning_effort", ' or send "none"'
         if self.dialect == "anthropic.messages":
             field, advice = "thinking.budget_tokens" if thinking.budget_tokens else "output_config.effort", ""
+        elif self.dialect.startswith("ollama."):
+            field, advice = "think", " or send true or false"
         raise InvalidRequest(
             f"`{field}` is not supported by model `{self.model}`: leave it out{advice}.",
             param=field,

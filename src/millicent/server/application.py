@@ -31,7 +31,7 @@ from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.families import family_of, is_anthropic
 from millicent.server.guard import Guard
-from millicent.server.inference import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, InferenceEndpoint
+from millicent.server.inference import DIALECTS, InferenceEndpoint
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
 from millicent.server.sign_in import SignIn, SignInPage
@@ -116,12 +116,7 @@ class Server:
             Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
         ]
         idempotency = Idempotency(queries, clock)
-        for path, dialect in (
-            ("/v1/chat/completions", CHAT),
-            ("/v1/completions", COMPLETIONS),
-            ("/v1/embeddings", EMBEDDINGS),
-            ("/v1/messages", MESSAGES),
-        ):
+        for path, dialect in DIALECTS.items():
             endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, late, ids, clock, config)
             routes.append(Route(path, endpoint, methods=["POST"]))
         sessions = Sessions(clock)

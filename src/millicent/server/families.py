@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import Scope
 
-from millicent.wire import anthropic_common, openai_common
+from millicent.wire import anthropic_common, ollama_common, openai_common
 from millicent.wire.family import Family
 
 _ANTHROPIC_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
@@ -17,4 +17,6 @@ def is_anthropic(scope: Scope) -> bool:
 
 
 def family_of(scope: Scope) -> Family:
+    if scope["path"].startswith("/api/"):
+        return ollama_common.FAMILY
     return anthropic_common.FAMILY if is_anthropic(scope) else openai_common.FAMILY

@@ -35,6 +35,9 @@ from millicent.wire import (
     anthropic_answers,
     anthropic_common,
     anthropic_messages,
+    ollama_answers,
+    ollama_common,
+    ollama_requests,
     openai_chat,
     openai_common,
     openai_completions,
@@ -66,6 +69,7 @@ class Dialect:
     answer_body: Callable[[Receipt, Sequence[Text], Sequence[FinishReason], Any], dict[str, Any]]
     stream: Callable[[Any], StreamWriter] | None = None  # None: its requests never stream
     family: Family = openai_common.FAMILY
+    named: Callable[[str, Sequence[str]], str] = lambda name, _: name
 
 
 CHAT = Dialect(
@@ -88,6 +92,31 @@ MESSAGES = Dialect(
     anthropic_answers.Stream,
     anthropic_common.FAMILY,
 )
+OLLAMA_CHAT, OLLAMA_GENERATE = (
+    Dialect(
+        decode,
+        lambda receipt, texts, reasons, kind: ollama_answers.answer_body(receipt, texts[0], reasons[0], kind),
+        ollama_answers.Stream,
+        ollama_common.FAMILY,
+        ollama_common.served_name,
+    )
+    for decode in (ollama_requests.decode_chat, ollama_requests.decode_generate)
+)
+OLLAMA_EMBED = Dialect(
+    ollama_requests.decode_embed,
+    lambda receipt, texts, _, __: ollama_answers.embed_body(receipt, texts[0].text),
+    family=ollama_common.FAMILY,
+    named=ollama_common.served_name,
+)
+DIALECTS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+    "/v1/messages": MESSAGES,
+    "/api/chat": OLLAMA_CHAT,
+    "/api/generate": OLLAMA_GENERATE,
+    "/api/embed": OLLAMA_EMBED,
+}
 
 
 class Replay:
@@ -148,7 +177,9 @@ class InferenceEndpoint:
             )
             headers = Headers(scope=scope)
             request, shape = self._dialect.decode(body, headers, self._ids.new("rcpt"))
-            caller.check_model(request.model)
+            model = self._dialect.named(request.model, self._pipeline.models())
+            request = msgspec.structs.replace(request, model=model)
+            caller.check_model(model)
             request = self._with_headers(request, headers, caller)
             key = headers.get("idempotency-key")
             claim = None if key is None else claim_of(key, caller.id, request, shape)
@@ -257,7 +288,8 @@ class InferenceEndpoint:
         try:
             while (texts := await self._take_or_beat(send, answer)) is not None:
                 receipt = so_far()
-                await _send_part(send, b"".join(writer.text(receipt, text) for text in texts))
+                if part := b"".join(writer.text(receipt, text) for text in texts):
+                    await _send_part(send, part)
             assert answer.settled is not None
             last = writer.end(answer.settled, answer.reasons)
         except MillicentError as error:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import msgspec
-
 from millicent.core.chunks import CallPiece, FinishReason, Text
 from millicent.core.receipts import Receipt
 from millicent.wire.anthropic_common import event, usage_body
+from millicent.wire.tool_arguments import arguments_object
 
 _STOP_REASONS = {
     FinishReason.LENGTH: "max_tokens",
@@ -27,7 +26,7 @@ def answer_body(receipt: Receipt, text: Text, reason: FinishReason) -> dict[str,
         content.append({"type": "redacted_thinking", "data": text.sealed})
     if text.text:
         content.append({"type": "text", "text": text.text})
-    content += [_call_block(receipt, call) | {"input": _input(call.arguments)} for call in text.calls]
+    content += [_call_block(receipt, call) | {"input": arguments_object(call.arguments)} for call in text.calls]
     return _message(receipt) | {"content": content, "usage": usage_body(receipt)} | _ending(reason, text.stop)
 
 
@@ -53,15 +52,6 @@ def _ending(reason: FinishReason, stop: str) -> dict[str, Any]:
 
 def _call_block(receipt: Receipt, call: CallPiece) -> dict[str, Any]:
     return {"type": "tool_use", "id": call_id(receipt, call.index), "name": call.name, "input": {}}
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """What was cut off, or is no object, stands there as it came: no schema takes it for good arguments."""
-    try:
-        found = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError):
-        return {"_unparsed": arguments}
-    return found
 
 
 class Stream:
