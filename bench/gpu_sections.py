@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-
     from millicent.engine.cuda.ahead import AheadRunner
     from millicent.engine.weights import ModelSpec
 
@@ -71,13 +69,14 @@ def seconds(settings: Settings, run: Callable[[], object], repeats: int = 10) ->
         return time.perf_counter() - start
     for _ in range(3):
         run()
-    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    event = partial(torch.cuda.Event, enable_timing=True)
+    pairs = [(event(), event()) for _ in range(repeats)]
     for first, last in pairs:
         first.record()
         run()
         last.record()
     torch.cuda.synchronize()
-    return statistics.median(first.elapsed_time(last) for first, last in pairs) / 1000
+    return float(statistics.median(first.elapsed_time(last) for first, last in pairs)) / 1000
 
 
 # What the machine can do.
@@ -96,9 +95,9 @@ def machine(settings: Settings) -> None:
     count = settings.sized(1 << 31, 1 << 20)
     source = torch.randn(count, device=settings.device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / seconds(settings, lambda: target.copy_(source))
+    copied = 2 * source.nbytes / seconds(settings, partial(target.copy_, source))
     tell("copy, bytes read and written", copied / 1e12, "TB/s")
-    read = source.nbytes / seconds(settings, lambda: torch.amax(source.view(settings.sized(4096, 16), -1), dim=1))
+    read = source.nbytes / seconds(settings, partial(torch.amax, source.view(settings.sized(4096, 16), -1), dim=1))
     tell("read", read / 1e12, "TB/s")
     del source, target
     side = settings.sized(8192, 64)
@@ -109,8 +108,10 @@ def machine(settings: Settings) -> None:
     scale = torch.ones(side, 1, device=settings.device)
     left8, right8 = (each.to(torch.float8_e4m3fn) for each in (left, right))
 
+    multiply = torch._scaled_mm  # noqa: SLF001 - private in name, and the only door to it
+
     def fp8() -> object:
-        return torch._scaled_mm(left8, right8.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
+        return multiply(left8, right8.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
 
     found["fp8_flops"] = 2 * side**3 / seconds(settings, fp8)
     tell("matrix product, fp8 with a scale for each row and column", found["fp8_flops"] / 1e12, "TFLOP/s")
@@ -153,6 +154,7 @@ def logits(settings: Settings) -> None:
     from dataclasses import replace
 
     import msgspec
+
     from support.device_decoders import CONFIG, errors, mixed_passes, on_device
     from support.random_weights import RandomCheckpoint
 
@@ -210,13 +212,13 @@ class _Silent:
 
 def runner(settings: Settings, name: str, *, fp8: bool, max_sequences: int, step_tokens: int = 2048) -> AheadRunner:
     import torch
-    from support.random_weights import RandomCheckpoint
 
     from millicent.engine.config import EngineConfig
     from millicent.engine.cuda.ahead import AheadRunner
     from millicent.engine.cuda.device import open_device
     from millicent.engine.cuda.opening import open_decoder
     from millicent.engine.runner import OpenModel
+    from support.random_weights import RandomCheckpoint
 
     config = EngineConfig(
         device="cuda:0", max_sequences=max_sequences, step_tokens=settings.sized(step_tokens, 16), prefix_cache="off"
@@ -229,7 +231,7 @@ def runner(settings: Settings, name: str, *, fp8: bool, max_sequences: int, step
             checkpoint, device, config, name=name, dtype="fp32" if settings.rehearsal else "bf16", fp8=fp8,
             eos_tokens=frozenset(),
         )  # fmt: skip
-    opened = OpenModel(model, frozenset(), _Silent)  # type: ignore[arg-type]
+    opened = OpenModel(model, frozenset(), _Silent)
     room = device.budget_bytes(config) - model.working_bytes
     wanted = max_sequences * settings.sized(2560, 40) // config.block_tokens
     blocks = min(wanted, int(room * 0.9) // (config.block_tokens * model.kv_bytes_per_token))
@@ -239,13 +241,12 @@ def runner(settings: Settings, name: str, *, fp8: bool, max_sequences: int, step
     return found
 
 
-def offline(settings: Settings, subject: AheadRunner, lengths: list[tuple[int, int]], seed: int) -> Offline:
+def offline(subject: AheadRunner, vocabulary: int, lengths: list[tuple[int, int]], seed: int) -> Offline:
     from millicent.core.clock import SystemClock
     from millicent.core.request import Limits, Sampling
     from millicent.engine.protocol import Submit
 
     draw = random.Random(seed)
-    vocabulary = subject._model.vocabulary_size
     for number, (given, made) in enumerate(lengths):
         prompt = tuple(draw.randrange(vocabulary) for _ in range(given))
         limits = Limits(max_tokens=made, ignore_eos=True)
@@ -285,8 +286,9 @@ def measure(
     settings: Settings, name: str, label: str, lengths: list[tuple[int, int]], *, fp8: bool, batch: int, target: int
 ) -> None:
     subject = runner(settings, name, fp8=fp8, max_sequences=batch)
-    offline(settings, subject, lengths[: max(1, len(lengths) // 8)], seed=1)  # warms up
-    found = offline(settings, subject, lengths, seed=2)
+    vocabulary = settings.shape(name).vocabulary
+    offline(subject, vocabulary, lengths[: max(1, len(lengths) // 8)], seed=1)  # warms up
+    found = offline(subject, vocabulary, lengths, seed=2)
     floor = floor_s(settings, settings.shape(name), lengths, batch, fp8=fp8)
     tell(label, found.rate, "tokens/s", share=round(floor / found.wall_s, 4), target=target)
     tell(f"{label}: a step", found.device_s / found.steps * 1e6, "us", steps=found.steps)
@@ -360,7 +362,7 @@ def attention(settings: Settings) -> None:
         tell(label, took * 1e6, "us", share=round(floor / took, 4), splits=decode.splits)
         step = tile_rows(heads, kv_heads, dtype)
         firsts = torch.arange(0, tokens, step, device=place).int()
-        tiles = PrefillTiles(firsts, (tokens - firsts).clamp(max=step), firsts, torch.zeros_like(firsts), tables)
+        tiles = PrefillTiles(tables, firsts, (tokens - firsts).clamp(max=step), firsts, torch.zeros_like(firsts))
         took = seconds(settings, partial(attend_prefill, qkv, keys, values, tiles, out))
         floor = 2 * tokens**2 * heads * head_dim / settings.ceilings["bf16_flops"]  # two products of half a square
         tell(f"prefill attention, {heads}/{kv_heads} heads, {context}", took * 1e6, "us", share=round(floor / took, 4))
@@ -405,6 +407,9 @@ def transformers(settings: Settings) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config
 
+    auto: Any = AutoModelForCausalLM
+    generation: Any = GenerationConfig
+
     shape = settings.shape("QWEN3_0_6B")
     config = Qwen3Config(
         vocab_size=shape.vocabulary,
@@ -417,13 +422,13 @@ def transformers(settings: Settings) -> None:
         max_position_embeddings=shape.context_tokens,
         tie_word_embeddings=True,
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(settings.device).eval()
+    model = auto.from_config(config, dtype=torch.bfloat16).to(settings.device).eval()
     for label, lengths in (
         ("batch 1, 128 in 512 out", [(settings.sized(128, 6), settings.sized(512, 5))]),
         ("256 requests of 100 to 1,024 in and out", random_lengths(settings)),
     ):
         most = max(made for _, made in lengths)
-        wanted = GenerationConfig(
+        wanted = generation(
             max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True
         )
         prompts = [

@@ -58,11 +58,11 @@ def tell(figure: str, value: float, unit: str, **more: Any) -> None:
 
 def write_model(folder: Path, settings: Settings) -> Path:
     """Qwen3-0.6B's shape with random weights, and a tokenizer that has a word for each of its tokens."""
+    import torch
     from safetensors.torch import save_file
+
     from support.random_weights import RandomCheckpoint
     from support.tiny_models import write_tiny_tokenizer
-
-    import torch
 
     shape = settings.shape("QWEN3_0_6B")
     folder.mkdir()
@@ -122,11 +122,8 @@ async def _through(settings: Settings, url: str) -> None:
     async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session:
         async with session.get("/v1/models") as answer:
             model = next(each["id"] for each in (await answer.json())["data"] if each["id"] != "minilm")
-        first = []
-        for _ in range(settings.sized(40, 2)):
-            first.append(await _first_token_s(session, model, prompt()))
-            await asyncio.sleep(0.02)  # so that the server is idle, its commit done
-        first = first[settings.sized(10, 0) :]
+        warm, counted = settings.sized(10, 0), settings.sized(30, 2)
+        first = [await _first_token_s(session, model, prompt()) for _ in range(warm + counted)][warm:]
         tell("time to first token, 1k prompt, idle server, p50", statistics.median(first) * 1000, "ms", target=15)
         tell("time to first token, the slowest", max(first) * 1000, "ms")
         start = time.perf_counter()
@@ -134,8 +131,7 @@ async def _through(settings: Settings, url: str) -> None:
         receipts: list[str] = []
 
         async def client() -> None:
-            for _ in waiting:
-                receipts.append(await _answer(session, model, prompt(), answer_tokens))
+            receipts.extend([await _answer(session, model, prompt(), answer_tokens) for _ in waiting])
 
         await asyncio.gather(*(client() for _ in range(clients)))
         wall_s = time.perf_counter() - start
@@ -151,6 +147,7 @@ async def _through(settings: Settings, url: str) -> None:
 
 async def _first_token_s(session: Any, model: str, prompt: list[int]) -> float:
     body = {"model": model, "prompt": prompt, "max_tokens": 4, "ignore_eos": True, "temperature": 0, "stream": True}
+    await asyncio.sleep(0.02)  # so that the server is idle, the last commit done
     start = time.perf_counter()
     found = 0.0
     async with session.post("/v1/completions", json=body) as answer:

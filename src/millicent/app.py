@@ -38,10 +38,10 @@ from millicent.meter.placements import Placement, stated_watts
 from millicent.meter.prices import PriceBook
 from millicent.meter.published_prices import published_prices
 from millicent.meter.quotes import Quoter
+from millicent.meter.waits import Waits
 from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
-from millicent.pipeline.latency import LatencyTargets
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
@@ -137,7 +137,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     try:
         shares = await _known_shares(ledger, config, clock, ids)
         meter = Meter(clock, gateway, ids, shares)
-        backend = await _local_backend(options, ledger, meter, shares, clock) if options.models else None
+        backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
         queries = LedgerQueries(home / "ledger.db")
         quoter = Quoter(shares.coefficients)
@@ -157,7 +157,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             features=features,
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
-            latency=LatencyTargets(config.engine.max_sequences),
+            waits=Waits(shares.coefficients, config.engine.max_sequences),
             places=_places(options, backend, elsewhere),
             policies=config.policies,
         )
@@ -232,17 +232,10 @@ def _check_fallbacks(models: Sequence[str], config: Config) -> None:
                 )
 
 
-async def _local_backend(
-    options: ServeOptions, ledger: SqliteLedger, meter: Meter, shares: StepTimeShares, clock: SystemClock
-) -> LocalBackend:
+def _local_backend(options: ServeOptions, meter: Meter, shares: StepTimeShares, clock: SystemClock) -> LocalBackend:
     """The engine on this machine, whose device the meter then watches."""
     engine, placement = options.config.engine, options.placement
-    meter.add_device(
-        engine.device,
-        placement,
-        not_before_ns=await ledger.device_seen_ns(engine.device),
-        energy=_energy(engine.device, placement),
-    )
+    meter.add_device(engine.device, placement, energy=_energy(engine.device, placement))
     return LocalBackend(engine, options.models, meter, clock, options.home, costs=shares.costs)
 
 

@@ -1,4 +1,4 @@
-"""Kernels run on the processor, in Triton's interpreter, unless there is a GPU: the choice falls when they are imported."""
+"""Kernels run in Triton's interpreter unless there is a GPU. The choice falls when they are imported."""
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ def test_answers_are_those_of_the_runner_that_waits(
         plain(blocks=blocks, context_tokens=56, deterministic=deterministic),
         ahead(LaunchedModel(context_tokens=56), blocks=blocks, deterministic=deterministic),
     ):
-        clock, steps, waiting = ManualClock(), [], list(requests)
+        clock, waiting = ManualClock(), list(requests)
+        steps: list[Step] = []
         if isinstance(subject, AheadRunner):
             clock = subject._launcher.clock  # type: ignore[attr-defined]
         while waiting or subject.busy:

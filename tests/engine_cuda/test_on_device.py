@@ -19,6 +19,7 @@ if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
 
 from millicent.core.clock import SystemClock
 from millicent.core.request import Sampling
+from millicent.core.steps import StepRecord
 from millicent.engine.batch import Piece
 from millicent.engine.config import Dtype, EngineConfig
 from millicent.engine.cuda.ahead import AheadRunner
@@ -153,7 +154,7 @@ def test_records_add_up_to_the_time_that_passed(gpu: Device) -> None:
     for frame in submits({number: tokens(20, number) for number in range(1, 9)}, 200):
         runner.submit(frame)
     start_ns = clock.monotonic_ns()
-    records = []
+    records: list[StepRecord] = []
     while runner.busy:
         record = runner.step("cuda:0", len(records), clock, ahead=True).record
         assert record is not None

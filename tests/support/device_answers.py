@@ -1,4 +1,4 @@
-"""What a decoder on the device says through its runner, and what the plain one says in float64 through the usual one."""
+"""What a decoder on the device says through its runner, and what the plain one says in float64 through its own."""
 
 from __future__ import annotations
 

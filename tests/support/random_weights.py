@@ -1,4 +1,4 @@
-"""Checkpoints that were never written: any shape, random numbers, the same for a seed. And the shapes of known models."""
+"""Checkpoints that were never written: any shape, random numbers, the same for a seed; and known models' shapes."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def examine() -> Iterator[Finding]:
     )
     for check in checks:
         yield check()
-    for place in called_elsewhere(settings).values():
+    for place in called_elsewhere(settings, configuration.home()).values():
         yield upstream(place)
 
 

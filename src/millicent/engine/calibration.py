@@ -34,7 +34,8 @@ RunPass = Callable[[Sequence[Piece]], object]
 def calibrate(
     model: Model, config: EngineConfig, clock: Clock, *, blocks: int, run_pass: RunPass | None = None
 ) -> Overhead:
-    """`run_pass` is what is measured, or a forward pass and its tokens. `blocks` is what the model was allocated. Steps come out in the order they ran; none when time was too short."""
+    """`run_pass` is what is measured, by default a forward pass and its tokens. `blocks` is what the model was
+    allocated. Steps come out in the order they ran; none when time was too short."""
     run_pass = run_pass or partial(_run_pass, model)
     start_ns = clock.monotonic_ns()
     records: list[StepRecord] = []

@@ -144,8 +144,13 @@ class LedgerQueries:
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
     def recent(self, limit: int) -> list[Receipt]:
-        """The newest that succeeded, oldest first, without their lines and attempts."""
-        sql = "SELECT * FROM receipts WHERE status = 'succeeded' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        """The newest that the model which was asked for answered at once, oldest first, without their lines and
+        attempts."""
+        sql = (
+            "SELECT * FROM receipts WHERE status = 'succeeded'"
+            " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
+            " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        )
         with self._snapshot() as connection:
             found = [] if connection is None else select(connection, sql, (limit,))
         return [receipt_of(row) for row in reversed(found)]

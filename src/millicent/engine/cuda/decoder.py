@@ -11,7 +11,7 @@ import torch
 
 from millicent.engine.batch import Piece
 from millicent.engine.config import EngineConfig
-from millicent.engine.cuda.ahead import Changes, Landed
+from millicent.engine.cuda.ahead import Changes, Flight, Landed
 from millicent.engine.cuda.device import Device, Mark
 from millicent.engine.cuda.kernels.attention import (
     DecodeRows,
@@ -21,8 +21,17 @@ from millicent.engine.cuda.kernels.attention import (
     tile_rows,
 )
 from millicent.engine.cuda.kernels.rows import add_rms_norm, embed, rotate_and_cache, silu_mul
-from millicent.engine.cuda.kernels.sampling import draw
-from millicent.engine.cuda.passes import FLOATS, Layout, PassWriter, Shape, Shapes, draw_columns, prepared_shapes
+from millicent.engine.cuda.kernels.sampling import Draws, draw
+from millicent.engine.cuda.passes import (
+    FLOATS,
+    TILE_PARTS,
+    Layout,
+    PassWriter,
+    Shape,
+    Shapes,
+    draw_columns,
+    prepared_shapes,
+)
 from millicent.engine.cuda.weights import DecoderWeights
 from millicent.engine.sampler import Draw
 
@@ -139,7 +148,7 @@ class DeviceDecoder:
 
     # A pass.
 
-    def launch(self, pieces: Sequence[Piece], draws: Sequence[Draw]) -> Flight:
+    def launch(self, pieces: Sequence[Piece], draws: Sequence[Draw]) -> DeviceFlight:
         """Give the device a pass. Tokens written `-1 - i` are those that the launch before drew in its row i."""
         with torch.inference_mode():
             start = self._device.mark()
@@ -152,7 +161,7 @@ class DeviceDecoder:
                 self._run(written.shape)
             else:
                 recorded()
-            return Flight(self, stage, start, written.samples)
+            return DeviceFlight(self, stage, start, written.samples)
 
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """Logits on the host, and the wait for them: for calibration, tests, and prompts whose every row is scored."""
@@ -188,7 +197,7 @@ class DeviceDecoder:
         if count:
             logits = self._logits[:count]
             self._output(hidden, self._part("sampled")[:count], logits)
-            draw(logits, *(self._part(name)[:count] for name in _DRAW_PARTS), self._drawn[:count])
+            draw(logits, Draws(*(self._part(name)[:count] for name in _DRAW_PARTS)), self._drawn[:count])
 
     def _layers(self, shape: Shape) -> tuple[torch.Tensor | None, torch.Tensor]:
         """What the last layer adds, and what it is to be added to."""
@@ -216,8 +225,7 @@ class DeviceDecoder:
             )
             attend_decode(qkv, keys, values, rows, out)
         if shape.tiles:
-            names = ("tile_rows", "tile_counts", "tile_positions", "tile_starts")
-            tiles = PrefillTiles(*(self._part(name)[: shape.tiles] for name in names), self._part("tables"))
+            tiles = PrefillTiles(self._part("tables"), *(self._part(name)[: shape.tiles] for name in TILE_PARTS))
             attend_prefill(qkv, keys, values, tiles, out)
         return out
 
@@ -245,7 +253,7 @@ class DeviceDecoder:
             apply_changes(scores, changes, self._device.send)
             found = torch.empty_like(self._drawn[: len(rows)])
             columns = draw_columns(draws)
-            draw(scores, *(self._device.send(columns[name]) for name in _DRAW_PARTS), found)
+            draw(scores, Draws(*(self._device.send(columns[name]) for name in _DRAW_PARTS)), found)
             self._drawn[index] = found
 
     def bring(self, stage: _Stage, samples: int, scored: Sequence[int]) -> tuple[Mark, Mapping[int, torch.Tensor]]:
@@ -259,7 +267,7 @@ class DeviceDecoder:
             return self._device.mark(), logits
 
 
-_DRAW_PARTS = ("temperature", "top_k", "top_p", "min_p", "number")
+_DRAW_PARTS = ("temperature", "top_k", "top_p", "min_p", "number")  # in the order of `Draws`
 
 
 def splits_for(programs: int, processors: int) -> int:
@@ -284,7 +292,7 @@ def apply_changes(scores: torch.Tensor, changes: Changes, send: Callable[[np.nda
         scores[row].masked_fill_(mask == 0, float("-inf"))
 
 
-class Flight:
+class DeviceFlight:
     """A pass on its way."""
 
     def __init__(self, decoder: DeviceDecoder, stage: _Stage, start: Mark, samples: int) -> None:
@@ -292,24 +300,24 @@ class Flight:
         self._stage = stage
         self._start = start
         self._samples = samples
-        self._end: Mark | None = None
+        self.end: Mark | None = None
         self._logits: Mapping[int, torch.Tensor] = {}
 
     def redraw(self, rows: Sequence[int], draws: Sequence[Draw], changes: Changes) -> None:
         self._decoder.redraw(rows, draws, changes)
 
     def bring(self, scored: Sequence[int]) -> None:
-        self._end, self._logits = self._decoder.bring(self._stage, self._samples, scored)
+        self.end, self._logits = self._decoder.bring(self._stage, self._samples, scored)
 
     def reached(self) -> bool:
-        assert self._end is not None, "bring comes first"
-        return self._end.reached()
+        assert self.end is not None, "bring comes first"
+        return self.end.reached()
 
     def land(self, before: Flight | None) -> Landed:
         """Wait for it. Its time runs from the end of the pass before, if that was under way when it was launched."""
-        assert self._end is not None, "bring comes first"
-        self._end.wait()
-        since = self._start if before is None or before._end is None else before._end  # noqa: SLF001 - its own kind
+        assert self.end is not None, "bring comes first"
+        self.end.wait()
+        since = before.end if isinstance(before, DeviceFlight) and before.end is not None else self._start
         tokens = [token if token >= 0 else None for token in self._stage.tokens[: self._samples].tolist()]
         logits = {row: values.numpy() for row, values in self._logits.items()}
-        return Landed(tokens, logits, self._end.since(since))
+        return Landed(tokens, logits, self.end.since(since))

@@ -68,17 +68,19 @@ class Device(Protocol):
 
 class _CudaMark:
     def __init__(self) -> None:
-        self._event = torch.cuda.Event(enable_timing=True)
+        # Of a library whose functions aren't all typed.
+        self._event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._event.record()
 
     def reached(self) -> bool:
-        return self._event.query()
+        return bool(self._event.query())
 
     def wait(self) -> None:
         self._event.synchronize()
 
     def since(self, earlier: _CudaMark) -> int:
-        return round(earlier._event.elapsed_time(self._event) * 1e6)  # noqa: SLF001 - its own kind
+        milliseconds: float = earlier._event.elapsed_time(self._event)
+        return round(milliseconds * 1e6)
 
 
 class CudaDevice:
@@ -96,7 +98,7 @@ class CudaDevice:
         self.has_fp8 = capability >= _FP8_FROM
         self._pool = torch.cuda.graph_pool_handle()
         # Not the default stream, which other libraries' work would wait for; and the one that this thread uses.
-        torch.cuda.set_stream(torch.cuda.Stream())
+        torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
     def mark(self) -> _CudaMark:
         return _CudaMark()
@@ -153,7 +155,7 @@ class _HostMark:
         """It is reached."""
 
     def since(self, earlier: _HostMark) -> int:
-        return self._ns - earlier._ns  # noqa: SLF001 - its own kind
+        return self._ns - earlier._ns
 
 
 class HostDevice:

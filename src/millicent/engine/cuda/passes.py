@@ -113,14 +113,16 @@ class Layout:
     @property
     def head(self) -> int:
         """What comes before the tables."""
-        return self.spans["tables"].start
+        start: int = self.spans["tables"].start
+        return start
 
 
+TILE_PARTS = ("tile_rows", "tile_counts", "tile_positions", "tile_starts")
 FLOATS = frozenset({"temperature", "top_p", "min_p", "number"})
 
 
 class Tables:
-    """The block tables of sequences as arrays, kept from pass to pass: they only ever grow, until they are made anew."""
+    """The block tables of sequences as arrays, kept from pass to pass: they grow until they are made anew."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Sequence[int], Ints]] = {}

@@ -22,7 +22,7 @@ _LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _decode(  # type: ignore[no-untyped-def]
+def _decode(
     qkv, keys, values, tables, starts, lengths, out, partial, stats, scale, row_stride,
     heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, block_tokens: tl.constexpr,
     SPLITS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, TOKENS: tl.constexpr, PRECISION: tl.constexpr,
@@ -68,7 +68,7 @@ def _decode(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _combine(partial, stats, out, heads: tl.constexpr, head_dim: tl.constexpr, SPLITS: tl.constexpr, DIM: tl.constexpr):  # type: ignore[no-untyped-def]
+def _combine(partial, stats, out, heads: tl.constexpr, head_dim: tl.constexpr, SPLITS: tl.constexpr, DIM: tl.constexpr):
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dim, split = tl.arange(0, DIM), tl.arange(0, SPLITS)
     inside = dim < head_dim
@@ -132,7 +132,7 @@ def attend_decode(
 
 
 @triton.jit
-def _prefill(  # type: ignore[no-untyped-def]
+def _prefill(
     qkv, keys, values, tables, tile_rows, tile_counts, tile_positions, tile_starts, out, scale, row_stride,
     heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, block_tokens: tl.constexpr,
     ROWS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, TOKENS: tl.constexpr, PRECISION: tl.constexpr,
@@ -183,11 +183,11 @@ class PrefillTiles:
     """Tile i is `counts[i]` rows (0 for padding, at most `tile_rows`) from row `rows[i]` on: consecutive ones of one
     sequence, the first at `positions[i]` of its context, whose table begins at `starts[i]` of `tables`. All int32."""
 
+    tables: torch.Tensor
     rows: torch.Tensor
     counts: torch.Tensor
     positions: torch.Tensor
     starts: torch.Tensor
-    tables: torch.Tensor
 
 
 def tile_rows(heads: int, kv_heads: int, dtype: torch.dtype) -> int:

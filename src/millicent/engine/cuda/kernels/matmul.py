@@ -11,7 +11,7 @@ _INPUTS = 128  # columns per turn of the loop
 
 
 @triton.jit
-def _multiply_small(  # type: ignore[no-untyped-def]
+def _multiply_small(
     x, weight, scales, out, rows, outputs: tl.constexpr, inputs: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
@@ -35,7 +35,7 @@ def _multiply_small(  # type: ignore[no-untyped-def]
 
 
 def multiply_small(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """`x @ (weight * scales[:, None]).T` of at most SMALL_ROWS rows: `weight` FP8 [outputs, inputs], `scales` float32."""
+    """`x @ (weight * scales[:, None]).T` of at most SMALL_ROWS rows: FP8 [outputs, inputs], float32 [outputs]."""
     outputs, inputs = weight.shape
     out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device)
     block = 16 if outputs < 8192 else 32  # enough programs to fill the chip

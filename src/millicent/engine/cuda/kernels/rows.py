@@ -13,7 +13,7 @@ _QUANTIZE_BLOCK = 1024
 
 
 @triton.jit
-def _embed(tokens, drawn, table, out, hidden: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _embed(tokens, drawn, table, out, hidden: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     token = tl.load(tokens + row)
     if token < 0:
@@ -34,7 +34,7 @@ def embed(tokens: torch.Tensor, drawn: torch.Tensor, table: torch.Tensor) -> tor
 
 
 @triton.jit
-def _add_rms_norm(  # type: ignore[no-untyped-def]
+def _add_rms_norm(
     delta, residual, rows, weight, out, eps, hidden: tl.constexpr, ADD: tl.constexpr, PICK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -64,7 +64,7 @@ def add_rms_norm(
     *,
     picked: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`residual += delta`, in place, and its norm. With `picked` only those rows of it come out, and nothing is kept."""
+    """`residual += delta`, in place, and its norm. With `picked` only those rows come out, and nothing is kept."""
     rows = residual.shape[0] if picked is None else len(picked)
     out = torch.empty(rows, residual.shape[1], dtype=residual.dtype, device=residual.device)
     _add_rms_norm[(rows,)](
@@ -83,7 +83,7 @@ def add_rms_norm(
 
 
 @triton.jit
-def _rotate_and_cache(  # type: ignore[no-untyped-def]
+def _rotate_and_cache(
     qkv, query_norm, key_norm, cosines, sines, positions, slots, keys, values, eps, heads: tl.constexpr,
     kv_heads: tl.constexpr, head_dim: tl.constexpr, block_tokens: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -161,7 +161,7 @@ def rotate_and_cache(
 
 
 @triton.jit
-def _silu_mul(gate_up, out, width: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _silu_mul(gate_up, out, width: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
@@ -181,7 +181,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def _quantize_rows(x, out, scales, width: tl.constexpr, largest: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _quantize_rows(x, out, scales, width: tl.constexpr, largest: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     peak = tl.zeros((BLOCK,), tl.float32)

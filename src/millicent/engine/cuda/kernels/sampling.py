@@ -7,6 +7,8 @@ draw can differ from the processor's where the random number falls within roundi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,14 +20,14 @@ _LEAST_TOP_P = tl.constexpr(1e-6)
 
 
 @triton.jit
-def _ordered(x):  # type: ignore[no-untyped-def]
+def _ordered(x):
     """Integers in the order of the float32 numbers."""
     bits = x.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
 
 
 @triton.jit
-def _bound(row, count, floor, largest, warmth, target, MASS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _bound(row, count, floor, largest, warmth, target, MASS: tl.constexpr, BLOCK: tl.constexpr):
     """The highest bound at or above `floor` at which what is kept measures `target`: tokens, or their weight."""
     at = tl.arange(0, BLOCK)
     low = floor
@@ -59,7 +61,7 @@ def _bound(row, count, floor, largest, warmth, target, MASS: tl.constexpr, BLOCK
 
 
 @triton.jit
-def _kept_mass(row, start, count, floor, largest, warmth, least, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _kept_mass(row, start, count, floor, largest, warmth, least, BLOCK: tl.constexpr):
     """The weights of a block's tokens, 0 where a filter dropped them."""
     at = start + tl.arange(0, BLOCK)
     score = tl.load(row + at, mask=at < count, other=float("-inf")).to(tl.float32)
@@ -68,7 +70,7 @@ def _kept_mass(row, start, count, floor, largest, warmth, least, BLOCK: tl.const
 
 
 @triton.jit
-def _draw(logits, temperatures, top_ks, top_ps, min_ps, numbers, out, stride, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _draw(logits, temperatures, top_ks, top_ps, min_ps, numbers, out, stride, count, BLOCK: tl.constexpr):
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * stride
     at = tl.arange(0, BLOCK)
@@ -120,27 +122,25 @@ def _draw(logits, temperatures, top_ks, top_ps, min_ps, numbers, out, stride, co
     tl.store(out + index, tl.where(usable, token, -1))
 
 
-def draw(
-    logits: torch.Tensor,
-    temperatures: torch.Tensor,
-    top_ks: torch.Tensor,
-    top_ps: torch.Tensor,
-    min_ps: torch.Tensor,
-    numbers: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
+class Draws(NamedTuple):
+    """How each row is drawn: float32, but for `top_k`, int32. `numbers` are in [0, 1)."""
+
+    temperatures: torch.Tensor
+    top_ks: torch.Tensor
+    top_ps: torch.Tensor
+    min_ps: torch.Tensor
+    numbers: torch.Tensor
+
+
+def draw(logits: torch.Tensor, draws: Draws, out: torch.Tensor) -> None:
     """Fill `out` (int32) with a token for each row of `logits` [rows, vocabulary]; -1 where a row is no distribution.
 
-    Temperature, top-k, top-p and min-p are applied in this order; `numbers` in [0, 1) decide. Temperatures below 1e-5
+    Temperature, top-k, top-p and min-p are applied in this order, and the row's number decides. Temperatures below 1e-5
     take the first of equal maxima.
     """
     _draw[(len(logits),)](
         logits,
-        temperatures,
-        top_ks,
-        top_ps,
-        min_ps,
-        numbers,
+        *draws,
         out,
         logits.stride(0),
         logits.shape[1],
