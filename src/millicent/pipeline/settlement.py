@@ -25,7 +25,6 @@ from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf
 from millicent.pipeline.latency import told
 
-
 _UNFINISHED = (FinishReason.ERROR, FinishReason.CANCELLED)
 
 
