@@ -197,7 +197,7 @@ class Offline:
 class _Silent:
     """Tokens become no text: what is measured is the engine."""
 
-    stopped = False
+    stop = ""
 
     def __init__(self, stop: object) -> None:
         del stop

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from millicent.core.chunks import FinishReason, merge_texts
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import (
+    CacheMark,
     Extra,
     ImagePart,
     Limits,
@@ -44,7 +45,7 @@ def sent(dialect: str = "openai.chat", **fields: Any) -> Any:
 
 # A conversation as this dialect can say it: random, and in the one form that decoding gives.
 WORDS = st.text(min_size=1, max_size=8)
-MARKS = st.sampled_from([None, "5m", "1h"])
+MARKS: st.SearchStrategy[CacheMark | None] = st.sampled_from([None, "5m", "1h"])
 TEXTS = st.builds(TextPart, WORDS, MARKS)
 IMAGES = st.one_of(
     st.builds(lambda data, mark: ImagePart("image/png", data, cache=mark), st.sampled_from(["AAAA", "BBBB"]), MARKS),
@@ -213,7 +214,7 @@ def test_a_stream_is_read_as_it_was_said() -> None:
 
 
 def test_a_whole_answer_says_the_same() -> None:
-    content = [
+    content: list[dict[str, Any]] = [
         {"type": "thinking", "thinking": "Let me think.", "signature": "c2VhbA=="},
         {"type": "redacted_thinking", "data": "eHl6"},
         {"type": "text", "text": "Tokyo ✓"},
