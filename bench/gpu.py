@@ -37,6 +37,7 @@ from results import environment, write  # noqa: E402
 # Seconds a section may take at most, in the order of what is worth most if time runs out.
 LIMITS = {
     "machine": 60,
+    "host": 30,
     "tests": 150,
     "logits": 60,
     "qwen_single": 60,

@@ -328,6 +328,15 @@ def llama_many(settings: Settings) -> None:
     measure(settings, "LLAMA_3_1_8B", label, lengths, fp8=True, batch=batch, target=20_000)
 
 
+def host(settings: Settings) -> None:
+    """What a step costs the host: hidden while the device's takes longer."""
+    import gpu_host
+
+    del settings
+    for sequences, temperature, label in ((1, 0.0, "greedy"), (256, 0.0, "greedy"), (256, 1.0, "drawn")):
+        tell(f"host's part of a step, {sequences} sequences, {label}", gpu_host.step_ms(sequences, temperature), "ms")
+
+
 # Kernel by kernel.
 
 
@@ -428,9 +437,7 @@ def transformers(settings: Settings) -> None:
         ("256 requests of 100 to 1,024 in and out", random_lengths(settings)),
     ):
         most = max(made for _, made in lengths)
-        wanted = generation(
-            max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True
-        )
+        wanted = generation(max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True)
         prompts = [
             [random.Random(i).randrange(shape.vocabulary) for _ in range(given)] for i, (given, _) in enumerate(lengths)
         ]
@@ -451,7 +458,7 @@ def http(settings: Settings) -> None:
 
 def _each() -> Iterator[tuple[str, Callable[[Settings], None]]]:
     sections = (
-        machine, tests, logits, qwen_single, qwen_many, llama_single, llama_many, http, attention, linears, transformers
+        machine, host, tests, logits, qwen_single, qwen_many, llama_single, llama_many, http, attention, linears, transformers
     )  # fmt: skip
     for section in sections:
         yield section.__name__, section
