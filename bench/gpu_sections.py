@@ -458,8 +458,19 @@ def http(settings: Settings) -> None:
 
 def _each() -> Iterator[tuple[str, Callable[[Settings], None]]]:
     sections = (
-        machine, host, tests, logits, qwen_single, qwen_many, llama_single, llama_many, http, attention, linears, transformers
-    )  # fmt: skip
+        machine,
+        host,
+        tests,
+        logits,
+        qwen_single,
+        qwen_many,
+        llama_single,
+        llama_many,
+        http,
+        attention,
+        linears,
+        transformers,
+    )
     for section in sections:
         yield section.__name__, section
 

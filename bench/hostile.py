@@ -53,7 +53,9 @@ class Clients:
         writer.close()
 
     async def leave_in_the_prompt(self) -> None:
-        await self._ask(self._body(prompt=self._words(700), max_tokens=200, stream=True), leave_s=self.random.random() / 10)
+        await self._ask(
+            self._body(prompt=self._words(700), max_tokens=200, stream=True), leave_s=self.random.random() / 10
+        )
 
     async def leave_in_the_answer(self) -> None:
         await self._ask(self._body(prompt=self._words(5), max_tokens=500, stream=True), leave_at_answer=True)
@@ -100,7 +102,9 @@ class Clients:
     ) -> tuple[int, bytes]:
         reader, writer = await self._open()
         try:
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\n"
+            head = (
+                f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\n"
+            )
             writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             await writer.drain()
             if leave_s is not None:

@@ -53,7 +53,7 @@ def test_everything_a_pass_asks_is_in_its_buffer(
     part = {name: into[span] for name, span in places.items()}
     tables = part["tables"]
 
-    rows = {}  # by row of the pass: sequence, position
+    rows: dict[int, tuple[Piece, int]] = {}  # by row of the pass: its piece and position
     for row in range(shape.decodes):
         if part["lengths"][row]:
             table = tables[part["starts"][row] :]
@@ -66,7 +66,7 @@ def test_everything_a_pass_asks_is_in_its_buffer(
         first, count, position, start = (int(part[name][tile]) for name in TILE_PARTS)
         for offset in range(count):
             piece = next(piece for piece in pieces if piece.blocks[0] == tables[start])
-            assert row_is_new(rows, first + offset)
+            assert first + offset not in rows
             rows[first + offset] = (piece, position + offset)
         assert count <= TILE_ROWS
     assert len(rows) == sum(len(piece.tokens) for piece in pieces)
@@ -91,10 +91,6 @@ def test_everything_a_pass_asks_is_in_its_buffer(
         for piece in pieces
     ]
     assert (into[written.used :] == POISON).all()
-
-
-def row_is_new(rows: dict[int, object], row: int) -> bool:
-    return row not in rows
 
 
 def test_the_smallest_prepared_shape_that_holds_a_pass_is_taken() -> None:
