@@ -4,10 +4,12 @@ Every subset of a few very different sequences (short and long contexts, decodes
 of its own, again and again, interleaved; the median is what that coalition costs. The Shapley value over those medians
 is the fair share. Beside it stand the shares the meter would charge, and those of the usual ways: equally, by tokens,
 by time on the clock (everybody pays for the whole step, in proportion to what remains). At 32 sequences the Shapley
-value is sampled.
+value is sampled (`shapley.py`), with its standard error; a step that is always the same is timed in between, so that a
+machine that gets slower or faster meanwhile is noticed and taken out.
 
-    python bench/attribution.py            # the report; a minute or two
+    python bench/attribution.py            # the report: about six minutes on two cores, of which the 32 take four
     python bench/attribution.py --record   # and one line in bench/results/attribution.jsonl
+    python bench/attribution.py --rounds 3 --orders 2 --repeats 1 --steps 60    # a look, in two minutes
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import random
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import results
+import shapley
 
 from millicent.core.clock import SystemClock
 from millicent.core.identifiers import SequentialIds
@@ -37,7 +43,6 @@ from millicent.hub import pull
 from millicent.meter.attribution import StepTimeShares
 from millicent.step_time import Coefficients, Fitter, Work
 
-RESULTS = Path(__file__).parent / "results" / "attribution.jsonl"
 MODEL = "smollm2:135m"
 BLOCK_TOKENS = 16
 CONTEXT_TOKENS = 2048
@@ -67,6 +72,16 @@ MIXES: dict[str, tuple[Member, ...]] = {
         Member(8, 0), Member(60, 0), Member(40, 900), Member(1, 30), Member(1, 800), Member(1, 1900),
     ),
 }  # fmt: skip
+
+# The kinds of sequences in a step of 32: four of each. Twenty-four decode, eight read their prompts.
+PER_KIND = 4
+KINDS = (
+    Member(1, 15), Member(1, 120), Member(1, 400), Member(1, 800), Member(1, 1400), Member(1, 1950), Member(6, 0),
+    Member(12, 600),
+)  # fmt: skip
+# Timed now and then: as long as others', if the machine is as fast as it was.
+REFERENCE = tuple(enumerate((Member(1, 200), Member(1, 900), Member(4, 0))))
+REFERENCE_EVERY = 8
 
 
 class CpuClock(SystemClock):
@@ -107,19 +122,6 @@ class Machine:
         return self.clock.monotonic_ns() - start_ns
 
 
-def shapley(costs: dict[frozenset[int], float], count: int) -> list[float]:
-    """By definition: what each adds, over all orders of arrival."""
-    added = [0.0] * count
-    orders = list(itertools.permutations(range(count)))
-    for order in orders:
-        before: frozenset[int] = frozenset()
-        for i in order:
-            after = before | {i}
-            added[i] += costs[after] - costs[before]
-            before = after
-    return [value / len(orders) for value in added]
-
-
 def shares_by(way: str, fit: Coefficients, members: Sequence[Member], whole_ns: float) -> list[float]:
     """Nanoseconds for each member, scaled to the measured step except for `wall`, where everybody is charged it all."""
     if way == "wall":
@@ -155,22 +157,39 @@ def measured_subsets(machine: Machine, members: Sequence[Member], rounds: int) -
     return {frozenset(): 0.0} | {subset: statistics.median(taken) for subset, taken in times.items()}
 
 
-def variation(fit: Coefficients, costs: dict[frozenset[int], float], members: Sequence[Member]) -> dict[str, float]:
-    """How much a member's charge depends on its neighbours: standard deviation over all subsets it is in, over the
-    mean, averaged over members. Under Shapley it isn't zero either: a step's fixed part is shared."""
-    found = {}
-    for way in WAYS:
-        per_member = []
-        for i in range(len(members)):
-            charged = []
-            for subset, cost in costs.items():
-                if i in subset:
-                    order = sorted(subset)
-                    shares = shares_by(way, fit, [members[j] for j in order], cost)
-                    charged.append(shares[order.index(i)])
-            per_member.append(statistics.pstdev(charged) / statistics.fmean(charged))
-        found[way] = statistics.fmean(per_member)
-    return found
+def variation(charge: Callable[[Sequence[int]], Sequence[float]], count: int) -> dict[str, float]:
+    """How much a member's charge depends on its neighbours: standard deviation over mean, averaged over members. `any`:
+    whoever and however many they are; `same_number`: whoever they are, averaged over how many.
+
+    Under any rule that shares a step's fixed cost the first can't be nothing, since one pays less in company.
+    """
+    subsets = [subset for size in range(1, count + 1) for subset in itertools.combinations(range(count), size)]
+    charges = {subset: dict(zip(subset, charge(subset), strict=True)) for subset in subsets}
+    either, same = [], []
+    for i in range(count):
+        own = {subset: found[i] for subset, found in charges.items() if i in subset}
+        either.append(_relative_spread(list(own.values())))
+        same += [
+            _relative_spread([value for subset, value in own.items() if len(subset) == size])
+            for size in range(2, count)
+        ]
+    return {"any": round(statistics.fmean(either), 4), "same_number": round(statistics.fmean(same), 4)}
+
+
+def _relative_spread(values: Sequence[float]) -> float:
+    return statistics.pstdev(values) / statistics.fmean(values)
+
+
+def variations(
+    fit: Coefficients, costs: dict[frozenset[int], float], members: Sequence[Member]
+) -> dict[str, dict[str, float]]:
+    """Under each way of splitting, and under the Shapley value of each batch itself: what fairness asks for."""
+
+    def by(way: str) -> Callable[[Sequence[int]], Sequence[float]]:
+        return lambda subset: shares_by(way, fit, [members[i] for i in subset], costs[frozenset(subset)])
+
+    fair = variation(lambda subset: shapley.by_definition(costs, subset), len(members))
+    return {"shapley": fair} | {way: variation(by(way), len(members)) for way in WAYS}
 
 
 def learned(machine: Machine, steps: int) -> tuple[Coefficients, Coefficients, float | None]:
@@ -196,67 +215,103 @@ def learned(machine: Machine, steps: int) -> tuple[Coefficients, Coefficients, f
     return calibrated, fit, fitter.error
 
 
-def sampled_shapley(machine: Machine, members: Sequence[Member], orders: int) -> tuple[list[float], float]:
-    """Shapley values from random orders and their reverses, which cancels much of the noise; and the whole step."""
-    added = [0.0] * len(members)
-    wholes = []
-    draw = random.Random(9)
-    taken = 0
-    for _ in range(orders):
-        order = draw.sample(range(len(members)), len(members))
-        for way in (order, order[::-1]):
-            before = 0.0
-            for position in range(1, len(way) + 1):
-                cost = machine.step_ns([(i, members[i]) for i in way[:position]])
-                added[way[position - 1]] += cost - before
-                before = float(cost)
-            wholes.append(before)
-            taken += 1
-    return [value / taken for value in added], statistics.fmean(wholes)
+class Steady:
+    """Times steps, and takes out what the machine as a whole got slower or faster since the beginning."""
+
+    def __init__(self, machine: Machine, repeats: int) -> None:
+        self._machine = machine
+        self._repeats = repeats
+        self._asked = 0
+        self._usual_ns = statistics.median(machine.step_ns(REFERENCE) for _ in range(4 * REFERENCE_EVERY))
+        self._lately: deque[int] = deque([int(self._usual_ns)], maxlen=5)
+        self.drift: list[float] = []
+
+    def step_ns(self, counts: shapley.Counts) -> float:
+        """The quickest of a few: what disturbs a step only ever makes it longer."""
+        if self._asked % REFERENCE_EVERY == 0:
+            self._lately.append(self._machine.step_ns(REFERENCE))
+            self.drift.append(statistics.median(self._lately) / self._usual_ns)
+        self._asked += 1
+        present = [(PER_KIND * kind + i, KINDS[kind]) for kind, number in enumerate(counts) for i in range(number)]
+        return min(self._machine.step_ns(present) for _ in range(self._repeats)) / self.drift[-1]
 
 
-def report(rounds: int, orders: int, steps: int, *, cpu_time: bool) -> dict[str, object]:
-    machine = Machine(cpu_time=cpu_time)
-    machine.fill()
-    calibrated, fit, fit_error = learned(machine, steps)
-    mixes: dict[str, object] = {}
-    for name, members in MIXES.items():
-        costs = measured_subsets(machine, members, rounds)
-        count = len(members)
-        fair = shapley(costs, count)
-        whole_ns = costs[frozenset(range(count))]
-        mixes[name] = {
-            "fair_ms": [round(value / 1e6, 3) for value in fair],
-            "alone_ms": [round(costs[frozenset({i})] / 1e6, 3) for i in range(count)],
-            "meter_ms": [round(value / 1e6, 3) for value in shares_by("meter", fit, members, whole_ns)],
-            "error": {way: round(error_of(shares_by(way, fit, members, whole_ns), fair), 4) for way in WAYS}
-            | {"calibrated": round(error_of(shares_by("meter", calibrated, members, whole_ns), fair), 4)},
-            "variation": {way: round(value, 4) for way, value in variation(fit, costs, members).items()},
-            "step_error": round(
-                statistics.fmean(
-                    abs(fit.step_ns(Work.total(Work.of(members[i].work) for i in subset)) / cost - 1)
-                    for subset, cost in costs.items()
-                    if subset
-                ),
-                4,
-            ),
-        }
-    draw = random.Random(2)
-    many = [Member(1, draw.randrange(16, 2000)) for _ in range(28)] + [
-        Member(rows, start) for rows, start in ((20, 0), (40, 0), (80, 0), (30, 900))
-    ]
-    fair, whole_ns = sampled_shapley(machine, many, orders)
-    sampled = {way: round(error_of(shares_by(way, fit, many, whole_ns), fair), 4) for way in WAYS}
+def thirty_two(machine: Machine, fit: Coefficients, sets: int, repeats: int) -> dict[str, object]:
+    """A step of 32 against its sampled Shapley value."""
+    steady = Steady(machine, repeats)
+    fair_kinds, errors = shapley.sampled(steady.step_ns, PER_KIND, len(KINDS), sets, seed=9)
+    members = [kind for kind in KINDS for _ in range(PER_KIND)]
+    fair = [value for value in fair_kinds for _ in range(PER_KIND)]
+    whole_ns = sum(fair)  # the mean of all measured whole steps: every order's additions sum to one
+    mean_ns = statistics.fmean(fair)
+    charged = shares_by("meter", fit, members, whole_ns)
     return {
+        "orders": sets * 2 * len(KINDS),
+        "step_ms": round(whole_ns / 1e6, 2),
+        "fair_ms": [round(value / 1e6, 3) for value in fair_kinds],
+        "standard_error_ms": [round(value / 1e6, 3) for value in errors],
+        "meter_ms": [round(value / 1e6, 3) for value in charged[::PER_KIND]],
+        "error": {way: round(error_of(shares_by(way, fit, members, whole_ns), fair), 4) for way in WAYS},
+        # What error a perfect split would show, for want of measurements: the mean of |noise| is 0.8 of its deviation.
+        "error_from_noise": round(0.8 * statistics.fmean(errors) / mean_ns, 4),
+        "drift": [round(min(steady.drift), 3), round(max(steady.drift), 3)],
+    }
+
+
+def mix_report(
+    machine: Machine, members: Sequence[Member], fit: Coefficients, calibrated: Coefficients, rounds: int
+) -> dict[str, object]:
+    """A few sequences against the brute-force Shapley value."""
+    costs = measured_subsets(machine, members, rounds)
+    count = len(members)
+    fair = shapley.by_definition(costs, range(count))
+    whole_ns = costs[frozenset(range(count))]
+    return {
+        "fair_ms": [round(value / 1e6, 3) for value in fair],
+        "alone_ms": [round(costs[frozenset({i})] / 1e6, 3) for i in range(count)],
+        "meter_ms": [round(value / 1e6, 3) for value in shares_by("meter", fit, members, whole_ns)],
+        "error": {way: round(error_of(shares_by(way, fit, members, whole_ns), fair), 4) for way in WAYS}
+        | {"calibrated": round(error_of(shares_by("meter", calibrated, members, whole_ns), fair), 4)},
+        "variation": variations(fit, costs, members),
+        "step_error": round(
+            statistics.fmean(
+                abs(fit.step_ns(Work.total(Work.of(members[i].work) for i in subset)) / cost - 1)
+                for subset, cost in costs.items()
+                if subset
+            ),
+            4,
+        ),
+    }
+
+
+def report(arguments: argparse.Namespace) -> dict[str, object]:
+    start = time.monotonic()
+    machine = Machine(cpu_time=arguments.cpu_time)
+    machine.fill()
+    say(f"{MODEL}: learning from {arguments.steps} steps")
+    calibrated, fit, fit_error = learned(machine, arguments.steps)
+    mixes = {}
+    for name, members in MIXES.items():
+        say(f"{name}: {2 ** len(members) - 1} subsets, {arguments.rounds} times each")
+        mixes[name] = mix_report(machine, members, fit, calibrated, arguments.rounds)
+    say(f"32 sequences: {arguments.orders} sets of {2 * len(KINDS)} orders")
+    many = thirty_two(machine, fit, arguments.orders, arguments.repeats)
+    return {
+        **results.environment(),
         "model": MODEL,
-        "machine": f"{platform.machine()}, {usable_cores(machine.config)} threads",
-        "timed": "processor" if cpu_time else "wall",
-        "rounds": rounds,
+        "threads": usable_cores(machine.config),
+        "timed": "processor" if arguments.cpu_time else "wall",
+        "rounds": arguments.rounds,
         "fit": {name: round(value, 1) for name, value in zip(fit.__struct_fields__, vars_of(fit), strict=True)},
         "fit_error": None if fit_error is None else round(fit_error, 4),
         "mixes": mixes,
-        "sampled_32": {"orders": 2 * orders, "error": sampled},
+        "thirty_two": many,
+        "seconds": round(time.monotonic() - start),
     }
+
+
+def say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
 
 
 def vars_of(fit: Coefficients) -> list[float]:
@@ -265,18 +320,19 @@ def vars_of(fit: Coefficients) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each subset")
-    parser.add_argument("--orders", type=int, default=4, help="random orders at 32 sequences")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each subset")
+    parser.add_argument(
+        "--orders", type=int, default=5, help="independent sets of 16 orders at 32 sequences, two or more"
+    )
+    parser.add_argument("--repeats", type=int, default=2, help="measurements of each coalition there; the least counts")
     parser.add_argument("--steps", type=int, default=200, help="ordinary steps to learn from before measuring")
     parser.add_argument("--cpu-time", action="store_true", help="one thread and its processor time: on a busy machine")
-    parser.add_argument("--record", action="store_true", help=f"add the result to {RESULTS.name}")
+    parser.add_argument("--record", action="store_true", help="add the result to results/attribution.jsonl")
     arguments = parser.parse_args()
-    result = report(arguments.rounds, arguments.orders, arguments.steps, cpu_time=arguments.cpu_time)
+    result = report(arguments)
     print(json.dumps(result, indent=1))
     if arguments.record:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
+        results.write("attribution", result)
 
 
 if __name__ == "__main__":

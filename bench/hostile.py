@@ -1,4 +1,4 @@
-"""What clients that mean no good do to those that do: connects and disconnects, aborts, prompts and grammars beyond reason.
+"""Clients that mean no good beside one that does: connects and disconnects, aborts, prompts and grammars beyond reason.
 
     python bench/hostile.py [--model smollm2:135m] [--rate 200] [--seconds 60] [--url URL --log ENGINE_LOG]
 
@@ -179,8 +179,10 @@ async def attack(clients: Clients, rate: int, seconds: float) -> dict[str, Any]:
 
 
 async def patiently(clients: Clients) -> str:
-    while (answer := await clients.question()) is None:
+    answer = await clients.question()
+    while answer is None:
         await asyncio.sleep(0.2)
+        answer = await clients.question()
     return answer
 
 

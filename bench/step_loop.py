@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from results import environment, write
@@ -86,8 +87,9 @@ class Loop:
     def decode(self, prompts: Sequence[Sequence[int]], sampling: Sampling, steps: int) -> dict[str, list[float]]:
         """Milliseconds of each step, and of the loop's own part in it. Prompts are computed the first time only."""
         running = [self.submit(prompt, sampling) for prompt in prompts]
-        while self.runner.scheduler.running < len(prompts) or self.step()[2]:
-            pass
+        left = 1
+        while left or self.runner.scheduler.running < len(prompts):
+            left = self.step()[2]
         found: dict[str, list[float]] = {"step_ms": [], "own_ms": []}
         for _ in range(steps):
             step_s, own_s, _ = self.step()
@@ -140,9 +142,9 @@ def main() -> None:
             name: {key: round(statistics.median(one[key] for one in rounds), 3) for key in rounds[0]}
             for name, rounds in found.items()
         }
-        for row in medians.values():
-            row["own_percent"] = round(100 * row["own_ms"] / row["step_ms"], 2)
-        row = {"model": options.model.name, "batch": batch, "medians": medians}
+        for times in medians.values():
+            times["own_percent"] = round(100 * times["own_ms"] / times["step_ms"], 2)
+        row: dict[str, Any] = {"model": options.model.name, "batch": batch, "medians": medians}
         row["shared_prefix"] = {"clients": batch, "tokens": SHARED, "prefill_rows": loop.prefill_rows(batch)}
         print(json.dumps(row, indent=1), flush=True)
         write("step_loop", row | environment())

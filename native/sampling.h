@@ -126,6 +126,7 @@ struct Candidates {
   float* sums;  // of blocks
   Keyed* keyed;
   int64_t count;
+  bool whole;  // then a candidate's place is its id
 };
 
 // The weights of keys that reach each of the cuts, which rise.
@@ -204,6 +205,7 @@ inline void keep_from(const float* keys, Candidates& found, float last) {
 // Those with scores from the bound on.
 MK_KERNEL void collect(const float* scores, int64_t columns, const float* maxima, float bound, Candidates& found) {
   found.count = 0;
+  found.whole = false;
   for (int64_t start = 0; start < columns; start += kChunkTokens) {
     if (!(maxima[start / kChunkTokens] >= bound)) continue;
     const int64_t end = least(start + kChunkTokens, columns);
@@ -217,7 +219,7 @@ MK_KERNEL void collect(const float* scores, int64_t columns, const float* maxima
 
 inline void collect_all(const float* scores, int64_t columns, Candidates& found) {
   found.count = columns;
-  for (int64_t i = 0; i < columns; i++) found.ids[i] = static_cast<int32_t>(i);
+  found.whole = true;
   __builtin_memcpy(found.scores, scores, static_cast<size_t>(columns) * sizeof(float));
 }
 
@@ -273,21 +275,26 @@ MK_KERNEL void keep_top_k(const mk_draw& draw, int64_t columns, const float* max
   keep_from(found.scores, found, last);
 }
 
-// Finds and weighs all that can be in the nucleus, which holds that much of the whole mass. Tokens below
-// (1 - top_p) / columns of the mass hold less than 1 - top_p together, so the nucleus is among the others; mostly it is
-// among the few above a much higher bound, which their own mass then proves.
-MK_KERNEL void collect_nucleus(const mk_draw& draw, int64_t columns, const float* maxima, float greatest,
-                               float inverse_temperature, double whole, double mass, Candidates& found) {
-  const double bound = (1.0 - draw.top_p) * whole / static_cast<double>(kBlockTokens);
+// Finds and weighs what the nucleus is among, and answers the mass it holds. Mostly that is the few tokens above a bound,
+// as their own mass proves; where many chunks reach the bound, it isn't tried.
+MK_KERNEL double collect_nucleus(const mk_draw& draw, int64_t columns, const float* maxima, float greatest,
+                                 float inverse_temperature, double top_p, Candidates& found) {
+  const double whole = block_sums(draw.scores, columns, maxima, greatest, inverse_temperature, found.sums);
+  const double bound = (1.0 - top_p) * whole / static_cast<double>(kBlockTokens);
   if (bound > 1e-37) {
-    const float slack = 1e-5F * (1.0F + __builtin_fabsf(greatest));  // for rounding: a few more do no harm
-    const float exponent = logf(static_cast<float>(bound));
-    collect(draw.scores, columns, maxima, greatest + exponent / inverse_temperature - slack, found);
-    weigh_candidates(found, greatest, inverse_temperature);
-    if (mass_of(found) >= mass) return;
+    const float least_score = greatest + logf(static_cast<float>(bound)) / inverse_temperature;
+    const int64_t chunks = divide_up(columns, kChunkTokens);
+    int64_t reaching = 0;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) reaching += maxima[chunk] >= least_score ? 1 : 0;
+    if (reaching * 4 <= chunks) {
+      collect(draw.scores, columns, maxima, least_score, found);
+      weigh_candidates(found, greatest, inverse_temperature);
+      if (mass_of(found) >= top_p * whole) return top_p * whole;
+    }
   }
   collect_all(draw.scores, columns, found);
   weigh_candidates(found, greatest, inverse_temperature);
+  return top_p * mass_of(found);
 }
 
 // Keeps the smallest set of those nearest to the expected surprise that holds that part of the mass.
@@ -347,7 +354,8 @@ inline int64_t token_at(const float* weights, int64_t count, double target) {
 MK_KERNEL int64_t draw_candidate(Candidates& found, double number) {
   double target = number * mass_of(found);
   const int64_t start = block_at(found.sums, divide_up(found.count, kBlockTokens), &target) * kBlockTokens;
-  return found.ids[start + token_at(found.weights + start, least(kBlockTokens, found.count - start), target)];
+  const int64_t place = start + token_at(found.weights + start, least(kBlockTokens, found.count - start), target);
+  return found.whole ? place : found.ids[place];
 }
 
 // From the whole row, whose blocks have these sums.
@@ -398,9 +406,8 @@ int64_t sample_row(const mk_draw& draw, int64_t columns, void* scratch) {
     keep_top_k(draw, columns, maxima, greatest, inverse, found);
     if (nucleus) keep_from(found.scores, found, last_kept(found.scores, found, top_p * mass_of(found)));
   } else if (nucleus) {
-    const double whole = block_sums(draw.scores, columns, maxima, greatest, inverse, found.sums);
-    collect_nucleus(draw, columns, maxima, greatest, inverse, whole, top_p * whole, found);
-    keep_from(found.scores, found, last_kept(found.scores, found, top_p * whole));
+    const double mass = collect_nucleus(draw, columns, maxima, greatest, inverse, top_p, found);
+    keep_from(found.scores, found, last_kept(found.scores, found, mass));
   } else if (draw.min_p > 0.0) {
     collect(draw.scores, columns, maxima, greatest + (logf(least_share) - 1e-3F) / inverse, found);
     weigh_candidates(found, greatest, inverse);

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import logging.handlers
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -32,16 +32,16 @@ from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
-from millicent.meter.energy import energy_source
+from millicent.meter.energy import EnergySource, find_energy
 from millicent.meter.meter import Meter
-from millicent.meter.placements import Placement
+from millicent.meter.placements import Placement, stated_watts
 from millicent.meter.prices import PriceBook
 from millicent.meter.published_prices import published_prices
 from millicent.meter.quotes import Quoter
+from millicent.meter.waits import Waits
 from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
-from millicent.pipeline.latency import LatencyTargets
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
@@ -136,7 +136,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     try:
         shares = await _known_shares(ledger, config, clock, ids)
         meter = Meter(clock, gateway, ids, shares)
-        backend = await _local_backend(options, ledger, meter, shares, clock) if options.models else None
+        backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
         queries = LedgerQueries(home / "ledger.db")
         quoter = Quoter(shares.coefficients)
@@ -156,7 +156,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             features=features,
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
-            latency=LatencyTargets(config.engine.max_sequences),
+            waits=Waits(shares.coefficients, config.engine.max_sequences),
             places=_places(options, backend, elsewhere),
             policies=config.policies,
         )
@@ -219,17 +219,10 @@ def _check_fallbacks(models: Sequence[str], config: Config) -> None:
                 )
 
 
-async def _local_backend(
-    options: ServeOptions, ledger: SqliteLedger, meter: Meter, shares: StepTimeShares, clock: SystemClock
-) -> LocalBackend:
+def _local_backend(options: ServeOptions, meter: Meter, shares: StepTimeShares, clock: SystemClock) -> LocalBackend:
     """The engine on this machine, whose device the meter then watches."""
     engine, placement = options.config.engine, options.placement
-    meter.add_device(
-        engine.device,
-        placement,
-        not_before_ns=await ledger.device_seen_ns(engine.device),
-        energy=energy_source(engine.device, _watts(placement)),
-    )
+    meter.add_device(engine.device, placement, energy=_energy(engine.device, placement))
     return LocalBackend(engine, options.models, meter, clock, options.home, costs=shares.costs)
 
 
@@ -242,9 +235,10 @@ async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock
     return shares
 
 
-def _watts(placement: Placement) -> Decimal | None:
-    watts = placement.inputs.get("watts")
-    return None if watts is None else Decimal(watts)
+def _energy(device: str, placement: Placement) -> EnergySource | None:
+    found = find_energy(device, stated_watts(placement), visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    log.info("the energy of %s is %s", device, found.what)
+    return found.source
 
 
 def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:

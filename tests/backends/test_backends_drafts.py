@@ -44,7 +44,7 @@ def answers(
     async def test() -> dict[str, tuple[str, End]]:
         subject = LocalBackend(CONFIG, models, notes, SystemClock(), home, costs=costs)
         await subject.start()
-        found = {}
+        found: dict[str, tuple[str, End]] = {}
         try:
             for model in models:
                 wanted = Request(
@@ -59,7 +59,7 @@ def answers(
                 async for chunk in (await subject.prepare(wanted)).start():
                     if isinstance(chunk, Text):
                         text += chunk.text
-                    else:
+                    elif isinstance(chunk, End):
                         found[model] = (text, chunk)
         finally:
             await subject.close()

@@ -196,3 +196,37 @@ def test_a_price_keeps_the_digits_it_was_written_with(tmp_path: Path) -> None:
 def test_a_placement_that_does_not_add_up_is_told_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"toml:2: \[placements.box\] usd_per_hour: missing"):
         load(written(tmp_path, '\n[placements.box]\nkind = "rented"\n'))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('[models.a]\nretries = 2\nfallbacks = ["b", "b"]\n', r"3?.*\[models.a\] fallbacks: names a model twice"),
+        ('[models.a]\nfallbacks = ["a"]\n', r"\[models.a\] fallbacks: names a model twice, or itself"),
+        ('[models.a]\nbalance = "fair"\n', r":2: \[models.a\] balance"),
+        ("[models.a]\nretries = 11\n", r":2: \[models.a\] retries"),
+        ("[models.a]\nbreaker = { failures = 0 }\n", r":2: \[models.a\] breaker failures"),
+        ('[features.f]\nplacements = ["moon"]\n', r"\[features.f\] placements: there is no `moon`"),
+    ],
+)
+def test_policies_and_placements_of_features_are_checked(text: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "millicent.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        load(path)
+
+
+def test_a_models_policy_is_read_beside_its_other_settings(tmp_path: Path) -> None:
+    path = tmp_path / "millicent.toml"
+    path.write_text(
+        '[placements.p]\nkind = "api"\nbase_url = "http://127.0.0.1:1"\n'
+        '[models.a]\nplacement = "p"\nbalance = "cheapest"\ntimeout_s = 2.5\nfallbacks = ["b"]\n'
+        "[models.a.breaker]\ncooldown_s = 3\n"
+        '[features.f]\nplacements = ["p", "local"]\n'
+    )
+    config = load(path)
+    policy = config.policies["a"]
+    assert (policy.balance, policy.timeout_s, policy.fallbacks, policy.retries) == ("cheapest", 2.5, ("b",), 2)
+    assert policy.breaker.cooldown_s == 3
+    assert config.models["a"].placement == "p"
+    assert config.features["f"].placements == ("p", "local")

@@ -1,8 +1,10 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millicent.core.clock import NS_PER_HOUR, ManualClock, SystemClock, hours_between, iso_utc, parse_time_ns
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock, SystemClock, hours_between, iso_utc, parse_time_ns
 from millicent.core.identifiers import SequentialIds, SystemIds
 
 
@@ -31,6 +33,24 @@ def test_the_system_clock_ties_utc_to_the_monotonic_clock() -> None:
     before = clock.monotonic_ns()
     assert clock.utc_ns(before) <= clock.now_ns()
     assert clock.utc_ns(before + 5) - clock.utc_ns(before) == 5
+
+
+@pytest.mark.parametrize("set_ns", [-NS_PER_HOUR, -NS_PER_S, NS_PER_S, 30 * NS_PER_HOUR])
+def test_the_system_clock_follows_when_it_is_set_and_elapsed_time_does_not(
+    monkeypatch: pytest.MonkeyPatch, set_ns: int
+) -> None:
+    machine = ManualClock()
+    monkeypatch.setattr(time, "time_ns", machine.now_ns)
+    monkeypatch.setattr(time, "monotonic_ns", machine.monotonic_ns)
+    clock = SystemClock()
+    machine.advance(5)
+    # Less than a second is what clocks differ by: intervals stay as they are.
+    machine.set(NS_PER_S - 1)
+    assert clock.now_ns() == machine.now_ns() - NS_PER_S + 1
+    machine.set(1 - NS_PER_S)
+    machine.set(set_ns)
+    assert (clock.now_ns(), clock.monotonic_ns()) == (machine.now_ns(), 5)
+    assert clock.utc_ns(5) == machine.now_ns()
 
 
 def test_a_manual_clock_refuses_to_go_back() -> None:

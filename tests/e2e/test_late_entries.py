@@ -24,6 +24,11 @@ usd_per_kwh = 0.2
 json_schema = { type = "object" }
 [features.search.useful]
 score = 0.8
+[features.weather]
+owner = "ada"
+cost_target_usd = 0.01
+latency_target_ms = 60000
+useful = { tool_succeeded = true }
 """
 RETRIEVAL = {"role": "retrieval", "meter": "other", "quantity": 3, "unit": "query", "amount_usd": "0.0015"}
 
@@ -141,3 +146,40 @@ def test_what_steps_cost_is_known_before_the_first_request_and_after_a_restart(s
     assert ask(server)["accelerator"]["step_time_version"] is not None
     server.check_accounts()
     assert LedgerQueries(server.home / "ledger.db").verify() == []
+
+
+def test_the_next_turn_tells_whether_a_called_tool_succeeded(server: LiveServer) -> None:
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": nothing}}
+    asked = {"role": "user", "content": "is it warm?"}
+    body: dict[str, Any] = {"model": "tiny", "messages": [asked], "tools": [tool], "tool_choice": "required"}
+    body = body | {"parallel_tool_calls": False}
+    headers = {"X-Millicent-Feature": "weather"}
+
+    def turn(*messages: Any, tools: bool = True) -> tuple[dict[str, Any], str]:
+        sent = body | {"messages": [asked, *messages]} if tools else {"model": "tiny", "messages": [asked, *messages]}
+        status, answer, told = server.request(
+            "POST", "/v1/chat/completions", json.dumps(sent | {"max_tokens": 200}).encode(), headers
+        )
+        assert status == 200, answer
+        return answer["choices"][0]["message"], told["x-millicent-receipt"]
+
+    verdicts = []
+    for content in ("12 C", '{"error": "no such city"}'):
+        message, receipt_id = turn()
+        [call] = message["tool_calls"]
+        assert server.get(f"/v1/receipts/{receipt_id}")[1]["useful"] is None
+        history = [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": call["id"], "content": content},
+        ]
+        for _ in range(2):  # a conversation tells everything again
+            turn(*history, tools=False)
+        verdicts.append(server.get(f"/v1/receipts/{receipt_id}")[1]["useful"])
+    assert verdicts == [True, False]
+    [row] = [each for each in report(server)["data"] if each["group"] == "weather"]
+    assert row["rated"] == 2
+    assert row["owner"] == "ada"
+    targets = row["targets"]
+    assert (targets["cost_usd"], targets["latency_ms"], targets["in_time"]) == ("0.01", 60000, 1)
+    assert float(targets["mean_cost_usd"]) == pytest.approx(float(row["cost_usd"]) / row["requests"], abs=1e-9)

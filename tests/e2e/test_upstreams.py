@@ -182,7 +182,7 @@ def test_a_millicent_behind_a_millicent_tells_its_own_receipt_and_cost(
             assert {leaf: count["tokens"] for leaf, count in ours["usage"].items()} == {
                 leaf: count["tokens"] for leaf, count in theirs["usage"].items()
             }
-            details = usage.cost_details  # type: ignore[attr-defined]
+            details = usage.cost_details
             assert details["reported_cost"] == float(reported["amount_usd"])
             residual = Decimal(reported["amount_usd"]) - Decimal(ours["total_usd"])
             assert Decimal(str(details["residual"])) == residual

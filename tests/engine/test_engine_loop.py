@@ -19,6 +19,8 @@ from millicent.engine.loop import Engine
 from millicent.engine.protocol import (
     MAX_FRAME_BYTES,
     Cancel,
+    Coefficients,
+    Costs,
     FromEngine,
     Hello,
     Load,
@@ -339,6 +341,22 @@ def test_an_engine_at_rest_tells_of_blocks_that_nobody_holds(caplog: pytest.LogC
         runner = running.engine._runners["scripted"]
         assert isinstance(runner, Runner)
         runner.scheduler.pool.take(2)
-        running.gateway.send(Cancel(9), Shutdown())
+        running.gateway.send(submit(2))
+        running.gateway.outputs_until(bool)  # after which it comes to rest, and then reads on
+        running.gateway.send(Shutdown())
         running.join()
     assert "2 KV blocks of scripted are held by nobody" in caplog.text
+
+
+def test_what_steps_take_is_told_to_the_scheduler_of_that_model() -> None:
+    costs = Coefficients(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    with engine() as running:
+        load(running)
+        running.gateway.send(Costs("another", costs), submit(1))
+        running.gateway.outputs_until(bool)
+        runner = running.engine._runners["scripted"]
+        assert isinstance(runner, Runner)
+        assert runner.scheduler.costs is None
+        running.gateway.send(Costs("scripted", costs), submit(2))
+        running.gateway.outputs_until(bool)
+        assert runner.scheduler.costs == costs

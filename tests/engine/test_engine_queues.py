@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from millicent.core.steps import SequenceWork
 from millicent.engine.config import PrefixCache
-from millicent.engine.scheduling.scheduler import Scheduler, standalone_ns
+from millicent.engine.scheduling import scheduler as scheduling
+from millicent.engine.scheduling.scheduler import Scheduler
 from millicent.engine.scheduling.sequences import Sequence
+from millicent.step_time import Coefficients
 
 
 def scheduler(
@@ -188,13 +190,25 @@ def test_a_newcomer_is_served_beside_a_flood_and_not_after_it() -> None:
     assert len(story.ended) - before <= 4
 
 
+# What a large model on a slow memory takes, and a small one whose attention is dear.
+MACHINES = st.sampled_from(
+    [None, Coefficients(1e5, 3e7, 2e6, 2e4, 1e3, 10.0), Coefficients(1e4, 1e4, 1e4, 0.0, 2e3, 500.0)]
+)
+
+
 @settings(max_examples=40)
-@given(data=st.data(), tenants=st.integers(2, 4), max_sequences=st.integers(1, 4))
+@given(data=st.data(), tenants=st.integers(2, 4), max_sequences=st.integers(1, 4), costs=MACHINES)
 def test_tenants_with_work_waiting_stay_within_one_engine_full_of_each_other(
-    data: st.DataObject, tenants: int, max_sequences: int
+    data: st.DataObject, tenants: int, max_sequences: int, costs: Coefficients | None
 ) -> None:
-    """Whatever their requests look like: what they were given differs by less than what fits in at once, twice."""
+    """Whatever their requests look like: what they were given, in what it takes on this machine, differs by less than
+    what fits in at once, twice."""
+
+    def standalone_ns(work: SequenceWork) -> int:
+        return scheduling.standalone_ns(work) if costs is None else scheduling.standalone_ns(work, costs)
+
     story = Story(scheduler(max_sequences=max_sequences), output=6)
+    story.subject.costs = costs
     serial = iter(range(1, 100_000))
     given_ns = Counter(dict.fromkeys(range(tenants), 0))
     longest = {tenant: data.draw(st.integers(4, 100)) for tenant in range(tenants)}

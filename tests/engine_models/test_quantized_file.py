@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -23,7 +24,7 @@ from millicent.text.stored_precision import stored_precision
 from support.tiny_gguf import write_gguf
 from support.tiny_models import TinyLlama, write_tiny_model
 
-SHAPE = TinyLlama(hidden=64, head_dim=16, intermediate=96, tied=False)
+SHAPE = TinyLlama(hidden=64, head_dim=16, intermediate=96, tied=False, context_tokens=64)
 
 
 @pytest.fixture
@@ -75,6 +76,18 @@ def test_rounding_to_inputs_loses_less_on_them_than_rounding_to_the_nearest(form
     nearest = quantize(weight, format_).dequantized()
     losses = [(inputs @ (weight - found).T).square().sum() for found in (calibrated, nearest)]
     assert losses[0] < 0.25 * losses[1]
+
+
+def test_the_first_and_the_last_of_many_layers_keep_eight_bits(tmp_path: Path) -> None:
+    if kernels.available().instruction_set is None:
+        pytest.skip(kernels.available().reason)
+    deep = replace(SHAPE, layers=8, hidden=32, head_dim=16, heads=2, kv_heads=1, intermediate=32)
+    source = write_gguf(tmp_path / "deep.gguf", write_tiny_model(tmp_path / "deep", deep))
+    file = write_quantized(source, tmp_path / "out", "int4")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
+    found = [kinds[f"blk.{layer}.ffn_down.weight"] for layer in range(8)]
+    assert found == ["Q8_0", *["Q4_1"] * 6, "Q8_0"]
+    assert stored_precision(file) == "Q4_1"
 
 
 def test_other_readers_find_the_same_metadata_tokenizer_and_values(source: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def make_closed(receipt: Receipt, *, nanousd: int | None = 1_500, serving_ns: in
         finish_reason="stop",
         usage=Usage.of(Provenance.MEASURED, input_fresh=12, output_text=3),
         timing=Timing(1, 2, 3, 4),
-        accelerator=Accelerator(serving_ns, serving_ns - 200, 200, 4, 9, Provenance.MEASURED),
+        accelerator=Accelerator(serving_ns, serving_ns - 200, 200, 4, 9, Provenance.MEASURED, 2, None, 7, 5),
         energy=Energy(Decimal("0.125"), Provenance.ESTIMATED),
         lines=(line,),
         attempts=(attempt,),

@@ -35,8 +35,7 @@ class Gateway:
 
     async def run(self) -> None:
         await self.ledger.start()
-        seen_at_ns = await self.ledger.device_seen_ns("cpu:0")
-        self.meter.add_device("cpu:0", self.placement, not_before_ns=seen_at_ns)
+        self.meter.add_device("cpu:0", self.placement)
         await self.checkpoint()
         self.meter.device_state("cpu:0", DeviceState.UP, self.clock.monotonic_ns())
         await asyncio.gather(self.device(), *(self.client() for _ in range(CLIENTS)))

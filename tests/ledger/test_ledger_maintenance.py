@@ -17,7 +17,7 @@ from millicent.core.budgets import Budget, Every
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock
 from millicent.core.errors import ConfigError, LedgerUnavailable, NotFound
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Receipt, Status
+from millicent.core.receipts import HourShare, Receipt, Role, Status
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance
 from millicent.ledger import maintenance
@@ -242,6 +242,48 @@ def test_a_ledger_of_schema_1_is_brought_up_to_date_with_its_totals_unchanged(tm
                 ("2026-01-01T00:00:00Z", 6, 60, 15, 4200, 6_000, 2, 0, 1),
                 ("2026-01-01T01:00:00Z", 5, 60, 15, 3500, 1_000_000_007_500, 0, 1, 0),
             ]
+            assert queries.verify() == []
+            # Before what it wrote is taken into the rollups, and after.
+            await ledger.checkpoint(Checkpoint(T0, (), ()))
+        await ledger.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_ledger_of_schema_5_keeps_its_totals_and_learns_roles_and_ratings_of_what_is_left(tmp_path: Path) -> None:
+    """The expected totals were read by the version that wrote the file. Of ten receipts it had deleted the detail of
+    four, which no cube, role or rating can be made of again."""
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((SCHEMA_1.parent / "schema_5.sql").read_text())
+    queries = LedgerQueries(path)
+
+    async def scenario() -> None:
+        ledger = SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_2")
+        await ledger.start()
+        for _ in range(3):
+            totals = [msgspec.structs.astuple(each) for each in queries.totals("user", ReceiptFilter())]
+            assert [(*each[:5], each[5].nanousd, *each[6:]) for each in totals] == [
+                ("u2", 3, 36, 9, 2100, 5015, 0, 0, 0),
+                ("u0", 3, 36, 9, 2100, 4509, 0, 0, 0),
+                ("u1", 4, 48, 12, 2800, 4505, 1, 0, 0),
+            ]
+            hours = [(each.group, each.cost.nanousd) for each in queries.totals("hour", ReceiptFilter())]
+            assert [cost for _, cost in hours] == [1500, 1501, 1502, 1503, 1504, 1505, 1506, 0, 2008, 1500]
+            roles = {
+                each.group: ({role: cost.nanousd for role, cost in each.costs.items()}, each.unpriced)
+                for each in queries.role_costs("user", ReceiptFilter())
+            }
+            assert roles == {
+                "u0": ({Role.INFERENCE: 1506}, 0),
+                "u1": ({Role.INFERENCE: 3004}, 1),
+                "u2": ({Role.INFERENCE: 3013, Role.RETRIEVAL: 500}, 0),
+            }
+            rated = {
+                each.group: (each.requests, each.priced, each.rated, each.useful)
+                for each in queries.usefulness("user", ReceiptFilter())
+            }
+            assert rated == {"u0": (3, 3, 0, 0), "u1": (4, 3, 1, 0), "u2": (3, 3, 1, 1)}
             assert queries.verify() == []
             # Before what it wrote is taken into the rollups, and after.
             await ledger.checkpoint(Checkpoint(T0, (), ()))

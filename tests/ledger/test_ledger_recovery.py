@@ -301,12 +301,3 @@ def test_a_gateway_settles_what_it_left_open_under_the_same_name(machine: Machin
     machine.live_and_die(life)
     machine.recover("gw_1")
     assert machine.queries.count_open() == 0
-
-
-def test_the_ledger_knows_until_when_a_device_is_accounted_for(machine: Machine) -> None:
-    async def life(ledger: SqliteLedger) -> None:
-        assert await ledger.device_seen_ns("cpu:0") == 0
-        await ledger.checkpoint(Checkpoint(T0, (session(NS_PER_S),), ()))
-        assert await ledger.device_seen_ns("cpu:0") == T0 + NS_PER_S
-
-    machine.live_and_die(life)

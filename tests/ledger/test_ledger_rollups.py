@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from millicent.core.accounts import Checkpoint
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock, iso_utc
 from millicent.core.money import Money
-from millicent.core.receipts import Accelerator, Line, Meter, Receipt, Role, Status
+from millicent.core.receipts import Accelerator, Feedback, Line, Meter, Receipt, Role, Status
 from millicent.core.request import Attribution
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.ledger import rollups, rows
+from millicent.ledger.maintenance import delete_expired
 from millicent.ledger.memory import MemoryLedger
 from millicent.ledger.queries import GroupBy, ReceiptFilter
 
@@ -31,7 +32,12 @@ GROUPS: tuple[GroupBy, ...] = get_args(GroupBy)
 
 names = st.sampled_from([None, None, "a", "b"])
 amounts = st.one_of(st.none(), st.integers(-5, 10**12))
-lines = st.tuples(amounts, st.sampled_from(["measured", "assumed"]), st.sampled_from(["actual", "actual", "what-if"]))
+lines = st.tuples(
+    amounts,
+    st.sampled_from(["measured", "assumed"]),
+    st.sampled_from(["actual", "actual", "what-if"]),
+    st.sampled_from(list(Role)),
+)
 # Over three days, so that whole days, quarter-hours at their ends and cut ones are all asked for.
 instants = st.integers(-2 * 96, 96).flatmap(
     lambda quarter: st.sampled_from([0, 1, QUARTER_NS - 1]).map(lambda rest: T0 + quarter * QUARTER_NS + rest)
@@ -45,6 +51,7 @@ closings = st.fixed_dictionaries(
         "lines": st.lists(lines, max_size=3),
         "tokens": st.one_of(st.none(), st.integers(0, 9)),
         "serving_ns": st.integers(0, 3),
+        "useful": st.sampled_from([None, True, False]),
     }
 )
 filters = st.builds(
@@ -57,20 +64,25 @@ filters = st.builds(
     from_ns=st.one_of(st.none(), instants),
     to_ns=st.one_of(st.none(), instants),
 )
+verdicts = st.sampled_from([True, False, None])
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("close"), closings),
         st.tuples(st.just("late"), lines),
+        st.tuples(st.just("feedback"), verdicts),
         st.just(("fold", None)),
+        st.just(("fold some", None)),
+        st.tuples(st.just("delete"), instants),
     ),
-    max_size=25,
+    min_size=6,
+    max_size=30,
 )
 
 
-def line(given_line: tuple[int | None, str, str]) -> Line:
-    nanousd, provenance, book = given_line
+def line(given_line: tuple[int | None, str, str, Role]) -> Line:
+    nanousd, provenance, book, role = given_line
     amount = None if nanousd is None else Money(nanousd)
-    return Line(1, Role.ADJUSTMENT, Meter.OTHER, 1, "unit", None, amount, Provenance(provenance), T0, T0, book)  # type: ignore[arg-type]
+    return Line(1, role, Meter.OTHER, 1, "unit", None, amount, Provenance(provenance), T0, T0, book)  # type: ignore[arg-type]
 
 
 def receipt_of(number: int, facts: dict[str, Any]) -> Receipt:
@@ -89,6 +101,7 @@ def receipt_of(number: int, facts: dict[str, Any]) -> Receipt:
         usage=Usage({Leaf.INPUT_FRESH: count}),
         accelerator=Accelerator(serving_ns=facts["serving_ns"]),
         lines=tuple(map(line, facts["lines"])),
+        useful=facts["useful"],
     )
 
 
@@ -96,9 +109,9 @@ def add_line(connection: sqlite3.Connection, receipt_id: str, ordinal: int, adde
     connection.execute(rows.INSERT_LINE, rows.line_row(receipt_id, ordinal, added))
 
 
-def expected(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict[str | None, tuple[int, ...]]:
-    """The same sums, from the receipts themselves."""
-    sums: dict[str | None, list[int]] = defaultdict(lambda: [0] * 8)
+def selected(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict[str | None, list[Receipt]]:
+    """Those asked for, by group."""
+    found: dict[str | None, list[Receipt]] = defaultdict(list)
     for receipt in receipts:
         named = msgspec.structs.asdict(receipt.attribution) | {
             "model": receipt.model,
@@ -109,27 +122,60 @@ def expected(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict
         }
         wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
         low, high = wanted.pop("from_ns", -(2**63)), wanted.pop("to_ns", 2**63)
-        if not low <= receipt.created_at_ns < high or any((named[n] or "") != value for n, value in wanted.items()):
-            continue
-        actual = [each for each in receipt.lines if each.book == "actual"]
-        ran = receipt.status is not Status.REFUSED and (
-            receipt.status is Status.INTERRUPTED
-            or receipt.usage.input_tokens != 0
-            or receipt.accelerator.serving_ns != 0
+        if low <= receipt.created_at_ns < high and all((named[n] or "") == value for n, value in wanted.items()):
+            found[named[by]].append(receipt)
+    return found
+
+
+def expected(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict[str | None, tuple[int, ...]]:
+    """The same sums, from the receipts themselves."""
+    return {
+        group: tuple(map(sum, zip(*map(figures, members), strict=True)))
+        for group, members in selected(receipts, by, where).items()
+    }
+
+
+def figures(receipt: Receipt) -> tuple[int, ...]:
+    actual = [each for each in receipt.lines if each.book == "actual"]
+    ran = receipt.status is not Status.REFUSED and (
+        receipt.status is Status.INTERRUPTED or receipt.usage.input_tokens != 0 or receipt.accelerator.serving_ns != 0
+    )
+    return (
+        1,
+        receipt.usage.input_tokens or 0,
+        0,
+        receipt.accelerator.serving_ns,
+        0 if receipt.total is None else receipt.total.nanousd,
+        any(each.amount is None for each in actual) if actual else ran,
+        receipt.total is not None and any(each.provenance is Provenance.ASSUMED for each in actual),
+        receipt.usage.input_tokens is None,
+    )
+
+
+def expected_worth(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict[str | None, tuple[int, ...]]:
+    return {
+        group: (
+            len(members),
+            sum(each.total is not None for each in members),
+            sum(each.total.nanousd for each in members if each.total is not None),
+            sum(each.useful is not None for each in members),
+            sum(each.useful is True for each in members),
         )
-        unpriced = any(each.amount is None for each in actual) if actual else ran
-        figures = (
-            1,
-            receipt.usage.input_tokens or 0,
-            0,
-            receipt.accelerator.serving_ns,
-            0 if receipt.total is None else receipt.total.nanousd,
-            unpriced,
-            receipt.total is not None and any(each.provenance is Provenance.ASSUMED for each in actual),
-            receipt.usage.input_tokens is None,
-        )
-        sums[named[by]] = [have + more for have, more in zip(sums[named[by]], figures, strict=True)]
-    return {group: tuple(figures) for group, figures in sums.items()}
+        for group, members in selected(receipts, by, where).items()
+    }
+
+
+def expected_roles(receipts: list[Receipt], by: GroupBy, where: ReceiptFilter) -> dict[str | None, Any]:
+    found: dict[str | None, Any] = {}
+    for group, members in selected(receipts, by, where).items():
+        actual = [each for receipt in members for each in receipt.lines if each.book == "actual"]
+        costs: dict[Role, int] = defaultdict(int)
+        for each in actual:
+            costs[each.role] += 0 if each.amount is None else each.amount.nanousd
+        if actual:
+            unpriced = sum(each.amount is None for each in actual)
+            found[group] = ({role: Money(cost) for role, cost in costs.items() if cost}, unpriced)
+    return found
 
 
 def answered(ledger: MemoryLedger, by: GroupBy, where: ReceiptFilter, zone: str = "UTC") -> dict[str | None, Any]:
@@ -157,23 +203,55 @@ async def play(ledger: MemoryLedger, script: list[tuple[str, Any]]) -> list[Rece
             await ledger.close(receipts[-1], ())
         elif verb == "fold":
             await ledger.checkpoint(Checkpoint(T0, (), ()))
-        elif receipts:
-            changed = receipts[len(receipts) // 2]
+        elif verb == "fold some":
+            await ledger.write(partial(rollups.fold_some, most=2))
+        elif verb == "delete":
+            # As kept in every sum; times are of the quarter-hour then.
+            await ledger.write(partial(delete_expired, before_ns=facts))
+            kept = {each.id for each in ledger.queries.receipts(ReceiptFilter(), limit=99).receipts}
+            receipts = [each if each.id in kept else deleted(each) for each in receipts]
+        elif not (kept_ones := [each for each in receipts if not each.error]):
+            continue
+        elif verb == "feedback":
+            given = kept_ones[len(kept_ones) // 2]
+            await ledger.add_feedback((Feedback(given.id, T0, useful=facts),))
+            if facts is not None:
+                receipts[receipts.index(given)] = msgspec.structs.replace(given, useful=facts)
+        else:
+            changed = kept_ones[len(kept_ones) // 2]
+            place = receipts.index(changed)
             added = line(facts)
             await ledger.write(partial(add_line, receipt_id=changed.id, ordinal=len(changed.lines), added=added))
-            receipts[len(receipts) // 2] = msgspec.structs.replace(changed, lines=(*changed.lines, added))
+            receipts[place] = msgspec.structs.replace(changed, lines=(*changed.lines, added))
     return receipts
 
 
-@settings(max_examples=60, deadline=None)
+def deleted(receipt: Receipt) -> Receipt:
+    """What its sums still know: neither runs nor conversations, and when it was to the quarter-hour."""
+    start_ns = receipt.created_at_ns - receipt.created_at_ns % QUARTER_NS
+    return msgspec.structs.replace(receipt, created_at_ns=start_ns, error="deleted")
+
+
+@settings(max_examples=100, deadline=None)
 @given(script=steps, questions=st.lists(st.tuples(st.sampled_from(GROUPS), filters), min_size=4, max_size=8))
 def test_totals_are_the_sum_of_entries_whatever_was_folded_and_whatever_is_asked(
     script: list[tuple[str, Any]], questions: list[tuple[GroupBy, ReceiptFilter]]
 ) -> None:
     ledger = MemoryLedger()
     receipts = asyncio.run(play(ledger, script))
-    for by, where in questions:
+    always: list[tuple[GroupBy, ReceiptFilter]] = [("status", ReceiptFilter()), ("user", ReceiptFilter(feature="a"))]
+    for by, where in [*always, *questions]:
+        if where.run is not None and any(each.error for each in receipts):
+            # What was deleted is known of no run.
+            continue
         assert answered(ledger, by, where) == expected(receipts, by, where), (by, where)
+        worth = {
+            each.group: (each.requests, each.priced, each.cost.nanousd, each.rated, each.useful)
+            for each in ledger.queries.usefulness(by, where)
+        }
+        assert worth == expected_worth(receipts, by, where), (by, where)
+        roles = {each.group: (each.costs, each.unpriced) for each in ledger.queries.role_costs(by, where)}
+        assert roles == expected_roles(receipts, by, where), (by, where)
     assert not [each for each in ledger.queries.verify() if "rollup" in each]
     asyncio.run(ledger.stop())
 
@@ -181,7 +259,7 @@ def test_totals_are_the_sum_of_entries_whatever_was_folded_and_whatever_is_asked
 @settings(max_examples=25, deadline=None)
 @given(
     before=st.lists(closings, max_size=12),
-    after=steps,
+    after=st.lists(st.one_of(st.tuples(st.just("close"), closings), st.just(("fold", None))), max_size=15),
     question=st.tuples(st.sampled_from(GROUPS), filters),
     batch=st.integers(1, 4),
 )

@@ -8,13 +8,19 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from millicent.core.budgets import Budget, Every
 from millicent.core.clock import ManualClock
-from millicent.core.errors import LedgerUnavailable
+from millicent.core.errors import LedgerUnavailable, PaymentRequired
+from millicent.core.money import Money
 from millicent.core.receipts import Accelerator, Receipt
+from millicent.ledger import journal
+from millicent.ledger.budgets import put_budget
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.schema import migrate, open_writer, unavailable
@@ -85,6 +91,94 @@ def test_one_bad_write_does_not_fail_its_neighbours(tmp_path: Path, opened: Make
     assert isinstance(second, OverflowError)
     ids = [receipt.id for receipt in LedgerQueries(tmp_path / "ledger.db").receipts(ReceiptFilter()).receipts]
     assert ids == ["rcpt_0003", "rcpt_0001"]
+
+
+def test_what_a_closing_frees_an_opening_in_the_same_commit_may_use(tmp_path: Path, opened: Make, closed: Make) -> None:
+    budget = Budget(name="all", limit=Money(10**9), every=Every.ONCE, per=None, only=None, hard=True, source="cli")
+
+    async def scenario() -> list[object]:
+        ledger = ledger_at(tmp_path / "ledger.db")
+        await ledger.start()
+        await ledger.write(partial(put_budget, budget=budget))
+        assert await ledger.open(opened(1))
+        with ledger._writer._wake:
+            writes = (
+                ledger.open(opened(2, hold=Money(10**9 - 1500))),
+                ledger.open(opened(3)),
+                ledger.close(closed(opened(1), accelerator=Accelerator()), ()),
+            )
+            tasks = [asyncio.ensure_future(write) for write in writes]
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await ledger.stop()
+        return list(results)
+
+    second, third, first = asyncio.run(scenario())
+    assert (second, first) == (True, None)
+    assert isinstance(third, PaymentRequired)
+    assert LedgerQueries(tmp_path / "ledger.db").receipt("rcpt_0003") is None
+
+
+def test_pages_are_copied_and_rollups_folded_beside_the_commits(
+    tmp_path: Path, opened: Make, closed: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_WRITES", 20)
+    path = tmp_path / "ledger.db"
+
+    async def eventually(condition: Callable[[], bool]) -> bool:
+        for _ in range(400):
+            if condition():
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    def unrolled() -> int:
+        with closing(sqlite3.connect(path)) as connection:
+            (count,) = connection.execute("SELECT count(*) FROM unrolled").fetchone()
+        return int(count)
+
+    async def scenario() -> None:
+        ledger = ledger_at(path)
+        await ledger.start()
+        empty_bytes = path.stat().st_size
+        # Should somebody read just then, its log is kept until the next copying.
+        for start in range(0, 200, 50):
+            await asyncio.gather(
+                *(
+                    ledger.close(closed(opened(number), accelerator=Accelerator()), ())
+                    for number in range(start, start + 50)
+                )
+            )
+        assert await eventually(lambda: unrolled() == 0)
+        assert await eventually(lambda: path.stat().st_size > empty_bytes)
+        assert ledger.healthy() is None
+        await ledger.stop()
+
+    asyncio.run(scenario())
+    queries = LedgerQueries(path)
+    assert [each.requests for each in queries.totals("model", ReceiptFilter())] == [200]
+    assert not [each for each in queries.verify() if "rollup" in each]
+
+
+@pytest.mark.parametrize(("copied_after", "stays_short"), [(1, True), (10**9, False)])
+def test_a_log_that_is_too_long_begins_anew(
+    tmp_path: Path, opened: Make, monkeypatch: pytest.MonkeyPatch, copied_after: int, stays_short: bool
+) -> None:
+    monkeypatch.setattr(journal, "_WRITES", copied_after)
+    monkeypatch.setattr(journal, "_TOO_LONG", 100)
+    path = tmp_path / "ledger.db"
+
+    async def scenario() -> int:
+        ledger = ledger_at(path)
+        await ledger.start()
+        for number in range(400):
+            await ledger.open(opened(number))
+        longest = path.with_name("ledger.db-wal").stat().st_size
+        await ledger.stop()
+        return longest
+
+    # Several pages each, were they all kept.
+    assert (asyncio.run(scenario()) < 900 * 4096) is stays_short
 
 
 def test_a_full_queue_refuses_at_once(tmp_path: Path, opened: Make) -> None:

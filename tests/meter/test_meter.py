@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections import defaultdict
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from millicent.core.accounts import Checkpoint, DeviceSession
-from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock, hours_between
 from millicent.core.fits import StepTimeFit
 from millicent.core.identifiers import SequentialIds
 from millicent.core.receipts import HourShare
@@ -22,10 +25,10 @@ PLACEMENT = Placement("cpu", 1, Decimal("0.10"), Provenance.ASSUMED)
 class Watch:
     """A meter over one device that is up since the clock began."""
 
-    def __init__(self, accelerators: int = 1, *, not_before_ns: int = 0) -> None:
+    def __init__(self, accelerators: int = 1) -> None:
         self.clock = ManualClock()
         self.meter = Meter(self.clock, "gw_1", SequentialIds())
-        self.meter.add_device("cpu:0", PLACEMENT, accelerators, not_before_ns=not_before_ns)
+        self.meter.add_device("cpu:0", PLACEMENT, accelerators)
         self.meter.device_state("cpu:0", DeviceState.UP, 0)
 
     def step(self, start_ns: int, wall_ns: int, *works: SequenceWork) -> None:
@@ -59,6 +62,16 @@ def test_a_step_is_split_to_the_nanosecond_among_its_sequences() -> None:
     assert {(reading.steps, reading.batch_sum, reading.provenance) for reading in readings} == {
         (1, 3, Provenance.MEASURED)
     }
+
+
+def test_guesses_are_counted_over_all_steps_and_cost_their_requests_own_time() -> None:
+    watch = Watch()
+    watch.meter.open("r", 1, (1,))
+    watch.step(0, 50, SequenceWork(1, 0, 5, 5, 14, 0, 4, 2))
+    watch.step(50, 20, decode(1))
+    watch.step(70, 30, SequenceWork(1, 0, 3, 3, 16, 0, 2, 2))
+    reading = watch.meter.reading("r").accelerator
+    assert (reading.drafted_tokens, reading.accepted_tokens, reading.decode_ns) == (6, 4, 100)
 
 
 def test_several_sequences_of_a_receipt_in_a_step_are_one_step_to_it_and_each_has_its_share() -> None:
@@ -242,14 +255,60 @@ def test_stopping_closes_the_watch_at_now() -> None:
     assert watch.meter.checkpoint().sessions == ()
 
 
-def test_with_the_clock_set_back_a_session_follows_the_older_one_and_work_still_counts() -> None:
-    watch = Watch(not_before_ns=T0 + NS_PER_HOUR)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 2 * NS_PER_HOUR),  # how long it runs, half of it in a step
+            st.sampled_from([0, 0, -1, 1, -NS_PER_HOUR, 3 * NS_PER_HOUR, -26 * NS_PER_HOUR]),  # and how it is set then
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_whatever_the_clock_is_set_to_every_nanosecond_counts_once_in_the_hour_it_then_showed(
+    script: list[tuple[int, int]],
+) -> None:
+    watch = Watch()
+    watch.meter.open("r", 1, (1,))
+    sessions: dict[str, DeviceSession] = {}
+    expected: dict[int, int] = defaultdict(int)
+    ran_ns = served_ns = 0
+    for length_ns, set_ns in script:
+        start_ns = watch.clock.now_ns()
+        watch.clock.advance(length_ns)
+        for hour_ns, part_ns in hours_between(start_ns, start_ns + length_ns):
+            expected[hour_ns] += part_ns
+        watch.step(watch.clock.monotonic_ns() - length_ns // 2, length_ns // 2, decode(1))
+        ran_ns, served_ns = ran_ns + length_ns, served_ns + length_ns // 2
+        watch.clock.set(set_ns)
+        sessions |= {session.id: session for session in watch.meter.checkpoint().sessions}
+    reading = watch.meter.close("r")
+    sessions |= {session.id: session for session in watch.meter.stop().sessions}
+    walls: dict[int, int] = defaultdict(int)
+    for session in sessions.values():
+        assert sum(hour.wall_ns for hour in session.hours) == session.seen_at_ns - session.started_at_ns
+        for hour in session.hours:
+            walls[hour.hour_ns] += hour.wall_ns
+            assert hour.wall_ns <= NS_PER_HOUR
+    assert {hour_ns: wall_ns for hour_ns, wall_ns in walls.items() if wall_ns} == expected
+    assert sum(walls.values()) == ran_ns
+    assert sum(share.serving_ns for share in reading.shares) == served_ns == reading.accelerator.serving_ns
+    shares = {(share.session, share.hour_ns): share.serving_ns for share in reading.shares}
+    times = {(session.id, hour.hour_ns): hour.wall_ns for session in sessions.values() for hour in session.hours}
+    assert all(serving_ns <= times[place] for place, serving_ns in shares.items())
+
+
+def test_a_step_that_runs_while_the_clock_is_set_counts_from_then_on_by_the_new_clock() -> None:
+    watch = Watch()
     watch.meter.open("r", 1, (1,))
     watch.clock.advance(100)
-    watch.step(0, 100, decode(1))
-    session = watch.session()
-    assert (session.started_at_ns, session.seen_at_ns) == (T0 + NS_PER_HOUR, T0 + NS_PER_HOUR + 100)
-    assert watch.meter.close("r").shares == (HourShare(1, session.id, T0 + NS_PER_HOUR, 100),)
+    watch.clock.set(-2 * NS_PER_HOUR)
+    before, after = watch.meter.checkpoint().sessions
+    assert (before.closed, before.seen_at_ns) == (True, T0 + 100)
+    assert (after.closed, after.started_at_ns) == (False, T0 + 100 - 2 * NS_PER_HOUR)
+    watch.clock.advance(50)
+    watch.step(40, 110, decode(1))
+    assert watch.meter.close("r").shares == (HourShare(1, after.id, T0 - 2 * NS_PER_HOUR, 50),)
 
 
 def test_a_device_must_be_watched_once_before_it_reports() -> None:

@@ -200,6 +200,45 @@ def test_published_prices_cover_tiers_caches_and_batch() -> None:
 
 
 @pytest.mark.parametrize(
+    ("provider", "model", "service", "tokens", "usd"),
+    [
+        # Anthropic: a cache written for 5 minutes costs 1.25 times the input, for an hour twice; a read a tenth.
+        # 1,000 x $3 + 10,000 x $0.30 + 2,000 x $3.75 + 3,000 x $6 + 500 x $15, a million
+        ("anthropic", "claude-sonnet-4-5", "standard", (1_000, 10_000, 2_000, 3_000, 500, 0), "0.039"),
+        # The same in a batch: half of everything.
+        ("anthropic", "claude-sonnet-4-5", "batch", (1_000, 10_000, 2_000, 3_000, 500, 0), "0.0195"),
+        # 190,000 of the input are cached: what counts for the tier is all of it. 10,001 x $6 + 190,000 x $0.60 + 15.00
+        ("anthropic", "claude-sonnet-4-5", "standard", (10_001, 190_000, 0, 0, 1_000, 0), "0.196506"),
+        # Gemini: 200,000 x $1.25 + 1,000 x $10; one token more, and all of it is $2.50 and $15.
+        ("google", "gemini-2.5-pro", "standard", (200_000, 0, 0, 0, 1_000, 0), "0.26"),
+        ("google", "gemini-2.5-pro", "standard", (200_001, 0, 0, 0, 1_000, 0), "0.5150025"),
+        # OpenAI: 2,000 x $1.25 + 8,000 x $0.125 + 300 x $10; batch and flex half of it, priority twice.
+        ("openai", "gpt-5", "standard", (2_000, 8_000, 0, 0, 300, 0), "0.0065"),
+        ("openai", "gpt-5", "batch", (2_000, 8_000, 0, 0, 300, 0), "0.00325"),
+        ("openai", "gpt-5", "flex", (2_000, 8_000, 0, 0, 300, 0), "0.00325"),
+        ("openai", "gpt-5", "priority", (2_000, 8_000, 0, 0, 300, 0), "0.013"),
+        # Thinking is output: 100 x $2 + (50 + 1,000) x $8.
+        ("openai", "o3", "standard", (100, 0, 0, 0, 50, 1_000), "0.0086"),
+        # A fee for the request beside its tokens: $0.014 + 1,000 x $3 + 200 x $15.
+        ("perplexity", "sonar-pro", "standard", (1_000, 0, 0, 0, 200, 0), "0.02"),
+        # Nobody publishes what sonar's cached input would cost.
+        ("perplexity", "sonar-pro", "standard", (1_000, 10, 0, 0, 200, 0), None),
+    ],
+)
+def test_published_prices_come_to_what_their_providers_say(
+    provider: str, model: str, service: Any, tokens: tuple[int, ...], usd: str | None
+) -> None:
+    leaves = ("input_fresh", "input_cache_read", "input_cache_write_5m", "input_cache_write_1h", "output_text",
+              "output_reasoning")  # fmt: skip
+    used = {leaf: count for leaf, count in zip(leaves, tokens, strict=True) if count}
+    found = PriceBook({}, published_prices).find(model, LATER_NS, service, provider)
+    assert found is not None
+    reading = Reading("r", Usage.of(Provenance.REPORTED, **used), Accelerator())
+    lines = price(reading, (ATTEMPT,), api(provider=provider, service=service), 99, found).lines
+    assert total(lines) == (None if usd is None else Money.from_usd(usd))
+
+
+@pytest.mark.parametrize(
     ("model", "provider", "service"),
     [
         ("no-such-model-anywhere", None, "standard"),

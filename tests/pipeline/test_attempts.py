@@ -217,6 +217,40 @@ def test_fallbacks_come_after_the_retries_and_each_gets_one_call() -> None:
     run(story)
 
 
+def test_a_fallback_answers_at_once_while_the_model_is_left_alone_and_teaches_nothing_of_it() -> None:
+    async def story() -> None:
+        policy = ModelPolicy(retries=0, fallbacks=("spare",), breaker=BreakerConfig(failures=1, cooldown_s=600))
+        world = World(DOWN, here=letters(7), policy=policy)
+        [before] = await world.pipeline.quotes(world.request(), ["main"])
+        await world.ask()
+        for _ in range(20):
+            receipt, text, _ = await world.ask()
+            assert (text, shown(receipt)) == ("xxxxxxx", [("here", "fallback", "succeeded")])
+            assert (receipt.model, receipt.served_model) == ("main", "spare")
+        assert [quote.output_tokens for quote in await world.pipeline.quotes(world.request(), ["main"])] == [
+            before.output_tokens
+        ]
+        await world.close()
+
+    run(story)
+
+
+def test_quotes_show_the_deployments_that_can_and_say_why_none_may() -> None:
+    async def story() -> None:
+        unable = FakeAnswer(refusal=InvalidRequest("only text here"))
+        world = World(unable, THREE, features={"nowhere": FeatureConfig(placements=())})
+        quotes = await world.pipeline.quotes(world.request(), ["main"])
+        assert [quote.placement for quote in quotes] == ["two"]
+        none = msgspec.structs.replace(world.request().attribution, feature="nowhere")
+        with pytest.raises(Forbidden):
+            await world.pipeline.quotes(world.request(attribution=none), ["main"])
+        with pytest.raises(InvalidRequest, match="only text"):
+            await World(unable).pipeline.quotes(world.request(), ["main"])
+        await world.close()
+
+    run(story)
+
+
 def test_vectors_never_come_from_another_model() -> None:
     async def story() -> None:
         world = World(DOWN, here=THREE, policy=ModelPolicy(retries=0, fallbacks=("spare",)))

@@ -21,29 +21,22 @@ from millicent.ledger.memory import MemoryLedger
 from millicent.meter.attribution import StepTimeShares
 from millicent.meter.meter import Meter
 from millicent.meter.placements import assumed_placement
+from millicent.meter.waits import Beside, Waits
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.features import FeatureConfig, Features
-from millicent.pipeline.latency import Beside, LatencyTargets
+from millicent.pipeline.latency import check_target
 from millicent.pipeline.pipeline import Pipeline
 from millicent.step_time import Coefficients
 
 # A token of a prompt takes 1 ms, a step of any kind 10 ms more.
 FIT = Coefficients(10 * NS_PER_MS, 0.0, NS_PER_MS, 0.0, 0.0, 0.0)
-MINE = Beside(100, 20, 0, begun=False)
+MINE = Beside(100, 20)
 
 
-def forecast_ms(others: list[Beside], *, slots: int = 4, mine: Beside = MINE, streamed: bool = True) -> int:
-    """The least target that isn't refused."""
-    low, high = 1, 1 << 20
-    while low < high:
-        middle = (low + high) // 2
-        try:
-            LatencyTargets(slots).check(middle, "m", FIT, mine, others, streamed=streamed)
-        except RateLimited:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def forecast_ms(others: list[Beside], *, slots: int = 4, streamed: bool = True) -> int:
+    wait = Waits(lambda model: FIT, slots).forecast("m", MINE, others, streamed=streamed)
+    assert wait is not None
+    return wait.forecast_ns // NS_PER_MS
 
 
 def test_streamed_answers_are_due_by_their_first_token_and_others_whole() -> None:
@@ -52,7 +45,7 @@ def test_streamed_answers_are_due_by_their_first_token_and_others_whole() -> Non
 
 
 def test_prompts_that_came_before_are_computed_before() -> None:
-    waiting = Beside(300, 20, 0, begun=False)
+    waiting = Beside(300, 20)
     running = Beside(300, 20, 5, begun=True)
     assert forecast_ms([waiting]) == 110 + 310 + 1  # and a row for it in the same step
     assert forecast_ms([running]) == 110 + 1
@@ -70,25 +63,30 @@ def test_a_request_of_several_choices_takes_several_places() -> None:
 
 
 def test_the_refusal_says_when_to_come_again() -> None:
-    targets = LatencyTargets(4)
-    queue = [Beside(5000, 20, 0, begun=False)]
+    wait = Waits(lambda model: FIT, 4).forecast("m", MINE, [Beside(5000, 20)], streamed=True)
+    assert wait is not None
     with pytest.raises(RateLimited, match="beside 1 others") as busy:
-        targets.check(1000, "m", FIT, MINE, queue, streamed=True)
+        check_target(1000, wait, 1)
     assert busy.value.retry_after_s == 5  # it would be some 4.2 s late
     with pytest.raises(RateLimited, match="even with the machine to itself") as hopeless:
-        targets.check(50, "m", FIT, MINE, [], streamed=True)
+        check_target(50, wait, 1)
     assert hopeless.value.retry_after_s == 60
     assert hopeless.value.code == "latency_target_unreachable"
+    check_target(10_000, wait, 1)
 
 
 def test_prompts_that_caches_hold_take_less_time() -> None:
-    targets = LatencyTargets(4)
+    waits = Waits(lambda model: FIT, 4)
     usage = Usage.of(Provenance.MEASURED, input_fresh=10, input_cache_read=90, output_text=5)
-    receipt = Receipt(id="r", created_at_ns=0, model="m", dialect="test", stream=True, usage=usage)
-    targets.learn(receipt)
-    targets.check(25, "m", FIT, MINE, [], streamed=True)
-    with pytest.raises(RateLimited):
-        targets.check(25, "another", FIT, MINE, [], streamed=True)
+    waits.learn(Receipt(id="r", created_at_ns=0, model="m", dialect="test", stream=True, usage=usage))
+    cached, other = (waits.forecast(model, MINE, [], streamed=True) for model in ("m", "another"))
+    assert cached is not None
+    assert other is not None
+    assert (cached.alone_ns, other.alone_ns) == (20 * NS_PER_MS, 110 * NS_PER_MS)
+
+
+def test_nothing_is_forecast_of_a_model_whose_steps_nobody_knows() -> None:
+    assert Waits(lambda model: None, 4).forecast("m", MINE, [], streamed=True) is None
 
 
 class World:
@@ -103,7 +101,8 @@ class World:
         answer = FakeAnswer(tuple(Text(letter, 1) for letter in "abc"), delay_s=0.1, input_tokens=100)
         backend = FakeBackend(answer, placement="here", observer=meter, clock=self.clock, sleep=self._work)
         shares = StepTimeShares(self.clock, self.ids)
-        shares.load([StepTimeFit("f1", "fake", "fake", "", *msgspec.structs.astuple(FIT), 100, 0.1, 0)])
+        known = msgspec.structs.asdict(FIT) | {"steps": 100, "error": 0.1, "fitted_at_ns": 0}
+        shares.load([StepTimeFit("f1", "fake", "fake", "", **known)])
         self.pipeline = Pipeline(
             backends=[backend],
             ledger=self.ledger,
@@ -113,7 +112,7 @@ class World:
             limits=LimitsConfig(),
             fits=shares,
             features=Features({"search": FeatureConfig(latency_target_ms=50)}),
-            latency=LatencyTargets(4),
+            waits=Waits(shares.coefficients, 4),
         )
 
     async def _work(self, seconds: float) -> None:

@@ -52,7 +52,7 @@ async def main(home: Path, port: int) -> None:
     await ledger.start()
     placement = assumed_placement(DEVICE, 2)
     meter = Meter(clock, gateway, ids)
-    meter.add_device(DEVICE, placement, not_before_ns=await ledger.device_seen_ns(DEVICE))
+    meter.add_device(DEVICE, placement)
     backend = FakeBackend(
         FakeAnswer(delay_s=0.001), placement=placement.name, device=DEVICE, observer=meter, clock=clock
     )

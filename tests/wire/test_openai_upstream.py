@@ -199,6 +199,10 @@ def test_forms_of_the_answer_are_told_in_each_server_s_way() -> None:
     }  # fmt: skip
 
 
+def test_the_service_that_is_paid_for_is_the_one_asked_for() -> None:
+    assert json.loads(encode(request(), "m", SERVERS["openai"], "It", "flex").body)["service_tier"] == "flex"
+
+
 def test_earlier_thoughts_go_where_they_are_read() -> None:
     messages = (Message("assistant", "4", thoughts=(Thought("2+2"),)), Message("user", "sure?"))
     assert sent("deepseek", messages=messages)["messages"][0]["reasoning_content"] == "2+2"

@@ -49,7 +49,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `draft` is a smaller model with the same tokenizer, named like any other: it guesses what this one will say.
 
     A model that runs elsewhere has `deployments` at placements with a `base_url` or a known provider; `placement` and
-    `model` are the short form for one.
+    `model` are the short form for one. `tokenizer`, a GGUF file or a folder with tokenizer.json, counts what such a
+    model is sent, and what came of an answer whose usage nobody told.
     """
 
     path: str | None = None
@@ -61,6 +62,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deployments: tuple[Deployment, ...] = ()
     placement: str | None = None
     model: str | None = None
+    tokenizer: str | None = None
 
     @property
     def deployed(self) -> tuple[Deployment, ...]:
@@ -75,6 +77,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.placement is not None and self.deployments:
             raise ConfigError(f"{at} placement: is the short form of one of `deployments`: keep one of the two")
         if not self.deployed:
+            if self.tokenizer is not None:
+                raise ConfigError(f"{at} tokenizer: is for a model that runs elsewhere; this one has its own")
             return
         for field in ("path", "keep_alive_s", "preload", "dtype", "quantize", "draft"):
             if getattr(self, field):
@@ -93,7 +97,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     deployment's.
 
     Time limits are for the connection, from the call to the first token, from each token to the next, and for all of
-    it. More calls than `max_connections` wait for each other.
+    it. More calls than `max_connections` wait for each other, as many again; beyond that callers get 429.
     """
 
     base_url: str | None = None

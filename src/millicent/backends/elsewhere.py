@@ -3,43 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
-from millicent.backends.config import Deployment, UpstreamConfig
+from millicent.backends.config import ModelConfig, UpstreamConfig
 from millicent.backends.openai_compatible import OpenAIBackend
 from millicent.core.clock import Clock
+from millicent.core.errors import ConfigError
 
 
 class Elsewhere(msgspec.Struct, frozen=True):
-    """A placement that is called: how, whose it is (`provider`), and each public model's name there."""
+    """A placement that is called: how, whose it is (`provider`), at which prices (`service`), and each public model's
+    name there. `tokenizers` are those models' that have one here."""
 
     placement: str
     config: UpstreamConfig
     provider: str | None
+    service: str | None
     models: dict[str, str]
+    tokenizers: dict[str, Path]
 
 
 UpstreamBackend = OpenAIBackend
 
 
 def called(
-    deployed: Mapping[str, tuple[Deployment, ...]],
+    models: Mapping[str, ModelConfig],
     upstreams: Mapping[str, UpstreamConfig],
-    providers: Mapping[str, str | None],
+    charged: Mapping[str, tuple[str | None, str | None]],
+    home: Path,
 ) -> list[Elsewhere]:
-    """The placements at which a model is deployed. `providers` has every placement's."""
-    models: dict[str, dict[str, str]] = {}
-    for public, deployments in deployed.items():
-        for deployment in deployments:
-            models.setdefault(deployment.placement, {})[public] = deployment.model or public
+    """The placements at which a model is deployed. `charged` has every placement's provider and service; tokenizers'
+    paths may be relative to `home`."""
+    named: dict[str, dict[str, str]] = {}
+    tokenizers: dict[str, dict[str, Path]] = {}
+    for public, model in models.items():
+        for deployment in model.deployed:
+            named.setdefault(deployment.placement, {})[public] = deployment.model or public
+            if model.tokenizer is not None:
+                path = home / Path(model.tokenizer).expanduser()
+                tokenizers.setdefault(deployment.placement, {})[public] = path
     return [
-        Elsewhere(placement, upstreams.get(placement, UpstreamConfig()), providers[placement], there)
-        for placement, there in models.items()
+        Elsewhere(place, upstreams.get(place, UpstreamConfig()), *charged[place], there, tokenizers.get(place, {}))
+        for place, there in named.items()
     ]
 
 
 def open_backend(place: Elsewhere, clock: Clock) -> UpstreamBackend:
     """Raises ConfigError where something is missing to call it."""
     server = place.config.spoken(place.provider)
-    return OpenAIBackend(place.placement, server, place.config, place.models, clock)
+    if place.service == "batch":
+        raise ConfigError(
+            f'[placements.{place.placement}] service: batch prices are for batches, not for calls: use "standard"'
+        )
+    tier = place.service if place.service in {"flex", "priority"} else None
+    return OpenAIBackend(
+        place.placement, server, place.config, place.models, clock, service_tier=tier, tokenizers=place.tokenizers
+    )

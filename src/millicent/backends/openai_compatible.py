@@ -6,12 +6,16 @@ answers whole all the same is understood.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import msgspec
 
 from millicent.backends.config import ServerName, UpstreamConfig
+from millicent.backends.local_models import encode as encode_prompt
 from millicent.backends.upstream import Exchange, Upstream
 from millicent.core.chunks import Chunk, End, FinishReason
 from millicent.core.clock import Clock
@@ -22,15 +26,27 @@ from millicent.wire.openai_servers import SERVERS
 from millicent.wire.openai_upstream import Sent, encode
 from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN, AnswerReader, VectorsReader
 
+if TYPE_CHECKING:
+    from millicent.text import Tokenizer
+
 # What a chat template adds around each message, about.
 _TOKENS_PER_MESSAGE = 4
 
 
 class OpenAIBackend:
-    """`models` are public names, and what each is called there."""
+    """`models` are public names, and what each is called there; `tokenizers` where theirs lie, for those that have one
+    here. `service_tier` is what the placement is charged at, where it isn't the usual."""
 
     def __init__(
-        self, placement: str, name: ServerName, config: UpstreamConfig, models: Mapping[str, str], clock: Clock
+        self,
+        placement: str,
+        name: ServerName,
+        config: UpstreamConfig,
+        models: Mapping[str, str],
+        clock: Clock,
+        *,
+        service_tier: str | None = None,
+        tokenizers: Mapping[str, Path] | None = None,
     ) -> None:
         """Raises ConfigError where the address or the key is missing."""
         server = SERVERS[name]
@@ -39,16 +55,21 @@ class OpenAIBackend:
             raise ConfigError(f"[placements.{placement}] base_url: missing; {server.title} has none of its own")
         secret = config.secret(placement)
         headers = config.headers(placement)
+        secrets = [*headers.values(), *([] if secret is None else [secret])]
         if secret is not None:
             headers[server.key_header] = secret if server.key_header == "api-key" else f"Bearer {secret}"
         self.name: str = name
         self.placement = placement
         self.upstream = Upstream(
-            f"{server.title} (placement `{placement}`)", base_url, config, clock, headers=headers, secret=secret
+            f"{server.title} (placement `{placement}`)", base_url, config, clock, headers=headers, secrets=secrets
         )
         self._server = server
         self._models = dict(models)
         self._azure_version = config.api_version
+        self._service_tier = service_tier
+        self._clock = clock
+        self._paths = dict(tokenizers or {})
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     def models(self) -> tuple[str, ...]:
         return tuple(self._models)
@@ -58,8 +79,20 @@ class OpenAIBackend:
         if model is None:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"model: {request.model} is not at {self.upstream.who}: {known}", param="model")
-        sent = encode(request, model, self._server, self.upstream.who)
-        return OpenAICall(self, request, model, sent)
+        sent = encode(request, model, self._server, self.upstream.who, self._service_tier)
+        call = OpenAICall(self, request, model, sent)
+        tokenizer = await self._tokenizer(request.model)
+        if tokenizer is not None and request.embedding is None and not holds_images(request):
+            call.tokenizer = tokenizer
+            call.input_tokens = len(await encode_prompt(request, tokenizer))
+        return call
+
+    async def _tokenizer(self, model: str) -> Tokenizer | None:
+        """Raises ModelError for one that isn't there, or is none."""
+        path = self._paths.get(model)
+        if path is not None and model not in self._tokenizers:
+            self._tokenizers[model] = await asyncio.to_thread(load_tokenizer, path, self._clock)
+        return self._tokenizers.get(model)
 
     async def close(self) -> None:
         await self.upstream.close()
@@ -82,6 +115,7 @@ class OpenAICall:
         self.placement = backend.placement
         self.sequences: tuple[int, ...] = ()
         self.input_tokens: int | None = None
+        self.tokenizer: Tokenizer | None = None
         self.max_output_tokens: int | None = None if wanted is None else wanted * request.choices
         if request.embedding is not None:
             self.max_output_tokens = 0
@@ -90,16 +124,18 @@ class OpenAICall:
         self._sent = sent
 
     def start(self) -> OpenAIRun:
-        return OpenAIRun(self._backend, self._request, self.served_model, self._sent)
+        return OpenAIRun(self._backend, self._request, self._sent, self)
 
 
 class OpenAIRun:
     """One answer, read at the reader's pace: nothing is read ahead of it."""
 
-    def __init__(self, backend: OpenAIBackend, request: Request, model: str, sent: Sent) -> None:
+    def __init__(self, backend: OpenAIBackend, request: Request, sent: Sent, call: OpenAICall) -> None:
         self._upstream = backend.upstream
         self._request = request
-        path = backend.path(sent, model)
+        self._call = call
+        self._said: list[str] = []  # for the tokenizer, where there is one
+        path = backend.path(sent, call.served_model)
         self._exchange: Exchange = self._upstream.post(path, sent.body)
         self._reader = AnswerReader()
         self._cancelled = False
@@ -163,6 +199,9 @@ class OpenAIRun:
             raise self._upstream.complained(reader.failure) or self._upstream.garbled("sent an error")
         if texts:
             self._exchange.progressed()
+            if self._call.tokenizer is not None and reader.usage is None:
+                for each in texts:
+                    self._said += [each.reasoning, each.text, *(call.name + call.arguments for call in each.calls)]
             yield from texts
         if reader.failed is not None:
             raise self._upstream.garbled(f"gave up in the middle of its answer ({reader.failed})")
@@ -184,9 +223,14 @@ class OpenAIRun:
         return End(FinishReason.ERROR, usage, error, (), *told)
 
     def _estimated(self) -> Usage:
-        """Without a count from there: from characters. Nothing, where it can't have begun to work."""
+        """Without a count from there: by a tokenizer, or from characters. Nothing where it can't have begun to work."""
         if not self._exchange.worked:
             return Usage()
+        tokenizer, read = self._call.tokenizer, self._call.input_tokens
+        if tokenizer is not None and read is not None:
+            # Less what the model wants around any text.
+            written = len(tokenizer.encode("".join(self._said))) - len(tokenizer.encode(""))
+            return Usage.of(Provenance.COUNTED, input_fresh=read, output_text=written)
         known = Provenance.ESTIMATED
         leaves = {Leaf.INPUT_FRESH: Count(estimated_input(self._request), known)}
         if self._request.embedding is None:
@@ -194,6 +238,13 @@ class OpenAIRun:
         if holds_images(self._request):
             leaves[Leaf.INPUT_IMAGE] = Count(None, Provenance.UNKNOWN)
         return Usage(leaves)
+
+
+def load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
+    """Raises ModelError."""
+    from millicent.text import load_tokenizer as load
+
+    return load(path, clock)
 
 
 def estimated_input(request: Request) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 class Upstream:
     """One placement's server. Use from one event loop; `close` when done.
 
-    `who` is what messages call it; `headers` go with every call, and hold `secret`, which no message shows.
+    `who` is what messages call it; `headers` go with every call, and hold `secrets`, which no message shows.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Upstream:
         clock: Clock,
         *,
         headers: Mapping[str, str] | None = None,
-        secret: str | None = None,
+        secrets: Sequence[str] = (),
     ) -> None:
         self.who = who
         self.base_url = base_url.rstrip("/")
         self.config = config
         self._clock = clock
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "millicent", **(headers or {})}
-        self._secret = secret
+        self._secrets = tuple(secrets)
         self._session: aiohttp.ClientSession | None = None
         self._trailing: set[asyncio.Task[None]] = set()
 
@@ -124,12 +124,12 @@ class Upstream:
     def refused(self, status: int, headers: Mapping[str, str], body: bytes) -> MillicentError:
         """An answer with an error's status."""
         after_s = retry_after_s(headers, self._clock.now_ns())
-        return error_of(self.who, status, complaint_in(body), retry_after_s=after_s, secret=self._secret)
+        return error_of(self.who, status, complaint_in(body), retry_after_s=after_s, secrets=self._secrets)
 
     def complained(self, body: bytes | object) -> MillicentError | None:
         """The error in a body or an event that came under a good status; None where there is none."""
         complaint = complaint_in(body)
-        return None if complaint is None else error_of(self.who, 200, complaint, secret=self._secret)
+        return None if complaint is None else error_of(self.who, 200, complaint, secrets=self._secrets)
 
     def garbled(self, what: str) -> UpstreamError:
         return UpstreamError(f"{self.who} {what}: retry, or look after it.", code="upstream_garbled")

@@ -62,6 +62,7 @@ def examine() -> Iterator[Finding]:
         python,
         processor,
         lambda: memory(settings.engine),
+        lambda: energy(settings),
         lambda: torch(needed=runs_here(settings)),
         lambda: gpu(settings.engine),
         compiler,
@@ -73,7 +74,7 @@ def examine() -> Iterator[Finding]:
     )
     for check in checks:
         yield check()
-    for place in called_elsewhere(settings).values():
+    for place in called_elsewhere(settings, configuration.home()).values():
         yield upstream(place)
 
 
@@ -105,6 +106,23 @@ def memory(config: EngineConfig) -> Finding:
     if available < _GB:
         return Finding("memory", State.LIMITED, found, "end other programs, or serve a small model.")
     return Finding("memory", State.GOOD, found)
+
+
+def energy(settings: configuration.Config) -> Finding:
+    """What joules on receipts rest on here."""
+    from millicent.cli.serving import placement_of
+    from millicent.meter.energy import find_energy
+    from millicent.meter.placements import stated_watts
+
+    try:
+        watts = stated_watts(placement_of(settings))
+    except ConfigError:
+        watts = None  # which placement this machine is, `config` and `serve` say
+    found = find_energy(settings.engine.device, watts, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if found.source is None:
+        fix = "let this user read the counter, or set watts in [placements.NAME] of kind owned."
+        return Finding("energy", State.LIMITED, found.what, fix)
+    return Finding("energy", State.GOOD, found.what)
 
 
 def runs_here(settings: configuration.Config) -> bool:

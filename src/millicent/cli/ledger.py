@@ -94,9 +94,13 @@ def report(by: str, predictivity: bool, timezone: str, book: str, json_: bool, *
     }
     if predictivity or json_:
         roles = {each.group: each for each in ledger.role_costs(cast("GroupBy", by), where, zone=timezone)}
+    aims = worth.aims_of(ledger, where, totals) if by == "feature" else {}
     if json_:
         groups = [
-            _totals_body(each) | worth.roles_body(roles.get(each.group)) | worth.useful_body(useful.get(each.group))
+            _totals_body(each)
+            | worth.roles_body(roles.get(each.group))
+            | worth.useful_body(useful.get(each.group))
+            | (aims[each.group].body() if each.group in aims else {})
             for each in totals
         ]
         show.as_json({"object": "list", "by": by, "book": book, "data": groups})
@@ -109,6 +113,8 @@ def report(by: str, predictivity: bool, timezone: str, book: str, json_: bool, *
     print(show.table(header, [*rows, _sum_row(totals)], right=frozenset(header[1:])))
     if rated := [useful[each.group] for each in totals if each.group in useful and useful[each.group].rated]:
         print("\n" + worth.useful_table(by, rated))
+    if aims:
+        print("\n" + worth.aims_table(aims))
     if any(each.unpriced for each in totals):
         show.note("Unpriced requests are not in COST: nobody knows what they cost.")
     if any(each.assumed for each in totals):

@@ -143,11 +143,8 @@ async def _reprice(
 def _placements(settings: Config) -> dict[str, Placement]:
     from millicent.cli.serving import placement_of
 
-    configured = {name: each.placement(name) for name, each in settings.placements.items()}
-    if configured:
-        return configured
-    assumed = placement_of(settings)
-    return {assumed.name: assumed}
+    here = placement_of(settings)
+    return {here.name: here} | {name: each.placement(name) for name, each in settings.placements.items()}
 
 
 def _row(body: dict[str, Any]) -> Sequence[str]:

@@ -64,7 +64,7 @@ def serve(
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     settings = on_device(in_precision(settings, dtype, quantize), device)
-    elsewhere = called_elsewhere(settings)
+    elsewhere = called_elsewhere(settings, home)
     here = [name for name in models if not is_elsewhere(settings, name)]
     local = bool(here) or not elsewhere or any(not each.deployed for each in settings.models.values())
     if local and importlib.util.find_spec("torch") is None:
@@ -94,14 +94,13 @@ def is_elsewhere(settings: Config, name: str) -> bool:
     return name in settings.models and bool(settings.models[name].deployed)
 
 
-def called_elsewhere(settings: Config) -> dict[str, Elsewhere]:
+def called_elsewhere(settings: Config, home: Path) -> dict[str, Elsewhere]:
     """The placements that are called, by name. All of the file's are served, whatever else is named: they cost
     nothing until they are asked."""
     from millicent.backends.elsewhere import called
 
-    deployed = {name: each.deployed for name, each in settings.models.items()}
-    providers = {name: each.provider for name, each in settings.placements.items()}
-    return {each.placement: each for each in called(deployed, settings.upstreams, providers)}
+    charged = {name: (each.provider, each.service) for name, each in settings.placements.items()}
+    return {each.placement: each for each in called(settings.models, settings.upstreams, charged, home)}
 
 
 def in_precision(settings: Config, dtype: Dtype | None, quantize: Quantization | None) -> Config:
@@ -137,7 +136,7 @@ def placement_of(settings: Config) -> Placement:
     from millicent.engine.machine import usable_cores
     from millicent.meter.placements import ASSUMED_PLACEMENT, assumed_placement
 
-    called = {*settings.upstreams, *called_elsewhere(settings)}
+    called = {*settings.upstreams, *(each.placement for model in settings.models.values() for each in model.deployed)}
     machines = {name: each for name, each in settings.placements.items() if each.kind != "api" and name not in called}
     if not machines:
         return assumed_placement(ASSUMED_PLACEMENT, usable_cores(EngineConfig()))

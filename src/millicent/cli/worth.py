@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from millicent.cli import show
+from millicent.core.clock import NS_PER_MS
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from millicent.core.money import Money
+    from millicent.ledger.queries import LedgerQueries, ReceiptFilter, Totals
     from millicent.ledger.worth import RoleCosts, Usefulness
+    from millicent.pipeline.features import FeatureConfig
 
 
 def roles_body(costs: RoleCosts | None) -> dict[str, Any]:
@@ -70,6 +72,65 @@ def useful_table(by: str, groups: list[Usefulness]) -> str:
             )
         )
     return show.table(header, rows, right=frozenset(header[1:]))
+
+
+def aims_of(ledger: LedgerQueries, where: ReceiptFilter, totals: list[Totals]) -> dict[str | None, Aim]:
+    """The features of the configuration that say whose they are or what they aim at, with how they do."""
+    from millicent.config import FILE_NAME, home, load
+
+    features = load(home() / FILE_NAME).features
+    aimed = [name for name, feature in features.items() if feature.latency_target_ms is not None]
+    quick = ledger.in_time(aimed, where) if aimed else {}
+    by_name = {each.group: each for each in totals}
+    return {
+        name: Aim(feature, by_name.get(name), *quick.get(name, (0, 0)))
+        for name, feature in features.items()
+        if feature.owner or feature.cost_target_usd is not None or feature.latency_target_ms is not None
+    }
+
+
+class Aim:
+    """What a feature should cost and take, and what it does. None where nothing was priced, or had a target."""
+
+    def __init__(self, feature: FeatureConfig, totals: Totals | None, aimed: int, in_time: int) -> None:
+        from millicent.core.money import Money
+
+        self.feature = feature
+        priced = 0 if totals is None else totals.requests - totals.unpriced
+        self.mean_cost = None if totals is None or not priced else Money(round(Decimal(totals.cost.nanousd) / priced))
+        self.in_time = Decimal(in_time) / aimed if aimed else None
+
+    def body(self) -> dict[str, Any]:
+        target = self.feature.cost_target_usd
+        return {
+            "owner": self.feature.owner,
+            "targets": {
+                "cost_usd": None if target is None else format(target, "f"),
+                "mean_cost_usd": _usd(self.mean_cost),
+                "latency_ms": self.feature.latency_target_ms,
+                "in_time": None if self.in_time is None else round(self.in_time, 6),
+            },
+        }
+
+
+def aims_table(aims: dict[str | None, Aim]) -> str:
+    from millicent.core.money import Money
+
+    header = ("FEATURE", "OWNER", "COST TARGET", "MEAN COST", "LATENCY TARGET", "IN TIME")
+    rows = []
+    for name, aim in aims.items():
+        usd, latency_ms = aim.feature.cost_target_usd, aim.feature.latency_target_ms
+        rows.append(
+            (
+                show.printable(name or ""),
+                show.printable(aim.feature.owner or "-"),
+                "-" if usd is None else Money.from_usd(usd).human(),
+                "-" if aim.mean_cost is None else aim.mean_cost.human(),
+                "-" if latency_ms is None else show.duration(latency_ms * NS_PER_MS),
+                "-" if aim.in_time is None else _percent(aim.in_time),
+            )
+        )
+    return show.table(header, rows, right=frozenset(header[2:]))
 
 
 def _percent(part: Decimal) -> str:

@@ -1,8 +1,8 @@
 """Time, passed in. The only module that reads the system clock.
 
-One anchor ties UTC to the monotonic clock, so that receipts and accounts agree with each other when the system
-clock is set: elapsed time is always monotonic. On Linux and macOS the monotonic clock is one for all processes,
-so a time measured in the engine process can be placed in UTC by the gateway.
+One anchor ties UTC to the monotonic clock, so that elapsed time is always monotonic; when the system clock is set, or
+the machine has slept, the anchor follows. On Linux and macOS the monotonic clock is one for all processes, so a time
+measured in the engine process can be placed in UTC by the gateway.
 """
 
 from __future__ import annotations
@@ -26,23 +26,30 @@ class Clock(Protocol):
         ...
 
     def utc_ns(self, monotonic_ns: int) -> int:
-        """UTC nanoseconds of a monotonic time."""
+        """UTC nanoseconds of a monotonic time, as the clock stands now: that of 0 changes when the clock is set."""
         ...
 
 
+# What the two clocks differ by when one is read after the other, and what is not worth a new anchor.
+_STEP_NS = NS_PER_S
+
+
 class SystemClock:
-    """The machine's clock, anchored once."""
+    """The machine's clock. The anchor holds until the clock is a second off it: then it was set."""
 
     def __init__(self) -> None:
         self._anchor_ns = time.time_ns() - time.monotonic_ns()
 
     def now_ns(self) -> int:
-        return self._anchor_ns + time.monotonic_ns()
+        return self.utc_ns(time.monotonic_ns())
 
     def monotonic_ns(self) -> int:
         return time.monotonic_ns()
 
     def utc_ns(self, monotonic_ns: int) -> int:
+        anchor_ns = time.time_ns() - time.monotonic_ns()
+        if abs(anchor_ns - self._anchor_ns) >= _STEP_NS:
+            self._anchor_ns = anchor_ns
         return self._anchor_ns + monotonic_ns
 
 
@@ -66,6 +73,10 @@ class ManualClock:
         if ns < 0:
             raise ValueError(f"a clock cannot go back; asked to advance by {ns} ns")
         self._monotonic_ns += ns
+
+    def set(self, ns: int) -> None:
+        """As when somebody sets the system clock, forward or back by `ns`: the monotonic clock knows nothing of it."""
+        self._anchor_ns += ns
 
 
 def hour_start_ns(utc_ns: int) -> int:

@@ -12,7 +12,7 @@ chosen (Liu et al., "LLM-QAT", 2023).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch.nn import functional
@@ -50,10 +50,12 @@ def round_layers(
     texts: Sequence[Sequence[int]],
     format_: Format,
     rounded: Callable[[str, Quantized], None],
+    kept: Collection[int] = (),
 ) -> None:
-    """Every matrix of every layer, told to `rounded` by its Hugging Face name, in the order of the layers."""
+    """Every matrix of every layer but those `kept`, told to `rounded` by its Hugging Face name, in the order of the
+    layers."""
     spec = checkpoint.spec
-    load = _RoundingLoader(checkpoint, format_, rounded)
+    load, exact = _RoundingLoader(checkpoint, format_, rounded), Loader(checkpoint, torch.float32)
     blocks = -(-max(map(len, texts)) // _BLOCK_TOKENS)
     pieces = [
         Piece(index, text, 0, range(index * blocks, (index + 1) * blocks), False) for index, text in enumerate(texts)
@@ -65,7 +67,7 @@ def round_layers(
         x = functional.embedding(plan.tokens, embedding)
         angles = Rotary(spec).angles(plan.positions, torch.float32)
         for index in range(spec.layers):
-            layer = build_layer(load, f"model.layers.{index}")
+            layer = build_layer(exact if index in kept else load, f"model.layers.{index}")
             x = x + layer.attention(layer.attention_norm(x), angles, cache.keys[0], cache.values[0], plan)
             x = x + layer.mlp(layer.mlp_norm(x))
 

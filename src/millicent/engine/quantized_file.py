@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Width = Literal["int8", "int4"]
 _FILE_TYPES = {Format.Q8: 7, Format.Q4: 2, Format.Q4_MIN: 3}  # llama.cpp's numbers for "mostly this"
 _GGML_TYPES = {Format.Q8: 8, Format.Q4: 2, Format.Q4_MIN: 3}
-_TEXTS, _TEXT_TOKENS = 16, 512  # for calibration
+_TEXTS, _TEXT_TOKENS = 48, 512  # for calibration
+_LEAST_LAYERS = 8  # of which two can be spared more bits
 _NAMES = {Format.Q8: "Q8_0", Format.Q4: "Q4_0", Format.Q4_MIN: "Q4_1"}
 
 
@@ -77,7 +78,8 @@ class _Plan:
     ) -> None:
         self.tensors = tensors
         self.names = {name: hugging_face_name(checkpoint.family, name) for name in tensors}
-        targets = {name: _target(self.names[name], info, to) for name, info in tensors.items()}
+        self._edges = _edges(checkpoint.spec.layers)
+        targets = {name: _target(self.names[name], info, to, self._edges) for name, info in tensors.items()}
         self.wanted = {name: target for name, target in targets.items() if target is not None}
         self._checkpoint = checkpoint
         self._progress = progress
@@ -102,7 +104,7 @@ class _Plan:
         model = load_model(file, dtype="auto", name=file.stem)
         texts = own_texts(model, _TEXTS, _TEXT_TOKENS)
         del model
-        round_layers(self._checkpoint, FAMILIES[self._checkpoint.family], texts, Format.Q4_MIN, rounded)
+        round_layers(self._checkpoint, FAMILIES[self._checkpoint.family], texts, Format.Q4_MIN, rounded, self._edges)
 
     def data(self, name: str, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """What the new file holds for a tensor that the source has as `raw`. Ask once."""
@@ -126,12 +128,18 @@ class _Plan:
             self._progress(self._total_bytes - sum(self._left.values()), self._total_bytes)
 
 
-def _target(name: str, info: TensorInfo, to: Width) -> Format | None:
+def _edges(layers: int) -> frozenset[int]:
+    """The first layer, whose errors all others work on, and the last, whose errors nothing mends: they keep 8 bits."""
+    return frozenset({0, layers - 1} if layers >= _LEAST_LAYERS else ())
+
+
+def _target(name: str, info: TensorInfo, to: Width, edges: frozenset[int]) -> Format | None:
     """What a tensor of Hugging Face's name is rounded to; None copies it."""
     is_matrix = name.endswith("_proj.weight") or name in {"lm_head.weight", "model.embed_tokens.weight"}
     if not is_matrix or len(info.shape) != 2 or info.shape[1] % 32:
         return None
-    wanted = format_of(name, to)
+    at_edge = any(name.startswith(f"model.layers.{edge}.") for edge in edges)
+    wanted = Format.Q8 if at_edge else format_of(name, to)
     stored_bits = stored_bytes(info.quantization, info.shape) * 8 / prod(info.shape)
     return wanted if stored_bits > wanted.bits + 1 else None  # scales and minima take up to one more
 

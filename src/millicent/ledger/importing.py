@@ -38,13 +38,16 @@ _CACHE = {
 class Format(msgspec.Struct, frozen=True):
     """`columns` maps a field to the column that has it; `marks` are columns that only this format has.
 
-    `input_has_cached` says that the input column counts cached tokens too.
+    `input_has_cached` says that the input column counts cached tokens too. Only rows with `only`'s value in its column
+    are usage. `zero_is_unknown`: it writes 0 for what it has no price for, too.
     """
 
     name: str
     columns: dict[str, str]
     marks: frozenset[str]
     input_has_cached: bool = True
+    only: tuple[str, str] | None = None
+    zero_is_unknown: bool = False
 
 
 FORMATS = (
@@ -82,6 +85,24 @@ FORMATS = (
         frozenset({"usage_date_utc", "usage_input_tokens_no_cache"}),
         input_has_cached=False,
     ),
+    Format(  # its Admin API's usage report
+        "anthropic",
+        {
+            "time": "starting_at",
+            "end": "ending_at",
+            "model": "model",
+            "input": "uncached_input_tokens",
+            "cached": "cache_read_input_tokens",
+            "cache_write_5m": "cache_creation.ephemeral_5m_input_tokens",
+            "cache_write_1h": "cache_creation.ephemeral_1h_input_tokens",
+            "output": "output_tokens",
+            "team": "workspace_id",
+            "key": "api_key_id",
+            "tier": "service_tier",
+        },
+        frozenset({"starting_at", "uncached_input_tokens"}),
+        input_has_cached=False,
+    ),
     Format(
         "litellm",
         {
@@ -98,15 +119,55 @@ FORMATS = (
             "status": "status",
         },
         frozenset({"request_id", "spend", "startTime"}),
+        zero_is_unknown=True,
+    ),
+    Format(  # observations as its API and its pages give them
+        "langfuse",
+        {
+            "time": "startTime",
+            "end": "endTime",
+            "id": "id",
+            "model": "model",
+            "input": "usageDetails.input",
+            "cached": "usageDetails.input_cached_tokens",
+            "output": "usageDetails.output",
+            "cost": "costDetails.total",
+            "user": "userId",
+        },
+        frozenset({"traceId", "startTime", "type"}),
+        input_has_cached=False,
+        only=("type", "GENERATION"),
+        zero_is_unknown=True,
+    ),
+    Format(  # observations as it writes them to blob storage
+        "langfuse",
+        {
+            "time": "start_time",
+            "end": "end_time",
+            "id": "id",
+            "model": "provided_model_name",
+            "input": "usage_details.input",
+            "cached": "usage_details.input_cached_tokens",
+            "output": "usage_details.output",
+            "cost": "total_cost",
+            "user": "user_id",
+        },
+        frozenset({"trace_id", "start_time", "type"}),
+        input_has_cached=False,
+        only=("type", "GENERATION"),
+        zero_is_unknown=True,
     ),
 )
+# Cells that are objects themselves, whose members become columns: `amount.value`.
+_NESTED = ("amount", "cache_creation", "usage_details", "cost_details", "usageDetails", "costDetails")
+_BUCKET_TIMES = ("start_time", "end_time", "starting_at", "ending_at")
 
 
 def read_table(text: str) -> list[dict[str, str]]:
-    """The rows of a CSV with a header, or of a JSON list, a page of OpenAI's usage API, or JSON lines."""
+    """The rows of a CSV with a header, of a JSON list or JSON lines, or of a page of OpenAI's or Anthropic's usage."""
     start = text.lstrip("\ufeff \t\r\n")
     if not start.startswith(("[", "{")):
-        return [dict(row) for row in csv.DictReader(io.StringIO(start))]
+        return [_opened(row) for row in csv.DictReader(io.StringIO(start))]
     try:
         body = json.loads(start, parse_float=Decimal)
     except json.JSONDecodeError:
@@ -134,17 +195,40 @@ def parse_moment_ns(text: str) -> int:
     return parse_time_ns(text.removesuffix(" UTC").replace("Z", "+00:00"))
 
 
+def _opened(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of a CSV with the members of those of its cells that hold an object."""
+    cells = dict(row)
+    for name in _NESTED:
+        cell = cells.get(name)
+        if isinstance(cell, str) and cell.lstrip().startswith("{"):
+            try:
+                cells |= _members(name, json.loads(cell, parse_float=Decimal))
+            except json.JSONDecodeError:
+                continue
+    return cells
+
+
+def _members(name: str, entry: dict[str, Any]) -> dict[str, str]:
+    return {f"{name}.{member}": str(value) for member, value in entry.items() if value is not None}
+
+
 def _flat(entry: Any) -> Iterator[dict[str, str]]:
-    """A bucket of OpenAI's usage API has its results inside; the bucket's times are theirs."""
+    """A bucket of a usage API has its results inside; the bucket's times are theirs."""
     if not isinstance(entry, dict):
         raise ConfigError("the file's JSON is no list of objects: export the rows, not a summary.")
     inner = entry.get("results")
-    if entry.get("object") == "bucket" and isinstance(inner, list):
-        times = {name: entry[name] for name in ("start_time", "end_time") if name in entry}
+    times = {name: entry[name] for name in _BUCKET_TIMES if name in entry}
+    if times and isinstance(inner, list):
         for result in inner:
             yield from _flat(times | result)
         return
-    yield {name: value if isinstance(value, str) else str(value) for name, value in entry.items() if value is not None}
+    flat: dict[str, str] = {}
+    for name, value in entry.items():
+        if isinstance(value, dict) and name in _NESTED:
+            flat |= _members(name, value)
+        elif value is not None:
+            flat[name] = value if isinstance(value, str) else str(value)
+    yield flat
 
 
 def detect(rows: list[dict[str, str]]) -> Format | None:
@@ -153,9 +237,11 @@ def detect(rows: list[dict[str, str]]) -> Format | None:
 
 
 def receipts_of(rows: Iterable[Mapping[str, str]], form: Format, placement: str) -> Iterator[Receipt]:
-    """One closed receipt for each row. Raises ConfigError naming the row and the column."""
+    """One closed receipt for each row of usage. Raises ConfigError naming the row and the column."""
     seen: Counter[str] = Counter()
     for number, row in enumerate(rows, start=1):
+        if form.only is not None and row.get(form.only[0]) != form.only[1]:
+            continue
         yield _receipt(_Row(number, row, form), placement, seen)
 
 
@@ -218,8 +304,10 @@ def _receipt(row: _Row, placement: str, seen: Counter[str]) -> Receipt:
         column = row.form.columns.get(missing)
         where = f"column {column} is empty" if column else "no column is given"
         raise ConfigError(f"row {row.number} has no {missing}: {where}; name the column with --{missing}.")
-    cost = row.decimal("cost")
     usage = _usage(row)
+    cost = row.decimal("cost")
+    if cost == 0 and row.form.zero_is_unknown and (row.cells.get("cache_hit") or "").lower() != "true":
+        cost = None if usage.input_tokens or usage.output_tokens else cost
     lines = _lines(usage, cost, created_ns)
     settled_ns = max(row.time_ns("end") or created_ns, created_ns)
     failed = (row.text("status") or "").lower() in {"failure", "failed", "error"}

@@ -87,11 +87,6 @@ class MemoryLedger:
     async def maintain(self) -> None:
         """Nothing outlives anything here."""
 
-    async def device_seen_ns(self, device: str) -> int:
-        """As SqliteLedger's: 0, since memory doesn't outlive a session."""
-        del device
-        return 0
-
     def healthy(self) -> str | None:
         return self.problem
 

@@ -30,6 +30,7 @@ from millicent.ledger.worth import (
     USEFULNESS,
     RoleCosts,
     Usefulness,
+    in_time,
     role_costs_of,
     usefulness_of,
     verdicts,
@@ -143,8 +144,13 @@ class LedgerQueries:
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
     def recent(self, limit: int) -> list[Receipt]:
-        """The newest that succeeded, oldest first, without their lines and attempts."""
-        sql = "SELECT * FROM receipts WHERE status = 'succeeded' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        """The newest that the model which was asked for answered at once, oldest first, without their lines and
+        attempts."""
+        sql = (
+            "SELECT * FROM receipts WHERE status = 'succeeded'"
+            " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
+            " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        )
         with self._snapshot() as connection:
             found = [] if connection is None else select(connection, sql, (limit,))
         return [receipt_of(row) for row in reversed(found)]
@@ -200,6 +206,11 @@ class LedgerQueries:
             have = sums.get(label)
             sums[label] = figures if have is None else [one + more for one, more in zip(have, figures, strict=True)]
         return [*sums.items()]
+
+    def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
+        """Of each of these features' answers: how many had a latency target, and how many met it."""
+        with self._snapshot() as connection:
+            return {} if connection is None else in_time(connection, features, *_condition(where))
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""

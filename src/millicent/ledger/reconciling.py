@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -14,8 +15,37 @@ from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.rollups import DAY_NS
 
 _MODEL_COLUMNS = ("model", "model_version", "line_item", "description", "item", "product", "sku", "skumeter")
-_AMOUNT_COLUMNS = ("amount", "amount_usd", "amount_value", "cost", "cost_usd", "spend", "total", "billedcost", "price")
-_TIME_COLUMNS = ("date", "usage_date_utc", "start_time", "start_time_iso", "day", "time", "chargeperiodstart")
+_AMOUNT_COLUMNS = (
+    "amount",
+    "amount_usd",
+    "amount_value",
+    "amount.value",
+    "cost",
+    "cost_usd",
+    "spend",
+    "total",
+    "billedcost",
+    "price",
+)
+_TIME_COLUMNS = (
+    "date",
+    "usage_date_utc",
+    "start_time",
+    "start_time_iso",
+    "starting_at",
+    "day",
+    "time",
+    "chargeperiodstart",
+)
+
+
+_CURRENCY_COLUMNS = ("currency", "amount_currency", "amount.currency", "billingcurrency")
+# Anthropic's cost report, whose amounts are cents.
+_IN_CENTS = frozenset({"starting_at", "ending_at", "amount", "currency"})
+# What follows a model's name on an invoice: `gpt-4o, input`, `Claude Sonnet 4 Usage - Output Tokens`.
+_KIND_OF_TOKENS = re.compile(
+    r"[\s,:-]+(cached |cache (read|write)s? ?)?(input|output|cached|batch|usage)\b.*$", re.IGNORECASE
+)
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -60,6 +90,11 @@ def invoice_lines(rows: Sequence[Mapping[str, str]], columns: Mapping[str, str])
         usd = parse_amount(text)
         if usd is None:
             raise ConfigError(f"row {number}, column {amount}: {text!r} is no amount.")
+        if row.keys() >= _IN_CENTS:
+            usd = usd.scaleb(-2)
+        for column in row.keys() & set(_CURRENCY_COLUMNS):
+            if (row[column] or "usd").strip().lower() != "usd":
+                raise ConfigError(f"row {number}, column {column}: {row[column]!r} is not USD: convert it first.")
         try:
             at_ns = parse_moment_ns(when) if when else None
         except ValueError:
@@ -81,8 +116,8 @@ def reconcile(
 ) -> list[Item]:
     """One item for each name on the invoice, dearest first, then for each model that is only in the ledger."""
     amounts: dict[str, Money] = {}
-    for line in lines:
-        amounts[line.name] = amounts.get(line.name, Money(0)) + line.amount
+    for name, of_one in _by_model(lines).items():
+        amounts[name] = Money.total(line.amount for line in of_one)
     where = ReceiptFilter(from_ns=from_ns, to_ns=to_ns, placement=placement)
     known = {total.group or "": total for total in queries.totals("model", where)}
     nameless = msgspec.structs.replace(where, feature="")
@@ -102,6 +137,16 @@ def reconcile(
         why = _why(on_invoice, total is not None, residual, unpriced)
         items.append(Item(name, invoiced, cost - nobody, nobody, residual, requests, unpriced, why))
     return sorted(items, key=lambda item: (item.name not in amounts, -item.invoice.nanousd, item.name))
+
+
+def _by_model(lines: Sequence[InvoiceLine]) -> dict[str, list[InvoiceLine]]:
+    """A model's lines for input, output and cached tokens as one; a line that stands alone keeps its name."""
+    found: dict[str, list[InvoiceLine]] = {}
+    for line in lines:
+        found.setdefault(_KIND_OF_TOKENS.sub("", line.name) or line.name, []).append(line)
+    return {
+        of_one[0].name if len({line.name for line in of_one}) == 1 else name: of_one for name, of_one in found.items()
+    }
 
 
 def _matches(names: Sequence[str], models: Sequence[str]) -> dict[str, str]:

@@ -117,8 +117,9 @@ def _lines(
 
 
 def _unpriced(receipt: Receipt, now_ns: int) -> Iterator[Line]:
-    """Nobody knows what the attempt that ran has cost: a line says so, beside those of attempts before it."""
-    for attempt in receipt.attempts:
+    """Nobody knows what the attempt that ran has cost: where there are other lines, one says so, lest they pass for all
+    of it."""
+    for attempt in receipt.attempts if receipt.lines else ():
         if attempt.ended_at_ns is None:
             yield Line(
                 attempt=attempt.ordinal,

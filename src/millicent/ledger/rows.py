@@ -33,8 +33,8 @@ _SETTLED = (
     "settled_at_ns", "status", "model", "served_model", "placement", "backend", "dialect", "stream", "finish_reason",
     "tags", "usage", "input_tokens", "output_tokens", "queue_ns", "ttft_ns", "tpot_ns", "total_ns", "serving_ns",
     "prefill_ns", "decode_ns", "steps", "batch_sum", "accelerator_provenance", "recomputed_tokens",
-    "step_time_version", "joules", "energy_provenance", "hold_nanousd", "list_nanousd", "saved", "basis",
-    "price_source", "price_snapshot", "policy", "error", "useful",
+    "step_time_version", "drafted_tokens", "accepted_tokens", "joules", "energy_provenance", "hold_nanousd",
+    "list_nanousd", "saved", "basis", "price_source", "price_snapshot", "policy", "error", "useful",
 )  # fmt: skip
 RECEIPT_COLUMNS = (*_SETTLED, *_FIXED)
 LINE_COLUMNS = (
@@ -118,6 +118,8 @@ def _settled_values(receipt: Receipt) -> tuple[object, ...]:
         ran.provenance,
         ran.recomputed_tokens,
         ran.step_time_version,
+        ran.drafted_tokens,
+        ran.accepted_tokens,
         _text(energy.joules),
         energy.provenance,
         _nanousd(receipt.hold),

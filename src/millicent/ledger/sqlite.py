@@ -126,10 +126,6 @@ class SqliteLedger:
             before_ns = self._clock.now_ns() - self._config.retain_days * DAY_NS
             await self.write(partial(delete_expired, before_ns=before_ns))
 
-    async def device_seen_ns(self, device: str) -> int:
-        """UTC nanoseconds up to which this device is accounted for, 0 if never: a new session must not start before."""
-        return await self.write(partial(_device_seen_ns, device=device))
-
     def healthy(self) -> str | None:
         """None when writing works, else one line that says why not."""
         return self._writer.problem
@@ -141,10 +137,3 @@ class SqliteLedger:
             for gateway in unsettled_gateways(connection)
             if gateway != self._gateway and not is_live(home, gateway)
         )
-
-
-def _device_seen_ns(connection: sqlite3.Connection, device: str) -> int:
-    (seen_at_ns,) = connection.execute(
-        "SELECT coalesce(max(seen_at_ns), 0) FROM device_sessions WHERE device = ?", (device,)
-    ).fetchone()
-    return int(seen_at_ns)

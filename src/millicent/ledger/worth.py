@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
@@ -93,6 +93,20 @@ def usefulness_of(group: str | None, figures: Sequence[int]) -> Usefulness:
     """From the sums of `USEFULNESS`."""
     requests, priced, nanousd, rated, useful = figures
     return Usefulness(group, requests, priced, Money(nanousd), rated, useful)
+
+
+def in_time(
+    connection: sqlite3.Connection, features: Iterable[str], where: str, values: Sequence[object]
+) -> dict[str, tuple[int, int]]:
+    """For each of these features: how many of its answers had a latency target, and how many met it."""
+    chosen = f"status IS NOT NULL AND feature = ? AND policy IS NOT NULL AND {where}"
+    met = "json_extract(policy, '$.latency_target_met')"
+    sql = f"SELECT count({met}), coalesce(sum({met} = 'true'), 0) FROM receipts AS r WHERE {chosen}"  # noqa: S608 - our own text
+    found = {}
+    for feature in features:
+        aimed, quick = connection.execute(sql, (feature, *values)).fetchone()
+        found[feature] = (aimed, quick)
+    return found
 
 
 def role_costs_of(group: str | None, figures: Sequence[int]) -> RoleCosts | None:

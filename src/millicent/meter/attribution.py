@@ -17,8 +17,10 @@ from millicent.step_time import Coefficients, Fitter, Work
 _WEIGHTS_PER_NS = 1000
 _LEAST_STEPS = 16
 _REFIT_STEPS = 256
-# Observing a step costs some 40 microseconds of the gateway's time; steps that come faster are sampled.
+# Observing a step costs some 40 microseconds of the gateway's time: steps that come faster are sampled, and once a
+# refit has become a matter of fine tuning, most of them are let go.
 _OBSERVED_EVERY_NS = 10_000_000
+_REFINED_EVERY_NS = 100_000_000
 # A new version replaces the one in use when its predictions of the latest steps differ by so much on average.
 _WORTH_A_VERSION_PERCENT = 2
 _LATEST_STEPS = 32
@@ -158,14 +160,15 @@ class _Model:
     def next_shares(self, record: StepRecord) -> Sequence[int] | None:
         if self.coefficients is None or not record.sequences:
             return None
-        error = self.fitter.error or (self.fit.error if self.fit is not None else None) or 0.0
+        error = self.fitter.error or (self.fit.error if self.fit is not None else None) or 0
         shares = self.coefficients.shares([Work.of(_next_work(work)) for work in record.sequences])
         return [int(share * (1 + _ERRORS_ABOVE * error)) for share in shares]
 
     def learn(self, record: StepRecord) -> bool:
         """Whether it is time for a new fit."""
         self._unobserved_ns += record.wall_ns
-        if self._unobserved_ns < _OBSERVED_EVERY_NS or not record.sequences:
+        every_ns = _OBSERVED_EVERY_NS if self.fitter.steps < _REFIT_STEPS else _REFINED_EVERY_NS
+        if self._unobserved_ns < every_ns or not record.sequences:
             return False
         self._unobserved_ns = 0
         self.observe(record, record.wall_ns)

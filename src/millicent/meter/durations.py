@@ -110,8 +110,8 @@ def _times(
 
 
 def fitted_times(fit: Coefficients, input_tokens: int, output_tokens: int, batch: int) -> tuple[int, int, int]:
-    """Serving, first token, total: the prompt in steps of at most _STEP_TOKENS rows beside the others' decoding, then one
-    step for each token."""
+    """Serving, first token, total: the prompt in steps of at most _STEP_TOKENS rows beside the others' decoding, then
+    one step for each token."""
     context = input_tokens + output_tokens // 2
     decoding = Work(1, 1, context, 0)
     others = [decoding] * (batch - 1)

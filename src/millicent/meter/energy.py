@@ -7,21 +7,21 @@ it may not be read, a placement's stated watts give an estimate; without those, 
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from millicent.core.clock import NS_PER_MS
 from millicent.core.money import apportion
 from millicent.core.receipts import Energy
 from millicent.core.usage import Provenance, weakest
 
-_log = logging.getLogger(__name__)
-
 POWERCAP = Path("/sys/class/powercap")
-_NVML = "libnvidia-ml.so.1"
+NVML = "libnvidia-ml.so.1"
+# The answers of nvmlReturn_t that one meets.
+_NVML_ANSWERS = {1: "uninitialized", 2: "invalid argument", 3: "not supported", 4: "no permission", 6: "not found",
+                 9: "driver not loaded", 15: "GPU is lost", 999: "unknown error"}  # fmt: skip
 # Reading a counter costs some 20 microseconds; between readings, energy is spread evenly over time.
 SETTLE_EVERY_NS = 100 * NS_PER_MS
 _MICROJOULES = 10**6
@@ -99,44 +99,69 @@ class RaplZone:
 
 
 class NvmlZone:
-    """One NVIDIA accelerator. Counts millijoules since its driver was loaded (Volta and later)."""
+    """One NVIDIA accelerator. Counts millijoules since its driver was loaded (Volta and later).
+
+    `index` is CUDA's. NVML counts all accelerators in the order of the bus, whatever `visible`
+    (`CUDA_VISIBLE_DEVICES`) leaves of them; like CUDA does under `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+    """
 
     wraps_at_uj = 0
 
-    def __init__(self, index: int) -> None:
-        self._library = ctypes.CDLL(_NVML)
+    def __init__(self, index: int, visible: str | None, library: str = NVML) -> None:
+        self._library = ctypes.CDLL(library)
         self._device = ctypes.c_void_p()
         self._check(self._library.nvmlInit_v2())
-        self._check(self._library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(self._device)))
+        names = [name.strip() for name in visible.split(",")] if visible else []
+        name = names[index] if index < len(names) else str(index)
+        if name.isdigit():
+            found = self._library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(name)), ctypes.byref(self._device))
+        else:
+            found = self._library.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(self._device))
+        self._check(found)
 
     def read_uj(self) -> int:
         millijoules = ctypes.c_ulonglong()
         self._check(self._library.nvmlDeviceGetTotalEnergyConsumption(self._device, ctypes.byref(millijoules)))
         return millijoules.value * 1000
 
-    def _check(self, code: int) -> None:
+    @staticmethod
+    def _check(code: int) -> None:
         if code:
-            raise OSError(f"NVML answered {code}")
+            raise OSError(f"NVML answered {_NVML_ANSWERS.get(code, code)}")
 
 
-def energy_source(device: str, watts: Decimal | None, powercap: Path = POWERCAP) -> EnergySource | None:
-    """The best there is for a device: its counter, else the stated watts, else None."""
+class Found(NamedTuple):
+    """`source` None: the energy of the device is unknown. `what` says which source there is, or why there is none."""
+
+    source: EnergySource | None
+    what: str
+
+
+def find_energy(
+    device: str, watts: Decimal | None, *, powercap: Path = POWERCAP, nvml: str = NVML, visible: str | None = None
+) -> Found:
+    """The best there is for a device: its counter, else the stated watts. `visible` is `CUDA_VISIBLE_DEVICES`."""
+    zones: Sequence[Zone] = []
     try:
-        zones = _zones(device, powercap)
+        zones = _zones(device, powercap, nvml, visible)
         for zone in zones:
             zone.read_uj()
+        missing = f"no counter under {powercap}"
     except (OSError, ValueError) as error:
-        _log.info("the energy counter of %s cannot be read (%s)", device, error)
-        zones = []
+        zones, missing = [], f"its counter cannot be read ({error})"
     if zones:
-        return Counter(zones)
-    return None if watts is None else StatedPower(watts)
+        return Found(
+            Counter(zones), f"measured by {'NVML' if device.startswith('cuda') else f'RAPL, {len(zones)} zones'}"
+        )
+    if watts is not None:
+        return Found(StatedPower(watts), f"estimated from {watts} stated watts: {missing}")
+    return Found(None, f"unknown: {missing}, and no watts are stated")
 
 
-def _zones(device: str, powercap: Path) -> list[Zone]:
+def _zones(device: str, powercap: Path, nvml: str, visible: str | None) -> Sequence[Zone]:
     kind, _, index = device.partition(":")
     if kind == "cuda":
-        return [NvmlZone(int(index or 0))]
+        return [NvmlZone(int(index or 0), visible, nvml)]
     # Packages, and the memory beside them; core and uncore are parts of a package, psys is the whole machine.
     found = sorted({*powercap.glob("intel-rapl:*"), *powercap.glob("intel-rapl:*/intel-rapl:*")})
     named = {folder.resolve(): (folder / "name").read_text().strip() for folder in found}

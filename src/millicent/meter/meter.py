@@ -30,6 +30,8 @@ Shares = Callable[[StepRecord], Sequence[int]]
 _REPORTED_WITHIN_NS = 24 * NS_PER_HOUR
 # When a step is told of, the next one runs already, and one more begins before a cancellation arrives.
 _STEPS_UNDER_WAY = 2
+# With room for so many steps like the last one, the next needn't be foreseen.
+_WATCHED_STEPS = 32
 
 
 def equal_shares(record: StepRecord) -> Sequence[int]:
@@ -61,22 +63,15 @@ class Meter:
         placement: Placement,
         accelerators: int | None = None,
         *,
-        not_before_ns: int = 0,
         energy: EnergySource | None = None,
     ) -> None:
         """Begin to watch a device, down until it is said to be up. Write a checkpoint before its first request.
-        `energy` says what it draws; None where nobody knows.
-
-        `not_before_ns` is the end of its last session (`device_seen_ns` of the ledger). Where the system clock was
-        set back since, this session's accounts run ahead of it by the difference, rather than over old ones.
-        """
+        `energy` says what it draws; None where nobody knows."""
         if device in self._sessions:
             raise ValueError(f"device {device} is watched already")
         accelerators = placement.accelerators if accelerators is None else accelerators
         session = self._ids.new("sess")
-        self._sessions[device] = _Session(
-            session, self._gateway, device, placement, accelerators, self._clock.now_ns(), not_before_ns
-        )
+        self._sessions[device] = _Session(session, self._gateway, device, placement, accelerators, self._clock)
         if energy is not None:
             self._energy[device] = EnergyAccount(energy, self._clock.monotonic_ns())
 
@@ -119,7 +114,7 @@ class Meter:
         return reading
 
     def device_state(self, device: str, state: DeviceState, at_ns: int) -> None:
-        self._session(device).set_state(state, self._clock.utc_ns(at_ns))
+        self._session(device).set_state(state, at_ns)
 
     def step(self, record: StepRecord) -> None:
         session = self._session(record.device)
@@ -128,7 +123,7 @@ class Meter:
         weights = self._shares(record)
         energy = self._energy.get(record.device)
         entries = [self._sequences.get(work.sequence) for work in record.sequences]
-        for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(record.start_ns), record.wall_ns):
+        for hour_ns, accelerator_ns in session.claim(record.start_ns, record.wall_ns):
             if not entries:
                 session.hours[hour_ns].lost_ns += accelerator_ns
                 if energy is not None:
@@ -159,7 +154,7 @@ class Meter:
     def _count(self, record: StepRecord, entries: Sequence[tuple[_Receipt, int] | None], version: str | None) -> None:
         """The step has been charged: count it, and see that there is room for the next ones."""
         before = {entry[0].id: entry[0] for entry in entries if entry is not None}
-        watched = any(receipt.near is not None for receipt in before.values())
+        watched = any(receipt.is_watched for receipt in before.values())
         expected = self._expected(record) if watched else None
         # Several sequences of a receipt in a step are one step to it.
         for receipt in before.values():
@@ -192,20 +187,21 @@ class Meter:
 
     def overhead(self, overhead: Overhead) -> None:
         session = self._session(overhead.device)
-        for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(overhead.start_ns), overhead.wall_ns):
+        for hour_ns, accelerator_ns in session.claim(overhead.start_ns, overhead.wall_ns):
             session.hours[hour_ns].overhead_ns += accelerator_ns
         if self._fits is not None:
             self._fits.calibrate(overhead.steps)
 
     def lost(self, device: str, start_ns: int, wall_ns: int) -> None:
         session = self._session(device)
-        for hour_ns, accelerator_ns in session.claim(self._clock.utc_ns(start_ns), wall_ns):
+        for hour_ns, accelerator_ns in session.claim(start_ns, wall_ns):
             session.hours[hour_ns].lost_ns += accelerator_ns
 
     def checkpoint(self) -> Checkpoint:
         """Everything that runs, now. Hours that no longer change are in it until `written` says they arrived.
 
-        Where a placement's rate has changed, a new session begins: each account has one rate.
+        Where a placement's rate has changed, or the system clock was set, a new session begins: each account has one
+        rate, and each session one clock.
         """
         self._renew()
         return self._checkpoint(closed=False)
@@ -227,16 +223,14 @@ class Meter:
 
     def _renew(self) -> None:
         """Time that is not reported yet counts for the new session as far as it lies in it."""
-        now_ns = self._clock.now_ns()
         for device, session in list(self._sessions.items()):
-            if session.terms_at(now_ns).usd_per_hour == session.terms.usd_per_hour:
+            if session.is_current():
                 continue
-            ended = session.seen(now_ns, busy=False, closed=True)
-            self._ended.append(ended)
-            self._sessions[device] = session.successor(self._ids.new("sess"), now_ns)
+            self._ended.append(session.seen(self._clock.monotonic_ns(), busy=False, closed=True))
+            self._sessions[device] = session.successor(self._ids.new("sess"))
 
     def _checkpoint(self, *, closed: bool) -> Checkpoint:
-        now_ns = self._clock.now_ns()
+        now_ns = self._clock.monotonic_ns()
         for device in self._energy:
             self._settle_energy(device)
         waiting = [receipt.device for receipt in self._receipts.values() if receipt.sequences]
@@ -244,7 +238,8 @@ class Meter:
         for session in self._sessions.values():
             busy = not closed and any(device in {None, session.device} for device in waiting)
             sessions.append(session.seen(now_ns, busy=busy, closed=closed))
-        return Checkpoint(now_ns, tuple(sessions), tuple(receipt.reading() for receipt in self._receipts.values()))
+        running = tuple(receipt.reading() for receipt in self._receipts.values())
+        return Checkpoint(self._clock.utc_ns(now_ns), tuple(sessions), running)
 
     def _settle_energy(self, device: str) -> None:
         if device in self._energy:
@@ -299,6 +294,13 @@ class _Receipt:
             return part_ns
         return min(part_ns, max(0, self.bound_ns - self.serving_ns))
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether it comes so near its bound that what is foreseen of the next step counts."""
+        if self.near is None or self.bound_ns is None:
+            return False
+        return self.serving_ns + _WATCHED_STEPS * max(1, self.step_ns) > self.bound_ns
+
     def expect(self, next_step_ns: int) -> None:
         """A step has been counted: is there room for those under way?"""
         self.step_ns = self.next_ns = 0
@@ -349,48 +351,47 @@ class _Hour:
 
 
 class _Session:
-    """One device's watch. Everything before `_claimed_until_ns` is spoken for or idle; times are UTC, plus `_ahead_ns`
-    where an older session reaches beyond now."""
+    """One device's watch. Reports come in monotonic time; it is kept in UTC, as the clock showed it when the session
+    began, so that no nanosecond is counted twice or left out when the clock is set. Everything before
+    `_claimed_until_ns` is spoken for or idle."""
 
     def __init__(
-        self,
-        session: str,
-        gateway: str,
-        device: str,
-        placement: Placement,
-        accelerators: int,
-        now_ns: int,
-        not_before_ns: int,
+        self, session: str, gateway: str, device: str, placement: Placement, accelerators: int, clock: Clock
     ) -> None:
         self.id = session
         self.device = device
         self.hours: dict[int, _Hour] = defaultdict(_Hour)
+        self._clock = clock
+        # UTC nanoseconds of the monotonic clock's zero.
+        self._zero_ns = clock.utc_ns(0)
+        now_ns = self._zero_ns + clock.monotonic_ns()
         self.terms = placement.at(now_ns)
         self._gateway = gateway
         self._placement = placement
         self.accelerators = accelerators
-        self._ahead_ns = max(0, not_before_ns - now_ns)
-        self._started_at_ns = now_ns + self._ahead_ns
-        self._seen_at_ns = self._started_at_ns
-        self._claimed_until_ns = self._started_at_ns
-        self._down_since_ns: int | None = self._started_at_ns
+        self._started_at_ns = now_ns
+        self._seen_at_ns = now_ns
+        self._claimed_until_ns = now_ns
+        self._down_since_ns: int | None = now_ns
         self._written: dict[int, HourTime] = {}
 
-    def terms_at(self, now_ns: int) -> Placement:
-        return self._placement.at(now_ns)
+    def is_current(self) -> bool:
+        """Whether the clock and the rate are still those it began with."""
+        rate = self._placement.at(self._clock.now_ns()).usd_per_hour
+        return self._clock.utc_ns(0) == self._zero_ns and rate == self.terms.usd_per_hour
 
-    def successor(self, session: str, now_ns: int) -> _Session:
-        """The session that takes over now, in the same state."""
-        accelerators, placement = self.accelerators, self._placement
-        fresh = _Session(session, self._gateway, self.device, placement, accelerators, now_ns, self._seen_at_ns)
+    def successor(self, session: str) -> _Session:
+        """The session that takes over now, in the same state. Time that is not reported yet counts for it as far as it
+        lies in it."""
+        fresh = _Session(session, self._gateway, self.device, self._placement, self.accelerators, self._clock)
         if self._down_since_ns is None:
-            fresh.set_state(DeviceState.UP, now_ns)
+            fresh.set_state(DeviceState.UP, self._clock.monotonic_ns())
         return fresh
 
     def claim(self, start_ns: int, wall_ns: int) -> list[tuple[int, int]]:
         """What is still free of the interval, by UTC hour, in accelerator-nanoseconds."""
-        end_ns = start_ns + self._ahead_ns + wall_ns
-        start_ns = max(start_ns + self._ahead_ns, self._claimed_until_ns)
+        end_ns = self._zero_ns + start_ns + wall_ns
+        start_ns = max(self._zero_ns + start_ns, self._claimed_until_ns)
         if end_ns <= start_ns:
             return []
         self._claimed_until_ns = end_ns
@@ -399,7 +400,7 @@ class _Session:
 
     def set_state(self, state: DeviceState, at_ns: int) -> None:
         if state is DeviceState.DOWN and self._down_since_ns is None:
-            self._down_since_ns = at_ns + self._ahead_ns
+            self._down_since_ns = self._zero_ns + at_ns
         elif state is DeviceState.UP and self._down_since_ns is not None:
             self._count_down(at_ns)
             self._down_since_ns = None
@@ -410,7 +411,7 @@ class _Session:
             self._count_down(now_ns)
             busy = False
         if not busy:
-            self._see(now_ns + self._ahead_ns)
+            self._see(self._zero_ns + now_ns)
             self._claimed_until_ns = max(self._claimed_until_ns, self._seen_at_ns - _REPORTED_WITHIN_NS)
         last_ns = hour_start_ns(self._seen_at_ns)
         times = [self.hours[hour_ns].time(hour_ns) for hour_ns in sorted({*self.hours, last_ns})]
@@ -438,7 +439,7 @@ class _Session:
 
     def _count_down(self, until_ns: int) -> None:
         if self._down_since_ns is not None:
-            start_ns = self._down_since_ns - self._ahead_ns
+            start_ns = self._down_since_ns - self._zero_ns
             for hour_ns, accelerator_ns in self.claim(start_ns, until_ns - start_ns):
                 self.hours[hour_ns].down_ns += accelerator_ns
 

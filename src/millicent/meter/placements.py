@@ -225,6 +225,12 @@ class Placement(msgspec.Struct, frozen=True):
         return PriceSource(source, snapshot)
 
 
+def stated_watts(placement: Placement) -> Decimal | None:
+    """What the operator says that one accelerator draws."""
+    watts = placement.inputs.get("watts")
+    return None if watts is None else Decimal(watts)
+
+
 def assumed_placement(name: str, cores: int) -> Placement:
     """A CPU machine that nobody priced: one accelerator at the assumed rate per core."""
     inputs = {

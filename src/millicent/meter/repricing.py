@@ -84,7 +84,8 @@ def _quantity(receipt: Receipt, line: Line, tier: TokenPrices, discount: Decimal
     else:
         leaf = _LEAVES[line.meter, line.note]
         each = per_token(CHARGES[leaf].price(tier))
-        known = _provenance(receipt, leaf)
+        # A line that had a price says how its count is known; the receipt knows only of the attempt that answered.
+        known = _provenance(receipt, leaf) if line.provenance is Provenance.UNKNOWN else line.provenance
     each = None if each is None else each * (1 - discount)
     amount = None if each is None or known is Provenance.UNKNOWN else Money.price(line.quantity, each)
     provenance = Provenance.UNKNOWN if amount is None else known

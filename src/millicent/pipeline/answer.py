@@ -11,7 +11,7 @@ from millicent.core.errors import MillicentError
 from millicent.core.money import ZERO
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
-from millicent.pipeline.latency import Beside
+from millicent.meter.waits import Beside
 
 
 class Progress:

@@ -1,45 +1,61 @@
-"""`[features.NAME]`: where a feature's requests may run, and when an output of it counts as useful."""
+"""`[features.NAME]`: whose a feature is, what it should cost and take, where it runs, and when its output is useful."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from millicent.core.errors import ConfigError
+from millicent.core.request import Message
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
+# Labels of feedback that tell how the tool did that an output called.
+TOOL_SUCCEEDED = "tool_succeeded"
+TOOL_FAILED = "tool_failed"
 _DEFAULT_SCORE = Decimal("0.5")
 
 
 class UsefulConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that is given must hold. `score` and `labels` judge feedback: a score of at least `score`, a label that is
     one of `labels`. `pattern` (a regular expression found somewhere in it) and `json_schema` (the whole of it is JSON
-    that the schema allows) judge the output when it ends. A person's verdict, the latest one, beats the output's.
+    that the schema allows) judge the output when it ends. With `tool_succeeded` the tool that it called judges: by the
+    feedback `tool_succeeded` or `tool_failed`, or its answer in the conversation's next request, in which
+    `tool_failure` is a regular expression that tells of a failure. The latest verdict beats the output's own.
     """
 
     score: Decimal | None = None
     labels: tuple[str, ...] = ()
     pattern: str | None = None
     json_schema: dict[str, Any] | None = None
+    tool_succeeded: bool = False
+    tool_failure: str | None = None
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Its requests run only on these `placements`, whatever model or fallback; without them, on any. `useful` says when
-    an output counts as useful; without it, feedback with a score of at least 0.5 does.
-
-    `latency_target_ms` is for its requests that bring no `X-Millicent-Latency-Target-Ms` of their own.
+    """`owner` answers for it. Its requests run only on these `placements`, whatever model or fallback; without them, on
+    any. Its answers should cost at most `cost_target_usd` on average: `report --by feature` shows both, and nothing is
+    refused for that. `latency_target_ms` is for requests that bring no `X-Millicent-Latency-Target-Ms` of their own.
+    `useful` says when an output counts as useful; without it, feedback with a score of at least 0.5 does.
     """
 
+    owner: str | None = None
     placements: tuple[str, ...] | None = None
-    useful: UsefulConfig = UsefulConfig()
+    cost_target_usd: Decimal | None = None
     latency_target_ms: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    useful: UsefulConfig = UsefulConfig()
+
+    def check(self, name: str) -> None:
+        """Raises ConfigError naming the setting."""
+        usd = self.cost_target_usd
+        if usd is not None and not (usd.is_finite() and usd > 0):
+            raise ConfigError(f"[features.{name}] cost_target_usd = {usd}: must be above 0")
 
 
 class Features:
@@ -47,8 +63,11 @@ class Features:
 
     def __init__(self, features: Mapping[str, FeatureConfig]) -> None:
         """Raises ConfigError naming the feature and the setting."""
+        for name, feature in features.items():
+            feature.check(name)
         self._rules = {name: _Rule(name, feature.useful) for name, feature in features.items()}
         self._default = _Rule("", UsefulConfig())
+        self.judges_tools = any(rule.judges_tools for rule in self._rules.values())
         self._placements = {
             name: frozenset(feature.placements) for name, feature in features.items() if feature.placements is not None
         }
@@ -71,6 +90,10 @@ class Features:
     def feedback(self, feature: str | None, score: Decimal | None, label: str | None) -> bool | None:
         return self._rule(feature).feedback(score, label)
 
+    def tools(self, feature: str | None, answers: Sequence[Message]) -> bool | None:
+        """Of an output's calls, by what the tools answered: all must have succeeded."""
+        return self._rule(feature).tools(answers)
+
     def _rule(self, feature: str | None) -> _Rule:
         return self._default if feature is None else self._rules.get(feature, self._default)
 
@@ -83,10 +106,11 @@ class _Rule:
         nothing_given = config == UsefulConfig()
         self._score = _DEFAULT_SCORE if nothing_given else config.score
         self._labels = frozenset(config.labels)
-        try:
-            self._pattern = None if config.pattern is None else re.compile(config.pattern)
-        except re.error as error:
-            raise ConfigError(f"{at} pattern: not a regular expression ({error})") from error
+        self._pattern = _pattern(config.pattern, f"{at} pattern")
+        self._tool_failure = _pattern(config.tool_failure, f"{at} tool_failure")
+        self.judges_tools = config.tool_succeeded
+        if config.tool_failure is not None and not config.tool_succeeded:
+            raise ConfigError(f"{at} tool_failure: says nothing without tool_succeeded = true")
         self._schema = None if config.json_schema is None else _validator(config.json_schema, at)
         self.judges_output = self._pattern is not None or self._schema is not None
 
@@ -96,7 +120,20 @@ class _Rule:
             verdicts.append(score >= self._score)
         if self._labels and label is not None:
             verdicts.append(label in self._labels)
+        if self.judges_tools and label in {TOOL_SUCCEEDED, TOOL_FAILED}:
+            verdicts.append(label == TOOL_SUCCEEDED)
         return all(verdicts) if verdicts else None
+
+    def tools(self, answers: Sequence[Message]) -> bool | None:
+        return not any(map(self._failed, answers)) if self.judges_tools and answers else None
+
+    def _failed(self, answer: Message) -> bool:
+        """What its caller says of it, where the dialect has a word for that; else what it says itself."""
+        if answer.failed:
+            return True
+        if self._tool_failure is not None:
+            return self._tool_failure.search(answer.text) is not None
+        return _tells_of_an_error(answer.text)
 
     def output(self, text: str) -> bool | None:
         if not self.judges_output:
@@ -104,6 +141,22 @@ class _Rule:
         if self._pattern is not None and self._pattern.search(text) is None:
             return False
         return self._schema is None or _is_valid(self._schema, text)
+
+
+def _pattern(source: str | None, at: str) -> re.Pattern[str] | None:
+    try:
+        return None if source is None else re.compile(source)
+    except re.error as error:
+        raise ConfigError(f"{at}: not a regular expression ({error})") from error
+
+
+def _tells_of_an_error(content: str) -> bool:
+    """A JSON object with a member that says so, as tools and MCP servers write them."""
+    try:
+        told = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and any(told.get(name) for name in ("error", "isError", "is_error"))
 
 
 def _validator(schema: dict[str, Any], at: str) -> Validator:

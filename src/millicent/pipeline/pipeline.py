@@ -18,7 +18,7 @@ from millicent.core.idempotency import Claim
 from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
-from millicent.core.receipts import HourShare, Receipt
+from millicent.core.receipts import HourShare, Receipt, Role
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.attribution import StepTimeShares
@@ -26,14 +26,15 @@ from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
 from millicent.meter.quotes import Asked, Quoter
+from millicent.meter.waits import Beside, Waits
 from millicent.pipeline.answer import Answer, Progress
 from millicent.pipeline.attempts import Journey, Leg, Watchdog
 from millicent.pipeline.config import LimitsConfig, ModelPolicy
-from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place, may_run
+from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place, may_run, not_allowed
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
-from millicent.pipeline.latency import Beside, LatencyTargets
+from millicent.pipeline.latency import check_target
 from millicent.pipeline.settlement import Bookkeeper, cut_short
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Pipeline:
         estimates: Estimates | None = None,
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
-        latency: LatencyTargets | None = None,
+        waits: Waits | None = None,
         places: Mapping[str, Sequence[Place]] | None = None,
         policies: Mapping[str, ModelPolicy] | None = None,
         random: Random | None = None,
@@ -80,7 +81,7 @@ class Pipeline:
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
-        self._latency = latency
+        self._waits = waits
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -172,12 +173,10 @@ class Pipeline:
         allowed = self._features.placements(request.attribution.feature)
         places = [place for place in self._placements.values() if may_run(place.name, allowed)]
         for model in models:
-            wanted = msgspec.structs.replace(request, model=model)
             elsewhere = any(model in place.models for place in places)
-            if elsewhere and model not in self.models():
-                continue
-            serving = [each for each in self._deployments.of(model) if may_run(each.placement, allowed)]
-            prepared += [self._asked(wanted, await each.backend.prepare(wanted)) for each in serving]
+            if not elsewhere or model in self.models():
+                wanted = msgspec.structs.replace(request, model=model)
+                prepared += await self._prepared(wanted, allowed, needed=not elsewhere)
         asked: list[Asked] = []
         for model in models:
             wanted = msgspec.structs.replace(request, model=model)
@@ -188,6 +187,22 @@ class Pipeline:
                 ):
                     asked.append(self._estimates.asked_elsewhere(wanted, place, prepared, self._clock.now_ns()))
         return [self._estimates.quote(each) for each in asked]
+
+    async def _prepared(self, request: Request, allowed: frozenset[str] | None, *, needed: bool) -> list[Asked]:
+        """As each deployment would run it that may and can. Raises why none can, where one is `needed`."""
+        found: list[Asked] = []
+        why: MillicentError | None = None
+        deployments = self._deployments.of(request.model)
+        for each in deployments:
+            if may_run(each.placement, allowed):
+                try:
+                    found.append(self._asked(request, await each.backend.prepare(request)))
+                except MillicentError as error:
+                    why = why or error
+        if found or not needed:
+            return found
+        where = [each.placement or "" for each in deployments]
+        raise why or not_allowed(request.attribution.feature, allowed, request.model, where)
 
     def running(self, answer: Answer) -> Receipt:
         """The receipt as it stands, priced so far."""
@@ -218,9 +233,8 @@ class Pipeline:
         return request if target_ms is None else msgspec.structs.replace(request, latency_target_ms=target_ms)
 
     def _check_target(self, request: Request, plan: Plan) -> None:
-        """Raises RateLimited where the target cannot be met. Without a fit nobody can tell."""
-        fit = None if self._fits is None else self._fits.coefficients(request.model)
-        if request.latency_target_ms is None or fit is None or self._latency is None:
+        """Raises RateLimited where the target cannot be met. While nobody knows what steps take, nobody can tell."""
+        if request.latency_target_ms is None or self._waits is None:
             return
         others = [
             msgspec.structs.replace(
@@ -229,8 +243,9 @@ class Pipeline:
             for answer in self._answers.values()
             if answer.model == request.model
         ]
-        mine = _beside(plan)
-        self._latency.check(request.latency_target_ms, request.model, fit, mine, others, streamed=request.stream)
+        wait = self._waits.forecast(request.model, _beside(plan), others, streamed=request.stream)
+        if wait is not None:
+            check_target(request.latency_target_ms, wait, len(others))
 
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
@@ -259,10 +274,10 @@ class Pipeline:
                 self._begin(answer, leg)
                 end = await self._attempt(answer, journey, leg, bounded=bounded)
             await self._settle(answer, end)
-            if len(answer.opened.attempts) == 1:  # else its times and tokens are of several
+            if [each.role for each in answer.opened.attempts] == [Role.INFERENCE]:  # else it tells of other models too
                 self._estimates.learn(answer.settled, leg.plan)
-                if self._latency is not None and answer.settled is not None:
-                    self._latency.learn(answer.settled)
+                if self._waits is not None and answer.settled is not None:
+                    self._waits.learn(answer.settled)
         finally:
             leg.lease.give_back()
             del self._answers[answer.receipt_id]
@@ -411,7 +426,7 @@ class Pipeline:
 
 def _beside(plan: Plan) -> Beside:
     sequences = max(1, len(plan.call.sequences))
-    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, 0, begun=False, sequences=sequences)
+    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, sequences=sequences)
 
 
 def _tokens(usage: Usage) -> int | None:

@@ -23,7 +23,10 @@ from millicent.pipeline.attempts import Leg
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf
-from millicent.pipeline.latency import told
+from millicent.pipeline.latency import policy_of, with_verdict
+
+
+_UNFINISHED = (FinishReason.ERROR, FinishReason.CANCELLED)
 
 
 class Bookkeeper:
@@ -58,7 +61,7 @@ class Bookkeeper:
             stream=request.stream,
             attribution=request.attribution,
             lines=lines,
-            policy=None if request.latency_target_ms is None else {"latency_target_ms": str(request.latency_target_ms)},
+            policy=policy_of(request.latency_target_ms),
         )
         return self._with_attempt(receipt, leg, _total(lines), now_ns)
 
@@ -98,7 +101,7 @@ class Bookkeeper:
             error=final.error.message if final.error else None,
             useful=self._verdict(answer, status),
         )
-        return msgspec.structs.replace(closed, policy=told(closed))
+        return msgspec.structs.replace(closed, policy=with_verdict(closed))
 
     def _with_attempt(self, receipt: Receipt, leg: Leg, before: Money, now_ns: int) -> Receipt:
         """One more attempt, held for beside what came `before`: other costs, and other attempts."""
@@ -149,7 +152,8 @@ class Bookkeeper:
             )
         priced = price(own, (attempt,), placement, self._clock.now_ns(), prices)
         lines = priced.lines
-        if end is not None and not lines:
+        idle = not reading.usage.leaves and not answer.shown[-1]
+        if end is not None and (not lines or (idle and end.reason in _UNFINISHED)):
             lines = (_line_of_nothing(attempt, end, reading.usage, self._clock.now_ns()),)
         return msgspec.structs.replace(
             receipt,
@@ -198,8 +202,7 @@ def _line_of_nothing(attempt: Attempt, end: End, usage: Usage, at_ns: int) -> Li
     if usage.leaves:
         known = weakest(count.provenance for count in usage.leaves.values())
     else:
-        unfinished = end.reason in {FinishReason.ERROR, FinishReason.CANCELLED}
-        known = Provenance.ASSUMED if unfinished else Provenance.UNKNOWN
+        known = Provenance.ASSUMED if end.reason in _UNFINISHED else Provenance.UNKNOWN
     return Line(
         attempt=attempt.ordinal,
         role=attempt.role,
@@ -237,7 +240,7 @@ def _timing(answer: Answer, reading: Reading, now_ns: int) -> Timing:
         tpot_ns = (last_ns - first_ns) // (progress.tokens - 1)
     return Timing(
         queue_ns=None if reading.first_step_at_ns is None else max(0, reading.first_step_at_ns - created_ns),
-        ttft_ns=None if first_ns is None else first_ns - created_ns,
+        ttft_ns=None if first_ns is None else max(0, first_ns - created_ns),
         tpot_ns=tpot_ns,
         total_ns=now_ns - created_ns,
     )

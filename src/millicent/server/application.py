@@ -119,7 +119,7 @@ class Server:
             ("/v1/completions", COMPLETIONS),
             ("/v1/embeddings", EMBEDDINGS),
         ):
-            endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, ids, clock, config)
+            endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, late, ids, clock, config)
             routes.append(Route(path, endpoint, methods=["POST"]))
         sessions = Sessions(clock)
         routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes

@@ -29,6 +29,7 @@ from millicent.pipeline.pipeline import Pipeline
 from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
+from millicent.server.late import LateEntries
 from millicent.server.responses import send_error, send_json
 from millicent.wire import openai_chat, openai_common, openai_completions, openai_embeddings
 from millicent.wire.attribution import read_latency_target, read_max_cost
@@ -108,10 +109,12 @@ class InferenceEndpoint:
         limiter: RateLimiter,
         idempotency: Idempotency,
         queries: LedgerQueries,
+        late: LateEntries,
         ids: Ids,
         clock: Clock,
         config: ServerConfig,
     ) -> None:
+        self._late = late
         self._dialect = dialect
         self._pipeline = pipeline
         self._limiter = limiter
@@ -133,6 +136,7 @@ class InferenceEndpoint:
             request = self._with_headers(request, headers, caller)
             key = headers.get("idempotency-key")
             claim = None if key is None else claim_of(key, caller.id, request, shape)
+            await self._late.hear_tools(request.messages or (), caller)
             answer = await self._begin(request, claim)
         except ClientDisconnect:
             return

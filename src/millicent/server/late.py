@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -11,12 +11,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from millicent.control.access import Caller
 from millicent.core.clock import Clock
 from millicent.core.errors import InvalidRequest, NotFound
 from millicent.core.money import ZERO
 from millicent.core.receipts import Feedback, Line, Receipt, outside_line
+from millicent.core.request import Message
 from millicent.ledger.queries import LedgerQueries
-from millicent.pipeline.features import Features
+from millicent.pipeline.features import TOOL_FAILED, TOOL_SUCCEEDED, Features
 from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
@@ -83,11 +85,27 @@ class LateEntries:
         bodies = [late_wire.feedback_body(each) for each in judged]
         return _created(receipts_wire.list_body(bodies, None) if several else bodies[0])
 
+    async def hear_tools(self, messages: Sequence[Message], caller: Caller) -> None:
+        """What a request tells of tools that earlier answers called, where a feature's rule goes by it. Told again, as
+        conversations do, it changes nothing."""
+        told = late_wire.tool_answers(messages) if self._features.judges_tools else {}
+        if not told:
+            return
+        verdicts = []
+        for receipt in await asyncio.to_thread(self._queries.receipts_of, list(told)):
+            useful = self._features.tools(receipt.attribution.feature, told[receipt.id])
+            if useful is None or receipt.status is None or not _may_write(caller, receipt):
+                continue
+            label = TOOL_SUCCEEDED if useful else TOOL_FAILED
+            verdicts.append(Feedback(receipt.id, self._clock.now_ns(), label=label, useful=useful, id=label))
+        if verdicts:
+            await self._ledger.add_feedback(tuple(verdicts))
+
     async def _writable(self, request: Request, receipt_ids: Iterable[str]) -> list[Receipt]:
         wanted = list(receipt_ids)
         found = await asyncio.to_thread(self._queries.receipts_of, wanted)
         caller = caller_of(request.scope)
-        allowed = [one for one in found if caller.reads_all or one.attribution.key == caller.id]
+        allowed = [one for one in found if _may_write(caller, one)]
         if missing := set(wanted) - {receipt.id for receipt in allowed}:
             raise NotFound(
                 f"There is no receipt `{min(missing)[:100]}`: check the `X-Millicent-Receipt` header.", param="receipt"
@@ -102,6 +120,10 @@ class LateEntries:
             )
         except ClientDisconnect:
             raise InvalidRequest("The client left before its body was here: send it again.") from None
+
+
+def _may_write(caller: Caller, receipt: Receipt) -> bool:
+    return caller.reads_all or receipt.attribution.key == caller.id
 
 
 def _created(body: object) -> Response:

@@ -26,8 +26,8 @@ from millicent.text.grammars import format_grammar, json_term, parse_schema
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """`in_template`: the model's own template tells it of the tools, and writes calls and results. `listed`: one opening
-    and closing hold all calls. `short_ids`: the template takes no identifiers of calls but nine letters and digits."""
+    """`in_template`: the model's own template tells it of the tools, and writes calls and results. `listed`: one
+    opening and closing hold all calls. `short_ids`: it takes no identifiers of calls but nine letters and digits."""
 
     opening: str
     closing: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -12,13 +13,15 @@ from millicent.core.clock import NS_PER_S, iso_utc, parse_time_ns
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.receipts import Feedback, Meter, Role
-from millicent.core.request import OutsideCost
+from millicent.core.request import Message, OutsideCost
 from millicent.wire.decoding import decode_body
 
 LINES_HEADER = "x-millicent-lines"
 _MOST_USD = Decimal(1_000_000)
 _LEAST_QUANTITY, _MOST_QUANTITY = Decimal("1e-9"), Decimal(10) ** 15
 _CLOCKS_DIFFER_NS = 300 * NS_PER_S
+# As every dialect's codec makes them: the receipt, which choice, and which call of it.
+_CALL_ID = re.compile(r"[a-z]+_([0-9a-z]{26})_[0-9]+_[0-9]+")
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Note = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -80,6 +83,19 @@ def decode_feedback(body: bytes, now_ns: int) -> tuple[tuple[Feedback, ...], boo
     else:
         given = [decode_body(body, _feedback_decoder, FeedbackBody.__struct_fields__)]
     return tuple(_feedback(each, f"[{i}]." if several else "", now_ns) for i, each in enumerate(given)), several
+
+
+def tool_answers(messages: Sequence[Message]) -> dict[str, list[Message]]:
+    """What tools answered since the assistant's last turn, by the receipt of the answer that called them: the
+    identifiers that we give to calls name it."""
+    found: dict[str, list[Message]] = {}
+    for message in reversed(messages):
+        if message.role == "assistant":
+            break
+        called = _CALL_ID.fullmatch(message.tool_call_id or "")
+        if message.role == "tool" and called is not None:
+            found.setdefault(f"rcpt_{called[1]}", []).append(message)
+    return found
 
 
 def feedback_body(feedback: Feedback) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_MS, NS_PER_S
 from millicent.core.errors import InvalidRequest, MillicentError, PaymentRequired
 from millicent.core.limits import Allowance
-from millicent.core.money import Money
 from millicent.core.receipts import REPORTED_BOOK, Receipt
 from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.wire.receipts import quote_body
@@ -88,7 +87,6 @@ def cost_details(receipt: Receipt) -> dict[str, Any]:
     what it is more than ours."""
     by_meter: dict[str, Decimal | None] = {}
     lines = [line for line in receipt.lines if line.book != REPORTED_BOOK]
-    reported = [line.amount for line in receipt.lines if line.book == REPORTED_BOOK and line.amount is not None]
     for line in lines:
         before = by_meter.get(line.meter, Decimal(0))
         by_meter[line.meter] = None if before is None or line.amount is None else before + line.amount.usd
@@ -96,10 +94,9 @@ def cost_details(receipt: Receipt) -> dict[str, Any]:
         f"{meter}_cost": None if amount is None else amount.normalize() for meter, amount in by_meter.items()
     }
     details["provenance"] = weakest(line.provenance for line in lines) if lines else "unknown"
-    if reported:
-        theirs = Money.total(reported)
-        details["reported_cost"] = theirs.usd.normalize()
-        details["residual"] = None if receipt.total is None else (theirs - receipt.total).usd.normalize()
+    if receipt.reported is not None:
+        details["reported_cost"] = receipt.reported.usd.normalize()
+        details["residual"] = None if receipt.residual is None else receipt.residual.usd.normalize()
     return details
 
 

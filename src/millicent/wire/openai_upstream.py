@@ -34,9 +34,13 @@ class Sent(msgspec.Struct, frozen=True):
     body: bytes
 
 
-def encode(request: Request, model: str, server: Server, who: str) -> Sent:
-    """The call for this request. Raises InvalidRequest for what `who`, the upstream, can't do."""
-    return Sent(*_Encoding(request, model, server, who).made())
+def encode(request: Request, model: str, server: Server, who: str, service_tier: str | None = None) -> Sent:
+    """The call for this request. Raises InvalidRequest for what `who`, the upstream, can't do. `service_tier` is what
+    the placement is charged at, where it isn't the usual."""
+    encoding = _Encoding(request, model, server, who)
+    if service_tier is not None:
+        encoding.body["service_tier"] = service_tier
+    return Sent(*encoding.made())
 
 
 class _Encoding:
@@ -44,10 +48,10 @@ class _Encoding:
         self._request = request
         self._server = server
         self._who = who
-        self._body: dict[str, Any] = {"model": model}
+        self.body: dict[str, Any] = {"model": model}
 
     def made(self) -> tuple[str, bytes]:
-        request, body = self._request, self._body
+        request, body = self._request, self.body
         if not request.dialect.startswith("openai."):
             request.refuse_foreign()
         if request.embedding is not None:
@@ -84,13 +88,13 @@ class _Encoding:
         """One of OpenAI's own fields."""
         if field in self._server.lacks:
             raise self._refuse(field)
-        self._body[self._server.names.get(field, field)] = value
+        self.body[self._server.names.get(field, field)] = value
 
     def _extend(self, field: str, value: Any) -> None:
         """An extension."""
         if field not in self._server.takes:
             raise self._refuse(field)
-        self._body[self._server.takes[field]] = value
+        self.body[self._server.takes[field]] = value
 
     def _sampling(self) -> None:
         request = self._request
@@ -113,7 +117,7 @@ class _Encoding:
         request = self._request
         limits = request.limits
         if limits.max_tokens is not None:
-            self._body["max_tokens" if request.messages is None else self._server.max_tokens] = limits.max_tokens
+            self.body["max_tokens" if request.messages is None else self._server.max_tokens] = limits.max_tokens
         if limits.stop:
             self._set("stop", list(limits.stop))
         for field, value in (
@@ -132,7 +136,7 @@ class _Encoding:
         if wanted.budget_tokens is not None:
             if server.effort != "reasoning":
                 raise self._refuse("reasoning_effort", "a number of tokens to think for")
-            self._body["reasoning"] = {"max_tokens": wanted.budget_tokens}
+            self.body["reasoning"] = {"max_tokens": wanted.budget_tokens}
             return
         effort = wanted.effort
         if effort is None or (effort == "none" and effort not in server.efforts):
@@ -141,13 +145,13 @@ class _Encoding:
             raise self._refuse("reasoning_effort", f"`reasoning_effort` {effort}")
         match server.effort:
             case "reasoning_effort":
-                self._body["reasoning_effort"] = effort
+                self.body["reasoning_effort"] = effort
             case "reasoning":
-                self._body["reasoning"] = {"effort": effort}
+                self.body["reasoning"] = {"effort": effort}
             case "thinking":
-                self._body["thinking"] = {"type": "disabled"}
+                self.body["thinking"] = {"type": "disabled"}
             case "chat_template_kwargs":
-                self._body["chat_template_kwargs"] = {"enable_thinking": False}
+                self.body["chat_template_kwargs"] = {"enable_thinking": False}
 
     def _format(self, form: OutputFormat) -> None:
         """SGLang and vLLM have fields of their own for what OpenAI has none."""
@@ -155,17 +159,17 @@ class _Encoding:
             raise self._refuse("response_format", f"`response_format` {form.kind}")
         match form.kind:
             case "json_object":
-                self._body["response_format"] = {"type": "json_object"}
+                self.body["response_format"] = {"type": "json_object"}
             case "json_schema":
                 schema: dict[str, Any] = {"name": form.name, "schema": msgspec.Raw(form.source.encode())}
                 if form.strict is not None:
                     schema["strict"] = form.strict
-                self._body["response_format"] = {"type": "json_schema", "json_schema": schema}
+                self.body["response_format"] = {"type": "json_schema", "json_schema": schema}
             case "regex" if self._server.title == "vLLM":
-                self._body["structured_outputs"] = {"regex": form.source}
+                self.body["structured_outputs"] = {"regex": form.source}
             case "regex" | "lark":
                 form_body = {"type": "grammar", "syntax": form.kind, "definition": form.source}
-                self._body["response_format"] = form_body
+                self.body["response_format"] = form_body
 
     def _completion(self) -> None:
         request = self._request
@@ -176,7 +180,7 @@ class _Encoding:
                 code="unsupported_parameter",
             )
         prompt = request.prompt or ""
-        self._body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
+        self.body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
         if request.sampling.logprobs is not None:
             self._set("logprobs", request.sampling.logprobs)
         if request.echo:
@@ -184,14 +188,14 @@ class _Encoding:
 
     def _chat(self, messages: tuple[Message, ...]) -> None:
         request = self._request
-        self._body["messages"] = [self._message(message, i) for i, message in enumerate(messages)]
+        self.body["messages"] = [self._message(message, i) for i, message in enumerate(messages)]
         if request.sampling.logprobs is not None:
             self._set("logprobs", True)
             if request.sampling.logprobs:
                 self._set("top_logprobs", request.sampling.logprobs)
         if not request.tools:
             return
-        self._body["tools"] = [_tool(tool) for tool in request.tools]
+        self.body["tools"] = [_tool(tool) for tool in request.tools]
         if request.tool_name is not None:
             self._set("tool_choice", {"type": "function", "function": {"name": request.tool_name}})
         elif request.tool_choice != "auto":
@@ -247,7 +251,7 @@ class _Encoding:
                 return msgspec.Raw(part.json.encode())
 
     def _embeddings(self) -> bytes:
-        request, body = self._request, self._body
+        request, body = self._request, self.body
         assert request.embedding is not None
         if not self._server.embeddings:
             raise self._refuse("model", "an embedding")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -89,13 +90,13 @@ def one_line(text: str) -> str:
 
 
 def error_of(
-    who: str, status: int, complaint: Complaint | None, *, retry_after_s: int | None = None, secret: str | None = None
+    who: str, status: int, complaint: Complaint | None, *, retry_after_s: int | None = None, secrets: Iterable[str] = ()
 ) -> MillicentError:
     """The error that a status and what came with it stand for. `who` is the upstream, as messages name it."""
     if status == HTTPStatus.OK and complaint is not None:  # a complaint inside an answer that began well
         status = complaint.status or _named_status(complaint)
     said = complaint.message if complaint is not None else "it gave no reason"
-    if secret:
+    for secret in secrets:
         said = said.replace(secret, "***")
     code = complaint.code if complaint is not None else None
     if status in {401, 403}:

@@ -16,7 +16,7 @@ needs.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from millicent.core.errors import InvalidRequest
@@ -29,16 +29,16 @@ from millicent.engine.scheduling.sequences import Sequence
 from millicent.engine.scheduling.speculation import Offer, worthwhile
 from millicent.step_time import Coefficients, Work
 
-# What counts for fairness is how work compares, not how fast a machine is: reading weights costs about as much as
-# computing a dozen rows, and attention to a thousand tokens about as much as one.
+# Until it is known what steps take here. What counts for fairness is how work compares, not how fast a machine is:
+# reading weights costs about as much as computing a dozen rows, and attention to a thousand tokens as much as one.
 _NOMINAL = Coefficients(
     fixed_ns=100_000, weights_ns=3_000_000, row_ns=250_000, sampled_row_ns=20_000, kv_token_ns=250, pair_ns=25
 )
 
 
-def standalone_ns(work: SequenceWork) -> int:
-    """What a step with only this in it would cost, on a nominal machine."""
-    return int(_NOMINAL.step_ns(Work.of(work)))
+def standalone_ns(work: SequenceWork, costs: Coefficients = _NOMINAL) -> int:
+    """What a step with only this in it would cost."""
+    return int(costs.step_ns(Work.of(work)))
 
 
 class Scheduler:
@@ -61,7 +61,6 @@ class Scheduler:
         step_tokens: int,
         deterministic: bool = False,
         prefix_cache: PrefixCache = "tenant",
-        cost_ns: Callable[[SequenceWork], int] = standalone_ns,
     ) -> None:
         self.pool = BlockPool(blocks)
         self.context_tokens = min(context_tokens, blocks * block_tokens)
@@ -72,7 +71,6 @@ class Scheduler:
         self._step_tokens = step_tokens
         self._deterministic = deterministic
         self._prefix_cache = prefix_cache
-        self._cost_ns = cost_ns
         self._waiting = WaitingQueues(self.fair)
         self._running: list[Sequence] = []
         self._begun: dict[int, int] = {}  # running sequences to the order in which they began
@@ -287,6 +285,9 @@ class Scheduler:
         more_ns = self._cost_ns(self._work(sequence, checked)) - self._cost_ns(self._work(sequence, piece))
         self.fair.charge(sequence.tenant, more_ns)
         return checked
+
+    def _cost_ns(self, work: SequenceWork) -> int:
+        return standalone_ns(work, self.costs or _NOMINAL)
 
     # Who runs.
 
