@@ -71,10 +71,10 @@ class _NoDevice:
 
 
 class _OneLetter:
-    stopped = False
+    stop = ""
 
-    def __init__(self, stop: object) -> None:
-        del stop
+    def __init__(self, stops: object) -> None:
+        del stops
 
     def push(self, token: int, *, heed_stops: bool = True) -> str:
         del token, heed_stops

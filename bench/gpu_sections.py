@@ -197,10 +197,10 @@ class Offline:
 class _Silent:
     """Tokens become no text: what is measured is the engine."""
 
-    stopped = False
+    stop = ""
 
-    def __init__(self, stop: object) -> None:
-        del stop
+    def __init__(self, stops: object) -> None:
+        del stops
 
     def push(self, token: int, *, heed_stops: bool = True) -> str:
         del token, heed_stops
