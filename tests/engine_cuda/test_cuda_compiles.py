@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton isn't installed", allow_module_level=True)
 
 _SHARED_BYTES = 227 << 10  # what a program can have on a Hopper chip
 

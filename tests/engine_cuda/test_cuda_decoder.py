@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import msgspec
 import numpy as np
 import pytest
 import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton isn't installed", allow_module_level=True)
 
 from millicent.core.errors import ConfigError
 from millicent.core.request import Limits, Sampling

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton isn't installed", allow_module_level=True)
 
 from millicent.core.clock import ManualClock
 from millicent.core.request import Limits, Sampling
