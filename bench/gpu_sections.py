@@ -428,9 +428,7 @@ def transformers(settings: Settings) -> None:
         ("256 requests of 100 to 1,024 in and out", random_lengths(settings)),
     ):
         most = max(made for _, made in lengths)
-        wanted = generation(
-            max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True
-        )
+        wanted = generation(max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True)
         prompts = [
             [random.Random(i).randrange(shape.vocabulary) for _ in range(given)] for i, (given, _) in enumerate(lengths)
         ]

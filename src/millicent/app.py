@@ -23,7 +23,7 @@ from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
-from millicent.core.clock import SystemClock
+from millicent.core.clock import SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
@@ -48,6 +48,7 @@ from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
+from millicent.watch.metrics import Metrics, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
+        traffic = Traffic(lambda: pipeline.models(), config.features)
         pipeline = Pipeline(
             backends=[*([] if backend is None else [backend]), *elsewhere],
             ledger=ledger,
@@ -160,6 +162,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             places=_places(options, backend, elsewhere),
             policies=config.policies,
+            settled=traffic.settled,
         )
         _check_fallbacks(pipeline.models(), config)
 
@@ -167,6 +170,13 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             return [model for model in pipeline.models() if not app.makes_vectors(model)]
 
         health = _Health(ledger, backend, elsewhere)
+        began_ns = hour_start_ns(clock.now_ns())
+        metrics = Metrics(
+            traffic,
+            pipeline,
+            accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
+            trouble=health.trouble,
+        )
         ollama = Ollama(
             pipeline=pipeline,
             health=health,
@@ -188,6 +198,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limiter=limiter,
             sign_in_page=sign_in_page,
             pages=[
+                metrics.route,
                 *ollama.routes,
                 *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
             ],
