@@ -144,7 +144,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
-        traffic = Traffic(lambda: pipeline.models(), config.features)
+        traffic = Traffic(config.features)
         pipeline = Pipeline(
             backends=[*([] if backend is None else [backend]), *elsewhere],
             ledger=ledger,
@@ -167,21 +167,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             return [model for model in pipeline.models() if not app.makes_vectors(model)]
 
         health = _Health(ledger, backend, elsewhere)
-        began_ns = hour_start_ns(clock.now_ns())
-        metrics = Metrics(
-            traffic,
-            pipeline,
-            accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
-            trouble=health.trouble,
-        )
-        ollama = Ollama(
-            pipeline=pipeline,
-            health=health,
-            makes_vectors=lambda model: model not in chat_models(),
-            cache=cache(),
-            clock=clock,
-            config=config.server,
-        )
+        ollama = _ollama(pipeline, health, chat_models, clock, config)
         server = Server(
             config=config.server,
             pipeline=pipeline,
@@ -195,7 +181,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limiter=limiter,
             sign_in_page=sign_in_page,
             pages=[
-                metrics.route,
+                _metrics(traffic, pipeline, queries, health, clock).route,
                 *ollama.routes,
                 *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
             ],
@@ -205,6 +191,31 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             yield app
     finally:
         await ledger.stop()
+
+
+def _metrics(
+    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: SystemClock
+) -> Metrics:
+    began_ns = hour_start_ns(clock.now_ns())
+    return Metrics(
+        traffic,
+        pipeline,
+        accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
+        trouble=health.trouble,
+    )
+
+
+def _ollama(
+    pipeline: Pipeline, health: _Health, chat_models: Callable[[], list[str]], clock: SystemClock, config: Config
+) -> Ollama:
+    return Ollama(
+        pipeline=pipeline,
+        health=health,
+        makes_vectors=lambda model: model not in chat_models(),
+        cache=cache(),
+        clock=clock,
+        config=config.server,
+    )
 
 
 @contextlib.asynccontextmanager

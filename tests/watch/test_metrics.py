@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
-from support import receipts
 
 from millicent.core.accounts import Account
 from millicent.core.clock import NS_PER_HOUR, NS_PER_MS
@@ -21,6 +20,7 @@ from millicent.core.receipts import Receipt, Timing
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance
 from millicent.watch.metrics import Metrics, Traffic
+from support import receipts
 
 HOUR = Account(
     "cpu", "this-machine", 0, 1, NS_PER_HOUR, 1_000_000_000, 2_000_000_000, 3_000_000_000, NS_PER_HOUR - 10_000_000_000,
@@ -50,7 +50,7 @@ class Gateway:
 
 def scrape(told: Sequence[Receipt], trouble: str | None = None) -> dict[str, float]:
     """Every sample, by its name and labels as they are written."""
-    traffic = Traffic(lambda: ("tiny",), ["search"])
+    traffic = Traffic(["search"])
     for receipt in told:
         traffic.settled(receipt)
     metrics = Metrics(traffic, Gateway(), lambda: [HOUR, HOUR], lambda: trouble)
@@ -82,14 +82,11 @@ def test_a_repriced_book_is_not_spent_twice() -> None:
     assert sum(value for name, value in found.items() if name.startswith("millicent_cost_dollars_total")) == 0.000025
 
 
-@given(st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9)), max_size=20))
-def test_labels_are_bounded_whatever_callers_send(names: list[tuple[str, str]]) -> None:
-    told = [
-        msgspec.structs.replace(receipts.settled(), model=model, attribution=Attribution(feature=feature))
-        for model, feature in names
-    ]
+@given(st.lists(st.text(max_size=9), max_size=20))
+def test_labels_are_bounded_whatever_callers_send(names: list[str]) -> None:
+    told = [msgspec.structs.replace(receipts.settled(), attribution=Attribution(feature=name)) for name in names]
     found = scrape(told)
-    assert sum(name.startswith("millicent_requests_total") for name in found) <= 2 * 3
+    assert sum(name.startswith("millicent_requests_total") for name in found) <= 3
     assert sum(value for name, value in found.items() if name.startswith("millicent_requests_total")) == len(names)
 
 
@@ -100,7 +97,7 @@ def test_buckets_hold_what_is_at_most_their_bound(times_ms: list[int]) -> None:
     ]
     found = scrape(told)
     name = "vllm:e2e_request_latency_seconds"
-    for bound in ("0.005", "1.0", "160.0"):
+    for bound in ("0.005", "1", "160"):
         held = sum(time_ms <= Decimal(bound) * 1000 for time_ms in times_ms)
         assert found[f"{name}_bucket le={bound} model_name=tiny"] == held
     assert found[f"{name}_bucket le=+Inf model_name=tiny"] == len(times_ms)

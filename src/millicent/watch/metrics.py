@@ -1,8 +1,9 @@
 """`GET /metrics`: what this gateway has done since it started, and what it does now, as Prometheus reads it.
 
 Names under `vllm:` mean what they mean there, so that dashboards and autoscalers made for that server understand them;
-everything else is under `millicent_`. docs/telemetry.md has the table. Labels are bounded: a model or a feature that the
-configuration doesn't name is `other`. Sums are kept as integers, and become floats only in the text.
+everything else is under `millicent_`. docs/telemetry.md has the table. Labels are bounded: receipts are of models that
+are served, and a feature that the configuration doesn't name is `other`. Sums are kept as integers, and become floats
+only in the text.
 """
 
 from __future__ import annotations
@@ -87,8 +88,7 @@ class _Histogram:
 class Traffic:
     """Sums over the receipts that were settled, each told once."""
 
-    def __init__(self, models: Callable[[], Iterable[str]], features: Iterable[str]) -> None:
-        self._models = models
+    def __init__(self, features: Iterable[str]) -> None:
         self._features = frozenset(features)
         self._requests: Counter[tuple[str, ...]] = Counter()
         self._tokens: Counter[tuple[str, ...]] = Counter()
@@ -106,7 +106,7 @@ class Traffic:
         }
 
     def settled(self, receipt: Receipt) -> None:
-        model = receipt.model if receipt.model in self._models() else _OTHER
+        model = receipt.model
         feature = receipt.attribution.feature or ""
         who = (model, receipt.placement or "", feature if feature in {"", *self._features} else _OTHER)
         self._requests[*who, str(receipt.status)] += 1
