@@ -69,7 +69,7 @@ class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=T
     web_search_options: Any = None
 
 
-_EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh"})
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _HINTS = ("prompt_cache_key", "prompt_cache_retention", "safety_identifier")
 _PASSED_ON: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none",),
@@ -228,6 +228,7 @@ class Stream:
 
     def __init__(self, shape: common.StreamShape) -> None:
         self._shape = shape
+        self.wants_usage = shape.running_usage
 
     def start(self, receipt: Receipt) -> bytes:
         opening = {"role": "assistant", "content": "", "refusal": None}
