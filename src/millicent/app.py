@@ -168,12 +168,9 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             config=config.server,
             pipeline=pipeline,
             queries=queries,
-<<<<<<< HEAD
             health=_Health(ledger, backend, elsewhere),
             tokenizers=backend,
-=======
             health=health,
->>>>>>> main
             clock=clock,
             ids=ids,
             late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
