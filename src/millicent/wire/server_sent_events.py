@@ -42,13 +42,12 @@ class EventReader:
             return []
         if self._after_cr and piece.startswith(b"\n"):
             piece = piece[1:]
-        self._after_cr = False
+        self._after_cr = piece.endswith(b"\r")
         events: list[Event] = []
         for line in piece.splitlines(keepends=True):
             if not line.endswith((b"\n", b"\r")):
                 self._keep(line)
                 break
-            self._after_cr = line.endswith(b"\r")
             event = self._line(line.rstrip(b"\r\n"))
             if event is not None:
                 events.append(event)
