@@ -43,6 +43,7 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
@@ -127,7 +128,7 @@ class _Health:
 async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     """Everything but the socket. On leaving, what runs is finished or settled, and everything is stopped."""
     config, home = options.config, options.home
-    features = Features(config.features)
+    features, policies = Features(config.features), Policies(config.routing, home=options.home)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     clock = SystemClock()
     ids = SystemIds(clock)
@@ -142,7 +143,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         queries = LedgerQueries(home / "ledger.db")
         quoter = Quoter(shares.coefficients)
         for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
-            quoter.learn_from(receipt)
+            if (learned := learnable(receipt)) is not None:
+                quoter.learn_from(learned)
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
@@ -160,8 +162,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             places=_places(options, backend, elsewhere),
             policies=config.policies,
+            routing=policies,
         )
-        _check_fallbacks(pipeline.models(), config)
+        _check_fallbacks(pipeline.deployed(), config)
+        policies.check_models(pipeline.deployed())
 
         def chat_models() -> list[str]:
             return [model for model in pipeline.models() if not app.makes_vectors(model)]

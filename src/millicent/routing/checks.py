@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from millicent.core.chunks import Text
-from millicent.core.errors import ConfigError
+from millicent.core.json_schemas import is_valid, schema_validator
 from millicent.core.request import Limits, Message, Request, Sampling
 from millicent.routing.config import VerifyConfig
-
-if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
 
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 # A judge says one word; some say it after a line of markup.
@@ -30,12 +23,12 @@ _JUDGE = (
 class Checks:
     """All that are configured must pass. `judge` names the model whose word is asked, once the others have passed."""
 
-    def __init__(self, config: VerifyConfig) -> None:
-        """Raises ConfigError for a schema that is none."""
+    def __init__(self, config: VerifyConfig, at: str) -> None:
+        """Raises ConfigError for a schema that is none; `at` is the section that holds it."""
         self.judge = config.judge
         self._question = config.judge_question
         self._pattern = None if config.pattern is None else re.compile(config.pattern)
-        self._schema = None if config.json_schema is None else _validator(config.json_schema)
+        self._schema = None if config.json_schema is None else schema_validator(config.json_schema, at)
         self._least_logprob = config.min_logprob
 
     @property
@@ -49,7 +42,7 @@ class Checks:
             if not text.calls:
                 if self._pattern is not None and self._pattern.search(text.text) is None:
                     return "pattern"
-                if self._schema is not None and not _is_valid(self._schema, text.text):
+                if self._schema is not None and not is_valid(self._schema, text.text):
                     return "json_schema"
             if self._least_logprob is not None:
                 known = [each.logprob for each in text.logprobs if each.logprob is not None]
@@ -88,28 +81,3 @@ def _conversation(messages: Sequence[Message]) -> str:
 def _said(text: Text) -> str:
     calls = [f"{call.name}({call.arguments})" for call in text.calls]
     return "\n".join((text.text, *calls)).strip()
-
-
-def _validator(schema: dict[str, Any]) -> Validator:
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
-    from referencing import Registry
-
-    # TOML's numbers come as exact decimals; JSON Schema's are JSON's.
-    plain = json.loads(msgspec.json.Encoder(decimal_format="number").encode(schema))
-    kind = validator_for(plain)
-    try:
-        kind.check_schema(plain)
-    except SchemaError as error:
-        raise ConfigError(f"json_schema: not a JSON schema ({error.message})") from error
-    # An empty registry: a reference to elsewhere is an error, never a download.
-    return kind(plain, registry=Registry())
-
-
-def _is_valid(schema: Validator, text: str) -> bool:
-    from referencing.exceptions import Unresolvable
-
-    try:
-        return bool(schema.is_valid(json.loads(text)))
-    except (ValueError, RecursionError, Unresolvable):
-        return False

@@ -40,7 +40,7 @@ class VerifyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     pattern: str | None = None
     json_schema: dict[str, Any] | None = None
-    min_logprob: Annotated[Decimal, msgspec.Meta(le=0)] | None = None
+    min_logprob: Decimal | None = None
     judge: str | None = None
     judge_question: str = "Is the answer correct and complete?"
 
@@ -63,9 +63,9 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     quality_floor: Decimal | None = None
     verify: VerifyConfig | None = None
     scores: str | None = None
-    threshold: Annotated[Decimal, msgspec.Meta(ge=0, le=1)] | None = None
+    threshold: Decimal | None = None
     latency_target_ms: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    max_cost_usd: Annotated[Decimal, msgspec.Meta(gt=0)] | None = None
+    max_cost_usd: Decimal | None = None
 
     @property
     def strongest(self) -> str:
@@ -82,6 +82,8 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                 raise ConfigError(f'{at} {field.name}: doesn\'t go with kind = "{self.kind}": remove it')
         if len(self.models) < 2 or len(set(self.models)) < len(self.models) or name in self.models:
             raise ConfigError(f"{at} models: names a model twice, or itself, or fewer than two: name different models")
+        if self.max_cost_usd is not None and not (self.max_cost_usd.is_finite() and self.max_cost_usd > 0):
+            raise ConfigError(f"{at} max_cost_usd = {self.max_cost_usd}: must be above 0")
         wrong = getattr(self, f"_{self.kind}_trouble")()
         if wrong:
             raise ConfigError(f"{at} {wrong}")
@@ -115,6 +117,8 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         checks = () if verify is None else (verify.pattern, verify.json_schema, verify.min_logprob, verify.judge)
         if verify is None or all(check is None for check in checks):
             return "verify: nothing is verified: give pattern, json_schema, min_logprob or judge"
+        if verify.min_logprob is not None and not verify.min_logprob <= 0:
+            return f"verify min_logprob = {verify.min_logprob}: log probabilities are at most 0"
         if verify.pattern is not None:
             try:
                 re.compile(verify.pattern)
@@ -127,4 +131,6 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             return "models: a learned score chooses between two, the weak and the strong one"
         if self.scores is None or self.threshold is None:
             return "scores, threshold: both are needed: `millicent router train` and `eval` give them"
+        if not 0 <= self.threshold <= 1:
+            return f"threshold = {self.threshold}: must be from 0 to 1"
         return None

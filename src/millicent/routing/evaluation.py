@@ -63,13 +63,13 @@ def without(pairs: Sequence[Pair], contaminated: Sequence[str]) -> list[Pair]:
 
 
 def held_out_scores(
-    pairs: Sequence[Pair], folds: int, seed: int, progress: Callable[[int], object] = lambda done: None
+    pairs: Sequence[Pair], folds: int, seed: int, progress: Callable[[int], object] | None = None
 ) -> list[float]:
     """Each prompt's score by a model that was trained without it, and without its duplicates."""
     if len(pairs) < _LEAST_PAIRS:
         raise ConfigError(f"{len(pairs)} pairs are too few to judge by: give {_LEAST_PAIRS} or more")
     prompts = sorted({_plain(pair.prompt) for pair in pairs})
-    Random(seed).shuffle(prompts)
+    Random(seed).shuffle(prompts)  # noqa: S311 - an order, no secret
     fold_of = {prompt: number % folds for number, prompt in enumerate(prompts)}
     placed = [fold_of[_plain(pair.prompt)] for pair in pairs]
     rows = [features_of(pair.prompt) for pair in pairs]
@@ -81,7 +81,8 @@ def held_out_scores(
         for number, each in enumerate(placed):
             if each == fold:
                 scores[number] = scorer.score(pairs[number].prompt)
-        progress(fold + 1)
+        if progress is not None:
+            progress(fold + 1)
     return scores
 
 
@@ -98,7 +99,7 @@ def evaluate(
     weak, strong = (math.fsum(grades) / len(pairs) for grades in zip(*((p.weak, p.strong) for p in pairs), strict=True))
     if strong <= weak:
         raise ConfigError(f"the strong model's mean grade ({strong:.3f}) isn't above the weak one's ({weak:.3f})")
-    random = Random(seed)
+    random = Random(seed)  # noqa: S311 - a bootstrap, no secret
     order = sorted(range(len(pairs)), key=lambda number: -scores[number])
     shuffled = list(order)
     random.shuffle(shuffled)
@@ -149,7 +150,7 @@ def _curve(pairs: Sequence[Pair], order: Sequence[int], times: Sequence[int] | N
             gains.append(gains[-1] + gain)
         else:
             for _ in range(times[number]):
-                gains.append(gains[-1] + gain)  # noqa: PERF401 - each from the one before
+                gains.append(gains[-1] + gain)
     if gains[-1] <= 0:
         return []
     return [gains[round(step * (len(gains) - 1) / STEPS)] / gains[-1] for step in range(STEPS + 1)]

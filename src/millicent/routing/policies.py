@@ -65,10 +65,7 @@ class Policy:
         self.name = name
         self.config = config
         self._scorer = None if config.scores is None else Scorer.load(home / config.scores)
-        try:
-            self.checks = None if config.verify is None else Checks(config.verify)
-        except ConfigError as error:
-            raise ConfigError(f"[routing.{name}] {error.message}") from error
+        self.checks = None if config.verify is None else Checks(config.verify, f"[routing.{name}] verify")
 
     def aimed(self, request: Request) -> Request:
         """With the policy's target and price where it has none of its own. Raises InvalidRequest for embeddings."""
