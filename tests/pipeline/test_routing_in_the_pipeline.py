@@ -253,7 +253,7 @@ def test_log_probabilities_are_asked_for_to_verify_by_and_not_shown_to_who_did_n
     async def story() -> None:
         world = World(letters(3), here=sure, routing={"auto": config})
         answer = await world.pipeline.admit(world.request(model="auto"))
-        pieces = []
+        pieces: list[Text] = []
         while (news := await answer.take()) is not None:
             pieces += news
         assert "".join(piece.text for piece in pieces) == text
@@ -294,13 +294,18 @@ def test_who_leaves_while_an_answer_is_verified_has_cancelled_it_and_pays_for_wh
 def test_no_policy_runs_where_the_feature_may_not_and_every_receipt_adds_up(
     kind: str, allowed: tuple[str, ...] | None, words: str, text: str
 ) -> None:
-    given_: dict[str, object] = {"rules": {"rules": [{"model": "spare", "language": "en"}]}, "cheapest": {},
-              "cascade": {"verify": {"pattern": "ok"}}}[kind]  # fmt: skip
+    settings_: dict[str, dict[str, object]] = {
+        "rules": {"rules": [{"model": "spare", "language": "en"}]},
+        "cascade": {"verify": {"pattern": "ok"}},
+    }
 
     async def story() -> None:
         features = {"f": FeatureConfig(placements=allowed)}
         world = World(
-            letters(3), here=quick(2, text=words), routing={"auto": policy(kind, **given_)}, features=features
+            letters(3),
+            here=quick(2, text=words),
+            routing={"auto": policy(kind, **settings_.get(kind, {}))},
+            features=features,
         )
         try:
             receipts = [(await world.ask(**about("f"), messages=(Message("user", text),)))[0] for _ in range(2)]

@@ -12,6 +12,7 @@ from millicent.cli.exchange import export, import_, reconcile
 from millicent.cli.ledger import receipts, report
 from millicent.cli.models import models, pull, quantize
 from millicent.cli.prices import quote, reprice
+from millicent.cli.router import router
 from millicent.cli.serving import serve
 from millicent.cli.upkeep import ledger
 
@@ -24,7 +25,7 @@ def millicent() -> None:
 
 for _command in (
     *(serve, chat, run, pull, models, quantize, quote),
-    *(receipts, report, reprice, export, import_, reconcile, ledger),
+    *(receipts, report, reprice, export, import_, reconcile, ledger, router),
     *(keys, budgets, config, doctor),
 ):
     millicent.add_command(_command)

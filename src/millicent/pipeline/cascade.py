@@ -97,10 +97,7 @@ class Cascade(Journey):
         return its_end
 
     def notes(self) -> dict[str, str]:
-        if self._standing is not None:
-            verified = str(self._verified).lower()
-        else:
-            verified = "strongest"
+        verified = "strongest" if self._standing is None else str(self._verified).lower()
         return {VERIFIED: verified} | ({} if self._escalated is None else {ESCALATED: self._escalated})
 
     async def _escalate(self, answer: Answer, why: str, left: Money | None) -> Leg | None:

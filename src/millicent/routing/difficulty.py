@@ -1,7 +1,8 @@
 """A difficulty score: how likely it is that a prompt needs the strong model.
 
 Logistic regression over hashed words and pairs of words, and a few of the prompt's shape; trained by AdaGrad (Duchi,
-Hazan, Singer 2011) on pairs of grades. Plain Python: some 30 s for 14,000 prompts, and well under a millisecond to score.
+Hazan, Singer 2011) on pairs of grades. Plain Python: ten
+seconds for 14,000 prompts, and a tenth of a millisecond to score one.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import msgspec
 
 from millicent.core.errors import ConfigError
 from millicent.routing.difficulty import Pair, features_of, fit
+from millicent.routing.pairs import plain
 
 # Shares of calls to the strong model at which curves are drawn: 0%, 1%, ..., 100%.
 STEPS = 100
@@ -56,22 +57,16 @@ class Recommendation(msgspec.Struct, frozen=True):
     recovered: Estimate
 
 
-def without(pairs: Sequence[Pair], contaminated: Sequence[str]) -> list[Pair]:
-    """The pairs whose prompt isn't one of these, spaces aside."""
-    known = {_plain(prompt) for prompt in contaminated}
-    return [pair for pair in pairs if _plain(pair.prompt) not in known]
-
-
 def held_out_scores(
     pairs: Sequence[Pair], folds: int, seed: int, progress: Callable[[int], object] | None = None
 ) -> list[float]:
     """Each prompt's score by a model that was trained without it, and without its duplicates."""
     if len(pairs) < _LEAST_PAIRS:
         raise ConfigError(f"{len(pairs)} pairs are too few to judge by: give {_LEAST_PAIRS} or more")
-    prompts = sorted({_plain(pair.prompt) for pair in pairs})
+    prompts = sorted({plain(pair.prompt) for pair in pairs})
     Random(seed).shuffle(prompts)  # noqa: S311 - an order, no secret
     fold_of = {prompt: number % folds for number, prompt in enumerate(prompts)}
-    placed = [fold_of[_plain(pair.prompt)] for pair in pairs]
+    placed = [fold_of[plain(pair.prompt)] for pair in pairs]
     rows = [features_of(pair.prompt) for pair in pairs]
     labels = [pair.strong > pair.weak for pair in pairs]
     scores = [0.0] * len(pairs)
@@ -170,7 +165,3 @@ def _estimate(values: Sequence[float]) -> Estimate:
     ordered = sorted(values[1:]) or [values[0]]
     last = len(ordered) - 1
     return Estimate(values[0], ordered[round(0.025 * last)], ordered[round(0.975 * last)])
-
-
-def _plain(prompt: str) -> str:
-    return " ".join(prompt.split())
