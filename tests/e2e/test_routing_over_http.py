@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from millicent.core.errors import ConfigError
 from millicent.routing.difficulty import Scorer, features_of
+from millicent.routing.graded_sets import read_set
 from support.fake_upstream import Call, fake_upstream_in_a_thread, said
 from support.live import LiveServer, live_server
 
@@ -148,6 +152,73 @@ def test_a_policy_is_quoted_as_each_of_its_models(server: LiveServer) -> None:
     body = json.dumps({"model": "cheap", "messages": [{"role": "user", "content": "hi"}]}).encode()
     quotes = server.request("POST", "/v1/quote", body)[1]["data"]
     assert [each["model"] for each in quotes] == ["small", "large"]
+
+
+def graded(path: Path, count: int) -> str:
+    """Prompts of which `small` gets all right and `large`, which always says the same, none; one is judged."""
+    lines: list[dict[str, Any]] = [{"prompt": str(each), "expect": f"It is {each}"} for each in range(count)]
+    lines.append({"prompt": "judged", "pattern": "^It", "judge": "Is it?"})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_models_are_compared_on_graded_prompts_and_what_that_costs_is_on_receipts(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    prompts = graded(tmp_path / "set.jsonl", 20)
+    options = ["--model", "small", "--model", "large", "--judge", "large", "--url", server.url, "--json"]
+    told = json.loads(server.command("eval", prompts, *options, "--floor", "0.7"))
+    small, large = told["data"]
+    assert (small["model"], small["answers"], small["passed"], small["quality"]) == ("small", 21, 21, 1)
+    assert (large["passed"], large["cost_per_useful_usd"]) == (0, None)
+    low, high = small["quality_interval"]
+    assert 0.8 < low < high == 1
+    assert told["chosen"] == "small"
+    assert Decimal(small["cost_per_useful_usd"]) * 21 == pytest.approx(Decimal(small["cost_usd"]))
+    receipts = [each for each in server.receipts("&run=eval") if each["attribution"]["tags"] == {"eval": "set"}]
+    assert len(receipts) == 2 * 21 + 1  # one answer was judged, the other's form was wrong
+    assert sum(Decimal(each["total_usd"]) for each in receipts) == Decimal(told["spent_usd"])
+    kept = (tmp_path / "set.results.jsonl").read_text()
+    assert "It is" not in kept
+    assert kept.count("\n") == 42
+
+
+def test_an_evaluation_goes_on_where_it_stopped(server: LiveServer, tmp_path: Path) -> None:
+    prompts, kept = graded(tmp_path / "more.jsonl", 4), tmp_path / "more.results.jsonl"
+    options = ["--model", "small", "--judge", "large", "--url", server.url, "--json"]
+    first = json.loads(server.command("eval", prompts, *options))
+    lines = kept.read_text().splitlines(keepends=True)
+    kept.write_text("".join(lines[:3]) + lines[3][:10])  # it was killed while it wrote
+    asked = len(server.receipts("&run=eval"))
+    again = json.loads(server.command("eval", prompts, *options))
+    assert (again["data"][0]["answers"], again["data"][0]["passed"]) == (5, 5)
+    assert len(server.receipts("&run=eval")) - asked in {2, 3}  # one of the two may be the judged one
+    assert first["chosen"] is None
+    with pytest.raises(subprocess.CalledProcessError) as refused:  # five prompts can't say so
+        server.command("eval", prompts, *options, "--floor", "0.9")
+    assert refused.value.returncode == 3
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        server.command("eval", prompts, "--model", "nowhere", "--judge", "large", "--url", server.url)
+    assert failed.value.returncode == 1
+    assert "5 answers are missing" in failed.value.stderr
+    assert "Traceback" not in failed.value.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said_"),
+    [
+        ('{"prompt": "a"}', "nothing grades"),
+        ('{"expect": "a"}', "needs either"),
+        ('{"prompt": "a", "pattern": "("}', "not a regular expression"),
+        ('{"prompt": "a", "judge": "?"}', "--judge MODEL"),
+        ('{"prompt": "a", "expect": "b", "other": 1}', "other"),
+        ("nonsense", "malformed"),
+    ],
+)
+def test_a_set_that_cannot_be_graded_is_refused_by_line(line: str, said_: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(line + "\n")
+    with pytest.raises(ConfigError, match=r"bad\.jsonl:1.*" + re.escape(said_)):
+        read_set(tmp_path / "bad.jsonl", None)
 
 
 def test_the_report_tells_how_much_was_routed(server: LiveServer) -> None:

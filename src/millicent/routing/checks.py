@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from millicent.core.chunks import Text
+from millicent.core.errors import ConfigError
 from millicent.core.json_schemas import is_valid, schema_validator
 from millicent.core.request import Limits, Message, Request, Sampling
 from millicent.routing.config import VerifyConfig
@@ -24,10 +25,10 @@ class Checks:
     """All that are configured must pass. `judge` names the model whose word is asked, once the others have passed."""
 
     def __init__(self, config: VerifyConfig, at: str) -> None:
-        """Raises ConfigError for a schema that is none; `at` is the section that holds it."""
+        """Raises ConfigError for a pattern or a schema that is none; `at` is where it stands."""
         self.judge = config.judge
         self._question = config.judge_question
-        self._pattern = None if config.pattern is None else re.compile(config.pattern)
+        self._pattern = None if config.pattern is None else _compiled(config.pattern, at)
         self._schema = None if config.json_schema is None else schema_validator(config.json_schema, at)
         self._least_logprob = config.min_logprob
 
@@ -66,6 +67,13 @@ class Checks:
             priority=request.priority,
             attribution=request.attribution,
         )
+
+
+def _compiled(pattern: str, at: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{at} pattern: not a regular expression ({error})") from error
 
 
 def approves(verdict: str) -> bool | None:

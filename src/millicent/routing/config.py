@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -119,11 +118,6 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             return "verify: nothing is verified: give pattern, json_schema, min_logprob or judge"
         if verify.min_logprob is not None and not verify.min_logprob <= 0:
             return f"verify min_logprob = {verify.min_logprob}: log probabilities are at most 0"
-        if verify.pattern is not None:
-            try:
-                re.compile(verify.pattern)
-            except re.error as error:
-                return f"verify pattern: not a regular expression ({error})"
         return None
 
     def _learned_trouble(self) -> str | None:
