@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from millicent.backends.fake import FakeAnswer
 from millicent.core.chunks import Text, TokenLogprob
-from millicent.core.errors import Forbidden, InvalidRequest, UpstreamError
+from millicent.core.errors import Forbidden, InvalidRequest, PaymentRequired, UpstreamError
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt, Role, Status
 from millicent.core.request import Embedding, Message, Request, Sampling
@@ -318,6 +318,65 @@ def test_no_policy_runs_where_the_feature_may_not_and_every_receipt_adds_up(
                 assert_adds_up(receipt)
             if kind == "rules":  # the others learn from answers
                 assert told(receipts[0])["chosen"] == told(receipts[1])["chosen"]
+        await world.close()
+
+    run(story)
+
+
+BROKEN_OFF = FakeAnswer((Text("ha", 1),), input_tokens=100, delay_s=0.01, error=UpstreamError("broken off"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    cheap=st.sampled_from(["ok", "no", "down", "broken off"]),
+    strong=st.sampled_from(["ok", "down", "broken off"]),
+    verdict=st.sampled_from([None, "yes", "no"]),
+    budget=st.sampled_from([None, "0.002", "0.041"]),
+    retries=st.integers(0, 1),
+    leaves_after_s=st.none() | st.floats(0, 3),
+)
+def test_whatever_becomes_of_a_cascade_the_client_gets_one_answer_whole_or_an_error_and_every_attempt_is_booked(
+    cheap: str, strong: str, verdict: str | None, budget: str | None, retries: int, leaves_after_s: float | None
+) -> None:
+    def main(request: Request) -> FakeAnswer:
+        if (request.messages or ())[0].text.startswith("You check"):
+            return judge(verdict or "")
+        return {"ok": letters(3), "down": DOWN, "broken off": BROKEN_OFF}[strong]
+
+    here = {"ok": quick(2, text="ok"), "no": quick(2, text="no"), "down": DOWN, "broken off": BROKEN_OFF}[cheap]
+    config = PolicyConfig(
+        kind="cascade",
+        models=MODELS,
+        verify=VerifyConfig(pattern="ok", judge=None if verdict is None else "main"),
+    )
+
+    async def story() -> None:
+        world = World(main, here=here, routing={"auto": config}, policy=ModelPolicy(retries=retries))
+        if budget is not None:
+            await world.limit(budget)
+        try:
+            answer = await world.pipeline.admit(world.request(model="auto"))
+        except PaymentRequired:
+            assert budget == "0.002"
+        else:
+            if leaves_after_s is not None:
+                await answer.pause(leaves_after_s)
+                answer.cancel()
+            text, error = await read(answer)
+            receipt = world.receipt(answer)
+            assert text in {"", "okok", "nono", "xxx", "xx", "x", "ha"}
+            if text == "ha":  # it came straight from the last stage, which nobody verifies
+                assert (strong, type(error)) == ("broken off", UpstreamError)
+            if text == "nono" and receipt.status is Status.SUCCEEDED:
+                assert told(receipt)["verified"] == "false"
+            if error is None and leaves_after_s is None:
+                assert text in {"okok", "nono", "xxx"}
+                assert receipt.status is Status.SUCCEEDED
+                assert receipt.usage.output_tokens == len(text) // (1 if text == "xxx" else 2)
+            assert all(each.ended_at_ns is not None for each in receipt.attempts)
+            assert {line.attempt for line in receipt.lines} == {each.ordinal for each in receipt.attempts}
+            assert len(receipt.attempts) <= 2 * (1 + retries) + 2
+            assert_adds_up(receipt)
         await world.close()
 
     run(story)

@@ -37,8 +37,10 @@ class Cascade(Journey):
         self._stages = list(stages[1:])
         self._checks = checks
         self._standing: tuple[tuple[Text, ...], End] | None = None  # the answer that is given unless a better one comes
-        self._escalated: str | None = None
+        self._why: str | None = None  # the next stage is to be asked
+        self._escalated: str | None = None  # it was
         self._verified = False
+        self._holds = False  # what the attempt that runs says
         self._set_logprobs()
 
     async def first(self) -> Leg:
@@ -52,8 +54,9 @@ class Cascade(Journey):
 
     def begun(self, answer: Answer, leg: Leg) -> None:
         if leg.role is not Role.VERIFICATION:
-            self._standing = None
-        if self._stages or leg.role is Role.VERIFICATION:
+            self._standing, self._escalated = None, self._why
+        self._holds = bool(self._stages) or leg.role is Role.VERIFICATION
+        if self._holds:
             answer.hold_back()
         else:
             answer.release(())
@@ -97,7 +100,7 @@ class Cascade(Journey):
         return its_end
 
     def notes(self) -> dict[str, str]:
-        verified = "strongest" if self._standing is None else str(self._verified).lower()
+        verified = str(self._verified).lower() if self._holds else "strongest"
         return {VERIFIED: verified} | ({} if self._escalated is None else {ESCALATED: self._escalated})
 
     async def _escalate(self, answer: Answer, why: str, left: Money | None) -> Leg | None:
@@ -107,7 +110,7 @@ class Cascade(Journey):
                 leg = await self._leg(Role.FALLBACK, left)
             except MillicentError:
                 continue
-            self._escalated = why
+            self._why = why
             return leg
         return None
 
