@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random, SystemRandom
 
@@ -58,7 +58,8 @@ CHECKPOINTS_PER_MAINTENANCE = 10
 class Pipeline:
     """Owns what runs. `start` and `close` bracket its life; `admit` is the only way in.
 
-    `places` says where the models that have deployments run, `policies` what to do when those fail.
+    `places` says where the models that have deployments run, `policies` what to do when those fail. `settled` is told
+    of every receipt, once, when it is durable.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Pipeline:
         policies: Mapping[str, ModelPolicy] | None = None,
         random: Random | None = None,
         routing: Policies | None = None,
+        settled: Callable[[Receipt], None] = lambda _: None,
     ) -> None:
         self._random = random or SystemRandom()
         self._deployments = Deployments(backends, clock, self._random, places, policies)
@@ -95,6 +97,7 @@ class Pipeline:
         self._routes = Routes(routing or Policies({}, Path()), self._deployments, self._look, self._estimates)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
         self._waits = waits
+        self._told = settled
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -113,6 +116,12 @@ class Pipeline:
     def deployments(self) -> list[DeploymentReport]:
         """Where each model runs, and how that goes."""
         return self._deployments.reports()
+
+    def load(self) -> list[tuple[str, bool]]:
+        """The model of each request under way, and whether its answer has begun."""
+        return [
+            (answer.opened.model, answer.progress.first_token_at_ns is not None) for answer in self._answers.values()
+        ]
 
     async def start(self) -> None:
         """The first checkpoint tells the ledger of the devices, so that even a crash at once is accounted for."""
@@ -448,6 +457,7 @@ class Pipeline:
             answer.fail(error)
             return
         answer.finish(receipt, final)
+        self._told(receipt)
 
     def _learn(self, answer: Answer, plan: Plan) -> None:
         """From an answer that one attempt gave, as one of the model that gave it."""
@@ -480,6 +490,7 @@ class Pipeline:
         for receipt_id, closing in list(self._unsettled.items()):
             await self._ledger.close(*closing)
             del self._unsettled[receipt_id]
+            self._told(closing[0])
 
 
 def _beside(plan: Plan) -> Beside:
