@@ -163,17 +163,20 @@ class AheadRunner(Runner):
 
     def cancel(self, sequence: int) -> Output | None:
         end = super().cancel(sequence)
-        return None if end is None else next(iter(self._hold_back([end])), None)
+        if end is None or not self._is_flying(sequence):
+            return end
+        self._ends[sequence] = end
+        return None
 
     def step(self, device: str, index: int, clock: Clock, *, ahead: bool = False) -> Step:
         """Give the device what it can do next, and read the oldest pass. Call only while busy."""
-        waits = self._deterministic or any(map(_needs_host, self._answers.values()))
-        if not self._flights and waits and not self._deterministic:
+        on_host = any(map(_needs_host, self._answers.values()))
+        if on_host and not self._flights:
             return super().step(device, index, clock)
         failed: list[Output] = []
         if not self._flights:
             failed += self._launch(clock)
-        if ahead and not waits and len(self._flights) == 1:
+        if ahead and not on_host and not self._deterministic and len(self._flights) == 1:
             failed += self._launch(clock)
         if not self._flights:
             return Step(None, tuple(failed))
