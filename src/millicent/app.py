@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import logging.handlers
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
+from millicent.backends.engine_figures import Figures, watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.config import Config, cache
 from millicent.control.access import KeyRing
@@ -32,7 +34,8 @@ from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
-from millicent.meter.energy import EnergySource, find_energy
+from millicent.meter.energy import EnergySource, StatedPower, find_energy
+from millicent.meter.estimated import EstimatedDevice
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement, stated_watts
 from millicent.meter.prices import PriceBook
@@ -139,6 +142,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         meter = Meter(clock, gateway, ids, shares)
         backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
+        estimated = _estimated(options, meter, clock)
         queries = LedgerQueries(home / "ledger.db")
         quoter = Quoter(shares.coefficients)
         for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
@@ -158,6 +162,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
             limiter=limiter,
             waits=Waits(shares.coefficients, config.engine.max_sequences),
+            estimated=estimated,
             places=_places(options, backend, elsewhere),
             policies=config.policies,
         )
@@ -194,9 +199,13 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         )
         app = App(ledger, backend, pipeline, server)
         await pipeline.start()
+        watches = [asyncio.create_task(_watch(each, estimated)) for each in elsewhere if each.placement in estimated]
         try:
             yield app
         finally:
+            for watching in watches:
+                watching.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
             await pipeline.drain(config.server.shutdown_grace_s)
             for each in (backend, *elsewhere):
                 if each is not None:
@@ -220,6 +229,29 @@ def _places(
             place = Place(backend, each.placement, each.weight, backend.upstream.config.max_connections)
             places.setdefault(name, []).append(place)
     return places
+
+
+def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[str, EstimatedDevice]:
+    """The engines elsewhere whose time is paid for, which the meter then watches."""
+    numbers = itertools.count(-1, -1)
+    placements = {each.name: each for each in (options.placement, *options.providers)}
+    devices = {}
+    for each in options.elsewhere:
+        placement = placements[each.placement]
+        if placement.kind != "api":
+            watts = stated_watts(placement)
+            device = devices[placement.name] = EstimatedDevice(placement, meter, clock, numbers)
+            device.watch(placement, None if watts is None else StatedPower(watts))
+    return devices
+
+
+async def _watch(backend: UpstreamBackend, estimated: Mapping[str, EstimatedDevice]) -> None:
+    device = estimated[backend.placement]
+
+    def seen(figures: Figures) -> None:
+        device.load(figures.running, figures.waiting)
+
+    await watch(backend.name, backend.upstream, lambda: device.flights > 0, seen)
 
 
 def _check_fallbacks(models: Sequence[str], config: Config) -> None:
