@@ -16,16 +16,17 @@ from functools import partial
 from pathlib import Path
 
 import uvicorn
+from starlette.routing import BaseRoute
 
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
-from millicent.backends.engine_figures import Figures, watch
+from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.config import Config, cache
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
-from millicent.core.clock import SystemClock
+from millicent.core.clock import Clock, SystemClock
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
@@ -89,8 +90,7 @@ class App:
 
     def makes_vectors(self, model: str) -> bool:
         """Of models elsewhere nobody knows; they are taken to make text."""
-        local = self.backend is not None and model in self.backend.models()
-        return local and self.backend is not None and self.backend.makes_vectors(model)
+        return _makes_vectors(self.backend, model)
 
 
 class _Health:
@@ -144,9 +144,6 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
         estimated = _estimated(options, meter, clock)
         queries = LedgerQueries(home / "ledger.db")
-        quoter = Quoter(shares.coefficients)
-        for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
-            quoter.learn_from(receipt)
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
@@ -159,7 +156,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limits=config.limits,
             fits=shares,
             features=features,
-            estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
+            estimates=await _estimates(queries, shares, config),
             limiter=limiter,
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             estimated=estimated,
@@ -168,18 +165,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         )
         _check_fallbacks(pipeline.models(), config)
 
-        def chat_models() -> list[str]:
-            return [model for model in pipeline.models() if not app.makes_vectors(model)]
-
         health = _Health(ledger, backend, elsewhere)
-        ollama = Ollama(
-            pipeline=pipeline,
-            health=health,
-            makes_vectors=lambda model: model not in chat_models(),
-            cache=cache(),
-            clock=clock,
-            config=config.server,
-        )
         server = Server(
             config=config.server,
             pipeline=pipeline,
@@ -192,27 +178,67 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=[
-                *ollama.routes,
-                *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
-            ],
+            pages=_more_routes(pipeline, queries, health, backend, clock, config.server),
         )
         app = App(ledger, backend, pipeline, server)
-        await pipeline.start()
-        watches = [asyncio.create_task(_watch(each, estimated)) for each in elsewhere if each.placement in estimated]
-        try:
+        async with (
+            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config),
+            _watching(elsewhere, estimated),
+        ):
             yield app
-        finally:
-            for watching in watches:
-                watching.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
-            await pipeline.drain(config.server.shutdown_grace_s)
-            for each in (backend, *elsewhere):
-                if each is not None:
-                    await each.close()
-            await pipeline.close()
     finally:
         await ledger.stop()
+
+
+def _more_routes(
+    pipeline: Pipeline,
+    queries: LedgerQueries,
+    health: _Health,
+    backend: LocalBackend | None,
+    clock: Clock,
+    config: ServerConfig,
+) -> list[BaseRoute]:
+    """Ollama's addresses that run no model, and the pages."""
+
+    def chat_models() -> list[str]:
+        return [model for model in pipeline.models() if not _makes_vectors(backend, model)]
+
+    ollama = Ollama(
+        pipeline=pipeline,
+        health=health,
+        makes_vectors=partial(_makes_vectors, backend),
+        cache=cache(),
+        clock=clock,
+        config=config,
+    )
+    return [*ollama.routes, *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint)]
+
+
+def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
+    return backend is not None and model in backend.models() and backend.makes_vectors(model)
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config
+) -> AsyncIterator[None]:
+    """Until what runs is finished or settled, and the backends are closed."""
+    await pipeline.start()
+    try:
+        yield
+    finally:
+        await pipeline.drain(config.server.shutdown_grace_s)
+        for backend in backends:
+            await backend.close()
+        await pipeline.close()
+
+
+async def _estimates(queries: LedgerQueries, shares: StepTimeShares, config: Config) -> Estimates:
+    """With what the latest receipts teach."""
+    quoter = Quoter(shares.coefficients)
+    for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
+        quoter.learn_from(receipt)
+    return Estimates(quoter, PriceBook(config.prices, published_prices))
 
 
 def _places(
@@ -245,13 +271,22 @@ def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[
     return devices
 
 
-async def _watch(backend: UpstreamBackend, estimated: Mapping[str, EstimatedDevice]) -> None:
-    device = estimated[backend.placement]
-
-    def seen(figures: Figures) -> None:
-        device.load(figures.running, figures.waiting)
-
-    await watch(backend.name, backend.upstream, lambda: device.flights > 0, seen)
+@contextlib.asynccontextmanager
+async def _watching(
+    elsewhere: Sequence[UpstreamBackend], estimated: Mapping[str, EstimatedDevice]
+) -> AsyncIterator[None]:
+    """What those engines show of their load is looked at."""
+    watches = [
+        asyncio.create_task(watch(each.name, each.upstream, estimated[each.placement]))
+        for each in elsewhere
+        if each.placement in estimated
+    ]
+    try:
+        yield
+    finally:
+        for watching in watches:
+            watching.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
 
 
 def _check_fallbacks(models: Sequence[str], config: Config) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from millicent.backends.upstream import Upstream
 from millicent.core.errors import MillicentError
@@ -56,7 +55,16 @@ def read_figures(server: str, text: str) -> Figures | None:
     return Figures(round(running), round(sums.get(names[1], 0.0)))
 
 
-async def watch(server: str, upstream: Upstream, is_used: Callable[[], bool], seen: Callable[[Figures], None]) -> None:
+class Watched(Protocol):
+    """Who wants to know."""
+
+    @property
+    def flights(self) -> int: ...
+
+    def load(self, running: int, waiting: int) -> None: ...
+
+
+async def watch(server: str, upstream: Upstream, device: Watched) -> None:
     """Ask each second while this gateway has calls there, until cancelled."""
     if server not in NAMES:
         return
@@ -64,7 +72,7 @@ async def watch(server: str, upstream: Upstream, is_used: Callable[[], bool], se
     known: bool | None = None
     while True:
         figures = None
-        if is_used():
+        if device.flights:
             try:
                 body = await upstream.get(address, limit_s=_LIMIT_S)
                 figures = read_figures(server, body.decode("utf-8", "replace"))
@@ -73,5 +81,5 @@ async def watch(server: str, upstream: Upstream, is_used: Callable[[], bool], se
             if (figures is not None) != known:
                 known = figures is not None
                 log.info("%s %s its load at /metrics", upstream.who, "shows" if known else "doesn't show")
-        seen(figures or Figures(0, 0))
+        device.load(*(figures or Figures(0, 0)))
         await asyncio.sleep(_AFTER_FAILURE_S if known is False else _EVERY_S)
