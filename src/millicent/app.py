@@ -26,7 +26,7 @@ from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
-from millicent.core.clock import Clock, SystemClock
+from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
@@ -47,11 +47,13 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
+from millicent.watch.metrics import Metrics, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +132,7 @@ class _Health:
 async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     """Everything but the socket. On leaving, what runs is finished or settled, and everything is stopped."""
     config, home = options.config, options.home
-    features = Features(config.features)
+    features, policies = Features(config.features), Policies(config.routing, home=options.home)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     clock = SystemClock()
     ids = SystemIds(clock)
@@ -147,6 +149,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
+        traffic = Traffic(config.features)
         pipeline = Pipeline(
             backends=[*([] if backend is None else [backend]), *elsewhere],
             ledger=ledger,
@@ -162,8 +165,11 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             estimated=estimated,
             places=_places(options, backend, elsewhere),
             policies=config.policies,
+            routing=policies,
+            settled=traffic.settled,
         )
-        _check_fallbacks(pipeline.models(), config)
+        _check_fallbacks(pipeline.deployed(), config)
+        policies.check_models(pipeline.deployed())
 
         health = _Health(ledger, backend, elsewhere)
         server = Server(
@@ -171,6 +177,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             pipeline=pipeline,
             queries=queries,
             health=health,
+            tokenizers=backend,
             clock=clock,
             ids=ids,
             late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
@@ -178,7 +185,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=_more_routes(pipeline, queries, health, backend, clock, config.server),
+            pages=[
+                _metrics(traffic, pipeline, queries, health, clock).route,
+                *_more_routes(pipeline, queries, health, backend, clock, config.server),
+            ],
         )
         app = App(ledger, backend, pipeline, server)
         async with (
@@ -188,6 +198,18 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             yield app
     finally:
         await ledger.stop()
+
+
+def _metrics(
+    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: SystemClock
+) -> Metrics:
+    began_ns = hour_start_ns(clock.now_ns())
+    return Metrics(
+        traffic,
+        pipeline,
+        accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
+        trouble=health.trouble,
+    )
 
 
 def _more_routes(
@@ -237,7 +259,8 @@ async def _estimates(queries: LedgerQueries, shares: StepTimeShares, config: Con
     """With what the latest receipts teach."""
     quoter = Quoter(shares.coefficients)
     for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
-        quoter.learn_from(receipt)
+        if (learned := learnable(receipt)) is not None:
+            quoter.learn_from(learned)
     return Estimates(quoter, PriceBook(config.prices, published_prices))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import msgspec
 
@@ -14,6 +15,7 @@ from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
 from millicent.meter.estimated import Flight
 from millicent.meter.waits import Beside
+from millicent.routing.policies import Decision
 
 
 class Progress:
@@ -67,6 +69,9 @@ class Answer:
         self.flight: Flight | None = None  # of the attempt that runs, where its device time is estimated
         self.reserved = ZERO  # for ended attempts whose cost nobody knows
         self.tokens_before = 0  # of attempts that have ended
+        self.decision: Decision | None = None  # where a policy chose the model
+        self.answered_by = opened.model  # or stands to be the one that did
+        self.standing: Receipt | None = None  # as it would be if the attempt that is verified now were the last
         self._run: Run | None = None
         self._cancelled = False
         self._stopped = False
@@ -74,6 +79,7 @@ class Answer:
         self._ending = asyncio.Event()
         self._receipt: Receipt | None = None
         self._waiting: list[Text] = []
+        self._held: list[Text] | None = None
         self._reasons: tuple[FinishReason, ...] = ()
         self._kept: list[Text] | None = [] if keep else None
         self._error: MillicentError | None = None
@@ -168,7 +174,23 @@ class Answer:
         self._waiting.clear()
         return texts
 
+    def hold_back(self) -> None:
+        """Nothing of what comes from now on is shown; what was held back before is dropped."""
+        self._held = []
+
+    def held(self) -> tuple[Text, ...]:
+        return merge_texts(self._held or ())
+
+    def release(self, texts: Iterable[Text]) -> None:
+        """Show these, and what comes from now on."""
+        self._held = None
+        for text in texts:
+            self.push(text)
+
     def push(self, text: Text) -> None:
+        if self._held is not None:
+            self._held.append(text)
+            return
         if text.text or text.logprobs or text.calls or text.reasoning or text.signature or text.sealed or text.stop:
             self._begun = True
             self._waiting.append(text)
