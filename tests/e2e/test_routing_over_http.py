@@ -101,6 +101,9 @@ def ask(server: LiveServer, model: str, text: str, **headers: str) -> tuple[str,
 def test_policies_are_listed_beside_the_models(server: LiveServer) -> None:
     listed = [each["id"] for each in server.get("/v1/models")[1]["data"]]
     assert listed == ["small", "large", "cheap", "checked", "judged", "learned"]
+    status, tags = server.get("/api/tags")
+    assert (status, len(tags["models"])) == (200, 6)
+    assert server.request("POST", "/api/show", b'{"model": "cheap"}')[0] == 200
 
 
 def test_the_cheapest_is_asked_and_the_receipt_says_what_that_saved(server: LiveServer) -> None:

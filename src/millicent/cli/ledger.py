@@ -87,6 +87,8 @@ def report(
     """Sum up what was spent, by whatever it was spent on; and what a useful output costs, where any was rated."""
     from millicent.cli import show, worth
 
+    if routing + waste + predictivity > 1:
+        raise click.UsageError("--routing, --waste and --predictivity are reports of their own: ask for one")
     ledger, where = open_ledger(), where_of(given)
     if routing or waste:
         from millicent.cli import levers
