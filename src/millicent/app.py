@@ -172,6 +172,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             pipeline=pipeline,
             queries=queries,
             health=health,
+            tokenizers=backend,
             clock=clock,
             ids=ids,
             late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),

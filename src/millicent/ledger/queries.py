@@ -206,7 +206,7 @@ class LedgerQueries:
             label = label_of(start_ns)
             have = sums.get(label)
             sums[label] = figures if have is None else [one + more for one, more in zip(have, figures, strict=True)]
-        return [*sums.items()]
+        return [(label, figures) for label, figures in sums.items() if figures[0]]
 
     def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
         """Of each of these features' answers: how many had a latency target, and how many met it."""
