@@ -110,6 +110,7 @@ def test_the_cheapest_is_asked_and_the_receipt_says_what_that_saved(server: Live
     text, receipt = ask(server, "cheap", "hello")
     assert (text, receipt["policy"]["answered_by"], receipt["model"]) == ("It is hello", "small", "cheap")
     assert receipt["policy"]["why"] == "the cheapest quote"
+    assert "small (the cheapest quote)" in server.command("receipts", receipt["id"])
     # The other's prices are ten times as high.
     assert Decimal(receipt["saved_usd"]["routing"]) > 5 * Decimal(receipt["total_usd"])
 
