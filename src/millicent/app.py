@@ -18,7 +18,7 @@ import uvicorn
 
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
-from millicent.config import Config
+from millicent.config import Config, cache
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
@@ -47,6 +47,7 @@ from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
 from millicent.server.late import LateEntries
+from millicent.server.ollama import Ollama
 
 log = logging.getLogger(__name__)
 
@@ -165,11 +166,20 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         def chat_models() -> list[str]:
             return [model for model in pipeline.models() if not app.makes_vectors(model)]
 
+        health = _Health(ledger, backend, elsewhere)
+        ollama = Ollama(
+            pipeline=pipeline,
+            health=health,
+            makes_vectors=lambda model: model not in chat_models(),
+            cache=cache(),
+            clock=clock,
+            config=config.server,
+        )
         server = Server(
             config=config.server,
             pipeline=pipeline,
             queries=queries,
-            health=_Health(ledger, backend, elsewhere),
+            health=health,
             clock=clock,
             ids=ids,
             late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
@@ -177,7 +187,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
+            pages=[
+                *ollama.routes,
+                *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
+            ],
         )
         app = App(ledger, backend, pipeline, server)
         await pipeline.start()

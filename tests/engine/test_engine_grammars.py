@@ -33,7 +33,7 @@ def characters(size: int, ends: Iterable[int]) -> llguidance.LLTokenizer:
 
 
 class Characters:
-    stopped = False
+    stop = ""
 
     def push(self, token: int, *, heed_stops: bool = True) -> str:
         return character(token)

@@ -74,7 +74,7 @@ class Letters:
     """Token t is the letter at t, so that texts can be compared; stop strings as in `millicent.text`."""
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        self.stopped = False
+        self.stop = ""
         self._stop = tuple(stop)
         self._text = ""
 
@@ -85,7 +85,7 @@ class Letters:
         self._text += letter(token)
         for stop in self._stop:
             if stop in self._text:
-                self.stopped = True
+                self.stop = stop
                 return self._text[before : self._text.index(stop)]
         return self._text[before:]
 

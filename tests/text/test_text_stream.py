@@ -54,7 +54,9 @@ def test_what_is_shown_is_everything_before_the_first_stop(text: str, stop: list
     for token in range(len(pieces.pieces)):
         shown += stream.push(token)
         assert expected.startswith(shown)
-    assert stream.stopped == (end is not None)
+    assert bool(stream.stop) == (end is not None)
+    assert text[len(expected) :].startswith(stream.stop)
+    assert not stream.stop or stream.stop in stop
     assert shown + stream.finish() == expected
     assert stream.finish() == ""
 
@@ -77,7 +79,7 @@ def test_what_may_become_a_stop_string_waits_and_comes_when_it_cannot() -> None:
     stream = TextStream(Pieces([b"One", b"\n", b"\n", b"two", b"\nUs", b"er:", b" x"]), ["\nUser:"])
     assert [stream.push(token) for token in range(4)] == ["One", "", "\n", "\ntwo"]
     assert [stream.push(token) for token in (4, 5, 6)] == ["", "", ""]
-    assert stream.stopped
+    assert stream.stop == "\nUser:"
     assert stream.finish() == ""
 
 
@@ -89,5 +91,5 @@ def test_an_empty_stop_string_is_refused() -> None:
 def test_stop_strings_that_are_not_heeded_yet_pass_and_later_ones_stop() -> None:
     stream = TextStream(Pieces([b"a", b"b", b"a", b"b"]), ["ab"])
     assert [stream.push(token, heed_stops=token >= 2) for token in range(4)] == ["a", "b", "", ""]
-    assert stream.stopped
+    assert stream.stop == "ab"
     assert stream.finish() == ""

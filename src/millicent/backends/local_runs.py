@@ -54,6 +54,7 @@ class _Choice:
         self._begun = False
         self._text: list[str] = []
         self._tokens = 0
+        self._stop = ""
         self._logprobs: list[TokenLogprob] = []
 
     def take(self, output: Output, label: Label) -> None:
@@ -69,11 +70,14 @@ class _Choice:
         if output.finish:
             self._finish()
         self._tokens += output.tokens
+        self._stop = output.stop
         self._logprobs += [_shown(scored, label) for scored in (*output.scored_prompt, *output.scored)]
 
     @property
     def has_news(self) -> bool:
-        return bool(self._text or self._calls or self._reasoning) or (self.reason is not None and bool(self._logprobs))
+        return bool(self._text or self._calls or self._reasoning or self._stop) or (
+            self.reason is not None and bool(self._logprobs)
+        )
 
     def end(self, reason: FinishReason) -> FinishReason:
         called = self._parser is not None and self._parser.calls and reason is FinishReason.STOP
@@ -89,7 +93,9 @@ class _Choice:
             cached_tokens,
             merge_pieces(self._calls),
             "".join(self._reasoning),
+            stop=self._stop,
         )
+        self._stop = ""
         self._calls.clear()
         self._reasoning.clear()
         self._text.clear()

@@ -51,7 +51,8 @@ class Text(msgspec.Struct, frozen=True):
     0). `logprobs` holds an entry for each token since the last chunk, where they were asked for.
 
     `cached_tokens` is how many of the prompt's tokens came from a cache; None until that is known. `signature` is a
-    provider's seal on the reasoning before it; `sealed` a thought that it enciphered.
+    provider's seal on the reasoning before it; `sealed` a thought that it enciphered. `stop` is the stop string that
+    ended the choice, which is not in its text.
     """
 
     text: str
@@ -63,6 +64,7 @@ class Text(msgspec.Struct, frozen=True):
     reasoning: str = ""
     signature: str = ""
     sealed: str = ""
+    stop: str = ""
 
 
 def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
@@ -81,6 +83,7 @@ def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
             "".join(part.reasoning for part in parts),
             "".join(part.signature for part in parts),
             "".join(part.sealed for part in parts),
+            "".join(part.stop for part in parts),
         )
         for choice, parts in sorted(by_choice.items())
     )

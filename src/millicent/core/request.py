@@ -20,6 +20,7 @@ class ToolCall(msgspec.Struct, frozen=True):
     id: str
     name: str
     arguments: str
+    cache: CacheMark | None = None
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -178,7 +179,7 @@ class Embedding(msgspec.Struct, frozen=True):
 class Thinking(msgspec.Struct, frozen=True):
     """How much to think before the answer: a word, or a number of tokens. Effort `none` asks for none."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     budget_tokens: int | None = None
 
 
@@ -201,6 +202,8 @@ class Request(msgspec.Struct, frozen=True):
     Of the `tools` only `tool_name` may be called, where it is set.
 
     `extra` are fields that an upstream of the same dialect may know; every other backend calls `refuse_foreign`.
+
+    `continues`: the last message, an assistant's, is how the answer begins: what comes goes on from there.
 
     `restated` names sampling's fields that were written out with the value they have anyway: an upstream's own default
     may be another.
@@ -231,9 +234,18 @@ class Request(msgspec.Struct, frozen=True):
     thinking: Thinking | None = None
     extra: dict[str, Extra] = {}
     restated: tuple[str, ...] = ()
+    continues: bool = False
 
     def refuse_foreign(self) -> None:
-        """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one."""
+        """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one; or
+        where the answer is to go on from a message of the assistant's."""
+        if self.continues:
+            raise InvalidRequest(
+                f"The last of `messages` is the assistant's, and model `{self.model}` doesn't continue what is begun: "
+                "end with a user's message.",
+                param="messages",
+                code="unsupported_parameter",
+            )
         for field, extra in self.extra.items():
             if extra.refusal is not None:
                 raise InvalidRequest(extra.refusal, param=field, code=extra.code)
@@ -248,20 +260,29 @@ class Request(msgspec.Struct, frozen=True):
 
     def refuse_thinking(self) -> None:
         """Raise InvalidRequest where more or less thinking is asked for; none is as good as not asked."""
-        if self.thinking is not None and self.thinking != Thinking("none"):
-            raise InvalidRequest(
-                '`reasoning_effort` is not supported by this server: leave it out or send "none".',
-                param="reasoning_effort",
-                code="unsupported_parameter",
-            )
+        thinking = self.thinking or Thinking()
+        if thinking.effort in {None, "none"} and thinking.budget_tokens is None:
+            return
+        field, advice = "reasoning_effort", ' or send "none"'
+        if self.dialect == "anthropic.messages":
+            field, advice = "thinking.budget_tokens" if thinking.budget_tokens else "output_config.effort", ""
+        elif self.dialect.startswith("ollama."):
+            field, advice = "think", " or send true or false"
+        raise InvalidRequest(
+            f"`{field}` is not supported by model `{self.model}`: leave it out{advice}.",
+            param=field,
+            code="unsupported_parameter",
+        )
 
     def refuse_images(self) -> None:
         """Raise InvalidRequest naming the message that holds a picture, if one does."""
         for i, message in enumerate(self.messages or ()):
             if isinstance(message.content, tuple) and any(isinstance(part, ImagePart) for part in message.content):
+                # Elsewhere one of a client's messages can be several of ours.
+                where = f"messages[{i}].content" if self.dialect.startswith("openai.") else "messages"
                 raise InvalidRequest(
-                    f"`messages[{i}].content` holds an image, and model `{self.model}` reads only text: leave it out, "
-                    "or ask a model that takes images.",
-                    param=f"messages[{i}].content",
+                    f"`{where}` holds an image, and model `{self.model}` reads only text: leave it out, or ask a model "
+                    "that takes images.",
+                    param=where,
                     code="unsupported_parameter",
                 )

@@ -51,7 +51,7 @@ def _nothing() -> None:
 class Words(Protocol):
     """Turns one answer's tokens into text: `millicent.text.TextStream`."""
 
-    stopped: bool
+    stop: str  # the stop string that ended it, or nothing
 
     def push(self, token: int, *, heed_stops: bool = True) -> str: ...
 
@@ -500,8 +500,9 @@ class Runner:
             if answer.grammar.error:
                 return self._finish(answer, FinishReason.ERROR, answer.news(1, "", scored), answer.grammar.error)
         text = words.push(token, heed_stops=sequence.output_tokens >= limits.min_tokens)
-        if words.stopped:
-            return self._finish(answer, FinishReason.STOP, answer.news(1, text, scored))
+        if words.stop:
+            news = msgspec.structs.replace(answer.news(1, text, scored), stop=words.stop)
+            return self._finish(answer, FinishReason.STOP, news)
         if answer.grammar is not None and answer.grammar.finished:
             return self._finish(answer, FinishReason.STOP, answer.news(1, text + words.finish(), scored))
         full = limits.max_tokens is not None and sequence.output_tokens >= limits.max_tokens

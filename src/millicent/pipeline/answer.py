@@ -167,7 +167,7 @@ class Answer:
         return texts
 
     def push(self, text: Text) -> None:
-        if text.text or text.logprobs or text.calls or text.reasoning:
+        if text.text or text.logprobs or text.calls or text.reasoning or text.signature or text.sealed or text.stop:
             self._begun = True
             self._waiting.append(text)
             if self._kept is not None:

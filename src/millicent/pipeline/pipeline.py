@@ -13,7 +13,14 @@ import msgspec
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
-from millicent.core.errors import LedgerUnavailable, MillicentError, PaymentRequired, RateLimited, Unavailable
+from millicent.core.errors import (
+    InvalidRequest,
+    LedgerUnavailable,
+    MillicentError,
+    PaymentRequired,
+    RateLimited,
+    Unavailable,
+)
 from millicent.core.idempotency import Claim
 from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
@@ -187,6 +194,19 @@ class Pipeline:
                 ):
                     asked.append(self._estimates.asked_elsewhere(wanted, place, prepared, self._clock.now_ns()))
         return [self._estimates.quote(each) for each in asked]
+
+    async def count(self, request: Request) -> int:
+        """The request's input in tokens. Nothing is spent. Raises as `admit` does, and InvalidRequest where nobody can
+        count them."""
+        allowed = self._features.placements(request.attribution.feature)
+        for asked in await self._prepared(request, allowed, needed=True):
+            if asked.input_provenance is Provenance.COUNTED:
+                return asked.input_tokens
+        raise InvalidRequest(
+            f"Nobody here can count tokens for model `{request.model}`: ask its provider.",
+            param="model",
+            code="unsupported_parameter",
+        )
 
     async def _prepared(self, request: Request, allowed: frozenset[str] | None, *, needed: bool) -> list[Asked]:
         """As each deployment would run it that may and can. Raises why none can, where one is `needed`."""

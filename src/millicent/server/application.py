@@ -29,12 +29,13 @@ from millicent.server.admin import Admin, Writes
 from millicent.server.authentication import Authentication, caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
+from millicent.server.families import family_of, is_anthropic
 from millicent.server.guard import Guard
-from millicent.server.inference import CHAT, COMPLETIONS, EMBEDDINGS, InferenceEndpoint
+from millicent.server.inference import DIALECTS, InferenceEndpoint
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
 from millicent.server.sign_in import SignIn, SignInPage
-from millicent.wire import openai_common
+from millicent.wire import anthropic_common, anthropic_messages
 from millicent.wire import quotes as quotes_wire
 from millicent.wire import receipts as receipts_wire
 
@@ -112,13 +113,10 @@ class Server:
             Route("/v1/accounts", self._accounts),
             *late.routes,
             Route("/v1/quote", self._quote, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
         ]
         idempotency = Idempotency(queries, clock)
-        for path, dialect in (
-            ("/v1/chat/completions", CHAT),
-            ("/v1/completions", COMPLETIONS),
-            ("/v1/embeddings", EMBEDDINGS),
-        ):
+        for path, dialect in DIALECTS.items():
             endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, late, ids, clock, config)
             routes.append(Route(path, endpoint, methods=["POST"]))
         sessions = Sessions(clock)
@@ -149,14 +147,18 @@ class Server:
 
     async def _models(self, request: Request) -> Response:
         caller = caller_of(request.scope)
-        known = [self._model_body(model) for model in self._pipeline.models() if caller.may_use(model)]
-        return _json({"object": "list", "data": known})
+        known = [model for model in self._pipeline.models() if caller.may_use(model)]
+        if is_anthropic(request.scope):
+            return _json(anthropic_common.model_list(known, self._started_s, request.query_params))
+        return _json({"object": "list", "data": [self._model_body(model) for model in known]})
 
     async def _model(self, request: Request) -> Response:
         model = request.path_params["model"]
         if model not in self._pipeline.models():
             known = ", ".join(self._pipeline.models()) or "none"
             raise ModelNotFound(f"Model `{model[:100]}` is not served here: this server has {known}.", param="model")
+        if is_anthropic(request.scope):
+            return _json(anthropic_common.model_body(model, self._started_s))
         return _json(self._model_body(model))
 
     def _model_body(self, model: str) -> dict[str, Any]:
@@ -194,6 +196,15 @@ class Server:
         asked = msgspec.structs.replace(asked, attribution=caller.attribute(asked.attribution))
         quotes = await self._pipeline.quotes(asked, models)
         return _json(receipts_wire.list_body([receipts_wire.quote_body(quote) for quote in quotes], None))
+
+    async def _count_tokens(self, request: Request) -> Response:
+        body = await read_body(
+            request.scope, request.receive, max_mb=self._config.max_body_mb, timeout_s=self._config.body_timeout_s
+        )
+        asked = anthropic_messages.decode_count(body, request.headers, self._ids.new("rcpt"))
+        caller = caller_of(request.scope)
+        caller.check_model(asked.model)
+        return _json({"input_tokens": await self._pipeline.count(asked)})
 
     async def _accounts(self, request: Request) -> Response:
         query = request.query_params
@@ -261,7 +272,10 @@ def _refuse_unknown(names: object, known: set[str]) -> None:
 
 
 _RATE_HEADERS = [
-    f"X-RateLimit-{part}-{what}" for part in ("Limit", "Remaining", "Reset") for what in ("Requests", "Tokens")
+    name
+    for part in ("Limit", "Remaining", "Reset")
+    for what in ("Requests", "Tokens")
+    for name in (f"X-RateLimit-{part}-{what}", f"Anthropic-RateLimit-{what}-{part}")
 ]
 
 
@@ -271,18 +285,18 @@ def _cors(config: ServerConfig) -> Middleware:
         allow_origins=list(config.allowed_origins),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["X-Millicent-Receipt", "X-Millicent-Cost-USD", "Retry-After", *_RATE_HEADERS],
+        expose_headers=["X-Millicent-Receipt", "X-Millicent-Cost-USD", "Request-Id", "Retry-After", *_RATE_HEADERS],
     )
 
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MillicentError)
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     return Response(
-        openai_common.encode(openai_common.error_body(error)),
+        receipts_wire.encode(family_of(request.scope).error_body(error, None)),
         status_code=error.status,
         headers=headers,
         media_type="application/json",

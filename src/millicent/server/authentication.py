@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millicent.control.access import Caller, KeyRing
 from millicent.core.errors import MillicentError, Unauthorized
+from millicent.server.families import family_of
 from millicent.server.responses import send_error
 from millicent.server.sessions import Sessions
 
@@ -44,9 +45,9 @@ class Authentication:
             if _is_page(scope["method"], path, headers):
                 await RedirectResponse(f"{SIGN_IN}?next={quote(path)}", 303)(scope, receive, send)
             else:
-                await send_error(send, error, headers={"www-authenticate": "Bearer"})
+                await send_error(send, family_of(scope), error, headers={"www-authenticate": "Bearer"})
         except MillicentError as error:
-            await send_error(send, error)
+            await send_error(send, family_of(scope), error)
         else:
             scope[_CALLER] = caller
             await self._app(scope, receive, send)

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millicent.core.errors import Forbidden
 from millicent.server.config import ServerConfig
+from millicent.server.families import family_of
 from millicent.server.responses import send_error
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -35,7 +36,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self._objection(Headers(scope=scope))):
-            await send_error(send, error)
+            await send_error(send, family_of(scope), error)
             return
         await self._app(scope, receive, send)
 

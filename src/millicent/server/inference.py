@@ -31,19 +31,31 @@ from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.late import LateEntries
 from millicent.server.responses import send_error, send_json
-from millicent.wire import openai_chat, openai_common, openai_completions, openai_embeddings
+from millicent.wire import (
+    anthropic_answers,
+    anthropic_common,
+    anthropic_messages,
+    ollama_answers,
+    ollama_common,
+    ollama_requests,
+    openai_chat,
+    openai_common,
+    openai_completions,
+    openai_embeddings,
+)
 from millicent.wire.attribution import read_latency_target, read_max_cost
+from millicent.wire.family import Family
 from millicent.wire.late import read_lines
-from millicent.wire.openai_common import StreamShape
+from millicent.wire.receipts import encode
 
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+_STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
 class StreamWriter(Protocol):
+    """`wants_usage`: whether the next receipt should have what is known so far."""
+
+    @property
+    def wants_usage(self) -> bool: ...
     def start(self, receipt: Receipt) -> bytes: ...
     def text(self, receipt: Receipt, text: Text) -> bytes: ...
     def end(self, receipt: Receipt, reasons: Sequence[FinishReason]) -> bytes: ...
@@ -51,11 +63,13 @@ class StreamWriter(Protocol):
 
 @dataclass(frozen=True)
 class Dialect:
-    """One dialect's both ways."""
+    """One dialect's both ways. `decode` also says, in a shape of its own, what else decides the answer's bytes."""
 
-    decode: Callable[[bytes, Mapping[str, str], str], tuple[Request, StreamShape]]
-    answer_body: Callable[[Receipt, Sequence[Text], Sequence[FinishReason], StreamShape], dict[str, Any]]
-    stream: Callable[[StreamShape], StreamWriter] | None = None  # None: its requests never stream
+    decode: Callable[[bytes, Mapping[str, str], str], tuple[Request, Any]]
+    answer_body: Callable[[Receipt, Sequence[Text], Sequence[FinishReason], Any], dict[str, Any]]
+    stream: Callable[[Any], StreamWriter] | None = None  # None: its requests never stream
+    family: Family = openai_common.FAMILY
+    named: Callable[[str, Sequence[str]], str] = lambda name, _: name
 
 
 CHAT = Dialect(
@@ -72,6 +86,37 @@ EMBEDDINGS = Dialect(
     openai_embeddings.decode,
     lambda receipt, texts, _, shape: openai_embeddings.answer_body(receipt, texts[0].text, shape),
 )
+MESSAGES = Dialect(
+    anthropic_messages.decode,
+    lambda receipt, texts, reasons, _: anthropic_answers.answer_body(receipt, texts[0], reasons[0]),
+    anthropic_answers.Stream,
+    anthropic_common.FAMILY,
+)
+OLLAMA_CHAT, OLLAMA_GENERATE = (
+    Dialect(
+        decode,
+        lambda receipt, texts, reasons, kind: ollama_answers.answer_body(receipt, texts[0], reasons[0], kind),
+        ollama_answers.Stream,
+        ollama_common.FAMILY,
+        ollama_common.served_name,
+    )
+    for decode in (ollama_requests.decode_chat, ollama_requests.decode_generate)
+)
+OLLAMA_EMBED = Dialect(
+    ollama_requests.decode_embed,
+    lambda receipt, texts, _, __: ollama_answers.embed_body(receipt, texts[0].text),
+    family=ollama_common.FAMILY,
+    named=ollama_common.served_name,
+)
+DIALECTS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+    "/v1/messages": MESSAGES,
+    "/api/chat": OLLAMA_CHAT,
+    "/api/generate": OLLAMA_GENERATE,
+    "/api/embed": OLLAMA_EMBED,
+}
 
 
 class Replay:
@@ -132,7 +177,9 @@ class InferenceEndpoint:
             )
             headers = Headers(scope=scope)
             request, shape = self._dialect.decode(body, headers, self._ids.new("rcpt"))
-            caller.check_model(request.model)
+            model = self._dialect.named(request.model, self._pipeline.models())
+            request = msgspec.structs.replace(request, model=model)
+            caller.check_model(model)
             request = self._with_headers(request, headers, caller)
             key = headers.get("idempotency-key")
             claim = None if key is None else claim_of(key, caller.id, request, shape)
@@ -141,9 +188,9 @@ class InferenceEndpoint:
         except ClientDisconnect:
             return
         except MillicentError as error:
-            await send_error(send, error, headers=self._rate_headers(caller))
+            await send_error(send, self._dialect.family, error, headers=self._rate_headers(caller))
             return
-        told = self._rate_headers(caller) | {"x-millicent-receipt": answer.receipt_id}
+        told = self._rate_headers(caller) | self._receipt_headers(answer)
         respond = self._stream(send, answer, shape, told) if request.stream else self._whole(send, answer, shape, told)
         if claim is not None:
             # Whoever sends a key means to come back for the answer: it is finished even when nobody reads it now.
@@ -201,43 +248,52 @@ class InferenceEndpoint:
         return receipt, KeptAnswer.read(earlier.answer or "")
 
     def _rate_headers(self, caller: Caller) -> dict[str, str]:
-        return openai_common.rate_headers(self._limiter.allowances(caller.id))
+        return self._dialect.family.rate_headers(self._limiter.allowances(caller.id), self._clock.now_ns())
 
-    async def _whole(self, send: Send, answer: Answer | Replay, shape: StreamShape, headers: dict[str, str]) -> None:
+    def _receipt_headers(self, answer: Answer | Replay) -> dict[str, str]:
+        theirs = self._dialect.family.receipt_header
+        return {"x-millicent-receipt": answer.receipt_id} | ({theirs: answer.receipt_id} if theirs else {})
+
+    async def _whole(self, send: Send, answer: Answer | Replay, shape: object, headers: dict[str, str]) -> None:
         pieces: list[Text] = []
         try:
             while (news := await answer.take()) is not None:
                 pieces += news
         except MillicentError as error:
-            await send_error(send, error, headers=headers | _cost_header(answer))
+            told = headers | _cost_header(answer)
+            await send_error(send, self._dialect.family, error, headers=told, receipt_id=answer.receipt_id)
             return
         receipt = answer.settled
         assert receipt is not None
         # An empty piece for each choice, so that one without any text is there too.
         texts = merge_texts([*pieces, *(Text("", 0, choice) for choice in range(len(answer.reasons)))])
-        body = openai_common.encode(self._dialect.answer_body(receipt, texts, answer.reasons, shape))
+        body = encode(self._dialect.answer_body(receipt, texts, answer.reasons, shape))
         await send_json(send, body, headers=headers | _cost_header(answer))
 
-    async def _stream(self, send: Send, answer: Answer | Replay, shape: StreamShape, headers: dict[str, str]) -> None:
+    async def _stream(self, send: Send, answer: Answer | Replay, shape: object, headers: dict[str, str]) -> None:
         assert self._dialect.stream is not None, "its requests don't stream"
         writer = self._dialect.stream(shape)
+        family = self._dialect.family
         ours = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *ours]})
+        told = [(b"content-type", family.stream_type), *_STREAM_HEADERS, *ours]
+        await send({"type": "http.response.start", "status": 200, "headers": told})
 
         def so_far() -> Receipt:
-            if shape.running_usage and isinstance(answer, Answer):
+            if writer.wants_usage and isinstance(answer, Answer):
                 return self._pipeline.running(answer)
             return answer.opened
 
-        await _send_part(send, writer.start(so_far()))
+        if start := writer.start(so_far()):
+            await _send_part(send, start)
         try:
             while (texts := await self._take_or_beat(send, answer)) is not None:
                 receipt = so_far()
-                await _send_part(send, b"".join(writer.text(receipt, text) for text in texts))
+                if part := b"".join(writer.text(receipt, text) for text in texts):
+                    await _send_part(send, part)
             assert answer.settled is not None
             last = writer.end(answer.settled, answer.reasons)
         except MillicentError as error:
-            last = openai_common.event(openai_common.error_body(error))
+            last = family.error_event(error, answer.receipt_id)
         await send({"type": "http.response.body", "body": last})
 
     async def _take_or_beat(self, send: Send, answer: Answer | Replay) -> tuple[Text, ...] | None:
@@ -246,7 +302,7 @@ class InferenceEndpoint:
                 async with asyncio.timeout(self._config.heartbeat_s):
                     return await answer.take()
             except TimeoutError:
-                await _send_part(send, openai_common.HEARTBEAT)
+                await _send_part(send, self._dialect.family.heartbeat)
 
 
 def _cost_header(answer: Answer | Replay) -> dict[str, str]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from starlette.types import Send
 
 from millicent.core.errors import MillicentError
-from millicent.wire import openai_common
+from millicent.wire.family import Family
+from millicent.wire.receipts import encode
 
 _JSON = b"application/json"
 
@@ -19,12 +20,19 @@ async def send_json(
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: MillicentError, *, headers: Mapping[str, str] | None = None) -> None:
-    """The error in OpenAI's shape, with `Retry-After` where waiting helps."""
+async def send_error(
+    send: Send,
+    family: Family,
+    error: MillicentError,
+    *,
+    headers: Mapping[str, str] | None = None,
+    receipt_id: str | None = None,
+) -> None:
+    """The error in the family's shape, with `Retry-After` where waiting helps."""
     extra = dict(headers or {})
     if error.retry_after_s is not None:
         extra["retry-after"] = str(error.retry_after_s)
-    body = openai_common.encode(openai_common.error_body(error))
+    body = encode(family.error_body(error, receipt_id))
     await send_json(send, body, status=error.status, headers=extra)
 
 

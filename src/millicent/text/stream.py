@@ -29,7 +29,7 @@ class TextStream:
         self._matcher = _StopMatcher(stop) if stop else None
         self._state = 0
         self._held = ""  # as long as the state is deep: it begins a stop string
-        self.stopped = False
+        self.stop = ""  # the stop string that ended it
 
     def push(self, token: int, *, heed_stops: bool = True) -> str:
         """What can be shown now that `token` has come. Empty once stopped. Until stop strings are heeded, and then it
@@ -44,7 +44,7 @@ class TextStream:
         return shown
 
     def _show(self, text: str) -> str:
-        if self.stopped:
+        if self.stop:
             return ""
         if self._matcher is None:
             return text
@@ -52,10 +52,10 @@ class TextStream:
         for index, character in enumerate(text):
             state = matcher.next_state(state, character)
             if matcher.stop_length[state]:
-                self.stopped = True
                 whole = self._held + text[: index + 1]
-                self._held = ""
-                return whole[: len(whole) - matcher.stop_length[state]]
+                cut = len(whole) - matcher.stop_length[state]
+                self._held, self.stop = "", whole[cut:]
+                return whole[:cut]
         self._state = state
         whole = self._held + text
         cut = len(whole) - matcher.depth[state]

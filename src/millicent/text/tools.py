@@ -104,7 +104,7 @@ To call a function, answer with its name and its arguments as JSON, between thes
 
 
 def _entry(message: Message, form: ToolFormat) -> dict[str, Any]:
-    entry: dict[str, Any] = {"role": message.role, "content": message.text}
+    entry: dict[str, Any] = {"role": message.role, "content": _told(message)}
     if message.name is not None:
         entry["name"] = message.name
     if message.tool_call_id is not None:
@@ -121,13 +121,18 @@ def _entry(message: Message, form: ToolFormat) -> dict[str, Any]:
     return entry
 
 
+def _told(message: Message) -> str:
+    """Its text; templates have no other place for what went wrong."""
+    return f"The call failed:\n{message.text}" if message.failed else message.text
+
+
 def _call_id(given: str, form: ToolFormat) -> str:
     return hashlib.blake2b(given.encode(), digest_size=5).hexdigest()[:9] if form.short_ids else given
 
 
 def _written(message: Message, form: ToolFormat) -> dict[str, Any]:
     if message.role == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message.text}\n</tool_response>"}
+        return {"role": "user", "content": f"<tool_response>\n{_told(message)}\n</tool_response>"}
     calls = [form.write(call) for call in message.tool_calls]
     plain = Message(message.role, "\n".join([message.text, *calls] if message.text else calls), message.name)
     return _entry(plain if calls else message, form)

@@ -57,9 +57,31 @@ def decode_with_extra(
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _invalid_field(message: str, known_fields: Iterable[str]) -> InvalidRequest:
+def decode_at(raw: msgspec.Raw, decoder: msgspec.json.Decoder[T], where: str) -> T:
+    """A part of a body that was left undecoded, `where` naming it. Raises InvalidRequest as `decode_body` does."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(str(error), getattr(decoder.type, "__struct_fields__", ()), where) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"`{where}` is not valid JSON: {error}.", param=where, code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequest(f"`{where}` is nested too deeply. Flatten it.", param=where, code="invalid_json") from None
+
+
+def json_text(raw: msgspec.Raw, where: str) -> str:
+    """A part of a body that stays JSON. Raises InvalidRequest where it is none."""
+    decode_at(raw, _any_decoder, where)
+    return bytes(raw).decode().strip()
+
+
+_any_decoder = msgspec.json.Decoder()
+
+
+def _invalid_field(message: str, known_fields: Iterable[str], where: str = "") -> InvalidRequest:
     at = _AT.search(message)
-    path = at["path"].removeprefix("$").removeprefix(".").removesuffix("[...]") if at else ""
+    inside = at["path"].removeprefix("$").removesuffix("[...]") if at else ""
+    path = (where + inside).removeprefix(".")
     if unknown := _UNKNOWN.match(message):
         field = _join(path, unknown["field"])
         close = difflib.get_close_matches(unknown["field"], list(known_fields), n=1)

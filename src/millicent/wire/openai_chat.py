@@ -228,6 +228,7 @@ class Stream:
 
     def __init__(self, shape: common.StreamShape) -> None:
         self._shape = shape
+        self.wants_usage = shape.running_usage
 
     def start(self, receipt: Receipt) -> bytes:
         opening = {"role": "assistant", "content": "", "refusal": None}

@@ -14,6 +14,7 @@ from millicent.core.errors import InvalidRequest, MillicentError, PaymentRequire
 from millicent.core.limits import Allowance
 from millicent.core.receipts import REPORTED_BOOK, Receipt
 from millicent.core.usage import Leaf, Provenance, Usage, weakest
+from millicent.wire.family import Family
 from millicent.wire.receipts import quote_body
 
 # Decimals become JSON numbers: dollars in `usage.cost` are exact, never a float on the way.
@@ -22,7 +23,6 @@ _encoder = msgspec.json.Encoder(decimal_format="number")
 ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 DONE = b"data: [DONE]\n\n"
-HEARTBEAT = b": waiting\n\n"
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +110,7 @@ def created_s(receipt: Receipt) -> int:
     return receipt.created_at_ns // NS_PER_S
 
 
-def error_body(error: MillicentError) -> dict[str, Any]:
+def error_body(error: MillicentError, _: str | None = None) -> dict[str, Any]:
     """OpenAI's shape; a 402 also says what the request would have cost, where that can be told."""
     body: dict[str, Any] = {
         "message": error.message,
@@ -123,7 +123,7 @@ def error_body(error: MillicentError) -> dict[str, Any]:
     return {"error": body}
 
 
-def rate_headers(allowances: Mapping[str, Allowance]) -> dict[str, str]:
+def rate_headers(allowances: Mapping[str, Allowance], _: int = 0) -> dict[str, str]:
     """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, for those that are limited."""
     headers = {}
     for name, allowance in allowances.items():
@@ -150,3 +150,11 @@ def encode(body: object) -> bytes:
 def event(body: object) -> bytes:
     """One server-sent event."""
     return b"data: " + _encoder.encode(body) + b"\n\n"
+
+
+FAMILY = Family(
+    error_body=error_body,
+    error_event=lambda error, _: event(error_body(error)),
+    rate_headers=rate_headers,
+    heartbeat=b": waiting\n\n",
+)

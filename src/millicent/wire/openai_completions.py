@@ -118,6 +118,7 @@ class Stream:
 
     def __init__(self, shape: common.StreamShape) -> None:
         self._shape = shape
+        self.wants_usage = shape.running_usage
         self._logprobs: defaultdict[int, CompletionLogprobs] = defaultdict(CompletionLogprobs)
 
     def start(self, receipt: Receipt) -> bytes:  # noqa: ARG002 - this dialect has no opening event

@@ -108,6 +108,11 @@ def answer_body(receipt: Receipt, text: str, shape: common.StreamShape) -> dict[
     }
 
 
+def numbers_of(text: str) -> list[list[float]]:
+    """The vectors of an answer's lines, in the order of the inputs."""
+    return [_numbers(vector) for vector in vector_lines(text)]
+
+
 def _numbers(vector: str) -> list[float]:
     numbers = array("f", base64.b64decode(vector))
     if sys.byteorder == "big":
