@@ -37,5 +37,8 @@ class SequentialIds:
         return f"{prefix}_{_encode(self._count)}"
 
 
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
+
+
 def _encode(value: int) -> str:
-    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])

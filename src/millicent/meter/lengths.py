@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections import OrderedDict, deque
+from operator import itemgetter
 
 import msgspec
 
@@ -135,28 +136,34 @@ class _Answers:
     def nearest(self, input_tokens: int, limit: int | None, count: int) -> list[int]:
         """Output lengths of the nearest inputs, nearest first, as long as `limit` lets them be.
 
-        An answer that was cut short of the limit says only that it would have been longer: it is left out.
+        An answer that was cut short of the limit says only that it would have been longer: it is left out, and others
+        are looked for somewhat further away.
         """
-        answers = self._by_input
-        above = bisect.bisect_left(answers, (input_tokens, -1, False))
-        below = above - 1
-        found: list[int] = []
-        for _ in range(min(_SCANNED, len(answers))):
-            if above == len(answers) or (
-                below >= 0 and input_tokens - answers[below][0] <= answers[above][0] - input_tokens
-            ):
-                _, length, cut = answers[below]
-                below -= 1
-            else:
-                _, length, cut = answers[above]
-                above += 1
-            if limit is not None and length >= limit:
-                found.append(limit)
-            elif not cut:
-                found.append(length)
-            if len(found) == count:
+        width = count
+        while True:
+            found = [
+                (abs(read - input_tokens), length if limit is None or length < limit else limit)
+                for read, length, cut in self._window(input_tokens, width)
+                if not cut or (limit is not None and length >= limit)
+            ]
+            if len(found) >= count or width >= min(_SCANNED, len(self._by_input)):
                 break
-        return found
+            width *= 2
+        found.sort(key=itemgetter(0))
+        return [length for _, length in found[:count]]
+
+    def _window(self, input_tokens: int, width: int) -> list[tuple[int, int, bool]]:
+        """The `width` answers to the nearest inputs: they lie next to each other."""
+        answers = self._by_input
+        low, high = 0, max(0, len(answers) - width)
+        while low < high:
+            middle = (low + high) // 2
+            # What would leave the window at its start is further away than what would come in at its end.
+            if input_tokens - answers[middle][0] > answers[middle + width][0] - input_tokens:
+                low = middle + 1
+            else:
+                high = middle
+        return answers[low : low + width]
 
 
 def _shortest(lengths: list[int], miss_ppm: int) -> tuple[int, int | None]:
