@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp
 
 from millicent.control.access import Caller, KeyRing
@@ -34,6 +34,7 @@ from millicent.server.guard import Guard
 from millicent.server.inference import DIALECTS, InferenceEndpoint
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
+from millicent.server.shortcut import Shortcut
 from millicent.server.sign_in import SignIn, SignInPage
 from millicent.wire import anthropic_common, anthropic_messages
 from millicent.wire import quotes as quotes_wire
@@ -116,20 +117,22 @@ class Server:
             Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
         ]
         idempotency = Idempotency(queries, clock)
-        for path, dialect in DIALECTS.items():
-            endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, late, ids, clock, config)
-            routes.append(Route(path, endpoint, methods=["POST"]))
+        endpoints = {
+            path: InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, late, ids, clock, config)
+            for path, dialect in DIALECTS.items()
+        }
+        # They are routes too, for whoever asks with another method.
+        routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
         sessions = Sessions(clock)
         routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes
         routes += SignIn(keys, sessions, sign_in_page).routes
-        middleware = [Middleware(Guard, config=config), Middleware(Authentication, keys=keys, sessions=sessions)]
+        # From the inside out.
+        handlers = {MillicentError: _on_error, HTTPException: _on_http_error}
+        routed = ExceptionMiddleware(Router([*routes, *pages]), handlers)
+        asgi: ASGIApp = Guard(Authentication(Shortcut(endpoints, routed), keys, sessions), config)
         if config.allowed_origins:
-            middleware.insert(0, _cors(config))
-        self.asgi: ASGIApp = Starlette(
-            routes=[*routes, *pages],
-            middleware=middleware,
-            exception_handlers={MillicentError: _on_error, HTTPException: _on_http_error, Exception: _on_bug},
-        )
+            asgi = _with_cors(asgi, config)
+        self.asgi = ServerErrorMiddleware(asgi, _on_bug)
 
     async def _alive(self, _: Request) -> Response:
         return _json({"alive": True})
@@ -279,9 +282,9 @@ _RATE_HEADERS = [
 ]
 
 
-def _cors(config: ServerConfig) -> Middleware:
-    return Middleware(
-        CORSMiddleware,
+def _with_cors(app: ASGIApp, config: ServerConfig) -> ASGIApp:
+    return CORSMiddleware(
+        app,
         allow_origins=list(config.allowed_origins),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -29,6 +28,7 @@ from millicent.pipeline.pipeline import Pipeline
 from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
+from millicent.server.headers import headers_of
 from millicent.server.late import LateEntries
 from millicent.server.responses import send_error, send_json
 from millicent.wire import (
@@ -175,7 +175,7 @@ class InferenceEndpoint:
             body = await read_body(
                 scope, receive, max_mb=self._config.max_body_mb, timeout_s=self._config.body_timeout_s
             )
-            headers = Headers(scope=scope)
+            headers = headers_of(scope)
             request, shape = self._dialect.decode(body, headers, self._ids.new("rcpt"))
             model = self._dialect.named(request.model, self._pipeline.models())
             request = msgspec.structs.replace(request, model=model)
@@ -203,7 +203,7 @@ class InferenceEndpoint:
             answer.cancel()
             watch.cancel()
 
-    def _with_headers(self, request: Request, headers: Headers, caller: Caller) -> Request:
+    def _with_headers(self, request: Request, headers: Mapping[str, str], caller: Caller) -> Request:
         """What our headers say, the same in every dialect. Raises InvalidRequest and Forbidden naming the header."""
         caller.check_priority(request.priority, self._limiter.best_priority(caller.id))
         costs = read_lines(headers, self._clock.now_ns())
