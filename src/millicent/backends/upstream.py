@@ -209,20 +209,20 @@ class Exchange:
         self.progressed()
         return content
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Server-sent events, until the body ends."""
+    async def events(self) -> AsyncIterator[list[Event]]:
+        """Server-sent events, until the body ends; those that came together, together."""
         assert self._response is not None
         reader, size = EventReader(), 0
         content = self._response.content
         try:
             while piece := await self._guarded(content.readany()):
                 size += len(piece)
-                for event in reader.feed(piece):
-                    yield event
+                if events := reader.feed(piece):
+                    yield events
                 if size > _MAX_STREAM_BYTES:
                     raise self._upstream.garbled(f"sent more than {_MAX_STREAM_BYTES >> 20} MB")
-            for event in reader.finish():
-                yield event
+            if events := reader.finish():
+                yield events
         except UpstreamError as error:
             if error.code == "upstream_garbled" and not error.message.startswith(self._upstream.who):
                 raise self._upstream.garbled(f"made no sense: {error.message}") from None

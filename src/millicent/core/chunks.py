@@ -69,6 +69,9 @@ class Text(msgspec.Struct, frozen=True):
 
 def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
     """One text per choice that has any, in the order of choices."""
+    texts = tuple(texts)
+    if len(texts) < 2 and not any(text.calls for text in texts):
+        return texts
     by_choice: dict[int, list[Text]] = {}
     for text in texts:
         by_choice.setdefault(text.choice, []).append(text)

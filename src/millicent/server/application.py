@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from millicent.control.access import Caller, KeyRing
@@ -126,13 +126,18 @@ class Server:
         sessions = Sessions(clock)
         routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes
         routes += SignIn(keys, sessions, sign_in_page).routes
-        # From the inside out.
-        handlers = {MillicentError: _on_error, HTTPException: _on_http_error}
-        routed = ExceptionMiddleware(Router([*routes, *pages]), handlers)
-        asgi: ASGIApp = Guard(Authentication(Shortcut(endpoints, routed), keys, sessions), config)
+        middleware = [
+            Middleware(Guard, config=config),
+            Middleware(Authentication, keys=keys, sessions=sessions),
+            Middleware(Shortcut, endpoints=endpoints),
+        ]
         if config.allowed_origins:
-            asgi = _with_cors(asgi, config)
-        self.asgi = ServerErrorMiddleware(asgi, _on_bug)
+            middleware.insert(0, _cors(config))
+        self.asgi: ASGIApp = Starlette(
+            routes=[*routes, *pages],
+            middleware=middleware,
+            exception_handlers={MillicentError: _on_error, HTTPException: _on_http_error, Exception: _on_bug},
+        )
 
     async def _alive(self, _: Request) -> Response:
         return _json({"alive": True})
@@ -282,9 +287,9 @@ _RATE_HEADERS = [
 ]
 
 
-def _with_cors(app: ASGIApp, config: ServerConfig) -> ASGIApp:
-    return CORSMiddleware(
-        app,
+def _cors(config: ServerConfig) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
         allow_origins=list(config.allowed_origins),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],

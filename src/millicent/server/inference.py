@@ -283,26 +283,21 @@ class InferenceEndpoint:
                 return self._pipeline.running(answer)
             return answer.opened
 
-        if start := writer.start(so_far()):
-            await _send_part(send, start)
+        heart = _Heart(send, family.heartbeat, self._config.heartbeat_s)
         try:
-            while (texts := await self._take_or_beat(send, answer)) is not None:
+            if start := writer.start(so_far()):
+                await heart.send(start)
+            while (texts := await answer.take()) is not None:
                 receipt = so_far()
-                if part := b"".join(writer.text(receipt, text) for text in texts):
-                    await _send_part(send, part)
+                if part := b"".join([writer.text(receipt, text) for text in texts]):
+                    await heart.send(part)
             assert answer.settled is not None
             last = writer.end(answer.settled, answer.reasons)
         except MillicentError as error:
             last = family.error_event(error, answer.receipt_id)
+        finally:
+            heart.stop()
         await send({"type": "http.response.body", "body": last})
-
-    async def _take_or_beat(self, send: Send, answer: Answer | Replay) -> tuple[Text, ...] | None:
-        while True:
-            try:
-                async with asyncio.timeout(self._config.heartbeat_s):
-                    return await answer.take()
-            except TimeoutError:
-                await _send_part(send, self._dialect.family.heartbeat)
 
 
 def _cost_header(answer: Answer | Replay) -> dict[str, str]:
@@ -310,8 +305,30 @@ def _cost_header(answer: Answer | Replay) -> dict[str, str]:
     return {} if total is None else {"x-millicent-cost-usd": str(total)}
 
 
-async def _send_part(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+class _Heart:
+    """Sends the parts of a stream, and a heartbeat after each `interval_s` in which it had nothing to send. One timer
+    looks now and then, rather than each part setting its own."""
+
+    def __init__(self, send: Send, beat: bytes, interval_s: float) -> None:
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = self._loop.time()
+        self._beating = asyncio.create_task(self._keep_beating(beat, interval_s))
+
+    async def send(self, body: bytes) -> None:
+        self._sent_at = self._loop.time()
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def stop(self) -> None:
+        self._beating.cancel()
+
+    async def _keep_beating(self, beat: bytes, interval_s: float) -> None:
+        while True:
+            left_s = self._sent_at + interval_s - self._loop.time()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
+            else:
+                await self.send(beat)
 
 
 async def _cancel_on_disconnect(receive: Receive, answer: Answer | Replay) -> None:

@@ -8,14 +8,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Shortcut:
-    """`endpoints` by their whole path, for POST; everything else is `others`'."""
+    """`endpoints` by their whole path, for POST; everything else goes on to `app`."""
 
-    def __init__(self, endpoints: Mapping[str, ASGIApp], others: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, ASGIApp]) -> None:
+        self._app = app
         self._endpoints = endpoints
-        self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = None
         if scope["type"] == "http" and scope["method"] == "POST":
             endpoint = self._endpoints.get(scope["path"])
-        await (endpoint or self._others)(scope, receive, send)
+        await (endpoint or self._app)(scope, receive, send)
