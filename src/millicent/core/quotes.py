@@ -25,7 +25,7 @@ class CostInterval(msgspec.Struct, frozen=True):
 class Quote(msgspec.Struct, frozen=True):
     """One model on one placement. What nobody can predict is None, and an unpriced cost is never zero.
 
-    `cost.high` is the hold. `provenance` is estimated when it was learned from what was seen, assumed when it rests on
+    `output_learned`: the length rests on answers that were seen. `cost.high` is the hold. `provenance` is estimated when it was learned from what was seen, assumed when it rests on
     a stated assumption, unknown when there is no price.
     """
 
@@ -37,3 +37,4 @@ class Quote(msgspec.Struct, frozen=True):
     total: Interval | None
     cost: CostInterval | None
     provenance: Provenance
+    output_learned: bool = False
