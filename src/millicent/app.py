@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import uvicorn
+from starlette.routing import BaseRoute
 
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
@@ -23,7 +24,7 @@ from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
-from millicent.core.clock import SystemClock
+from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
@@ -48,6 +49,7 @@ from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
+from millicent.watch.metrics import Metrics, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +88,7 @@ class App:
 
     def makes_vectors(self, model: str) -> bool:
         """Of models elsewhere nobody knows; they are taken to make text."""
-        local = self.backend is not None and model in self.backend.models()
-        return local and self.backend is not None and self.backend.makes_vectors(model)
+        return _makes_vectors(self.backend, model)
 
 
 class _Health:
@@ -143,6 +144,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
+        traffic = Traffic(config.features)
         pipeline = Pipeline(
             backends=[*([] if backend is None else [backend]), *elsewhere],
             ledger=ledger,
@@ -157,21 +159,11 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             places=_places(options, backend, elsewhere),
             policies=config.policies,
+            settled=traffic.settled,
         )
         _check_fallbacks(pipeline.models(), config)
 
-        def chat_models() -> list[str]:
-            return [model for model in pipeline.models() if not app.makes_vectors(model)]
-
         health = _Health(ledger, backend, elsewhere)
-        ollama = Ollama(
-            pipeline=pipeline,
-            health=health,
-            makes_vectors=lambda model: model not in chat_models(),
-            cache=cache(),
-            clock=clock,
-            config=config.server,
-        )
         server = Server(
             config=config.server,
             pipeline=pipeline,
@@ -185,8 +177,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limiter=limiter,
             sign_in_page=sign_in_page,
             pages=[
-                *ollama.routes,
-                *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
+                _metrics(traffic, pipeline, queries, health, clock).route,
+                *_more_routes(pipeline, queries, health, backend, clock, config.server),
             ],
         )
         app = App(ledger, backend, pipeline, server)
@@ -194,6 +186,46 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             yield app
     finally:
         await ledger.stop()
+
+
+def _metrics(
+    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: SystemClock
+) -> Metrics:
+    began_ns = hour_start_ns(clock.now_ns())
+    return Metrics(
+        traffic,
+        pipeline,
+        accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
+        trouble=health.trouble,
+    )
+
+
+def _more_routes(
+    pipeline: Pipeline,
+    queries: LedgerQueries,
+    health: _Health,
+    backend: LocalBackend | None,
+    clock: Clock,
+    config: ServerConfig,
+) -> list[BaseRoute]:
+    """Ollama's addresses that run no model, and the pages."""
+
+    def chat_models() -> list[str]:
+        return [model for model in pipeline.models() if not _makes_vectors(backend, model)]
+
+    ollama = Ollama(
+        pipeline=pipeline,
+        health=health,
+        makes_vectors=partial(_makes_vectors, backend),
+        cache=cache(),
+        clock=clock,
+        config=config,
+    )
+    return [*ollama.routes, *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint)]
+
+
+def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
+    return backend is not None and model in backend.models() and backend.makes_vectors(model)
 
 
 @contextlib.asynccontextmanager

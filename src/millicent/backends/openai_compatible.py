@@ -167,7 +167,7 @@ class OpenAIRun:
         if kind == "text/event-stream":
             async for events in self._exchange.events():
                 texts, error = self._take_all(events)
-                for text in merge_texts(texts):
+                for text in merge_texts(texts, in_order=True):
                     yield text
                 if error is not None:
                     raise error
