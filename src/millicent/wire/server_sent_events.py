@@ -44,6 +44,8 @@ class EventReader:
             piece = piece[1:]
         self._after_cr = False
         events: list[Event] = []
+        if piece.startswith(b"data: ") and not self._rest:
+            self._begun = True  # without a byte order mark
         if self._between_events and b"\r" not in piece:
             piece = self._take_plain(piece, events)
         for line in piece.splitlines(keepends=True):
