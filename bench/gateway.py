@@ -4,13 +4,14 @@
     python bench/gateway.py [--litellm ENV] [--seconds 10]         # needs wrk (apt-get install wrk); under 4 minutes
     python bench/gateway.py --memory [--requests 500000]
 
-One fake upstream (bench/gateway_upstream.py), `millicent serve` with its ledger on and durable across loss of power, and
-LiteLLM's proxy with one worker and no database: same machine, same run, same load generator, one after the other, all on
-loopback. `wrk` asks for whole answers of four tokens: with 32 connections that never wait, and paced at about 1,000
-requests/s, each against the upstream alone too; what a gateway adds is its percentile less the upstream's. Streams of
-1,000 tokens are told by the processor time that the gateway's process uses: those whose tokens all came at once, and
-those of which one came every 5 ms. After every part the receipts in the ledger are counted against the answers.
-Everything shares the machine's cores, so requests per second are what is left beside the load generator and the upstream;
+One fake upstream (bench/gateway_upstream.py), `millicent serve` with its ledger on and durable across loss of power,
+and LiteLLM's proxy with one worker and no database: same machine, same run, same load generator, one after the other,
+all on loopback. `wrk` asks for whole answers of four tokens: with 32 connections that never wait, and paced at about
+1,000 requests/s, each against the upstream alone too; what a gateway adds is its percentile less the upstream's. An
+answer waits for the disk twice, so `fsync_ms` stands beside, and a run whose ledger lies in memory (/dev/shm), where
+nothing does. Streams of 1,000 tokens are told by the processor time of the gateway's process: those whose tokens came
+all at once, and those of which one came every 5 ms. In the end every answer must have its priced receipt.
+Everything shares the machine's cores, so requests per second are what is left beside load generator and upstream;
 `cpu_us_per_request` is the gateway's own processor time. Results: bench/results/gateway.jsonl.
 """
 
@@ -116,9 +117,7 @@ def free_port() -> int:
 def ask(port: int, body: dict[str, Any]) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection):
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         return response.status, response.read()
 
@@ -192,14 +191,30 @@ def streams(target: Process, model: str, rounds: int) -> dict[str, Any]:
     return {"streams": count, "cpu_ms_per_stream": round((target.cpu_s - before_s) / count * 1e3, 2)}
 
 
-def receipts(home: Path) -> int:
-    """Closed and priced."""
+def check_receipts(home: Path, answered: int) -> int:
+    """Closed and priced; at least as many as there were answers, some of which wrk didn't wait for."""
     with contextlib.closing(sqlite3.connect(home / "ledger.db")) as connection:
         question = (
             "SELECT count(DISTINCT receipts.id) FROM receipts JOIN lines ON lines.receipt = receipts.id"
             " WHERE status = 'succeeded' AND amount_nanousd > 0"
         )
-        return int(connection.execute(question).fetchone()[0])
+        found = int(connection.execute(question).fetchone()[0])
+    if found < answered:
+        raise SystemExit(f"{answered} answers have only {found} receipts")
+    return found
+
+
+def fsync_ms(folder: Path, count: int = 100) -> dict[str, float]:
+    """What one page takes to become durable."""
+    took = []
+    with (folder / "page").open("wb", buffering=0) as file:
+        for _ in range(count):
+            file.write(bytes(4096))
+            before_s = time.perf_counter()
+            os.fdatasync(file.fileno())
+            took.append((time.perf_counter() - before_s) * 1e3)
+    took.sort()
+    return {"p50": round(took[count // 2], 3), "p99": round(took[-2], 3)}
 
 
 @contextlib.contextmanager
@@ -233,29 +248,33 @@ def litellm(folder: Path, environment: Path, behind: Process) -> Iterator[Proces
 
 
 def measure(target: Process, wrk: str, folder: Path, seconds: int, *, paced: bool = True) -> dict[str, Any]:
-    load(wrk, target, folder, 2)
+    warm = load(wrk, target, folder, 2)
     found = {"flat_out": load(wrk, target, folder, seconds)}
     if paced:
         found["paced"] = load(wrk, target, folder, seconds, CONNECTIONS * 1000 / PACED_PER_S)
-    return found | {"resident_mb": round(target.resident_mb, 1)}
+    answered = sum(each["requests"] - each["failed"] for each in (warm, *found.values()))
+    return found | {"answered": answered, "resident_mb": round(target.resident_mb, 1)}
 
 
 def compare(options: argparse.Namespace, wrk: str, folder: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {"connections": CONNECTIONS, "seconds": options.seconds}
+    row: dict[str, Any] = {"connections": CONNECTIONS, "seconds": options.seconds, "fsync_ms": fsync_ms(folder)}
     with upstream(folder) as behind:
         row["upstream"] = measure(behind, wrk, folder, options.seconds)
         with millicent(folder, behind) as ours:
             row["millicent"] = measured = measure(ours, wrk, folder, options.seconds)
             measured["burst_stream"] = streams(ours, "bench", 12)
             measured["paced_stream"] = streams(ours, "paced", 1)
-            answered = receipts(folder / "home")
-        measured["receipts"] = answered
+            answered = measured["answered"] + sum(measured[f"{kind}_stream"]["streams"] for kind in ("burst", "paced"))
+            measured["receipts"] = check_receipts(folder / "home", answered)
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as memory, millicent(Path(memory), behind) as ours:
+            row["millicent_ledger_in_memory"] = measure(ours, wrk, folder, options.seconds)
         if options.litellm is not None:
             with litellm(folder, options.litellm, behind) as theirs:
                 row["litellm"] = measure(theirs, wrk, folder, options.seconds, paced=False)
                 row["litellm"]["version"] = installed(options.litellm)
-    for name, figure in (("added_p50_ms", "p50_ms"), ("added_p99_ms", "p99_ms")):
-        row[name] = round(row["millicent"]["paced"][figure] - row["upstream"]["paced"][figure], 3)
+    for ours in ("millicent", "millicent_ledger_in_memory"):
+        for figure in ("p50_ms", "p99_ms"):
+            row[ours][f"added_{figure}"] = round(row[ours]["paced"][figure] - row["upstream"]["paced"][figure], 3)
     if options.litellm is not None:
         rates = [row[name]["flat_out"]["requests_per_s"] for name in ("millicent", "litellm")]
         row["times_litellm"] = round(rates[0] / rates[1], 1)
@@ -274,10 +293,12 @@ def memory(options: argparse.Namespace, wrk: str, folder: Path) -> dict[str, Any
     done = 0
     with upstream(folder) as behind, millicent(folder, behind) as ours:
         while done < options.requests:
-            done += load(wrk, ours, folder, options.seconds)["requests"]
+            part = load(wrk, ours, folder, options.seconds)
+            done += part["requests"] - part["failed"]
             seen.append({"requests": done, "resident_mb": round(ours.resident_mb, 1)})
             print(seen[-1], flush=True)
-    return {"memory": seen, "receipts": receipts(folder / "home")}
+        counted = check_receipts(folder / "home", done)
+    return {"memory": seen, "receipts": counted}
 
 
 def main() -> None:

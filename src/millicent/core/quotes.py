@@ -25,8 +25,8 @@ class CostInterval(msgspec.Struct, frozen=True):
 class Quote(msgspec.Struct, frozen=True):
     """One model on one placement. What nobody can predict is None, and an unpriced cost is never zero.
 
-    `output_learned`: the length rests on answers that were seen. `cost.high` is the hold. `provenance` is estimated when it was learned from what was seen, assumed when it rests on
-    a stated assumption, unknown when there is no price.
+    `cost.high` is the hold. `provenance` is estimated when it was learned from what was seen, assumed when it rests on
+    a stated assumption, unknown when there is no price; `output_learned` says that of the length alone.
     """
 
     model: str

@@ -77,10 +77,8 @@ class OutputLengths:
         for key in _keys(model, feature):
             self._answers(key).add(input_tokens, output_tokens, cut=cut)
 
-    def _nearest(
-        self, model: str, feature: str | None, input_tokens: int, limit: int | None, count: int
-    ) -> list[int]:
-        """Lengths of answers to the nearest inputs. A coarser key holds the finer one's answers too: it only tops up."""
+    def _nearest(self, model: str, feature: str | None, input_tokens: int, limit: int | None, count: int) -> list[int]:
+        """Lengths of the nearest answers. A coarser key holds the finer one's answers too: it only tops up."""
         lengths: list[int] = []
         for key in _keys(model, feature):
             answers = self._seen.get(key)

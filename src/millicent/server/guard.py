@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millicent.core.errors import Forbidden
 from millicent.server.config import ServerConfig
-from millicent.server.headers import headers_of
 from millicent.server.families import family_of
+from millicent.server.headers import headers_of
 from millicent.server.responses import send_error
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

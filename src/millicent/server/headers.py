@@ -10,7 +10,7 @@ _HEADERS = "millicent.headers"
 
 
 def headers_of(scope: Scope) -> Mapping[str, str]:
-    """By lower-case name; of those that come twice, the first. Every room that looks at a request's headers shares it."""
+    """By lower-case name; of those that come twice, the first. Whoever looks at a request's headers shares it."""
     found: dict[str, str] | None = scope.get(_HEADERS)
     if found is None:
         found = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
