@@ -7,7 +7,7 @@ answers whole all the same is understood.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -16,8 +16,8 @@ import msgspec
 
 from millicent.backends.config import ServerName, UpstreamConfig
 from millicent.backends.local_models import encode as encode_prompt
-from millicent.backends.upstream import Exchange, Upstream
-from millicent.core.chunks import Chunk, End, FinishReason, Text, merge_texts
+from millicent.backends.upstream import Exchange, Upstream, merged
+from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
 from millicent.core.request import ImagePart, Request
@@ -25,7 +25,6 @@ from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire.openai_servers import SERVERS
 from millicent.wire.openai_upstream import Sent, encode
 from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN, AnswerReader, VectorsReader
-from millicent.wire.server_sent_events import Event
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -166,8 +165,8 @@ class OpenAIRun:
         kind = self._exchange.content_type
         if kind == "text/event-stream":
             async for events in self._exchange.events():
-                texts, error = self._take_all(events)
-                for text in merge_texts(texts, in_order=True):
+                texts, error = merged(events, self._take)
+                for text in texts:
                     yield text
                 if error is not None:
                     raise error
@@ -194,21 +193,11 @@ class OpenAIRun:
         for vector in self._vectors.vectors:
             yield vector
 
-    def _take_all(self, events: Sequence[Event]) -> tuple[list[Text], MillicentError | None]:
-        """What they say up to the end of the answer, or to what went wrong."""
-        texts: list[Text] = []
-        try:
-            for event in events:
-                if event.data.strip() == b"[DONE]":
-                    self._done = True
-                    break
-                texts += self._take(event.data)
-        except MillicentError as error:
-            return texts, error
-        return texts, None
-
     def _take(self, data: bytes) -> Iterator[Text]:
         reader = self._reader
+        self._done = self._done or data.strip() == b"[DONE]"
+        if self._done:
+            return
         try:
             texts = reader.take(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
