@@ -272,9 +272,10 @@ def compare(options: argparse.Namespace, wrk: str, folder: Path) -> dict[str, An
             with litellm(folder, options.litellm, behind) as theirs:
                 row["litellm"] = measure(theirs, wrk, folder, options.seconds, paced=False)
                 row["litellm"]["version"] = installed(options.litellm)
-    for ours in ("millicent", "millicent_ledger_in_memory"):
+    alone = row["upstream"]["paced"]
+    for name in ("millicent", "millicent_ledger_in_memory"):
         for figure in ("p50_ms", "p99_ms"):
-            row[ours][f"added_{figure}"] = round(row[ours]["paced"][figure] - row["upstream"]["paced"][figure], 3)
+            row[name][f"added_{figure}"] = round(row[name]["paced"][figure] - alone[figure], 3)
     if options.litellm is not None:
         rates = [row[name]["flat_out"]["requests_per_s"] for name in ("millicent", "litellm")]
         row["times_litellm"] = round(rates[0] / rates[1], 1)

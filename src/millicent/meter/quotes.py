@@ -9,7 +9,11 @@ import msgspec
 
 from millicent.core.money import Money
 from millicent.core.quotes import CostInterval, Interval, Quote
+<<<<<<< HEAD
 from millicent.core.receipts import Receipt, Status
+=======
+from millicent.core.receipts import Attempt, Receipt, Role, Status
+>>>>>>> main
 from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.meter.durations import DurationModel, Durations, Times
 from millicent.meter.lengths import Length, OutputLengths
@@ -105,10 +109,30 @@ class Quoter:
             output_learned=length.provenance is Provenance.ESTIMATED,
         )
 
+<<<<<<< HEAD
     def learn_from(
         self, receipt: Receipt, batch: int | None = None, limit: int | None = None, quote: Quote | None = None
     ) -> None:
         """A closed receipt, and what it was quoted: see Answered.of."""
+=======
+    def list_price(self, asked: Asked, output_tokens: int) -> Money | None:
+        """What so much output would cost at list price without caches; None where there is no price, or where it is
+        not known how long the model takes."""
+        placement = asked.placement
+        if placement.kind == "api":
+            usage = Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens, output_text=output_tokens)
+            tier = tier_of(asked.prices.standard if asked.prices else None, usage)
+            return total(token_lines(Consumption(usage), tier, Attempt(1, "", "", asked.model, Role.INFERENCE, 0), 0))
+        output = Interval(output_tokens, output_tokens, output_tokens)
+        took = self._durations.predict(asked.model, self._fit(asked.model), asked.input_tokens, output, asked.batch)
+        rate = placement.receipt_list_usd_per_hour
+        if rate is None or took.provenance is Provenance.ASSUMED:
+            return None
+        return Money.of_time(took.serving.expected, rate)
+
+    def learn_from(self, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> None:
+        """A closed receipt: see Answered.of."""
+>>>>>>> main
         answered = Answered.of(receipt, batch, limit)
         if answered is not None:
             self.learn(answered, None if quote is None or not quote.output_learned else quote.output_tokens)

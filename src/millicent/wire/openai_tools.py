@@ -87,13 +87,18 @@ def read_calls(calls: Sequence[Called], where: str) -> tuple[ToolCall, ...]:
     """Calls of an earlier answer, sent back."""
     for index, call in enumerate(calls):
         try:
-            found = msgspec.json.decode(call.function.arguments.encode("utf-8", "surrogatepass"))
+            found = msgspec.json.decode(_arguments(call).encode("utf-8", "surrogatepass"))
         except (msgspec.DecodeError, RecursionError):
             found = None
         if not isinstance(found, dict):
             name = f"{where}.tool_calls[{index}].function.arguments"
             raise InvalidRequest(f"`{name}` is not a JSON object: send it as the answer had it.", param=name)
-    return tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls)
+    return tuple(ToolCall(call.id, call.function.name, _arguments(call)) for call in calls)
+
+
+def _arguments(call: Called) -> str:
+    """Some clients send back nothing for no arguments."""
+    return call.function.arguments if call.function.arguments.strip() else "{}"
 
 
 def call_id(receipt: Receipt, choice: int, index: int) -> str:
