@@ -9,16 +9,12 @@ import msgspec
 
 from millicent.core.money import Money
 from millicent.core.quotes import CostInterval, Interval, Quote
-<<<<<<< HEAD
 from millicent.core.receipts import Receipt, Status
-=======
-from millicent.core.receipts import Attempt, Receipt, Role, Status
->>>>>>> main
 from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.meter.durations import DurationModel, Durations, Times
 from millicent.meter.lengths import Length, OutputLengths
 from millicent.meter.placements import Placement
-from millicent.meter.prices import Prices
+from millicent.meter.prices import PriceList, Prices
 from millicent.meter.pricing import tier_of, unit_price
 from millicent.step_time import Coefficients
 
@@ -109,20 +105,12 @@ class Quoter:
             output_learned=length.provenance is Provenance.ESTIMATED,
         )
 
-<<<<<<< HEAD
-    def learn_from(
-        self, receipt: Receipt, batch: int | None = None, limit: int | None = None, quote: Quote | None = None
-    ) -> None:
-        """A closed receipt, and what it was quoted: see Answered.of."""
-=======
     def list_price(self, asked: Asked, output_tokens: int) -> Money | None:
         """What so much output would cost at list price without caches; None where there is no price, or where it is
         not known how long the model takes."""
         placement = asked.placement
         if placement.kind == "api":
-            usage = Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens, output_text=output_tokens)
-            tier = tier_of(asked.prices.standard if asked.prices else None, usage)
-            return total(token_lines(Consumption(usage), tier, Attempt(1, "", "", asked.model, Role.INFERENCE, 0), 0))
+            return _TokensCost(asked, asked.prices.standard if asked.prices else None)(output_tokens)
         output = Interval(output_tokens, output_tokens, output_tokens)
         took = self._durations.predict(asked.model, self._fit(asked.model), asked.input_tokens, output, asked.batch)
         rate = placement.receipt_list_usd_per_hour
@@ -130,9 +118,10 @@ class Quoter:
             return None
         return Money.of_time(took.serving.expected, rate)
 
-    def learn_from(self, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> None:
-        """A closed receipt: see Answered.of."""
->>>>>>> main
+    def learn_from(
+        self, receipt: Receipt, batch: int | None = None, limit: int | None = None, quote: Quote | None = None
+    ) -> None:
+        """A closed receipt, and what it was quoted: see Answered.of."""
         answered = Answered.of(receipt, batch, limit)
         if answered is not None:
             self.learn(answered, None if quote is None or not quote.output_learned else quote.output_tokens)
@@ -162,7 +151,7 @@ def serving_ns_within(cost: Money, usd_per_hour: Decimal) -> int:
 def output_tokens_within(cost: Money, asked: Asked, most: int) -> int:
     """The longest output, at most `most`, whose tokens cost no more than this together with the input; -1 when even
     the input costs more, or it has no price."""
-    cost_of = _TokensCost(asked)
+    cost_of = _own_cost(asked)
     low, high = -1, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -184,21 +173,25 @@ def _cost_of_time(placement: Placement, durations: Durations) -> tuple[CostInter
 
 
 def _cost_of_tokens(asked: Asked, length: Length) -> tuple[CostInterval | None, Provenance]:
-    tokens, cost_of = length.tokens, _TokensCost(asked)
+    tokens, cost_of = length.tokens, _own_cost(asked)
     low, expected, high = cost_of(tokens.low), cost_of(tokens.expected), cost_of(tokens.high)
     if low is None or expected is None or high is None:
         return None, Provenance.UNKNOWN
     return CostInterval(low, expected, high), asked.input_provenance
 
 
+def _own_cost(asked: Asked) -> _TokensCost:
+    """At the service's prices, less the contract's discount."""
+    return _TokensCost(asked, asked.prices.service if asked.prices else None, asked.placement.discount)
+
+
 class _TokensCost:
     """What output of any length costs together with the input, as `pricing.token_lines` has it; called with a number
     of tokens. None where something has no price."""
 
-    def __init__(self, asked: Asked) -> None:
-        usage = Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens)
-        tier = tier_of(asked.prices.service if asked.prices else None, usage)
-        self._paid = 1 - asked.placement.discount
+    def __init__(self, asked: Asked, prices: PriceList | None, discount: Decimal = Decimal(0)) -> None:
+        tier = tier_of(prices, Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens))
+        self._paid = 1 - discount
         self._output = unit_price(Leaf.OUTPUT_TEXT, tier)
         known = [(asked.input_tokens, unit_price(Leaf.INPUT_FRESH, tier)), (1, tier.request_fee)]
         if tier.request_fee is None:
