@@ -51,6 +51,7 @@ from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
+from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
 from millicent.watch.metrics import Metrics, Traffic
@@ -372,7 +373,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
         http = _HttpServer(
             uvicorn.Config(
                 app.server.asgi,
-                http="httptools",
+                http=HttpProtocol,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

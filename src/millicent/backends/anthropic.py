@@ -8,8 +8,8 @@ import msgspec
 
 from millicent.backends.config import UpstreamConfig
 from millicent.backends.openai_compatible import estimated_input
-from millicent.backends.upstream import Upstream
-from millicent.core.chunks import Chunk, End, FinishReason
+from millicent.backends.upstream import Upstream, merged
+from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import Clock
 from millicent.core.errors import MillicentError, ModelNotFound
 from millicent.core.request import Request
@@ -125,9 +125,12 @@ class AnthropicRun:
             for chunk in self._take(body):
                 yield chunk
         elif kind == "text/event-stream":
-            async for event in self._exchange.events():
-                for chunk in self._take(event.data):
-                    yield chunk
+            async for events in self._exchange.events():
+                texts, error = merged(events, self._take)
+                for text in texts:
+                    yield text
+                if error is not None:
+                    raise error
                 if self._reader.ended:
                     return
         else:
@@ -135,8 +138,10 @@ class AnthropicRun:
         if not self._reader.ended:
             raise self._upstream.garbled("ended its answer in the middle")
 
-    def _take(self, data: bytes) -> Iterator[Chunk]:
+    def _take(self, data: bytes) -> Iterator[Text]:
         reader = self._reader
+        if reader.ended:
+            return
         try:
             texts = reader.take(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:

@@ -16,8 +16,8 @@ import msgspec
 
 from millicent.backends.config import ServerName, UpstreamConfig
 from millicent.backends.local_models import encode as encode_prompt
-from millicent.backends.upstream import Exchange, Upstream
-from millicent.core.chunks import Chunk, End, FinishReason
+from millicent.backends.upstream import Exchange, Upstream, merged
+from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
 from millicent.core.request import ImagePart, Request
@@ -139,6 +139,7 @@ class OpenAIRun:
         self._exchange: Exchange = self._upstream.post(path, sent.body)
         self._reader = AnswerReader()
         self._cancelled = False
+        self._done = False
         self._vectors: VectorsReader | None = None
 
     def cancel(self) -> None:
@@ -163,11 +164,14 @@ class OpenAIRun:
         """Until the answer is whole. Raises what went wrong."""
         kind = self._exchange.content_type
         if kind == "text/event-stream":
-            async for event in self._exchange.events():
-                if event.data.strip() == b"[DONE]":
+            async for events in self._exchange.events():
+                texts, error = merged(events, self._take)
+                for text in texts:
+                    yield text
+                if error is not None:
+                    raise error
+                if self._done:
                     return
-                for chunk in self._take(event.data):
-                    yield chunk
             if not self._reader.ended(self._request.choices):
                 raise self._upstream.garbled("ended its answer in the middle")
             return
@@ -189,8 +193,11 @@ class OpenAIRun:
         for vector in self._vectors.vectors:
             yield vector
 
-    def _take(self, data: bytes) -> Iterator[Chunk]:
+    def _take(self, data: bytes) -> Iterator[Text]:
         reader = self._reader
+        self._done = self._done or data.strip() == b"[DONE]"
+        if self._done:
+            return
         try:
             texts = reader.take(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import aiohttp
 
 from millicent.backends.config import UpstreamConfig
+from millicent.core.chunks import Text, merge_texts
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import MillicentError, UpstreamError, UpstreamTimeout
 from millicent.wire.server_sent_events import Event, EventReader
@@ -209,20 +210,20 @@ class Exchange:
         self.progressed()
         return content
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Server-sent events, until the body ends."""
+    async def events(self) -> AsyncIterator[list[Event]]:
+        """Server-sent events, until the body ends; those that came together, together."""
         assert self._response is not None
         reader, size = EventReader(), 0
         content = self._response.content
         try:
             while piece := await self._guarded(content.readany()):
                 size += len(piece)
-                for event in reader.feed(piece):
-                    yield event
+                if events := reader.feed(piece):
+                    yield events
                 if size > _MAX_STREAM_BYTES:
                     raise self._upstream.garbled(f"sent more than {_MAX_STREAM_BYTES >> 20} MB")
-            for event in reader.finish():
-                yield event
+            if events := reader.finish():
+                yield events
         except UpstreamError as error:
             if error.code == "upstream_garbled" and not error.message.startswith(self._upstream.who):
                 raise self._upstream.garbled(f"made no sense: {error.message}") from None
@@ -300,6 +301,19 @@ async def _read(response: aiohttp.ClientResponse, most_bytes: int, who: str) -> 
                 break
             raise UpstreamError(f"{who} sent more than {most_bytes >> 20} MB.", code="upstream_garbled")
     return b"".join(parts)
+
+
+def merged(
+    events: Sequence[Event], take: Callable[[bytes], Iterator[Text]]
+) -> tuple[tuple[Text, ...], MillicentError | None]:
+    """What events that came together say, in as few pieces as can be; and what went wrong after that."""
+    texts: list[Text] = []
+    try:
+        for event in events:
+            texts += take(event.data)
+    except MillicentError as error:
+        return merge_texts(texts, in_order=True), error
+    return merge_texts(texts, in_order=True), None
 
 
 def retry_after_s(headers: Mapping[str, str], now_ns: int) -> int | None:

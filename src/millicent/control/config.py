@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -28,14 +29,20 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def or_else(self, default: Rates) -> Rates:
         """These, and the default's where nothing is said."""
-        ours, theirs = msgspec.structs.astuple(self), msgspec.structs.astuple(default)
-        return Rates(*(there if here is None else here for here, there in zip(ours, theirs[: len(ours)], strict=True)))
+        return _joined(self, default)
 
     def check(self, at: str) -> None:
         """Raises ConfigError, `at` saying where this was written."""
         usd = self.usd_per_minute
         if usd is not None and (not usd.is_finite() or usd <= 0):
             raise ConfigError(f"{at} usd_per_minute = {usd}: must be above 0")
+
+
+@lru_cache(maxsize=1024)
+def _joined(rates: Rates, default: Rates) -> Rates:
+    """It is asked for at every request, and hardly ever differs."""
+    ours, theirs = msgspec.structs.astuple(rates), msgspec.structs.astuple(default)
+    return Rates(*(there if here is None else here for here, there in zip(ours, theirs[: len(ours)], strict=True)))
 
 
 class BudgetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -93,6 +93,8 @@ def _is_over(run: list[Text], thought: Text) -> bool:
 
 
 def _merged(parts: list[Text]) -> Text:
+    if len(parts) == 1 and len(parts[0].calls) < 2:
+        return parts[0]
     return Text(
         "".join(part.text for part in parts),
         sum(part.tokens for part in parts),

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from millicent.core.clock import NS_PER_MS, Clock
 
+_RANDOM_BYTES = 10
+_FETCHED_AT_ONCE = 256
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -17,13 +19,19 @@ class Ids(Protocol):
 
 
 class SystemIds:
-    """ULIDs: 48 bits of milliseconds, 80 random bits, in lower-case Crockford base 32."""
+    """ULIDs: 48 bits of milliseconds, 80 random bits, in lower-case Crockford base 32. The bits are fetched from the
+    system for many at a time: each time it is asked, another thread may go first. Belongs to one thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._random: list[bytes] = []
 
     def new(self, prefix: str) -> str:
-        return f"{prefix}_{_encode((self._clock.now_ns() // NS_PER_MS) << 80 | secrets.randbits(80))}"
+        if not self._random:
+            fetched = secrets.token_bytes(_RANDOM_BYTES * _FETCHED_AT_ONCE)
+            self._random = [fetched[at : at + _RANDOM_BYTES] for at in range(0, len(fetched), _RANDOM_BYTES)]
+        random = int.from_bytes(self._random.pop())
+        return f"{prefix}_{_encode((self._clock.now_ns() // NS_PER_MS) << 80 | random)}"
 
 
 class SequentialIds:
@@ -37,5 +45,8 @@ class SequentialIds:
         return f"{prefix}_{_encode(self._count)}"
 
 
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
+
+
 def _encode(value: int) -> str:
-    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])

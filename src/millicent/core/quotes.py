@@ -26,7 +26,7 @@ class Quote(msgspec.Struct, frozen=True):
     """One model on one placement. What nobody can predict is None, and an unpriced cost is never zero.
 
     `cost.high` is the hold. `provenance` is estimated when it was learned from what was seen, assumed when it rests on
-    a stated assumption, unknown when there is no price.
+    a stated assumption, unknown when there is no price; `output_learned` says that of the length alone.
     """
 
     model: str
@@ -37,3 +37,4 @@ class Quote(msgspec.Struct, frozen=True):
     total: Interval | None
     cost: CostInterval | None
     provenance: Provenance
+    output_learned: bool = False

@@ -46,6 +46,9 @@ class Leaf(StrEnum):
         return self.value.startswith("input_")
 
 
+_INPUTS = frozenset(leaf for leaf in Leaf if leaf.is_input)
+
+
 class Count(msgspec.Struct, frozen=True):
     """Tokens of one leaf; `tokens` is None exactly when `provenance` is unknown."""
 
@@ -75,17 +78,17 @@ class Usage(msgspec.Struct, frozen=True):
 
     @property
     def input_tokens(self) -> int | None:
-        return self._total(leaf for leaf in self.leaves if leaf.is_input)
+        return self._total(of_input=True)
 
     @property
     def output_tokens(self) -> int | None:
-        return self._total(leaf for leaf in self.leaves if not leaf.is_input)
+        return self._total(of_input=False)
 
-    def _total(self, leaves: Iterable[Leaf]) -> int | None:
+    def _total(self, *, of_input: bool) -> int | None:
         total = 0
-        for leaf in leaves:
-            tokens = self.tokens(leaf)
-            if tokens is None:
-                return None
-            total += tokens
+        for leaf, count in self.leaves.items():
+            if (leaf in _INPUTS) is of_input:
+                if count.tokens is None:
+                    return None
+                total += count.tokens
         return total

@@ -58,15 +58,15 @@ class DurationModel:
     ) -> Durations:
         seen = self._seen.get((model, fit is not None))
         rates = self._rates(model)
-        low, expected, high = (
+        low, expected, high = [
             _times(fit, rates, input_tokens, tokens, batch) for tokens in (output.low, output.expected, output.high)
-        )
+        ]
         known = seen is not None or rates is not None
         spreads = seen.spreads() if seen is not None else _unseen(known=known)
-        serving, ttft, total = (
-            Interval(*(value * ratio // _PERMILLE for value, ratio in zip(values, spread, strict=True)))
-            for values, spread in zip(zip(low, expected, high, strict=True), spreads, strict=True)
-        )
+        serving, ttft, total = [
+            Interval(low[i] * least // _PERMILLE, expected[i] * middle // _PERMILLE, high[i] * most // _PERMILLE)
+            for i, (least, middle, most) in enumerate(spreads)
+        ]
         provenance = Provenance.ESTIMATED if known or fit is not None else Provenance.ASSUMED
         return Durations(serving, ttft, total, provenance)
 

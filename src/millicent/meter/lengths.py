@@ -52,39 +52,38 @@ class OutputLengths:
     def forecast(self, model: str, feature: str | None, input_tokens: int, limit: int | None) -> Length:
         """`limit` is the most the request can produce; None where nobody knows."""
         most = _ASSUMED_MOST_TOKENS if limit is None else limit
-        nearest = self._nearest(model, feature, input_tokens, limit)
         # What is likeliest is a question to the very nearest; what is possible, to more of them.
-        closest = sorted(nearest[:_CLOSEST]) or [_ASSUMED_TOKENS]
+        closest = sorted(self._nearest(model, feature, input_tokens, limit, _CLOSEST)) or [_ASSUMED_TOKENS]
         expected = min(closest[(len(closest) - 1) // 2], most)
-        if len(nearest) < _LEAST_NEIGHBOURS:
+        lengths = sorted(self._nearest(model, feature, input_tokens, limit, _NEIGHBOURS))
+        if len(lengths) < _LEAST_NEIGHBOURS:
             return Length(Interval(min(1, expected), expected, most), Provenance.ASSUMED)
-        lengths = sorted(nearest)
         low, high = _shortest(lengths, self._miss_ppm(model, feature))
         if high is None:
             low, high = min(1, expected), max(most, expected)
         return Length(Interval(min(low, expected), expected, max(high, expected)), Provenance.ESTIMATED)
 
     def learn(
-        self, model: str, feature: str | None, input_tokens: int, output_tokens: int, limit: int | None, *, cut: bool
-    ) -> None:
-        """An answer has ended. `cut`: its limit ended it, so that its own length is not known."""
-        said = self.forecast(model, feature, input_tokens, output_tokens if cut else limit)
-        if said.provenance is Provenance.ESTIMATED:
-            self._answers(_keys(model, feature)[0]).calibrate(
-                inside=said.tokens.low <= output_tokens <= said.tokens.high
-            )
+        self, model: str, feature: str | None, input_tokens: int, output_tokens: int, limit: int | None, *, cut: bool,
+        promised: Interval | None = None,
+    ) -> None:  # fmt: skip
+        """An answer has ended. `cut`: its limit ended it, so that its own length is not known. `promised`: the interval
+        that was forecast for it and learned, where somebody knows."""
+        if promised is None:
+            said = self.forecast(model, feature, input_tokens, output_tokens if cut else limit)
+            promised = said.tokens if said.provenance is Provenance.ESTIMATED else None
+        if promised is not None:
+            self._answers(_keys(model, feature)[0]).calibrate(inside=promised.low <= output_tokens <= promised.high)
         for key in _keys(model, feature):
             self._answers(key).add(input_tokens, output_tokens, cut=cut)
 
-    def _nearest(self, model: str, feature: str | None, input_tokens: int, limit: int | None) -> list[int]:
-        """Lengths of answers to the nearest inputs, nearest first."""
+    def _nearest(self, model: str, feature: str | None, input_tokens: int, limit: int | None, count: int) -> list[int]:
+        """Lengths of the nearest answers. A coarser key holds the finer one's answers too: it only tops up."""
         lengths: list[int] = []
         for key in _keys(model, feature):
             answers = self._seen.get(key)
-            if answers is not None and len(lengths) < _NEIGHBOURS:
-                found = answers.nearest(input_tokens, limit, _NEIGHBOURS)
-                # A coarser key holds the finer one's answers too: it only tops up.
-                lengths += found[len(lengths) :]
+            if answers is not None and len(lengths) < count:
+                lengths += answers.nearest(input_tokens, limit, count, skip=len(lengths))
         return lengths
 
     def _miss_ppm(self, model: str, feature: str | None) -> int:
@@ -132,31 +131,38 @@ class _Answers:
         surprise_ppm = _MISS_PPM if inside else _MISS_PPM - _PPM
         self.miss_ppm = min(_MOST_MISS_PPM, max(0, self.miss_ppm + surprise_ppm // _LEARNING_DIVISOR))
 
-    def nearest(self, input_tokens: int, limit: int | None, count: int) -> list[int]:
-        """Output lengths of the nearest inputs, nearest first, as long as `limit` lets them be.
+    def nearest(self, input_tokens: int, limit: int | None, count: int, *, skip: int) -> list[int]:
+        """Output lengths of the `count` nearest inputs but the very nearest `skip`, as long as `limit` lets them be.
 
-        An answer that was cut short of the limit says only that it would have been longer: it is left out.
+        An answer that was cut short of the limit says only that it would have been longer: it is left out, and others
+        are looked for somewhat further away.
         """
-        answers = self._by_input
-        above = bisect.bisect_left(answers, (input_tokens, -1, False))
-        below = above - 1
-        found: list[int] = []
-        for _ in range(min(_SCANNED, len(answers))):
-            if above == len(answers) or (
-                below >= 0 and input_tokens - answers[below][0] <= answers[above][0] - input_tokens
-            ):
-                _, length, cut = answers[below]
-                below -= 1
-            else:
-                _, length, cut = answers[above]
-                above += 1
-            if limit is not None and length >= limit:
-                found.append(limit)
-            elif not cut:
-                found.append(length)
-            if len(found) == count:
+        width = count
+        while True:
+            found = [
+                (read, length if limit is None or length < limit else limit)
+                for read, length, cut in self._window(input_tokens, width)
+                if not cut or (limit is not None and length >= limit)
+            ]
+            if len(found) >= count or width >= min(_SCANNED, len(self._by_input)):
                 break
-        return found
+            width *= 2
+        if skip or len(found) > count:
+            found = sorted(found, key=lambda answer: abs(answer[0] - input_tokens))[skip:count]
+        return [length for _, length in found]
+
+    def _window(self, input_tokens: int, width: int) -> list[tuple[int, int, bool]]:
+        """The `width` answers to the nearest inputs: they lie next to each other."""
+        answers = self._by_input
+        low, high = 0, max(0, len(answers) - width)
+        while low < high:
+            middle = (low + high) // 2
+            # What would leave the window at its start is further away than what would come in at its end.
+            if input_tokens - answers[middle][0] > answers[middle + width][0] - input_tokens:
+                low = middle + 1
+            else:
+                high = middle
+        return answers[low : low + width]
 
 
 def _shortest(lengths: list[int], miss_ppm: int) -> tuple[int, int | None]:

@@ -84,7 +84,7 @@ def token_lines(
         if count.tokens != 0:
             charge = CHARGES[leaf]
             tokens = None if count.tokens is None else Decimal(count.tokens)
-            each = per_token(charge.price(prices))
+            each = unit_price(leaf, prices)
             quantities.append((charge.meter, tokens, "token", each, count.provenance, charge.note))
     known = Provenance.MEASURED
     if consumption.stored_token_hours:
@@ -112,6 +112,11 @@ def total(lines: tuple[Line, ...]) -> Money | None:
     """None when something is unpriced, or there is nothing."""
     amounts = [line.amount for line in lines if line.amount is not None]
     return Money.total(amounts) if amounts and len(amounts) == len(lines) else None
+
+
+def unit_price(leaf: Leaf, prices: TokenPrices) -> Decimal | None:
+    """Of one token, before any discount."""
+    return per_token(CHARGES[leaf].price(prices))
 
 
 def per_token(per_million: Decimal | None) -> Decimal | None:
@@ -158,15 +163,19 @@ def _priced_usage(
     source = PriceSource(prices.source, snapshot)
     # Each stage takes one lever away; the difference to the next is what that lever saved.
     standard = tier_of(prices.standard, usage)
-    uncached = msgspec.structs.replace(consumption, usage=_without_caches(usage))
+    paid = total(lines)
+    undiscounted = total(token_lines(consumption, tier, attempt, at_ns)) if placement.discount else paid
+    at_standard = undiscounted if standard == tier else total(token_lines(consumption, standard, attempt, at_ns))
+    uncached = at_standard
+    if any(leaf in usage.leaves for leaf in _CACHE_LEAVES):
+        fresh = msgspec.structs.replace(consumption, usage=_without_caches(usage))
+        uncached = total(token_lines(fresh, standard, attempt, at_ns))
     stages = {
-        "prefix_cache": total(token_lines(uncached, standard, attempt, at_ns)),
-        "batch" if placement.service == "batch" else "service_tier": total(
-            token_lines(consumption, standard, attempt, at_ns)
-        ),
-        "contract": total(token_lines(consumption, tier, attempt, at_ns)),
+        "prefix_cache": uncached,
+        "batch" if placement.service == "batch" else "service_tier": at_standard,
+        "contract": undiscounted,
     }
-    amounts = [amount for amount in (*stages.values(), total(lines)) if amount is not None]
+    amounts = [amount for amount in (*stages.values(), paid) if amount is not None]
     if len(amounts) <= len(stages):
         return Priced(lines, source, "list", None)
     saved = {lever: amounts[i] - amounts[i + 1] for i, lever in enumerate(stages)}

@@ -9,13 +9,13 @@ import msgspec
 
 from millicent.core.money import Money
 from millicent.core.quotes import CostInterval, Interval, Quote
-from millicent.core.receipts import Attempt, Receipt, Role, Status
+from millicent.core.receipts import Receipt, Status
 from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.meter.durations import DurationModel, Durations, Times
 from millicent.meter.lengths import Length, OutputLengths
 from millicent.meter.placements import Placement
-from millicent.meter.prices import Prices
-from millicent.meter.pricing import Consumption, tier_of, token_lines, total
+from millicent.meter.prices import PriceList, Prices
+from millicent.meter.pricing import tier_of, unit_price
 from millicent.step_time import Coefficients
 
 # Money.of_time's: nanoseconds x dollars per hour, divided by this, is nano-dollars.
@@ -102,6 +102,7 @@ class Quoter:
             total=durations.total if timed else None,
             cost=cost,
             provenance=known if cost is None else weakest((known, length.provenance, Provenance.ESTIMATED)),
+            output_learned=length.provenance is Provenance.ESTIMATED,
         )
 
     def list_price(self, asked: Asked, output_tokens: int) -> Money | None:
@@ -109,9 +110,7 @@ class Quoter:
         not known how long the model takes."""
         placement = asked.placement
         if placement.kind == "api":
-            usage = Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens, output_text=output_tokens)
-            tier = tier_of(asked.prices.standard if asked.prices else None, usage)
-            return total(token_lines(Consumption(usage), tier, Attempt(1, "", "", asked.model, Role.INFERENCE, 0), 0))
+            return _TokensCost(asked, asked.prices.standard if asked.prices else None)(output_tokens)
         output = Interval(output_tokens, output_tokens, output_tokens)
         took = self._durations.predict(asked.model, self._fit(asked.model), asked.input_tokens, output, asked.batch)
         rate = placement.receipt_list_usd_per_hour
@@ -119,14 +118,16 @@ class Quoter:
             return None
         return Money.of_time(took.serving.expected, rate)
 
-    def learn_from(self, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> None:
-        """A closed receipt: see Answered.of."""
+    def learn_from(
+        self, receipt: Receipt, batch: int | None = None, limit: int | None = None, quote: Quote | None = None
+    ) -> None:
+        """A closed receipt, and what it was quoted: see Answered.of."""
         answered = Answered.of(receipt, batch, limit)
         if answered is not None:
-            self.learn(answered)
+            self.learn(answered, None if quote is None or not quote.output_learned else quote.output_tokens)
 
-    def learn(self, answered: Answered) -> None:
-        """Costs some 0.3 ms."""
+    def learn(self, answered: Answered, promised: Interval | None = None) -> None:
+        """Costs some 0.05 ms; more without the interval of its length that was `promised`."""
         if answered.output_tokens:  # embeddings say nothing of how long texts are
             self._lengths.learn(
                 answered.model,
@@ -135,6 +136,7 @@ class Quoter:
                 answered.output_tokens,
                 answered.limit,
                 cut=answered.cut,
+                promised=promised,
             )
         fit = self._fit(answered.model)
         computed = max(0, answered.input_tokens - answered.cached_tokens)
@@ -149,10 +151,11 @@ def serving_ns_within(cost: Money, usd_per_hour: Decimal) -> int:
 def output_tokens_within(cost: Money, asked: Asked, most: int) -> int:
     """The longest output, at most `most`, whose tokens cost no more than this together with the input; -1 when even
     the input costs more, or it has no price."""
+    cost_of = _own_cost(asked)
     low, high = -1, most
     while low < high:
         middle = (low + high + 1) // 2
-        spent = _tokens_cost(asked, middle)
+        spent = cost_of(middle)
         if spent is not None and spent <= cost:
             low = middle
         else:
@@ -170,15 +173,35 @@ def _cost_of_time(placement: Placement, durations: Durations) -> tuple[CostInter
 
 
 def _cost_of_tokens(asked: Asked, length: Length) -> tuple[CostInterval | None, Provenance]:
-    tokens = length.tokens
-    low, expected, high = (_tokens_cost(asked, count) for count in (tokens.low, tokens.expected, tokens.high))
+    tokens, cost_of = length.tokens, _own_cost(asked)
+    low, expected, high = cost_of(tokens.low), cost_of(tokens.expected), cost_of(tokens.high)
     if low is None or expected is None or high is None:
         return None, Provenance.UNKNOWN
     return CostInterval(low, expected, high), asked.input_provenance
 
 
-def _tokens_cost(asked: Asked, output_tokens: int) -> Money | None:
-    usage = Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens, output_text=output_tokens)
-    attempt = Attempt(1, "", asked.placement.name, asked.model, Role.INFERENCE, 0)
-    tier = tier_of(asked.prices.service if asked.prices else None, usage)
-    return total(token_lines(Consumption(usage), tier, attempt, 0, discount=asked.placement.discount))
+def _own_cost(asked: Asked) -> _TokensCost:
+    """At the service's prices, less the contract's discount."""
+    return _TokensCost(asked, asked.prices.service if asked.prices else None, asked.placement.discount)
+
+
+class _TokensCost:
+    """What output of any length costs together with the input, as `pricing.token_lines` has it; called with a number
+    of tokens. None where something has no price."""
+
+    def __init__(self, asked: Asked, prices: PriceList | None, discount: Decimal = Decimal(0)) -> None:
+        tier = tier_of(prices, Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens))
+        self._paid = 1 - discount
+        self._output = unit_price(Leaf.OUTPUT_TEXT, tier)
+        known = [(asked.input_tokens, unit_price(Leaf.INPUT_FRESH, tier)), (1, tier.request_fee)]
+        if tier.request_fee is None:
+            known.pop()
+        self._beside = [self._line(quantity, each) for quantity, each in known if quantity]
+
+    def __call__(self, output_tokens: int) -> Money | None:
+        lines = [*self._beside, self._line(output_tokens, self._output)] if output_tokens else self._beside
+        amounts = [line for line in lines if line is not None]
+        return Money.total(amounts) if amounts and len(amounts) == len(lines) else None
+
+    def _line(self, quantity: int, each: Decimal | None) -> Money | None:
+        return None if each is None else Money.price(quantity, each * self._paid)

@@ -113,7 +113,7 @@ class Estimates:
     def learn(self, receipt: Receipt | None, plan: Plan) -> None:
         """An answer was settled; None: it could not be."""
         if receipt is not None:
-            self._quoter.learn_from(receipt, plan.asked.batch, plan.asked.limit)
+            self._quoter.learn_from(receipt, plan.asked.batch, plan.asked.limit, plan.quote)
 
 
 def _refusal(what: str, quote: Quote) -> PaymentRequired:

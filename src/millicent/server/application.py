@@ -34,6 +34,7 @@ from millicent.server.guard import Guard
 from millicent.server.inference import DIALECTS, InferenceEndpoint
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
+from millicent.server.shortcut import Shortcut
 from millicent.server.sign_in import SignIn, SignInPage
 from millicent.server.tokens import Tokenizers, Tokens
 from millicent.wire import anthropic_common, anthropic_messages
@@ -119,13 +120,20 @@ class Server:
             Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
         ]
         idempotency = Idempotency(queries, clock)
-        for path, dialect in DIALECTS.items():
-            endpoint = InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, late, ids, clock, config)
-            routes.append(Route(path, endpoint, methods=["POST"]))
+        endpoints = {
+            path: InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, late, ids, clock, config)
+            for path, dialect in DIALECTS.items()
+        }
+        # They are routes too, for whoever asks with another method.
+        routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
         sessions = Sessions(clock)
         routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes
         routes += SignIn(keys, sessions, sign_in_page).routes
-        middleware = [Middleware(Guard, config=config), Middleware(Authentication, keys=keys, sessions=sessions)]
+        middleware = [
+            Middleware(Guard, config=config),
+            Middleware(Authentication, keys=keys, sessions=sessions),
+            Middleware(Shortcut, endpoints=endpoints),
+        ]
         if config.allowed_origins:
             middleware.insert(0, _cors(config))
         self.asgi: ASGIApp = Starlette(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import quote
 
-from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millicent.control.access import Caller, KeyRing
 from millicent.core.errors import MillicentError, Unauthorized
 from millicent.server.families import family_of
+from millicent.server.headers import headers_of
 from millicent.server.responses import send_error
 from millicent.server.sessions import Sessions
 
@@ -37,7 +38,7 @@ class Authentication:
         if scope["type"] != "http" or path in _OPEN or path.startswith(_OPEN_BELOW):
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers = headers_of(scope)
         try:
             caller = await self._caller(headers)
             _permit(caller, scope["method"], path)
@@ -52,7 +53,7 @@ class Authentication:
             scope[_CALLER] = caller
             await self._app(scope, receive, send)
 
-    async def _caller(self, headers: Headers) -> Caller:
+    async def _caller(self, headers: Mapping[str, str]) -> Caller:
         token = bearer(headers)
         session = self._sessions.key_of(headers.get("cookie", "")) if token is None else None
         return await (self._keys.identify(token) if session is None else self._keys.resume(session))
@@ -65,7 +66,7 @@ def caller_of(scope: Scope) -> Caller:
     return caller
 
 
-def bearer(headers: Headers) -> str | None:
+def bearer(headers: Mapping[str, str]) -> str | None:
     """The key that was sent, as OpenAI's clients do it or as Anthropic's do."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
@@ -82,6 +83,6 @@ def _permit(caller: Caller, method: str, path: str) -> None:
         caller.demand(caller.runs_models, "run models")
 
 
-def _is_page(method: str, path: str, headers: Headers) -> bool:
+def _is_page(method: str, path: str, headers: Mapping[str, str]) -> bool:
     html = "text/html" in headers.get("accept", "")
     return method == "GET" and html and not path.startswith((*_API, "/admin"))

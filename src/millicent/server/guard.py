@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millicent.core.errors import Forbidden
 from millicent.server.config import ServerConfig
 from millicent.server.families import family_of
+from millicent.server.headers import headers_of
 from millicent.server.responses import send_error
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -35,12 +37,12 @@ class Guard:
         self._origins = frozenset(config.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self._objection(Headers(scope=scope))):
+        if scope["type"] == "http" and (error := self._objection(headers_of(scope))):
             await send_error(send, family_of(scope), error)
             return
         await self._app(scope, receive, send)
 
-    def _objection(self, headers: Headers) -> Forbidden | None:
+    def _objection(self, headers: Mapping[str, str]) -> Forbidden | None:
         host = headers.get("host", "")
         if _name(f"//{host}") not in self._hosts:
             return Forbidden(
@@ -57,6 +59,7 @@ class Guard:
         )
 
 
+@lru_cache(maxsize=64)
 def _name(url: str) -> str | None:
     try:
         return urlsplit(url).hostname

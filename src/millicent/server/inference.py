@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -29,6 +28,7 @@ from millicent.pipeline.pipeline import Pipeline
 from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
+from millicent.server.headers import headers_of
 from millicent.server.late import LateEntries
 from millicent.server.responses import send_error, send_json
 from millicent.wire import (
@@ -180,7 +180,7 @@ class InferenceEndpoint:
             body = await read_body(
                 scope, receive, max_mb=self._config.max_body_mb, timeout_s=self._config.body_timeout_s
             )
-            headers = Headers(scope=scope)
+            headers = headers_of(scope)
             request, shape = self._dialect.decode(body, headers, self._ids.new("rcpt"))
             model = self._dialect.named(request.model, self._pipeline.models())
             request = msgspec.structs.replace(request, model=model)
@@ -208,7 +208,7 @@ class InferenceEndpoint:
             answer.cancel()
             watch.cancel()
 
-    def _with_headers(self, request: Request, headers: Headers, caller: Caller) -> Request:
+    def _with_headers(self, request: Request, headers: Mapping[str, str], caller: Caller) -> Request:
         """What our headers say, the same in every dialect. Raises InvalidRequest and Forbidden naming the header."""
         caller.check_priority(request.priority, self._limiter.best_priority(caller.id))
         costs = read_lines(headers, self._clock.now_ns())
@@ -289,26 +289,21 @@ class InferenceEndpoint:
                 return self._pipeline.running(answer)
             return answer.opened
 
-        if start := writer.start(so_far()):
-            await _send_part(send, start)
+        heart = _Heart(send, family.heartbeat, self._config.heartbeat_s)
         try:
-            while (texts := await self._take_or_beat(send, answer)) is not None:
+            if start := writer.start(so_far()):
+                await heart.send(start)
+            while (texts := await answer.take()) is not None:
                 receipt = so_far()
-                if part := b"".join(writer.text(receipt, text) for text in texts):
-                    await _send_part(send, part)
+                if part := b"".join([writer.text(receipt, text) for text in texts]):
+                    await heart.send(part)
             assert answer.settled is not None
             last = writer.end(answer.settled, answer.reasons)
         except MillicentError as error:
             last = family.error_event(error, answer.receipt_id)
+        finally:
+            heart.stop()
         await send({"type": "http.response.body", "body": last})
-
-    async def _take_or_beat(self, send: Send, answer: Answer | Replay) -> tuple[Text, ...] | None:
-        while True:
-            try:
-                async with asyncio.timeout(self._config.heartbeat_s):
-                    return await answer.take()
-            except TimeoutError:
-                await _send_part(send, self._dialect.family.heartbeat)
 
 
 def _cost_header(answer: Answer | Replay) -> dict[str, str]:
@@ -316,8 +311,30 @@ def _cost_header(answer: Answer | Replay) -> dict[str, str]:
     return {} if total is None else {"x-millicent-cost-usd": str(total)}
 
 
-async def _send_part(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+class _Heart:
+    """Sends the parts of a stream, and a heartbeat after each `interval_s` in which it had nothing to send. One timer
+    looks now and then, rather than each part setting its own."""
+
+    def __init__(self, send: Send, beat: bytes, interval_s: float) -> None:
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = self._loop.time()
+        self._beating = asyncio.create_task(self._keep_beating(beat, interval_s))
+
+    async def send(self, body: bytes) -> None:
+        self._sent_at = self._loop.time()
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def stop(self) -> None:
+        self._beating.cancel()
+
+    async def _keep_beating(self, beat: bytes, interval_s: float) -> None:
+        while True:
+            left_s = self._sent_at + interval_s - self._loop.time()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
+            else:
+                await self.send(beat)
 
 
 async def _cancel_on_disconnect(receive: Receive, answer: Answer | Replay) -> None:

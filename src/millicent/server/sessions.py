@@ -26,6 +26,8 @@ class Sessions:
 
     def key_of(self, cookies: str) -> str | None:
         """The key of the session in a `Cookie` header; None where there is none that is good."""
+        if COOKIE not in cookies:
+            return None
         try:
             morsel = SimpleCookie(cookies).get(COOKIE)
         except CookieError:

@@ -181,26 +181,34 @@ class AnswerReader:
         return FinishReason.TOOL_CALLS if state.called and reason is FinishReason.STOP else reason
 
     def _text(self, choice: _Choice) -> Text | None:
-        state = self._choices.setdefault(choice.index, _ChoiceState())
+        state = self._choices.get(choice.index)
+        if state is None:
+            state = self._choices[choice.index] = _ChoiceState()
         if choice.finish_reason:
             if choice.finish_reason in _FAILURES:
                 self.failed = choice.finish_reason
             state.reason = _ENDS.get(choice.finish_reason, FinishReason.STOP)
-        delta = choice.delta or choice.message or _Delta()
-        content, thinking = _content(delta.content)
+        delta = choice.delta or choice.message or _NOTHING
+        content, thinking = (delta.content, "") if isinstance(delta.content, str) else _content(delta.content)
         text = (choice.text or "") + content + (delta.refusal or "")
-        state.refused = state.refused or bool(delta.refusal)
+        if delta.refusal:
+            state.refused = True
         reasoning = thinking + (delta.reasoning_content or delta.reasoning or "")
         calls = state.pieces(delta.tool_calls) if delta.tool_calls else ()
         logprobs = _logprobs(choice.logprobs) if choice.logprobs else ()
         if not (text or reasoning or calls or logprobs):
             return None
         self._pieces += len(logprobs) or 1
-        self._characters += len(text) + len(reasoning) + sum(len(call.name) + len(call.arguments) for call in calls)
+        self._characters += len(text) + len(reasoning)
+        for call in calls:
+            self._characters += len(call.name) + len(call.arguments)
         tokens = max(self._reported or self.output_estimate, self._told) - self._told
         self._told += tokens
         cached = None if self.usage is None else self.usage.tokens(Leaf.INPUT_CACHE_READ)
         return Text(text, tokens, choice.index, logprobs, cached, calls, reasoning)
+
+
+_NOTHING = _Delta()
 
 
 def _content(content: str | list[Any] | None) -> tuple[str, str]:

@@ -44,6 +44,10 @@ class EventReader:
             piece = piece[1:]
         self._after_cr = piece.endswith(b"\r")
         events: list[Event] = []
+        if piece.startswith(b"data: ") and not self._rest:
+            self._begun = True  # without a byte order mark
+        if self._between_events and b"\r" not in piece:
+            piece = self._take_plain(piece, events)
         for line in piece.splitlines(keepends=True):
             if not line.endswith((b"\n", b"\r")):
                 self._keep(line)
@@ -52,6 +56,22 @@ class EventReader:
             if event is not None:
                 events.append(event)
         return events
+
+    @property
+    def _between_events(self) -> bool:
+        return self._begun and not (self._rest or self._data or self._name)
+
+    def _take_plain(self, piece: bytes, events: list[Event]) -> bytes:
+        """Whole events of one line of data, as servers send them nearly always; what comes after them."""
+        begin = 0
+        while piece.startswith(b"data: ", begin):
+            end = piece.find(b"\n", begin)
+            if end < 0 or piece[end + 1 : end + 2] != b"\n":
+                break
+            self._check(end - begin - 5)
+            events.append(Event(piece[begin + 6 : end]))
+            begin = end + 2
+        return piece[begin:]
 
     def finish(self) -> list[Event]:
         """The event that the end of the stream cut short of its empty line, if there is one."""
