@@ -42,6 +42,8 @@ from millicent.wire import (
     openai_common,
     openai_completions,
     openai_embeddings,
+    openai_response_answers,
+    openai_responses,
 )
 from millicent.wire.attribution import read_latency_target, read_max_cost
 from millicent.wire.family import Family
@@ -63,13 +65,17 @@ class StreamWriter(Protocol):
 
 @dataclass(frozen=True)
 class Dialect:
-    """One dialect's both ways. `decode` also says, in a shape of its own, what else decides the answer's bytes."""
+    """One dialect's both ways. `decode` also says, in a shape of its own, what else decides the answer's bytes.
+
+    `failed` ends a stream in which something went wrong, where that is more than the family's error.
+    """
 
     decode: Callable[[bytes, Mapping[str, str], str], tuple[Request, Any]]
     answer_body: Callable[[Receipt, Sequence[Text], Sequence[FinishReason], Any], dict[str, Any]]
     stream: Callable[[Any], StreamWriter] | None = None  # None: its requests never stream
     family: Family = openai_common.FAMILY
     named: Callable[[str, Sequence[str]], str] = lambda name, _: name
+    failed: Callable[[Any, Receipt, MillicentError], bytes] | None = None
 
 
 CHAT = Dialect(
@@ -85,6 +91,13 @@ COMPLETIONS = Dialect(
 EMBEDDINGS = Dialect(
     openai_embeddings.decode,
     lambda receipt, texts, _, shape: openai_embeddings.answer_body(receipt, texts[0].text, shape),
+)
+RESPONSES = Dialect(
+    openai_responses.decode,
+    lambda receipt, texts, reasons, shape: openai_response_answers.answer_body(receipt, texts[0], reasons[0], shape),
+    openai_response_answers.Stream,
+    openai_responses.FAMILY,
+    failed=openai_response_answers.Stream.failed,
 )
 MESSAGES = Dialect(
     anthropic_messages.decode,
@@ -112,6 +125,7 @@ DIALECTS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/v1/embeddings": EMBEDDINGS,
+    "/v1/responses": RESPONSES,
     "/v1/messages": MESSAGES,
     "/api/chat": OLLAMA_CHAT,
     "/api/generate": OLLAMA_GENERATE,
@@ -293,8 +307,13 @@ class InferenceEndpoint:
             assert answer.settled is not None
             last = writer.end(answer.settled, answer.reasons)
         except MillicentError as error:
-            last = family.error_event(error, answer.receipt_id)
+            last = self._failed(writer, answer, error)
         await send({"type": "http.response.body", "body": last})
+
+    def _failed(self, writer: StreamWriter, answer: Answer | Replay, error: MillicentError) -> bytes:
+        if self._dialect.failed is not None:
+            return self._dialect.failed(writer, answer.settled or answer.opened, error)
+        return self._dialect.family.error_event(error, answer.receipt_id)
 
     async def _take_or_beat(self, send: Send, answer: Answer | Replay) -> tuple[Text, ...] | None:
         while True:
