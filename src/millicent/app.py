@@ -140,9 +140,6 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
         queries = LedgerQueries(home / "ledger.db")
-        quoter = Quoter(shares.coefficients)
-        for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
-            quoter.learn_from(receipt)
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
@@ -155,7 +152,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limits=config.limits,
             fits=shares,
             features=features,
-            estimates=Estimates(quoter, PriceBook(config.prices, published_prices)),
+            estimates=await _estimates(queries, shares, config),
             limiter=limiter,
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             places=_places(options, backend, elsewhere),
@@ -193,17 +190,33 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             ],
         )
         app = App(ledger, backend, pipeline, server)
-        await pipeline.start()
-        try:
+        async with _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config):
             yield app
-        finally:
-            await pipeline.drain(config.server.shutdown_grace_s)
-            for each in (backend, *elsewhere):
-                if each is not None:
-                    await each.close()
-            await pipeline.close()
     finally:
         await ledger.stop()
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config
+) -> AsyncIterator[None]:
+    """Until what runs is finished or settled, and the backends are closed."""
+    await pipeline.start()
+    try:
+        yield
+    finally:
+        await pipeline.drain(config.server.shutdown_grace_s)
+        for backend in backends:
+            await backend.close()
+        await pipeline.close()
+
+
+async def _estimates(queries: LedgerQueries, shares: StepTimeShares, config: Config) -> Estimates:
+    """With what the latest receipts teach."""
+    quoter = Quoter(shares.coefficients)
+    for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
+        quoter.learn_from(receipt)
+    return Estimates(quoter, PriceBook(config.prices, published_prices))
 
 
 def _places(

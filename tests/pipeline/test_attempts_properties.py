@@ -191,10 +191,10 @@ def test_whatever_fails_every_promise_holds(
             check_attempts(receipt, policy)
             check_costs(receipt)
             event(f"attempts: {len(receipt.attempts)}")
-        for asked, (_, _, maximum) in zip(found, clients, strict=True):
-            receipt_total = None if asked is None else world.receipt(asked.answer).total
-            if maximum is not None and receipt_total is not None:
-                assert receipt_total <= maximum
+        for each, (_, _, maximum) in zip(found, clients, strict=True):
+            total = None if each is None else world.receipt(each.answer).total
+            if maximum is not None and total is not None:
+                assert total <= maximum
         if limit is not None:
             balance = await world.balance()
             assert balance.held == Money(0)
@@ -203,7 +203,7 @@ def test_whatever_fails_every_promise_holds(
         assert len(receipts) == len(answered)
         await world.close()
         accounts = world.ledger.queries.accounts(0, world.clock.now_ns() + 1)
-        assert sum(hour.serving_ns for hour in accounts) == sum(each.accelerator.serving_ns for each in receipts)
+        assert sum(hour.serving_ns for hour in accounts) == sum(one.accelerator.serving_ns for one in receipts)
 
     run(story)
 

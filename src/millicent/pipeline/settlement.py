@@ -25,7 +25,6 @@ from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf
 from millicent.pipeline.latency import policy_of, with_verdict
 
-
 _UNFINISHED = (FinishReason.ERROR, FinishReason.CANCELLED)
 
 

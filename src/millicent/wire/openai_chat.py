@@ -69,7 +69,7 @@ class ChatBody(generation.GenerationFields, frozen=True, forbid_unknown_fields=T
     web_search_options: Any = None
 
 
-_EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh"})
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _HINTS = ("prompt_cache_key", "prompt_cache_retention", "safety_identifier")
 _PASSED_ON: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none",),
