@@ -72,7 +72,8 @@ def accumulated(stream: bytes) -> list[dict[str, Any]]:
     """The items that a client makes of a stream's deltas; every `done` says the same."""
     items: dict[int, dict[str, Any]] = {}
     for event in events(stream):
-        kind, index = event["type"], event.get("output_index")
+        kind: str = event["type"]
+        index: int = event.get("output_index", -1)
         if kind == "response.output_item.added":
             assert index == len(items)
             items[index] = event["item"]
