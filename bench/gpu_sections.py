@@ -197,10 +197,10 @@ class Offline:
 class _Silent:
     """Tokens become no text: what is measured is the engine."""
 
-    stopped = False
+    stop = ""
 
-    def __init__(self, stop: object) -> None:
-        del stop
+    def __init__(self, stops: object) -> None:
+        del stops
 
     def push(self, token: int, *, heed_stops: bool = True) -> str:
         del token, heed_stops
@@ -328,6 +328,15 @@ def llama_many(settings: Settings) -> None:
     measure(settings, "LLAMA_3_1_8B", label, lengths, fp8=True, batch=batch, target=20_000)
 
 
+def host(settings: Settings) -> None:
+    """What a step costs the host: hidden while the device's takes longer."""
+    import gpu_host
+
+    del settings
+    for sequences, temperature, label in ((1, 0.0, "greedy"), (256, 0.0, "greedy"), (256, 1.0, "drawn")):
+        tell(f"host's part of a step, {sequences} sequences, {label}", gpu_host.step_ms(sequences, temperature), "ms")
+
+
 # Kernel by kernel.
 
 
@@ -372,8 +381,10 @@ def attention(settings: Settings) -> None:
 def linears(settings: Settings) -> None:
     import torch
 
+    from millicent.engine.cuda.kernels.matmul import multiply_small
     from millicent.engine.cuda.linear import Fp8Linear, PlainLinear
 
+    ones = partial(torch.ones, device=settings.device)
     dtype = torch.float32 if settings.rehearsal else torch.bfloat16
     for name in ("QWEN3_0_6B", "LLAMA_3_1_8B"):
         shape = settings.shape(name)
@@ -390,13 +401,16 @@ def linears(settings: Settings) -> None:
             kinds: dict[str, Any] = {"bf16": PlainLinear(weight)}
             if Fp8Linear.fits(outputs, inputs) and part != "head":
                 kinds["fp8"] = Fp8Linear(weight)
+            # Not used so: whether it would be faster than the library's product is one of the questions.
+            kinds["bf16 by the kernel for few rows"] = partial(multiply_small, weight=weight, scales=ones(outputs))
             for kind, linear in kinds.items():
-                for rows in (1, 16, 256):
+                for rows in (1, 16) if "few" in kind else (1, 16, 256):
                     x = torch.randn(settings.sized(rows, 2), inputs, dtype=dtype, device=settings.device)
                     took = seconds(settings, partial(linear, x))
+                    size = outputs * inputs * (1 if kind == "fp8" else weight.itemsize)
                     floor = max(
-                        linear.nbytes / settings.ceilings["bytes_per_s"],
-                        2 * rows * outputs * inputs / settings.ceilings[f"{kind}_flops"],
+                        size / settings.ceilings["bytes_per_s"],
+                        2 * rows * outputs * inputs / settings.ceilings[f"{kind[:4].strip()}_flops"],
                     )
                     tell(f"{name} {part} {kind}, {rows} rows", took * 1e6, "us", share=round(floor / took, 4))
             del weight, kinds
@@ -428,9 +442,7 @@ def transformers(settings: Settings) -> None:
         ("256 requests of 100 to 1,024 in and out", random_lengths(settings)),
     ):
         most = max(made for _, made in lengths)
-        wanted = generation(
-            max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True
-        )
+        wanted = generation(max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True)
         prompts = [
             [random.Random(i).randrange(shape.vocabulary) for _ in range(given)] for i, (given, _) in enumerate(lengths)
         ]
@@ -451,8 +463,19 @@ def http(settings: Settings) -> None:
 
 def _each() -> Iterator[tuple[str, Callable[[Settings], None]]]:
     sections = (
-        machine, tests, logits, qwen_single, qwen_many, llama_single, llama_many, http, attention, linears, transformers
-    )  # fmt: skip
+        machine,
+        host,
+        tests,
+        logits,
+        qwen_single,
+        qwen_many,
+        llama_single,
+        llama_many,
+        http,
+        attention,
+        linears,
+        transformers,
+    )
     for section in sections:
         yield section.__name__, section
 

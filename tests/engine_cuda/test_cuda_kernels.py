@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
 import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton isn't installed", allow_module_level=True)
 
 from millicent.engine.cuda.kernels.attention import (
     DecodeRows,

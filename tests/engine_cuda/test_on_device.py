@@ -132,7 +132,7 @@ def test_tokens_reach_the_next_pass_on_the_device(qwen: DeviceDecoder) -> None:
     for token in drawn:
         assert token is not None
         logits = qwen.forward([Piece(2, context, 0, [*range(100, 130)], sample=True)])[0]
-        assert logits[token] > logits.max() - 0.25  # bfloat16's near-ties may differ between a prompt and a step
+        assert logits[token] > logits.max() - 0.5  # bfloat16's near-ties may differ between a prompt and a step
         context.append(token)
 
 

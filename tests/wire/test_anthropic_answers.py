@@ -84,8 +84,7 @@ def pretty(body: object) -> str:
 
 
 def test_an_answer_with_all_there_is() -> None:
-    (text,) = merge_texts(CALLED)
-    body = anthropic_answers.answer_body(receipts.settled(), text, FinishReason.TOOL_CALLS)
+    body = anthropic_answers.answer_body(receipts.settled(), CALLED, FinishReason.TOOL_CALLS)
     snapshots.check(SNAPSHOTS / "anthropic.messages.answer.calls.json", pretty(body))
     stream = stream_of(CALLED, FinishReason.TOOL_CALLS)
     snapshots.check(SNAPSHOTS / "anthropic.messages.stream.calls.txt", stream.decode())
@@ -94,33 +93,36 @@ def test_an_answer_with_all_there_is() -> None:
 
 def test_a_plain_answer_that_a_stop_string_ended() -> None:
     texts = [Text("To\nkyo", 1), Text(" ✓", 1), Text("", 1, stop="END")]
-    (text,) = merge_texts(texts)
-    body = anthropic_answers.answer_body(receipts.settled(), text, FinishReason.STOP)
+    body = anthropic_answers.answer_body(receipts.settled(), texts, FinishReason.STOP)
     assert (body["stop_reason"], body["stop_sequence"]) == ("stop_sequence", "END")
     stream = stream_of(texts, FinishReason.STOP)
     snapshots.check(SNAPSHOTS / "anthropic.messages.stream.plain.txt", stream.decode())
     assert accumulated(stream) == json.loads(receipts_wire.encode(body))
 
 
-KINDS = st.sampled_from(["reasoning", "text", "call"])
+THOUGHTS = st.builds(lambda text: Text("", 1, reasoning=text), st.text(min_size=1))
+SEALS = st.builds(lambda text: Text("", 0, signature=text), st.text(min_size=1))
+SEALED = st.builds(lambda text: Text("", 0, sealed=text), st.text(min_size=1))
+SAID = st.builds(lambda text: Text(text, 1), st.text(min_size=1))
 
 
-@given(runs=st.lists(st.lists(st.text(min_size=1), min_size=1), min_size=3, max_size=3), data=st.data())
-def test_a_stream_says_what_the_whole_answer_does_however_it_is_cut(runs: list[list[str]], data: st.DataObject) -> None:
-    thought, said, called = runs
-    arguments = json.dumps({"a": "".join(called)})
+@given(texts=st.lists(st.one_of(THOUGHTS, SEALS, SEALED, SAID), max_size=12), data=st.data())
+def test_a_stream_says_what_the_whole_answer_does_however_slowly_it_is_read(
+    texts: list[Text], data: st.DataObject
+) -> None:
+    arguments = json.dumps({"a": data.draw(st.text())})
     cut = data.draw(st.integers(0, len(arguments)))
     texts = [
-        *(Text("", 1, reasoning=piece) for piece in thought),
-        *(Text(piece, 1) for piece in said),
+        *texts,
         Text("", 1, calls=(CallPiece(0, "f", arguments[:cut]),)),
         Text("", 1, calls=(CallPiece(0, "", arguments[cut:]), CallPiece(1, "g", ""))),
     ]
+    body = anthropic_answers.answer_body(receipts.settled(), texts, FinishReason.TOOL_CALLS)
     begins = data.draw(st.integers(0, len(texts)))
-    texts = [*merge_texts(texts[:begins]), *texts[begins:]]  # as a slow reader gets it
-    (text,) = merge_texts(texts)
-    body = anthropic_answers.answer_body(receipts.settled(), text, FinishReason.TOOL_CALLS)
-    assert accumulated(stream_of(texts, FinishReason.TOOL_CALLS)) == json.loads(receipts_wire.encode(body))
+    waited = [*merge_texts(texts[:begins], in_order=True), *texts[begins:]]  # as a slow reader gets it
+    assert accumulated(stream_of(waited, FinishReason.TOOL_CALLS)) == json.loads(receipts_wire.encode(body))
+    kept = merge_texts(texts, in_order=True)
+    assert anthropic_answers.answer_body(receipts.settled(), kept, FinishReason.TOOL_CALLS) == body
 
 
 def test_nothing_said_is_an_empty_message() -> None:
@@ -130,8 +132,8 @@ def test_nothing_said_is_an_empty_message() -> None:
 
 @pytest.mark.parametrize("arguments", ['{"city": "Ro', "[1]", "nonsense"])
 def test_arguments_that_are_no_object_are_shown_as_they_came(arguments: str) -> None:
-    text = Text("", 1, calls=(CallPiece(0, "f", arguments),))
-    body = anthropic_answers.answer_body(receipts.settled(), text, FinishReason.LENGTH)
+    texts = [Text("", 1, calls=(CallPiece(0, "f", arguments),))]
+    body = anthropic_answers.answer_body(receipts.settled(), texts, FinishReason.LENGTH)
     assert body["content"][0]["input"] == {"_unparsed": arguments}
 
 

@@ -153,16 +153,17 @@ def test_what_only_anthropic_knows_is_kept_and_named_where_it_cannot_go(block: A
         ({"type": "adaptive"}, None, Thinking()),
         ({"type": "adaptive"}, "low", Thinking("low")),
         ({"type": "disabled"}, None, Thinking("none")),
-        (None, "high", Thinking("high")),
+        (None, "high", None),
     ],
 )
 def test_how_much_to_think(thinking: Any, effort: str | None, read: Thinking | None) -> None:
     assert decode(thinking=thinking, output_config={"effort": effort}).thinking == read
 
 
-def test_no_thought_but_some_effort_is_for_anthropic_alone() -> None:
-    request = decode(thinking={"type": "disabled"}, output_config={"effort": "low"})
-    assert request.thinking == Thinking("none")
+@pytest.mark.parametrize(("thinking", "read"), [({"type": "disabled"}, Thinking("none")), (None, None)])
+def test_no_thought_but_some_effort_is_for_anthropic_alone(thinking: Any, read: Thinking | None) -> None:
+    request = decode(thinking=thinking, output_config={"effort": "low"})
+    assert request.thinking == read
     with pytest.raises(InvalidRequest, match=r"output_config\.effort"):
         request.refuse_foreign()
 

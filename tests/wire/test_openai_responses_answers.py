@@ -106,8 +106,8 @@ def pretty(body: object) -> str:
 def test_an_answer_with_all_there_is(name: str) -> None:
     reasoning = {"effort": "low", "summary": "auto"} if name == "summary" else None
     given = shape(tools=TOOLS, reasoning=reasoning, instructions="Be brief.", metadata={"run": "7"})
-    (text,) = merge_texts(CALLED)
-    body = openai_response_answers.answer_body(receipts.settled(), text, FinishReason.TOOL_CALLS, given)
+    texts = merge_texts(CALLED, in_order=True)
+    body = openai_response_answers.answer_body(receipts.settled(), texts, FinishReason.TOOL_CALLS, given)
     snapshots.check(SNAPSHOTS / f"openai.responses.answer.{name}.json", pretty(body))
     Response.model_validate_json(receipts_wire.encode(body))
     stream = stream_of(CALLED, FinishReason.TOOL_CALLS, given)
@@ -121,8 +121,8 @@ def test_a_plain_answer_with_its_log_probabilities() -> None:
     told = (TokenLogprob("é".encode(), -0.25, (Candidate(b"e", -2.0),)),)
     texts = [Text("", 1), Text("é", 1, logprobs=told), Text(" ✓", 1)]
     given = shape(top_logprobs=1)
-    (text,) = merge_texts(texts)
-    body = openai_response_answers.answer_body(receipts.settled(), text, FinishReason.STOP, given)
+    merged = merge_texts(texts, in_order=True)
+    body = openai_response_answers.answer_body(receipts.settled(), merged, FinishReason.STOP, given)
     (item,) = body["output"]
     (entry,) = item["content"][0]["logprobs"]
     assert (entry["token"], entry["top_logprobs"][0]["token"]) == ("é", "e")
@@ -170,7 +170,7 @@ def test_a_stream_in_which_something_goes_wrong_ends_with_what_there_was() -> No
 
 
 def test_unknown_counts_are_null() -> None:
-    body = openai_response_answers.answer_body(receipts.unknown(), Text("x", 1), FinishReason.STOP, shape())
+    body = openai_response_answers.answer_body(receipts.unknown(), [Text("x", 1)], FinishReason.STOP, shape())
     assert body["usage"]["input_tokens"] is None
     assert body["usage"]["cost"] is None
 

@@ -14,6 +14,7 @@ from millicent.engine.protocol import Dtype, Quantization
 
 ServerName = Literal[
     "openai",
+    "anthropic",
     "azure",
     "mistral",
     "groq",
@@ -89,7 +90,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A placement that is called over HTTP. `base_url` is what `/chat/completions` is added to; known providers have
+    """A placement that is called over HTTP. `base_url` is what `/chat/completions` is added to (`/v1/messages` for
+    Anthropic); known providers have
     one. `server` says whose dialect is spoken there, by default the `provider`'s, else what all of them have in common.
 
     The key is in the environment variable `api_key_env` or the file `api_key_file`, never here; `headers_env` adds

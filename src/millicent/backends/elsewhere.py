@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from millicent.backends.anthropic import AnthropicBackend
 from millicent.backends.config import ModelConfig, UpstreamConfig
 from millicent.backends.openai_compatible import OpenAIBackend
 from millicent.core.clock import Clock
@@ -25,7 +26,7 @@ class Elsewhere(msgspec.Struct, frozen=True):
     tokenizers: dict[str, Path]
 
 
-UpstreamBackend = OpenAIBackend
+UpstreamBackend = OpenAIBackend | AnthropicBackend
 
 
 def called(
@@ -58,6 +59,10 @@ def open_backend(place: Elsewhere, clock: Clock) -> UpstreamBackend:
             f'[placements.{place.placement}] service: batch prices are for batches, not for calls: use "standard"'
         )
     tier = place.service if place.service in {"flex", "priority"} else None
+    if server == "anthropic":
+        if tier == "flex":
+            raise ConfigError(f'[placements.{place.placement}] service: Anthropic has no flex: use "standard"')
+        return AnthropicBackend(place.placement, place.config, place.models, clock, priority=tier == "priority")
     return OpenAIBackend(
         place.placement, server, place.config, place.models, clock, service_tier=tier, tokenizers=place.tokenizers
     )

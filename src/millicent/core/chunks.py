@@ -67,25 +67,43 @@ class Text(msgspec.Struct, frozen=True):
     stop: str = ""
 
 
-def merge_texts(texts: Iterable[Text]) -> tuple[Text, ...]:
-    """One text per choice that has any, in the order of choices."""
-    by_choice: dict[int, list[Text]] = {}
+def merge_texts(texts: Iterable[Text], *, in_order: bool = False) -> tuple[Text, ...]:
+    """One text per choice that has any, in the order of choices.
+
+    `in_order` gives several where one would lose what came after what: a thought after what was said, or after another
+    that was sealed.
+    """
+    by_choice: dict[int, list[list[Text]]] = {}
     for text in texts:
-        by_choice.setdefault(text.choice, []).append(text)
-    return tuple(
-        Text(
-            "".join(part.text for part in parts),
-            sum(part.tokens for part in parts),
-            choice,
-            tuple(logprob for part in parts for logprob in part.logprobs),
-            parts[-1].cached_tokens,
-            merge_pieces(piece for part in parts for piece in part.calls),
-            "".join(part.reasoning for part in parts),
-            "".join(part.signature for part in parts),
-            "".join(part.sealed for part in parts),
-            "".join(part.stop for part in parts),
-        )
-        for choice, parts in sorted(by_choice.items())
+        runs = by_choice.setdefault(text.choice, [[]])
+        if in_order and (text.reasoning or text.signature or text.sealed) and _is_over(runs[-1], text):
+            runs.append([])
+        runs[-1].append(text)
+    return tuple(_merged(run) for _, runs in sorted(by_choice.items()) for run in runs)
+
+
+def _is_over(run: list[Text], thought: Text) -> bool:
+    """Looks back no further than to the last that isn't of the same thought."""
+    for part in reversed(run):
+        if part.text or part.calls or part.sealed or (part.signature and not thought.sealed):
+            return True
+        if part.reasoning:
+            return False
+    return False
+
+
+def _merged(parts: list[Text]) -> Text:
+    return Text(
+        "".join(part.text for part in parts),
+        sum(part.tokens for part in parts),
+        parts[0].choice,
+        tuple(logprob for part in parts for logprob in part.logprobs),
+        parts[-1].cached_tokens,
+        merge_pieces(piece for part in parts for piece in part.calls),
+        "".join(part.reasoning for part in parts),
+        "".join(part.signature for part in parts),
+        "".join(part.sealed for part in parts),
+        "".join(part.stop for part in parts),
     )
 
 

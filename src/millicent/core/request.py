@@ -12,6 +12,8 @@ from millicent.core.money import Money
 
 # A mark that the prompt is to be cached up to here, and for how long.
 CacheMark = Literal["5m", "1h"]
+# What comes before a tool's answer that says its call went wrong, where a dialect has no other place for that.
+FAILED_CALL = "The call failed:\n"
 
 
 class ToolCall(msgspec.Struct, frozen=True):

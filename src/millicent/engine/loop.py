@@ -40,6 +40,9 @@ _LEAST_CONTEXT_TOKENS = 2048  # a model that has no room for this is refused rat
 _SHRINKS_BY: dict[str, int] = {"int8": 4, "int4": 8}
 
 
+_TORCH_HAS_NO_MEMORY = ("can't allocate memory", "out of memory")
+
+
 class OutOfMemory(Exception):
     """A model doesn't fit into what is left of the budget."""
 
@@ -167,7 +170,7 @@ class Engine:
                 return LoadFailed(frame.model, str(error), "out_of_memory")
             except Exception as error:  # noqa: BLE001 - a file that trips up its reader costs this model only
                 _log.exception("loading %s failed", frame.model)
-                if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is torch's
+                if isinstance(error, MemoryError) or any(each in str(error) for each in _TORCH_HAS_NO_MEMORY):
                     message = f"the system has no memory left to load {frame.model}; lower [engine] memory_gb"
                     return LoadFailed(frame.model, message, "out_of_memory")
                 detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -85,7 +85,7 @@ class Answer:
         """The whole answer, where it is kept: what `KeptAnswer.read` reads."""
         if self._kept is None:
             return None
-        return msgspec.json.encode(KeptAnswer(merge_texts(self._kept), _reasons(end))).decode()
+        return msgspec.json.encode(KeptAnswer(merge_texts(self._kept, in_order=True), _reasons(end))).decode()
 
     def outputs(self) -> list[str]:
         """The whole text of each choice, where it is kept."""
@@ -162,7 +162,7 @@ class Answer:
                 return None
             self._news.clear()
             await self._news.wait()
-        texts = merge_texts(self._waiting)
+        texts = merge_texts(self._waiting, in_order=True)
         self._waiting.clear()
         return texts
 

@@ -68,6 +68,7 @@ class Dialect:
     """One dialect's both ways. `decode` also says, in a shape of its own, what else decides the answer's bytes.
 
     `failed` ends a stream in which something went wrong, where that is more than the family's error.
+    `answer_body` gets one text for each choice, or with `in_order` as many as it takes to keep the order.
     """
 
     decode: Callable[[bytes, Mapping[str, str], str], tuple[Request, Any]]
@@ -76,6 +77,7 @@ class Dialect:
     family: Family = openai_common.FAMILY
     named: Callable[[str, Sequence[str]], str] = lambda name, _: name
     failed: Callable[[Any, Receipt, MillicentError], bytes] | None = None
+    in_order: bool = False
 
 
 CHAT = Dialect(
@@ -94,16 +96,18 @@ EMBEDDINGS = Dialect(
 )
 RESPONSES = Dialect(
     openai_responses.decode,
-    lambda receipt, texts, reasons, shape: openai_response_answers.answer_body(receipt, texts[0], reasons[0], shape),
+    lambda receipt, texts, reasons, shape: openai_response_answers.answer_body(receipt, texts, reasons[0], shape),
     openai_response_answers.Stream,
     openai_responses.FAMILY,
+    in_order=True,
     failed=openai_response_answers.Stream.failed,
 )
 MESSAGES = Dialect(
     anthropic_messages.decode,
-    lambda receipt, texts, reasons, _: anthropic_answers.answer_body(receipt, texts[0], reasons[0]),
+    lambda receipt, texts, reasons, _: anthropic_answers.answer_body(receipt, texts, reasons[0]),
     anthropic_answers.Stream,
     anthropic_common.FAMILY,
+    in_order=True,
 )
 OLLAMA_CHAT, OLLAMA_GENERATE = (
     Dialect(
@@ -280,7 +284,8 @@ class InferenceEndpoint:
         receipt = answer.settled
         assert receipt is not None
         # An empty piece for each choice, so that one without any text is there too.
-        texts = merge_texts([*pieces, *(Text("", 0, choice) for choice in range(len(answer.reasons)))])
+        all_choices = [*pieces, *(Text("", 0, choice) for choice in range(len(answer.reasons)))]
+        texts = merge_texts(all_choices, in_order=self._dialect.in_order)
         body = encode(self._dialect.answer_body(receipt, texts, answer.reasons, shape))
         await send_json(send, body, headers=headers | _cost_header(answer))
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from millicent.core.chunks import CallPiece, merge_pieces
 from millicent.core.errors import InvalidRequest
-from millicent.core.request import Message, OutputFormat, Request, Tool, ToolCall
+from millicent.core.request import FAILED_CALL, Message, OutputFormat, Request, Tool, ToolCall
 from millicent.text.grammars import format_grammar, json_term, parse_schema
 
 
@@ -123,7 +123,7 @@ def _entry(message: Message, form: ToolFormat) -> dict[str, Any]:
 
 def _told(message: Message) -> str:
     """Its text; templates have no other place for what went wrong."""
-    return f"The call failed:\n{message.text}" if message.failed else message.text
+    return FAILED_CALL + message.text if message.failed else message.text
 
 
 def _call_id(given: str, form: ToolFormat) -> str:

@@ -17,17 +17,34 @@ _STOP_REASONS = {
 }
 
 
-def answer_body(receipt: Receipt, text: Text, reason: FinishReason) -> dict[str, Any]:
-    """A whole answer: what was thought, said and called, in this order."""
+def answer_body(receipt: Receipt, texts: Sequence[Text], reason: FinishReason) -> dict[str, Any]:
+    """A whole answer: what was thought, said and called, in the order it came."""
     content: list[dict[str, Any]] = []
-    if text.reasoning or text.signature:
-        content.append({"type": "thinking", "thinking": text.reasoning, "signature": text.signature})
-    if text.sealed:
-        content.append({"type": "redacted_thinking", "data": text.sealed})
-    if text.text:
-        content.append({"type": "text", "text": text.text})
-    content += [_call_block(receipt, call) | {"input": arguments_object(call.arguments)} for call in text.calls]
-    return _message(receipt) | {"content": content, "usage": usage_body(receipt)} | _ending(reason, text.stop)
+    calls: dict[int, list[str]] = {}
+    for text in texts:
+        last = content[-1] if content else {"type": ""}
+        if text.reasoning or text.signature:
+            if last["type"] != "thinking" or last["signature"]:
+                content.append(last := {"type": "thinking", "thinking": "", "signature": ""})
+            last["thinking"] += text.reasoning
+            last["signature"] = text.signature
+        if text.sealed:
+            content.append({"type": "redacted_thinking", "data": text.sealed})
+        if text.text:
+            if content and content[-1]["type"] == "text":
+                content[-1]["text"] += text.text
+            else:
+                content.append({"type": "text", "text": text.text})
+        for call in text.calls:
+            if call.index not in calls:
+                calls[call.index] = []
+                content.append(_call_block(receipt, call))
+            calls[call.index].append(call.arguments)
+    blocks = [block for block in content if block["type"] == "tool_use"]
+    for block, arguments in zip(blocks, calls.values(), strict=True):
+        block["input"] = arguments_object("".join(arguments))
+    stop = "".join(text.stop for text in texts)
+    return _message(receipt) | {"content": content, "usage": usage_body(receipt)} | _ending(reason, stop)
 
 
 def call_id(receipt: Receipt, index: int) -> str:

@@ -192,7 +192,7 @@ def _thinking(asked: MessagesBody) -> Thinking | None:
         case Disabled():
             return Thinking("none")
         case _:
-            return None if effort is None else Thinking(effort)
+            return None
 
 
 def _output_format(config: OutputConfig | None) -> OutputFormat | None:
@@ -211,7 +211,7 @@ def _extra(asked: MessagesBody, headers: Mapping[str, str]) -> dict[str, Extra]:
         extra[BETA_HEADER] = _hint(headers[BETA_HEADER])
     if isinstance(asked.thinking, Enabled | Adaptive) and asked.thinking.display == "omitted":
         extra["thinking"] = _only_there(asked.thinking, "thinking.display")
-    if isinstance(asked.thinking, Disabled) and asked.output_config and asked.output_config.effort:
+    if not isinstance(asked.thinking, Enabled | Adaptive) and asked.output_config and asked.output_config.effort:
         extra["output_config"] = _only_there(asked.output_config, "output_config.effort")
     return extra
 

@@ -233,11 +233,12 @@ class _Output:
             yield from self._items[-1].close("completed")
 
 
-def answer_body(receipt: Receipt, text: Text, reason: FinishReason, shape: Shape) -> dict[str, Any]:
-    """A whole answer: what was thought, said and called, in this order."""
+def answer_body(receipt: Receipt, texts: Sequence[Text], reason: FinishReason, shape: Shape) -> dict[str, Any]:
+    """A whole answer: what was thought, said and called, in the order it came."""
     output = _Output(shape)
-    for _ in output.take(receipt, text):
-        pass
+    for text in texts:
+        for _ in output.take(receipt, text):
+            pass
     for _ in output.close(receipt, complete=reason not in _INCOMPLETE):
         pass
     return _ended(receipt, reason, shape, output)

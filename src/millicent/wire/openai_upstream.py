@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from millicent.core.errors import InvalidRequest
-from millicent.core.request import ImagePart, Message, OtherPart, OutputFormat, Request, TextPart, Tool
+from millicent.core.request import FAILED_CALL, ImagePart, Message, OtherPart, OutputFormat, Request, TextPart, Tool
 from millicent.wire.openai_servers import Server
 
 _encoder = msgspec.json.Encoder()
@@ -72,9 +72,14 @@ class _Encoding:
         else:
             path = "/chat/completions"
             self._chat(request.messages)
-        for field, extra in request.extra.items():
-            body[field] = msgspec.Raw(extra.json.encode())
+        body |= self._extra()
         return path, _encoder.encode(body)
+
+    def _extra(self) -> dict[str, Any]:
+        """What is known only in OpenAI's dialects; hints of others mean nothing here."""
+        if not self._request.dialect.startswith("openai."):
+            return {}
+        return {field: msgspec.Raw(extra.json.encode()) for field, extra in self._request.extra.items()}
 
     def _refuse(self, field: str, what: str | None = None, code: str = "unsupported_parameter") -> InvalidRequest:
         shown = what or f"`{field}`"
@@ -233,6 +238,10 @@ class _Encoding:
         return blake2b(given.encode(), digest_size=16, person=b"call id").hexdigest()[:length]
 
     def _content(self, message: Message, index: int) -> str | list[Any]:
+        if message.failed:
+            failed = TextPart(FAILED_CALL + message.text)
+            images = [part for part in message.content if isinstance(part, ImagePart)]
+            message = msgspec.structs.replace(message, content=(failed, *images) if images else failed.text)
         if isinstance(message.content, str):
             return message.content
         return [self._part(part, f"messages[{index}].content") for part in message.content]
@@ -263,8 +272,7 @@ class _Encoding:
             self._set("dimensions", wanted.dimensions)
         if wanted.truncate_tokens is not None:
             self._extend("truncate_prompt_tokens", wanted.truncate_tokens)
-        for field, extra in request.extra.items():
-            body[field] = msgspec.Raw(extra.json.encode())
+        body |= self._extra()
         return _encoder.encode(body)
 
 

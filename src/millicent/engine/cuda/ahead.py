@@ -295,17 +295,11 @@ class AheadRunner(Runner):
             if not output.finish or not self._is_flying(output.sequence):
                 told.append(output)
                 continue
-            self._ends[output.sequence] = Output(
-                output.sequence,
-                0,
-                "",
-                output.finish,
-                output.error,
-                output.total_output_tokens,
-                scored_prompt=() if output.tokens else output.scored_prompt,
-            )
+            end = output
             if output.tokens:
-                told.append(msgspec.structs.replace(output, finish="", error="", total_output_tokens=0))
+                end = msgspec.structs.replace(output, tokens=0, text="", scored=(), scored_prompt=())
+                told.append(msgspec.structs.replace(output, finish="", error="", total_output_tokens=0, stop=""))
+            self._ends[output.sequence] = end
         over = [sequence for sequence in self._ends if not self._is_flying(sequence)]
         return told + [self._ends.pop(sequence) for sequence in over]
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -191,6 +192,12 @@ class HostDevice:
         return False
 
 
+@functools.cache
+def _cuda_device(name: str) -> CudaDevice:
+    """One for all models on it: they share its stream and its graphs' memory."""
+    return CudaDevice(name)
+
+
 def open_device(name: str) -> Device:
     """`name` is as in [engine] device. Raises ConfigError, saying what is missing."""
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -203,4 +210,4 @@ def open_device(name: str) -> Device:
     index = int(name.partition(":")[2] or 0)
     if index >= torch.cuda.device_count():
         raise ConfigError(f"[engine] device = {name!r}: there are {torch.cuda.device_count()} CUDA devices, from 0.")
-    return CudaDevice(name)
+    return _cuda_device(f"cuda:{index}")

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 SMALL_ROWS = 16  # what a matrix unit computes anyway; above, rounding rows to FP8 too pays
-_INPUTS = 128  # columns per turn of the loop
+_INPUTS = 256  # columns per turn of the loop
 
 
 @triton.jit
@@ -40,6 +40,6 @@ def multiply_small(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) 
     out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device)
     block = 16 if outputs < 8192 else 32  # enough programs to fill the chip
     _multiply_small[(triton.cdiv(outputs, block),)](
-        x, weight, scales, out, len(x), outputs, inputs, ROWS=SMALL_ROWS, OUTPUTS=block, INPUTS=_INPUTS, num_stages=5
+        x, weight, scales, out, len(x), outputs, inputs, ROWS=SMALL_ROWS, OUTPUTS=block, INPUTS=_INPUTS, num_stages=4
     )
     return out

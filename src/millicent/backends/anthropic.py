@@ -1,0 +1,164 @@
+"""Anthropic as a backend: one for each placement. Answers are always streamed from there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+
+import msgspec
+
+from millicent.backends.config import UpstreamConfig
+from millicent.backends.openai_compatible import estimated_input
+from millicent.backends.upstream import Upstream
+from millicent.core.chunks import Chunk, End, FinishReason
+from millicent.core.clock import Clock
+from millicent.core.errors import MillicentError, ModelNotFound
+from millicent.core.request import Request
+from millicent.core.usage import Provenance, Usage
+from millicent.wire.anthropic_upstream import Sent, encode
+from millicent.wire.anthropic_upstream_answers import AnswerReader
+
+_BASE_URL = "https://api.anthropic.com"
+_PATH = "/v1/messages"
+# The version whose requests take the most: `temperature` and the like, where a model still does.
+_VERSION = "2023-06-01"
+
+
+class AnthropicBackend:
+    """`models` are public names, and what each is called there. Capacity that was bought apart is used with `priority`,
+    as the placement is charged."""
+
+    name = "anthropic"
+
+    def __init__(
+        self,
+        placement: str,
+        config: UpstreamConfig,
+        models: Mapping[str, str],
+        clock: Clock,
+        *,
+        priority: bool = False,
+    ) -> None:
+        """Raises ConfigError where the key is missing."""
+        secret = config.secret(placement)
+        given = config.headers(placement)
+        headers = {"anthropic-version": _VERSION} | given
+        secrets = [*given.values(), *([] if secret is None else [secret])]
+        if secret is not None:
+            headers["x-api-key"] = secret
+        base_url = (config.base_url or _BASE_URL).rstrip("/").removesuffix("/v1")
+        self.placement = placement
+        self.upstream = Upstream(
+            f"Anthropic (placement `{placement}`)", base_url, config, clock, headers=headers, secrets=secrets
+        )
+        self._models = dict(models)
+        self._priority = priority
+
+    def models(self) -> tuple[str, ...]:
+        return tuple(self._models)
+
+    async def prepare(self, request: Request) -> AnthropicCall:
+        model = self._models.get(request.model)
+        if model is None:
+            known = ", ".join(self._models) or "none"
+            raise ModelNotFound(f"model: {request.model} is not at {self.upstream.who}: {known}", param="model")
+        return AnthropicCall(self, request, model, self._encoded(request, model))
+
+    def _encoded(self, request: Request, model: str) -> Sent:
+        return encode(request, model, self.upstream.who, priority=self._priority)
+
+    async def close(self) -> None:
+        await self.upstream.close()
+
+
+class AnthropicCall:
+    """A request that is ready to be sent."""
+
+    def __init__(self, backend: AnthropicBackend, request: Request, model: str, sent: Sent) -> None:
+        self.served_model = model
+        self.placement = backend.placement
+        self.sequences: tuple[int, ...] = ()
+        self.input_tokens: int | None = None
+        self.max_output_tokens: int | None = sent.max_tokens
+        self._upstream = backend.upstream
+        self._request = request
+        self._sent = sent
+
+    def start(self) -> AnthropicRun:
+        return AnthropicRun(self._upstream, self._request, self._sent)
+
+
+class AnthropicRun:
+    """One answer, read at the reader's pace: nothing is read ahead of it."""
+
+    def __init__(self, upstream: Upstream, request: Request, sent: Sent) -> None:
+        self._upstream = upstream
+        self._request = request
+        self._exchange = upstream.post(_PATH, sent.body, sent.headers)
+        self._reader = AnswerReader()
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._exchange.interrupt(MillicentError("cancelled"))
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        whole = False
+        try:
+            await self._exchange.open()
+            async for chunk in self._chunks():
+                yield chunk
+            whole = True
+            end = self._end(None)
+        except MillicentError as error:
+            end = self._end(error)
+        finally:
+            self._exchange.close(whole=whole)
+        yield end
+
+    async def _chunks(self) -> AsyncIterator[Chunk]:
+        """Until the answer is whole. Raises what went wrong."""
+        kind = self._exchange.content_type
+        if kind == "application/json":
+            body = await self._exchange.body()
+            if (complaint := self._upstream.complained(body)) is not None:
+                raise complaint
+            for chunk in self._take(body):
+                yield chunk
+        elif kind == "text/event-stream":
+            async for event in self._exchange.events():
+                for chunk in self._take(event.data):
+                    yield chunk
+                if self._reader.ended:
+                    return
+        else:
+            raise self._upstream.garbled(f"answered with {kind} in place of an answer")
+        if not self._reader.ended:
+            raise self._upstream.garbled("ended its answer in the middle")
+
+    def _take(self, data: bytes) -> Iterator[Chunk]:
+        reader = self._reader
+        try:
+            texts = reader.take(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
+            raise self._upstream.garbled(f"sent what is no answer ({error})") from None
+        if reader.failure is not None:
+            raise self._upstream.complained(reader.failure) or self._upstream.garbled("sent an error")
+        if texts:
+            self._exchange.progressed()
+            yield from texts
+
+    def _end(self, error: MillicentError | None) -> End:
+        reader = self._reader
+        usage = reader.usage or self._estimated()
+        told = (reader.served_model, None, reader.id)
+        if reader.ended:
+            return End(reader.reason, usage, None, (), *told)
+        if self._cancelled:
+            return End(FinishReason.CANCELLED, usage, None, (), *told)
+        return End(FinishReason.ERROR, usage, error, (), *told)
+
+    def _estimated(self) -> Usage:
+        """Nothing was counted there: from characters, or nothing where it can't have begun to work."""
+        if not self._exchange.worked:
+            return Usage()
+        return Usage.of(Provenance.ESTIMATED, input_fresh=estimated_input(self._request), output_text=0)
