@@ -25,7 +25,8 @@ def chunk(*parts: dict[str, Any], reason: str | None = None, index: int = 0, **m
         candidate["finishReason"] = reason
     usage = {"promptTokenCount": 300, "totalTokenCount": 300}
     return {
-        "candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini-2.5-pro", "responseId": "r-1", **more,
+        "candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini-2.5-pro", "responseId": "r-1",
+        **more,
     }  # fmt: skip
 
 
