@@ -24,7 +24,7 @@ from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
-from millicent.core.clock import Clock, SystemClock
+from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
@@ -49,6 +49,7 @@ from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
+from millicent.watch.metrics import Metrics, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
+        traffic = Traffic(config.features)
         pipeline = Pipeline(
             backends=[*([] if backend is None else [backend]), *elsewhere],
             ledger=ledger,
@@ -157,6 +159,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             places=_places(options, backend, elsewhere),
             policies=config.policies,
+            settled=traffic.settled,
         )
         _check_fallbacks(pipeline.models(), config)
 
@@ -173,13 +176,28 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=_more_routes(pipeline, queries, health, backend, clock, config.server),
+            pages=[
+                _metrics(traffic, pipeline, queries, health, clock).route,
+                *_more_routes(pipeline, queries, health, backend, clock, config.server),
+            ],
         )
         app = App(ledger, backend, pipeline, server)
         async with _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config):
             yield app
     finally:
         await ledger.stop()
+
+
+def _metrics(
+    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: SystemClock
+) -> Metrics:
+    began_ns = hour_start_ns(clock.now_ns())
+    return Metrics(
+        traffic,
+        pipeline,
+        accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
+        trouble=health.trouble,
+    )
 
 
 def _more_routes(

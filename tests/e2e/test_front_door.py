@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from support.live import LiveServer, live_server
 from support.tiny_models import TinyLlama, write_tiny_model
@@ -21,7 +22,9 @@ LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_e
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("front_door")
     tiny = write_tiny_model(folder / "tiny", TinyLlama(context_tokens=8192))
-    with live_server(folder / "home", [str(tiny)], "[server]\nheartbeat_s = 1\n") as live:
+    with live_server(
+        folder / "home", [str(tiny)], "[server]\nheartbeat_s = 1\n[features.scraped]\nowner = 'us'\n"
+    ) as live:
         yield live
 
 
@@ -80,6 +83,26 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None
     assert usage is not None
     assert whole.usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
+
+
+def test_metrics_say_what_the_receipt_says(server: LiveServer, client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=5,
+        extra_headers={"X-Millicent-Feature": "scraped"},
+    )  # fmt: skip
+    receipt = settled(server, raw.headers["x-millicent-receipt"])
+    scraped = httpx.get(f"{server.url}/metrics").text
+    told = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(scraped)
+        for sample in family.samples
+        if sample.labels.get("feature") == "scraped" and sample.labels.get("leaf", "output_text") == "output_text"
+    }
+    assert told["millicent_requests_total"] == 1
+    assert told["millicent_cost_dollars_total"] == float(receipt["total_usd"])
+    assert told["millicent_accelerator_seconds_total"] == receipt["accelerator"]["seconds"]
+    assert told["millicent_tokens_total"] == receipt["usage"]["output_text"]["tokens"]
+    assert 'millicent_device_seconds_total{device="cpu"' in scraped
 
 
 def test_a_stream_ends_only_when_its_receipt_is_settled(server: LiveServer) -> None:

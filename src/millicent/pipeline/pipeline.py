@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random, SystemRandom
 
 import msgspec
@@ -54,7 +54,8 @@ CHECKPOINTS_PER_MAINTENANCE = 10
 class Pipeline:
     """Owns what runs. `start` and `close` bracket its life; `admit` is the only way in.
 
-    `places` says where the models that have deployments run, `policies` what to do when those fail.
+    `places` says where the models that have deployments run, `policies` what to do when those fail. `settled` is told
+    of every receipt, once, when it is durable.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Pipeline:
         places: Mapping[str, Sequence[Place]] | None = None,
         policies: Mapping[str, ModelPolicy] | None = None,
         random: Random | None = None,
+        settled: Callable[[Receipt], None] = lambda _: None,
     ) -> None:
         self._random = random or SystemRandom()
         self._deployments = Deployments(backends, clock, self._random, places, policies)
@@ -89,6 +91,7 @@ class Pipeline:
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
         self._waits = waits
+        self._told = settled
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -102,6 +105,12 @@ class Pipeline:
     def deployments(self) -> list[DeploymentReport]:
         """Where each model runs, and how that goes."""
         return self._deployments.reports()
+
+    def load(self) -> list[tuple[str, bool]]:
+        """The model of each request under way, and whether its answer has begun."""
+        return [
+            (answer.opened.model, answer.progress.first_token_at_ns is not None) for answer in self._answers.values()
+        ]
 
     async def start(self) -> None:
         """The first checkpoint tells the ledger of the devices, so that even a crash at once is accounted for."""
@@ -417,6 +426,7 @@ class Pipeline:
             answer.fail(error)
             return
         answer.finish(receipt, final)
+        self._told(receipt)
 
     async def _keep_checkpointing(self) -> None:
         failing = False
@@ -442,6 +452,7 @@ class Pipeline:
         for receipt_id, closing in list(self._unsettled.items()):
             await self._ledger.close(*closing)
             del self._unsettled[receipt_id]
+            self._told(closing[0])
 
 
 def _beside(plan: Plan) -> Beside:

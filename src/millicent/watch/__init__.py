@@ -1,0 +1,1 @@
+"""What is going on now, for people and for other programs."""
