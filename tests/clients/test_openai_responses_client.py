@@ -157,6 +157,23 @@ def test_enforced_calls_fit_and_the_conversation_goes_on(client: openai.OpenAI) 
     assert second.output_text
 
 
+def test_enforced_calls_are_streamed_to_the_letter(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "tiny", "input": "hello", "tools": [LOOK_UP], "max_output_tokens": 300, "temperature": 0}
+    told = list(client.responses.create(**asked, tool_choice="required", parallel_tool_calls=False, stream=True))
+    for event in told:
+        EVENT.validate_python(event.to_dict())
+    pieces = [event.delta for event in told if event.type == "response.function_call_arguments.delta"]
+    (done,) = [event for event in told if event.type == "response.function_call_arguments.done"]
+    assert len(pieces) > 1
+    assert "".join(pieces) == done.arguments
+    last = told[-1]
+    assert last.type == "response.completed"
+    (call,) = last.response.output
+    assert call.type == "function_call"
+    assert (call.arguments, call.status) == (done.arguments, "completed")
+    assert len(json.loads(call.arguments)["what"]) <= 8
+
+
 @pytest.mark.parametrize("summary", [None, "auto"])
 def test_thoughts_and_calls_cross_from_another_dialect_and_back(
     client: openai.OpenAI, server: LiveServer, summary: Any

@@ -196,3 +196,38 @@ def test_a_stream_adds_up_to_its_last_event_whatever_comes_in_which_order(
     assert "".join(item["content"][0]["text"] for item in output if item["type"] == "message") == everything
     ids = [item["id"] for item in output]
     assert len(set(ids)) == len(ids)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["reasoning", "sealed", "text", "call"]), st.text(min_size=1)), max_size=12),
+       st.booleans())  # fmt: skip
+def test_an_answer_sent_back_says_what_it_said(pieces: list[tuple[str, str]], summary: bool) -> None:
+    """In the order it came: our own reader makes of the items what the writer was given."""
+    texts, said, calls = [], [], 0
+    for kind, content in pieces:
+        match kind:
+            case "reasoning":
+                texts.append(Text("", 1, reasoning=content, signature=f"seal {content}"))
+            case "sealed":
+                texts.append(Text("", 1, sealed=content))
+            case "text":
+                texts.append(Text(content, 1))
+            case _:
+                texts.append(Text("", 1, calls=(CallPiece(calls, "now", json.dumps({"a": content})),)))
+                calls += 1
+        said.append((kind, content))
+    given = Shape(shape().echo, summary=summary)
+    merged = merge_texts(texts, in_order=True) or (Text("", 0),)
+    body = openai_response_answers.answer_body(receipts.settled(), merged, FinishReason.STOP, given)
+    items = json.loads(receipts_wire.encode(body))["output"]
+    sent = json.dumps({"model": "m", "input": items}).encode()
+    back = openai_responses.decode(sent, {}, "rcpt_1")[0].messages or ()
+    found = [("text", text) for message in back if (text := message.text)]
+    thoughts = [thought for message in back for thought in message.thoughts]
+    assert "".join(text for _, text in found) == "".join(text for kind, text in said if kind == "text")
+    assert [(thought.text, thought.signature or thought.sealed) for thought in thoughts] == [
+        (content if kind == "reasoning" else "", f"seal {content}" if kind == "reasoning" else content)
+        for kind, content in said
+        if kind in {"reasoning", "sealed"}
+    ]
+    arguments = [json.loads(call.arguments)["a"] for message in back for call in message.tool_calls]
+    assert arguments == [content for kind, content in said if kind == "call"]
