@@ -1,8 +1,10 @@
 // What a forward pass consists of, in terms of one instruction set's kernels: cutting work into tasks, scratch memory,
 // the order of a layer. One call at a time: the pool and the scratch belong to the call that runs.
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <vector>
 
 #include "internal.h"
 #include "pool.h"
@@ -187,16 +189,19 @@ void decode_layers(Workspace& work, const mk_shape& shape, const mk_layer* layer
   }
 }
 
-// A thread's rows are those of a task, which has memory of its own: rows are about equally long.
-void sample(Workspace& work, const mk_draw* draws, int64_t count, int64_t columns, int64_t* tokens) {
-  const Kernels& kernels = kernels_in_use();
-  const int64_t tasks = least(count, work.pool.threads());
-  const int64_t bytes = divide_up(kernels.sample_scratch_bytes(columns), 64) * 64;
-  uint8_t* scratch = work.sampled.take<uint8_t>(tasks * bytes);
-  work.pool.run(tasks, [&](int64_t task) {
-    for (int64_t row = task; row < count; row += tasks) {
-      tokens[row] = kernels.sample_row(draws[row], columns, scratch + task * bytes);
-    }
+// Each row is a task, so that a thread which is not scheduled holds up no more than one; it takes memory that nobody
+// uses just then, of which there is as much as there are threads.
+template <typename Body>
+void each_row(Workspace& work, int64_t count, int64_t columns, const Body& body) {
+  const int64_t places = least(count, work.pool.threads());
+  const int64_t bytes = divide_up(kernels_in_use().sample_scratch_bytes(columns), 64) * 64;
+  uint8_t* scratch = work.sampled.take<uint8_t>(places * bytes);
+  std::vector<std::atomic_flag> taken(static_cast<size_t>(places));
+  work.pool.run(count, [&](int64_t row) {
+    int64_t place = 0;
+    while (taken[static_cast<size_t>(place)].test_and_set(std::memory_order_acquire)) place = (place + 1) % places;
+    body(row, scratch + place * bytes);
+    taken[static_cast<size_t>(place)].clear(std::memory_order_release);
   });
 }
 
@@ -245,7 +250,20 @@ int32_t mk_decode_layers(const mk_shape* shape, const mk_layer* layers, int64_t 
 }
 
 int32_t mk_sample(const mk_draw* draws, int64_t count, int64_t columns, int64_t* tokens) {
-  return answer([&](Workspace& work) { sample(work, draws, count, columns, tokens); });
+  const auto sample = kernels_in_use().sample_row;
+  return answer([&](Workspace& work) {
+    each_row(work, count, columns, [&](int64_t row, void* scratch) { tokens[row] = sample(draws[row], columns, scratch); });
+  });
+}
+
+int32_t mk_score(const float* const* rows, int64_t count, int64_t columns, int64_t top, int64_t* best,
+                 double* log_sums) {
+  const auto score = kernels_in_use().score_row;
+  return answer([&](Workspace& work) {
+    each_row(work, count, columns, [&](int64_t row, void* scratch) {
+      log_sums[row] = score(rows[row], columns, top, best + row * top, scratch);
+    });
+  });
 }
 
 }  // extern "C"

@@ -102,6 +102,7 @@ struct Kernels {
   // One row's token, -1 where its scores are no distribution. The scratch is as long as the first says.
   int64_t (*sample_scratch_bytes)(int64_t columns);
   int64_t (*sample_row)(const mk_draw& draw, int64_t columns, void* scratch);
+  double (*score_row)(const float* scores, int64_t columns, int64_t top, int64_t* best, void* scratch);
 };
 
 // Null where the library was built without that instruction set.

@@ -50,7 +50,7 @@ inline Floats silu(Floats x) {
 #include "sampling.h"
 
 constexpr Kernels kTable = {MK_NAME, kPanelRows, fill_panel, linear_tile, rotate_and_write, attend,
-                            sample_scratch_bytes, sample_row};
+                            sample_scratch_bytes, sample_row, score_row};
 
 }  // namespace
 

@@ -12,7 +12,7 @@ extern "C" {
 #define MK_EXPORT __attribute__((visibility("default")))
 
 // Raised whenever a struct or a signature below changes; the Python side refuses a library that answers another number.
-enum { MK_INTERFACE_VERSION = 3 };
+enum { MK_INTERFACE_VERSION = 4 };
 
 // How a weight matrix is stored. Groups are 32 consecutive inputs of one output.
 //   MK_Q8:   w = scale * (q - 128), q in 0..255           (GGUF Q8_0)
@@ -133,6 +133,12 @@ MK_EXPORT int32_t mk_decode_layers(const mk_shape* shape, const mk_layer* layers
 // One token for each draw, the same whatever comes with it; -1 where its scores are no distribution: one is NaN or
 // infinitely great, or none is finite.
 MK_EXPORT int32_t mk_sample(const mk_draw* draws, int64_t count, int64_t columns, int64_t* tokens);
+
+// For each row of scores [columns] the ids of its `top` greatest, best[count][top], best first and of equals the first
+// (-1 where there are no more); and in log_sums what is taken off its scores to make them log probabilities, NaN where
+// they are no distribution.
+MK_EXPORT int32_t mk_score(const float* const* rows, int64_t count, int64_t columns, int64_t top, int64_t* best,
+                           double* log_sums);
 
 #if defined(__cplusplus)
 }

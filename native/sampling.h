@@ -6,8 +6,8 @@
 constexpr int64_t kChunkTokens = 64;
 constexpr int64_t kBlockTokens = 256;
 constexpr int kBuckets = 512;
-constexpr int kCuts = 7;
-constexpr int kPasses = 3;
+constexpr int kCuts = 3;
+constexpr int kPasses = 5;
 constexpr int64_t kInsertionSorted = 32;
 constexpr int64_t kFew = 512;
 constexpr double kGreedyBelow = 1e-5;   // dividing by less would overflow, and only the greatest is left
@@ -45,9 +45,10 @@ inline Floats weigh(const float* scores, Floats greatest, Floats inverse_tempera
   return exponential(multiply(subtract(load(scores), greatest), inverse_temperature));
 }
 
-// The sums of the weights of each block of chunks; answers the whole.
+// The sums of the weights of each block of chunks, and the weights where there is room for them; answers the whole.
+template <bool keeps_weights>
 MK_KERNEL double block_sums(const float* scores, int64_t columns, const float* maxima, float greatest,
-                            float inverse_temperature, float* sums) {
+                            float inverse_temperature, float* sums, float* weights) {
   float padded[kChunkTokens];
   const Floats top = splat(greatest);
   const Floats inverse = splat(inverse_temperature);
@@ -56,10 +57,18 @@ MK_KERNEL double block_sums(const float* scores, int64_t columns, const float* m
     Floats sum = splat(0.0F);
     const int64_t end = divide_up(least((block + 1) * kBlockTokens, columns), kChunkTokens);
     for (int64_t chunk = block * kBlockTokens / kChunkTokens; chunk < end; chunk++) {
-      if ((maxima[chunk] - greatest) * inverse_temperature < -kLeastExponent) continue;
+      float* kept = weights + chunk * kChunkTokens;
+      if ((maxima[chunk] - greatest) * inverse_temperature < -kLeastExponent) {
+        if constexpr (keeps_weights) __builtin_memset(kept, 0, kChunkTokens * sizeof(float));
+        continue;
+      }
       const float* here = chunk_of(scores, columns, chunk, padded);
       MK_UNROLL
-      for (int64_t i = 0; i < kChunkTokens; i += kLanes) sum = add(sum, weigh(here + i, top, inverse));
+      for (int64_t i = 0; i < kChunkTokens; i += kLanes) {
+        const Floats weight = weigh(here + i, top, inverse);
+        if constexpr (keeps_weights) store(kept + i, weight);
+        sum = add(sum, weight);
+      }
     }
     sums[block] = reduce_add(sum);
     whole += static_cast<double>(sums[block]);
@@ -129,6 +138,8 @@ struct Candidates {
   bool whole;  // then a candidate's place is its id
 };
 
+inline int64_t whole_blocks(int64_t count) { return divide_up(count, kBlockTokens) * kBlockTokens; }
+
 // The weights of keys that reach each of the cuts, which rise.
 MK_KERNEL void masses_from(const float* keys, const float* weights, int64_t count, const float* cuts, double* masses) {
   for (int cut = 0; cut < kCuts; cut++) masses[cut] = 0.0;
@@ -149,18 +160,34 @@ MK_KERNEL void masses_from(const float* keys, const float* weights, int64_t coun
   }
 }
 
-// The last key kept, as above, of candidates with these keys: of those that weigh anything.
-MK_KERNEL float last_kept(const float* keys, Candidates& found, double target) {
-  Floats least_key = splat(-kInfinity);  // with the sign turned
-  Floats greatest_key = splat(-kInfinity);
-  for (int64_t i = 0; i < found.count; i += kLanes) {
-    const Floats key = load(keys + i);
-    const Floats weight = load(found.weights + i);
-    least_key = maximum(least_key, select_less(splat(0.0F), weight, subtract(splat(0.0F), key), splat(-kInfinity)));
-    greatest_key = maximum(greatest_key, select_less(splat(0.0F), weight, key, splat(-kInfinity)));
+// The weighing candidates with keys in [low, ceiling), noted in `keyed`; answers how many.
+MK_KERNEL int64_t gather(const float* keys, Candidates& found, float low, float ceiling) {
+  const Floats bound = splat(ceiling);
+  const Floats nothing = splat(-kInfinity);
+  int64_t few = 0;
+  for (int64_t start = 0; start < found.count; start += kChunkTokens) {
+    Floats any = nothing;
+    MK_UNROLL
+    for (int64_t i = start; i < start + kChunkTokens; i += kLanes) {
+      const Floats key = load(keys + i);
+      any = maximum(any, select_less(key, bound, key, nothing));
+    }
+    if (!(reduce_max(any) >= low)) continue;
+    for (int64_t lanes = start; lanes < start + kChunkTokens; lanes += kLanes) {
+      const Floats key = load(keys + lanes);
+      if (!(reduce_max(select_less(key, bound, key, nothing)) >= low)) continue;
+      for (int64_t i = lanes; i < least(lanes + kLanes, found.count); i++) {
+        if (keys[i] >= low && keys[i] < ceiling && found.weights[i] > 0.0F) {
+          found.keyed[few++] = {keys[i], found.weights[i]};
+        }
+      }
+    }
   }
-  float low = -reduce_max(least_key);
-  float top = reduce_max(greatest_key);
+  return few;
+}
+
+// The last key kept, as above, of candidates with these keys: of those that weigh anything. It is in [low, top].
+MK_KERNEL float last_kept_within(const float* keys, Candidates& found, double target, float low, float top) {
   float ceiling = kInfinity;  // the last one is below it, and what reaches it weighs `above`
   double above = 0.0;
   for (int pass = 0; pass < kPasses && found.count > kFew && low < top; pass++) {
@@ -178,20 +205,21 @@ MK_KERNEL float last_kept(const float* keys, Candidates& found, double target) {
     }
     if (cut >= 0) low = cuts[cut];
   }
-  int64_t few = 0;
-  for (int64_t start = 0; start < found.count; start += kChunkTokens) {
-    Floats any = splat(-kInfinity);
-    for (int64_t i = start; i < start + kChunkTokens; i += kLanes) {
-      const Floats key = load(keys + i);
-      any = maximum(any, select_less(key, splat(ceiling), key, splat(-kInfinity)));
-    }
-    if (!(reduce_max(any) >= low)) continue;
-    for (int64_t i = start; i < least(start + kChunkTokens, found.count); i++) {
-      found.keyed[few] = {keys[i], found.weights[i]};
-      few += keys[i] >= low && keys[i] < ceiling && found.weights[i] > 0.0F ? 1 : 0;
-    }
-  }
+  const int64_t few = gather(keys, found, low, ceiling);
   return few == 0 ? low : last_of_few(found.keyed, few, target - above);
+}
+
+// The same where nothing is known of it.
+MK_KERNEL float last_kept(const float* keys, Candidates& found, double target) {
+  Floats least_key = splat(-kInfinity);  // with the sign turned
+  Floats greatest_key = splat(-kInfinity);
+  for (int64_t i = 0; i < found.count; i += kLanes) {
+    const Floats key = load(keys + i);
+    const Floats weight = load(found.weights + i);
+    least_key = maximum(least_key, select_less(splat(0.0F), weight, subtract(splat(0.0F), key), splat(-kInfinity)));
+    greatest_key = maximum(greatest_key, select_less(splat(0.0F), weight, key, splat(-kInfinity)));
+  }
+  return last_kept_within(keys, found, target, -reduce_max(least_key), reduce_max(greatest_key));
 }
 
 // Only what has such a key keeps its weight.
@@ -204,15 +232,19 @@ inline void keep_from(const float* keys, Candidates& found, float last) {
 
 // Those with scores from the bound on.
 MK_KERNEL void collect(const float* scores, int64_t columns, const float* maxima, float bound, Candidates& found) {
+  float padded[kChunkTokens];
   found.count = 0;
   found.whole = false;
   for (int64_t start = 0; start < columns; start += kChunkTokens) {
     if (!(maxima[start / kChunkTokens] >= bound)) continue;
-    const int64_t end = least(start + kChunkTokens, columns);
-    for (int64_t i = start; i < end; i++) {
-      found.ids[found.count] = static_cast<int32_t>(i);
-      found.scores[found.count] = scores[i];
-      found.count += scores[i] >= bound ? 1 : 0;
+    const float* here = chunk_of(scores, columns, start / kChunkTokens, padded);
+    for (int64_t lanes = 0; lanes < kChunkTokens; lanes += kLanes) {
+      if (!(reduce_max(load(here + lanes)) >= bound)) continue;
+      for (int64_t i = lanes; i < lanes + kLanes; i++) {
+        if (!(here[i] >= bound) || start + i >= columns) continue;
+        found.ids[found.count] = static_cast<int32_t>(start + i);
+        found.scores[found.count++] = here[i];
+      }
     }
   }
 }
@@ -222,8 +254,6 @@ inline void collect_all(const float* scores, int64_t columns, Candidates& found)
   found.whole = true;
   __builtin_memcpy(found.scores, scores, static_cast<size_t>(columns) * sizeof(float));
 }
-
-inline int64_t whole_blocks(int64_t count) { return divide_up(count, kBlockTokens) * kBlockTokens; }
 
 // Weights behind the last candidate, up to a whole block, become nothing.
 inline void end_candidates(Candidates& found) {
@@ -270,31 +300,53 @@ MK_KERNEL void keep_top_k(const mk_draw& draw, int64_t columns, const float* max
   }
   end_candidates(found);
   for (int64_t i = 0; i < found.count; i++) found.weights[i] = found.scores[i] > -kInfinity ? 1.0F : 0.0F;
-  const float last = last_kept(found.scores, found, target);
+  collect(draw.scores, columns, maxima, last_kept(found.scores, found, target), found);
   weigh_candidates(found, greatest, inverse_temperature);
-  keep_from(found.scores, found, last);
 }
 
-// Finds and weighs what the nucleus is among, and answers the mass it holds. Mostly that is the few tokens above a bound,
-// as their own mass proves; where many chunks reach the bound, it isn't tried.
-MK_KERNEL double collect_nucleus(const mk_draw& draw, int64_t columns, const float* maxima, float greatest,
-                                 float inverse_temperature, double top_p, Candidates& found) {
-  const double whole = block_sums(draw.scores, columns, maxima, greatest, inverse_temperature, found.sums);
-  const double bound = (1.0 - top_p) * whole / static_cast<double>(kBlockTokens);
-  if (bound > 1e-37) {
-    const float least_score = greatest + logf(static_cast<float>(bound)) / inverse_temperature;
-    const int64_t chunks = divide_up(columns, kChunkTokens);
-    int64_t reaching = 0;
-    for (int64_t chunk = 0; chunk < chunks; chunk++) reaching += maxima[chunk] >= least_score ? 1 : 0;
-    if (reaching * 4 <= chunks) {
-      collect(draw.scores, columns, maxima, least_score, found);
-      weigh_candidates(found, greatest, inverse_temperature);
-      if (mass_of(found) >= top_p * whole) return top_p * whole;
+// The logarithm of a weight below which all together have less than what a share leaves of the mass; 1e-3 is for rounding.
+inline float least_logarithm(double share, double mass, int64_t count) {
+  const double bound = (1.0 - share) * mass / static_cast<double>(count);
+  return bound > 1e-37 ? logf(static_cast<float>(bound)) - 1e-3F : -kLeastExponent;
+}
+
+// What the weights from the bound on come to.
+MK_KERNEL double mass_from(const float* weights, int64_t count, float bound) {
+  const Floats least_weight = splat(bound);
+  double mass = 0.0;
+  for (int64_t start = 0; start < count; start += kBlockTokens) {
+    Floats sum = splat(0.0F);
+    MK_UNROLL
+    for (int64_t i = start; i < start + kBlockTokens; i += kLanes) {
+      const Floats weight = load(weights + i);
+      sum = add(sum, select_less(weight, least_weight, splat(0.0F), weight));
     }
+    mass += static_cast<double>(reduce_add(sum));
   }
+  return mass;
+}
+
+// Keeps the nucleus. Mostly it is among the few tokens above a bound, as their own mass proves; where many chunks reach
+// the bound, that isn't tried.
+MK_KERNEL void keep_nucleus(const mk_draw& draw, int64_t columns, const float* maxima, float greatest,
+                            float inverse_temperature, double top_p, Candidates& found) {
+  const double whole =
+      block_sums<true>(draw.scores, columns, maxima, greatest, inverse_temperature, found.sums, found.weights);
   collect_all(draw.scores, columns, found);
-  weigh_candidates(found, greatest, inverse_temperature);
-  return top_p * mass_of(found);
+  end_candidates(found);
+  const float likely = least_logarithm(top_p, whole, kBlockTokens);
+  const float least_score = greatest + likely / inverse_temperature;
+  const int64_t chunks = divide_up(columns, kChunkTokens);
+  int64_t reaching = 0;
+  for (int64_t chunk = 0; chunk < chunks; chunk++) reaching += maxima[chunk] >= least_score ? 1 : 0;
+  if (reaching * 4 <= chunks && mass_from(found.weights, columns, expf(likely) * 1.001F) >= top_p * whole) {
+    collect(draw.scores, columns, maxima, least_score, found);
+    weigh_candidates(found, greatest, inverse_temperature);
+    keep_from(found.scores, found, last_kept(found.scores, found, top_p * whole));
+  } else {
+    const float low = greatest + least_logarithm(top_p, whole, columns) / inverse_temperature;
+    keep_from(found.scores, found, last_kept_within(found.scores, found, top_p * whole, low, greatest));
+  }
 }
 
 // Keeps the smallest set of those nearest to the expected surprise that holds that part of the mass.
@@ -317,7 +369,11 @@ MK_KERNEL void keep_typical(Candidates& found, double typical_p, float greatest,
     const Floats score = multiply(subtract(load(found.scores + i), top), inverse);
     store(found.keys + i, subtract(splat(0.0F), absolute(subtract(score, expected))));
   }
-  const float last = last_kept(found.keys, found, typical_p * mass);
+  // Who is further off than the bound is either below it or likelier than can be.
+  const float average = static_cast<float>(surprise / mass);
+  const float furthest = average - least_logarithm(typical_p, mass, found.count);
+  const float low = furthest > -average ? -furthest : average;
+  const float last = last_kept_within(found.keys, found, typical_p * mass, low, 0.0F);
   keep_from(found.keys, found, last);
 }
 
@@ -406,8 +462,7 @@ int64_t sample_row(const mk_draw& draw, int64_t columns, void* scratch) {
     keep_top_k(draw, columns, maxima, greatest, inverse, found);
     if (nucleus) keep_from(found.scores, found, last_kept(found.scores, found, top_p * mass_of(found)));
   } else if (nucleus) {
-    const double mass = collect_nucleus(draw, columns, maxima, greatest, inverse, top_p, found);
-    keep_from(found.scores, found, last_kept(found.scores, found, mass));
+    keep_nucleus(draw, columns, maxima, greatest, inverse, top_p, found);
   } else if (draw.min_p > 0.0) {
     collect(draw.scores, columns, maxima, greatest + (logf(least_share) - 1e-3F) / inverse, found);
     weigh_candidates(found, greatest, inverse);
@@ -415,10 +470,34 @@ int64_t sample_row(const mk_draw& draw, int64_t columns, void* scratch) {
     collect_all(draw.scores, columns, found);
     weigh_candidates(found, greatest, inverse);
   } else {
-    const double whole = block_sums(draw.scores, columns, maxima, greatest, inverse, found.sums);
+    const double whole = block_sums<false>(draw.scores, columns, maxima, greatest, inverse, found.sums, nullptr);
     return draw_unfiltered(draw.scores, columns, greatest, inverse, found.sums, draw.number * whole);
   }
   if (draw.min_p > 0.0) keep_from(found.weights, found, least_share);
   if (draw.typical_p < 1.0) keep_typical(found, draw.typical_p, greatest, inverse);
   return draw_candidate(found, draw.number);
+}
+
+// The greatest scores' ids, best first and of equals the first, -1 where there are no more; answers the logarithm of the
+// sum of the exponentials of all, NaN where they are no distribution.
+double score_row(const float* scores, int64_t columns, int64_t top, int64_t* best, void* scratch) {
+  float* maxima = static_cast<float*>(scratch);
+  float* sums = maxima + divide_up(columns, kChunkTokens);
+  float greatest;
+  for (int64_t i = 0; i < top; i++) best[i] = -1;
+  if (!chunk_maxima(scores, columns, maxima, &greatest)) return __builtin_nan("");
+  int64_t kept = 0;
+  float last = -kInfinity;  // of as many as are wanted
+  for (int64_t start = 0; start < columns && top > 0; start += kChunkTokens) {
+    if (kept == top && !(maxima[start / kChunkTokens] > last)) continue;
+    for (int64_t i = start; i < least(start + kChunkTokens, columns); i++) {
+      if (kept == top && !(scores[i] > last)) continue;
+      int64_t place = kept < top ? kept++ : top - 1;
+      for (; place > 0 && scores[best[place - 1]] < scores[i]; place--) best[place] = best[place - 1];
+      best[place] = i;
+      if (kept == top) last = scores[best[top - 1]];
+    }
+  }
+  const double whole = block_sums<false>(scores, columns, maxima, greatest, 1.0F, sums, nullptr);
+  return static_cast<double>(greatest) + log(whole);
 }

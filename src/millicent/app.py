@@ -44,6 +44,7 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
 from millicent.server.guard import is_loopback
@@ -128,7 +129,7 @@ class _Health:
 async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     """Everything but the socket. On leaving, what runs is finished or settled, and everything is stopped."""
     config, home = options.config, options.home
-    features = Features(config.features)
+    features, policies = Features(config.features), Policies(config.routing, home=options.home)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     clock = SystemClock()
     ids = SystemIds(clock)
@@ -159,9 +160,11 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             places=_places(options, backend, elsewhere),
             policies=config.policies,
+            routing=policies,
             settled=traffic.settled,
         )
-        _check_fallbacks(pipeline.models(), config)
+        _check_fallbacks(pipeline.deployed(), config)
+        policies.check_models(pipeline.deployed())
 
         health = _Health(ledger, backend, elsewhere)
         server = Server(
@@ -169,6 +172,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             pipeline=pipeline,
             queries=queries,
             health=health,
+            tokenizers=backend,
             clock=clock,
             ids=ids,
             late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
@@ -247,7 +251,8 @@ async def _estimates(queries: LedgerQueries, shares: StepTimeShares, config: Con
     """With what the latest receipts teach."""
     quoter = Quoter(shares.coefficients)
     for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
-        quoter.learn_from(receipt)
+        if (learned := learnable(receipt)) is not None:
+            quoter.learn_from(learned)
     return Estimates(quoter, PriceBook(config.prices, published_prices))
 
 

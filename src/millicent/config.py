@@ -23,6 +23,8 @@ from millicent.meter.placements import ASSUMED_PLACEMENT, PlacementConfig
 from millicent.meter.prices import PriceConfig
 from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.features import FeatureConfig, Features
+from millicent.routing.checks import Checks
+from millicent.routing.config import PolicyConfig
 from millicent.server.config import ServerConfig
 
 FILE_NAME = "millicent.toml"
@@ -44,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     placements: dict[str, PlacementConfig] = {}
     upstreams: dict[str, UpstreamConfig] = {}
     features: dict[str, FeatureConfig] = {}
+    routing: dict[str, PolicyConfig] = {}
     prices: dict[str, PriceConfig] = {}
     budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
@@ -90,6 +93,7 @@ def load(path: Path) -> Config:
         *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
         *((("features", name), partial(Features, {name: each})) for name, each in config.features.items()),
         *((("features", name), partial(_check_feature, name, each, config)) for name, each in config.features.items()),
+        *((("routing", name), partial(_check_policy, name, each)) for name, each in config.routing.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
     for where, check in checks:
@@ -137,6 +141,12 @@ def _check_feature(name: str, feature: FeatureConfig, config: Config) -> None:
     for placement in feature.placements or ():
         if placement not in known:
             raise ConfigError(f"[features.{name}] placements: there is no `{placement}`{_suggestion(placement, known)}")
+
+
+def _check_policy(name: str, policy: PolicyConfig) -> None:
+    policy.check(name)
+    if policy.verify is not None:
+        Checks(policy.verify, f"[routing.{name}] verify")
 
 
 def _check_section(path: Path, text: str, section: str, value: Any) -> None:

@@ -98,13 +98,15 @@ def test_filters_keep_what_transformers_keep(warper: str, arguments: tuple[Any, 
 def test_log_probabilities_are_log_softmaxs() -> None:
     scores = random_scores(5)
     expected = torch.log_softmax(scores.double(), 0)
-    found = score(scores.numpy(), 42, 5)
+    (found,) = score([scores.numpy()], [42], [5])
     assert found.logprob == pytest.approx(expected[42].item(), abs=1e-5)
     values, tokens = expected.topk(5)
     assert [token for token, _ in found.top] == tokens.tolist()
     assert [logprob for _, logprob in found.top] == pytest.approx(values.tolist(), abs=1e-5)
-    assert score(scores.numpy(), 42, 0).top == ()
-    assert len(score(scores.numpy(), 42, 10_000).top) == 500
+    none, all_there_are = score([scores.numpy()] * 2, [42, 42], [0, 10_000])
+    assert none.top == ()
+    assert none.logprob == all_there_are.logprob
+    assert len(all_there_are.top) == 500
 
 
 def test_adjusting_one_row_leaves_the_logits_and_its_neighbours_alone() -> None:

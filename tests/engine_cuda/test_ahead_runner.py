@@ -297,18 +297,21 @@ def test_a_lost_device_ends_the_process() -> None:
         drive(subject)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=1, typical_p=0.5, seed=3), Sampling(temperature=0, prompt_logprobs=True)]
 )
-def test_what_needs_the_host_makes_steps_wait_while_it_is_there(sampling: Sampling) -> None:
+def test_what_needs_the_host_makes_steps_wait_while_it_is_there(sampling: Sampling, deterministic: bool) -> None:
     model = LaunchedModel()
-    subject = ahead(model)
+    subject = ahead(model, deterministic=deterministic)
     needing, other = submit(1, 9, sampling, Limits(max_tokens=3, ignore_eos=True)), submit(2)
     subject.submit(other)
     steps = [subject.step("cuda:0", 0, model.clock, ahead=True)]
     subject.submit(needing)
-    found = answers(steps + drive(subject))
-    assert found == {1: alone(needing), 2: alone(other)}
+    steps += drive(subject)
+    assert answers(steps) == {1: alone(needing), 2: alone(other)}
+    scored = [each for step in steps for output in step.outputs for each in output.scored_prompt]
+    assert len(scored) == (9 if sampling.prompt_logprobs else 0)
 
 
 def test_log_probabilities_are_the_models_own() -> None:

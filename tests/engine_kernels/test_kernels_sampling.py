@@ -5,7 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from millicent.engine.kernels.sampling import best_tokens
 from millicent.engine.kernels.sampling import choose as choose_rows
+from millicent.engine.logprobs import best_by_numpy
 from millicent.engine.sampler import Draw, choose, uniform
 
 PER_SHAPE = settings(
@@ -84,3 +86,35 @@ def test_all_alike_stay_in_together(instruction_set: str) -> None:
     scores = np.zeros(4000, dtype=np.float32)
     for draw in (Draw(1.0, 0.1, 0, 9, 0), Draw(1.0, 1.0, 3, 9, 0), Draw(1.0, 1.0, 0, 9, 0, typical_p=0.1)):
         assert drawn(scores, draw) == choose(scores, draw) == int(uniform(9, 0) * 4000)
+
+
+@PER_SHAPE
+@given(
+    vocabulary=st.sampled_from([1, 2, 63, 64, 65, 257, 1000, 5003]),
+    spread=st.sampled_from([0.0, 1.0, 30.0]),
+    steps=st.sampled_from([0.0, 0.5]),
+    top=st.sampled_from([0, 1, 5, 20, 10_000]),
+    banned=st.sampled_from([0.0, 0.9]),
+    seed=st.integers(0, 2**32),
+)
+def test_the_kernels_score_what_numpy_scores(
+    instruction_set: str, vocabulary: int, spread: float, steps: float, top: int, banned: float, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    rows = (generator.standard_normal((3, vocabulary)) * spread).astype(np.float32)
+    if steps:
+        rows = np.round(rows / np.float32(steps)) * np.float32(steps)  # many equals
+    rows[:, 1:][generator.random((3, vocabulary - 1)) < banned] = -np.inf
+    for row, (log_sum, ids) in zip(rows, best_tokens(list(rows), top), strict=True):
+        expected_sum, expected = best_by_numpy(row, top)
+        assert log_sum == pytest.approx(expected_sum, abs=2e-5)
+        assert ids == expected
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf])
+def test_a_row_that_is_no_distribution_has_no_log_probabilities(instruction_set: str, strange: float) -> None:
+    scores = np.zeros(300, dtype=np.float32)
+    scores[271] = strange
+    ((log_sum, ids),) = best_tokens([scores], 2)
+    assert np.isnan(log_sum)
+    assert ids == [-1, -1]

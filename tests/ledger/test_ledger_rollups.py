@@ -342,6 +342,19 @@ def test_what_cost_nothing_is_not_unpriced(opened: Make, closed: Make, changes: 
     asyncio.run(ledger.stop())
 
 
+def test_a_late_line_counts_in_its_day_before_it_is_folded(opened: Make, closed: Make) -> None:
+    """The day is read from a rollup, at whose start the receipt isn't."""
+    ledger = MemoryLedger()
+    noon_ns = T0 + 12 * NS_PER_HOUR
+    priced = line((5, "measured", "actual", Role.INFERENCE))
+    asyncio.run(ledger.close(closed(opened(1, created_at_ns=noon_ns), lines=(priced,)), ()))
+    asyncio.run(ledger.checkpoint(Checkpoint(T0, (), ())))
+    asyncio.run(ledger.post_lines(opened(1).id, (line((7, "measured", "actual", Role.RETRIEVAL)),)))
+    (costs,) = ledger.queries.role_costs("day", ReceiptFilter())
+    assert costs.costs == {Role.INFERENCE: Money(5), Role.RETRIEVAL: Money(7)}
+    asyncio.run(ledger.stop())
+
+
 def test_unattributed_and_running_receipts_can_be_selected(opened: Make, closed: Make) -> None:
     ledger = MemoryLedger()
     asyncio.run(ledger.open(opened(1)))

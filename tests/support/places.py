@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -32,6 +33,8 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import FeatureConfig, Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.routing.config import PolicyConfig
+from millicent.routing.policies import Policies
 from support.virtual_time import LoopClock
 
 Script = FakeAnswer | Callable[[Request], FakeAnswer]
@@ -88,6 +91,7 @@ class World:
         max_connections: int | None = None,
         seed: int = 0,
         concurrent: int = 256,
+        routing: Mapping[str, PolicyConfig] | None = None,
     ) -> None:
         self.clock = LoopClock()
         self.ids = SequentialIds()
@@ -113,6 +117,7 @@ class World:
             places={"main": places},
             policies={} if policy is None else {"main": policy},
             random=Random(seed),
+            routing=Policies(routing or {}, Path()),
         )
         self.budget: Budget | None = None
 

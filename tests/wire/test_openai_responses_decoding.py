@@ -70,6 +70,15 @@ def test_every_field_that_is_honoured_is_read() -> None:
     assert asked.attribution == Attribution(user="ada", feature="search", tags={"env": "prod"})
 
 
+def test_what_was_asked_stands_in_the_answer_again() -> None:
+    form = {"type": "json_schema", "name": "city", "schema": {"type": "object"}}
+    body = {"model": "m", "input": "hi", "text": {"format": form}, "tools": [WEATHER], "tool_choice": "required"}
+    echo = openai_responses.decode(json.dumps(body).encode(), {}, "rcpt_1")[1].echo
+    assert json.loads(echo["text"])["format"] == form | {"description": None, "strict": False}
+    assert json.loads(echo["tools"]) == [WEATHER | {"description": None}]
+    assert (echo["tool_choice"], echo["truncation"]) == ('"required"', '"disabled"')
+
+
 def test_hints_change_nothing() -> None:
     hints = {
         "store": True, "service_tier": "flex", "prompt_cache_key": "k", "prompt_cache_retention": "24h",

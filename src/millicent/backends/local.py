@@ -30,6 +30,7 @@ from millicent.backends.local_models import (
     ModelState,
     check_does,
     check_fits,
+    check_known,
     check_tokens,
     encode,
     truncate,
@@ -225,6 +226,29 @@ class LocalBackend:
             placement=model.spec.placement,
             begin=lambda submits: self._begin(LocalRun(submits, label, echo, self._cancel, reading=reading)),
         )
+
+    async def encode(self, request: Request, *, surrounded: bool) -> tuple[tuple[int, ...], tuple[bytes, ...], int]:
+        """The prompt's tokens, each one's own text, and the model's context. Raises InvalidRequest."""
+        request.refuse_foreign()
+        request.refuse_images()
+        tokenizer, context_tokens = await self._tokenizer(request.model)
+        tokens = await encode(request, tokenizer, surrounded=surrounded)
+        return tokens, tuple(map(tokenizer.label, tokens)), context_tokens
+
+    async def decode(self, model: str, tokens: Sequence[int]) -> str:
+        """Raises InvalidRequest for a token that the model hasn't got."""
+        tokenizer, _ = await self._tokenizer(model)
+        check_known(tokens, tokenizer.vocabulary_size, "tokens")
+        return tokenizer.decode(tokens)
+
+    async def _tokenizer(self, name: str) -> tuple[Tokenizer, int]:
+        """The model's, which is loaded for it."""
+        model = self._models[name]
+        await self._await_loaded(model)
+        model.used_ns = self._clock.monotonic_ns()
+        self._unload_later(model, _START_GRACE_S)
+        assert model.tokenizer is not None
+        return model.tokenizer, model.context_tokens
 
     async def _prepare_embedding(self, wanted: Embedding, model: HeldModel) -> EmbeddingCall:
         assert model.tokenizer is not None

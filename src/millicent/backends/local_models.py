@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,8 +116,8 @@ def check_does(request: Request, model: HeldModel) -> None:
         )
 
 
-async def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The request's prompt as tokens. Raises InvalidRequest."""
+async def encode(request: Request, tokenizer: Tokenizer, *, surrounded: bool = True) -> tuple[int, ...]:
+    """The request's prompt as tokens; a text with what the model wants around it. Raises InvalidRequest."""
     if request.messages is not None:
         messages = request.messages
         tools = () if request.tool_choice == "none" else request.tools
@@ -128,14 +128,9 @@ async def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
     prompt = request.prompt or ()
     if isinstance(prompt, str):
         if len(prompt) > _INLINE_CHARACTERS:
-            return tuple(await asyncio.to_thread(tokenizer.encode, prompt))
-        return tuple(tokenizer.encode(prompt))
-    size = tokenizer.vocabulary_size
-    for token in prompt:
-        if not 0 <= token < size:
-            raise InvalidRequest(
-                f"prompt: token {token} is not one of this model's, which are 0 to {size - 1}", param="prompt"
-            )
+            return tuple(await asyncio.to_thread(tokenizer.encode, prompt, surrounded=surrounded))
+        return tuple(tokenizer.encode(prompt, surrounded=surrounded))
+    check_known(prompt, tokenizer.vocabulary_size, "prompt")
     return prompt
 
 
@@ -151,16 +146,16 @@ def truncate(request: Request, tokens: tuple[int, ...], context_tokens: int) -> 
 
 def check_tokens(request: Request, vocabulary_size: int) -> None:
     """Raises InvalidRequest for a token that the model hasn't got."""
-    for param, tokens in (
-        ("logit_bias", request.sampling.logit_bias),
-        ("stop_token_ids", request.limits.stop_tokens),
-    ):
-        for token in tokens:
-            if not 0 <= token < vocabulary_size:
-                raise InvalidRequest(
-                    f"{param}: token {token} is not one of this model's, which are 0 to {vocabulary_size - 1}",
-                    param=param,
-                )
+    check_known(request.sampling.logit_bias, vocabulary_size, "logit_bias")
+    check_known(request.limits.stop_tokens, vocabulary_size, "stop_token_ids")
+
+
+def check_known(tokens: Iterable[int], vocabulary_size: int, param: str) -> None:
+    for token in tokens:
+        if not 0 <= token < vocabulary_size:
+            raise InvalidRequest(
+                f"{param}: token {token} is not one of this model's, which are 0 to {vocabulary_size - 1}", param=param
+            )
 
 
 def check_fits(request: Request, input_tokens: int, context_tokens: int) -> int:

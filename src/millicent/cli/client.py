@@ -7,7 +7,7 @@ import http.client
 import os
 import subprocess
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -55,6 +55,15 @@ class Client:
                     f"what answers at {self.url} is no model server: look what else runs there."
                 ) from error
 
+    def answer(self, body: dict[str, Any], headers: dict[str, str]) -> tuple[str, Answered]:
+        """The whole text at once, and what came with it."""
+        with self._request("POST", "/v1/chat/completions", body, headers) as response:
+            told = _decoder.decode(response.read())
+            answered = Answered(response.getheader("X-Millicent-Receipt"), told.get("usage") or {})
+        choice = told["choices"][0]
+        answered.finish_reason = choice["finish_reason"]
+        return choice["message"].get("content") or "", answered
+
     def quote(self, body: dict[str, Any]) -> dict[str, Any]:
         with self._request("POST", "/v1/quote", body) as response:
             quotes: dict[str, Any] = _decoder.decode(response.read())
@@ -75,8 +84,10 @@ class Client:
                         yield text
 
     @contextlib.contextmanager
-    def _request(self, method: str, path: str, body: object) -> Iterator[http.client.HTTPResponse]:
-        headers = {"Content-Type": "application/json"}
+    def _request(
+        self, method: str, path: str, body: object, more: Mapping[str, str] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        headers = {"Content-Type": "application/json", **(more or {})}
         if key := os.environ.get("MILLICENT_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
         connection = self._connect(*self._address, timeout=_TIMEOUT_S)

@@ -23,7 +23,7 @@ from millicent.engine.calibration import calibrate
 from millicent.engine.config import EngineConfig
 from millicent.engine.draft_model import Ahead, DraftModel
 from millicent.engine.grammars import Grammar, GrammarCompiler, Vocabulary
-from millicent.engine.logprobs import score
+from millicent.engine.logprobs import score, score_drawn
 from millicent.engine.lookup import Lookup
 from millicent.engine.processors import Adjustments, adjustments
 from millicent.engine.protocol import Output, ScoredToken, Step, Submit
@@ -454,7 +454,9 @@ class Runner:
             rows = _rows(logits, [turn.row for turn in turns])
             tokens = sample(rows, [turn.answer.draw() for turn in turns])
             following: list[_Turn] = []
-            for turn, token, scores in zip(turns, tokens, rows.numpy(force=True), strict=True):
+            tops = [turn.answer.sampling.logprobs for turn in turns]
+            scored = score_drawn(tokens, tops, lambda row, rows=rows: rows[row].numpy(force=True))  # type: ignore[misc]
+            for turn, token, scores in zip(turns, tokens, scored, strict=True):
                 output = self._accept(turn.answer, token, scores)
                 outputs.append(output)
                 if not turn.guesses or token != turn.guesses[0]:
@@ -474,12 +476,13 @@ class Runner:
             return  # it was preempted, and the scores were told long ago
         if piece.start == 0:
             scored[:] = [ScoredToken(sequence.tokens[0], None)]
-        for position, row in enumerate(logits, piece.start + 1):
-            if position < sequence.prompt_tokens:
-                scored.append(score(row, sequence.tokens[position], answer.sampling.logprobs or 0))
+        following = sequence.tokens[piece.start + 1 : min(piece.start + 1 + len(logits), sequence.prompt_tokens)]
+        tops = [answer.sampling.logprobs or 0] * len(following)
+        scored += score(list(logits[: len(following)]), following, tops)
 
-    def _accept(self, answer: _Answer, token: int | None, logits: np.ndarray) -> Output:
-        """Add a sampled token to its answer; what there is to show, and whether it ends."""
+    def _accept(self, answer: _Answer, token: int | None, scored: tuple[ScoredToken, ...]) -> Output:
+        """Add a sampled token to its answer; what there is to show, and whether it ends. `scored` is the token, where
+        its log probability is asked for."""
         sequence, limits, words = answer.sequence, answer.limits, answer.words
         if limits.max_tokens == 0:
             return self._finish(answer, FinishReason.LENGTH, answer.news(0, ""))
@@ -493,8 +496,6 @@ class Runner:
             return self._finish(answer, FinishReason.STOP, answer.news(1, words.finish()))
         if answer.adjust is not None:
             answer.adjust.note(token)
-        top = answer.sampling.logprobs
-        scored = () if top is None else (score(logits, token, top),)
         if answer.grammar is not None:
             answer.grammar.take(token)
             if answer.grammar.error:

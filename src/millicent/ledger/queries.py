@@ -19,6 +19,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
+from millicent.ledger.levers import Coverage, Waste, coverage, waste
 from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
 from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql, sums_sql
@@ -205,12 +206,22 @@ class LedgerQueries:
             label = label_of(start_ns)
             have = sums.get(label)
             sums[label] = figures if have is None else [one + more for one, more in zip(have, figures, strict=True)]
-        return [*sums.items()]
+        return [(label, figures) for label, figures in sums.items() if figures[0]]
 
     def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
         """Of each of these features' answers: how many had a latency target, and how many met it."""
         with self._snapshot() as connection:
             return {} if connection is None else in_time(connection, features, *_condition(where))
+
+    def coverage(self, where: ReceiptFilter) -> list[Coverage]:
+        """How much each routing policy was asked for, and what it did. Of receipts whose detail is kept."""
+        with self._snapshot() as connection:
+            return [] if connection is None else coverage(connection, *_condition(where))
+
+    def waste(self, where: ReceiptFilter) -> list[Waste]:
+        """What was paid for that nobody had any use of. Reads every line of the receipts asked for."""
+        with self._snapshot() as connection:
+            return [] if connection is None else waste(connection, *_condition(where))
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""

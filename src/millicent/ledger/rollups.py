@@ -198,7 +198,7 @@ def sums_sql(
     coarsest_s: int = MONTH_S,
 ) -> tuple[str, list[object]]:
     """SQL for the sums by one dimension, or by time where `by` is None, and its parameters. The first measure must be
-    `requests`; times are starts of spans up to `coarsest_s`.
+    `requests`; times are starts of spans up to `coarsest_s`, and those of one span must be added up to be whole.
 
     `fixed` holds the columns that must have a value, '' for none. Rollups answer where a cube has all of them; the
     receipts themselves do for the rest, and for the ends of a range that cut a span. Deleted receipts count at the
@@ -323,8 +323,10 @@ class _Parts:
     def sql(self) -> str:
         nothing = f"SELECT 0 AS member, {', '.join(f'0 AS {name}' for name in self._measures)} WHERE 0"
         parts = " UNION ALL ".join([nothing, *self._selects])
-        # A group whose receipts were all taken away, by a purge, has rows of nothing.
-        return f"SELECT member, {_sums(self._measures)} FROM ({parts}) GROUP BY member HAVING sum(requests) != 0"
+        # A group whose receipts were all taken away, by a purge, has rows of nothing. A time may have what is added to
+        # another time's receipts: a late line's quarter-hour lies in a day that is rolled up.
+        some = "HAVING sum(requests) != 0" if self._by else ""
+        return f"SELECT member, {_sums(self._measures)} FROM ({parts}) GROUP BY member {some}"
 
     def rolled(self, cube: str, spans_s: Sequence[int], from_ns: int, to_ns: int) -> None:
         """The widest whole spans, finer ones at their ends, and receipts where not even the finest fits."""

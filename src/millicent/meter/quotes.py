@@ -8,7 +8,7 @@ from decimal import Decimal
 import msgspec
 
 from millicent.core.money import Money
-from millicent.core.quotes import CostInterval, Quote
+from millicent.core.quotes import CostInterval, Interval, Quote
 from millicent.core.receipts import Attempt, Receipt, Role, Status
 from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.meter.durations import DurationModel, Durations, Times
@@ -103,6 +103,21 @@ class Quoter:
             cost=cost,
             provenance=known if cost is None else weakest((known, length.provenance, Provenance.ESTIMATED)),
         )
+
+    def list_price(self, asked: Asked, output_tokens: int) -> Money | None:
+        """What so much output would cost at list price without caches; None where there is no price, or where it is
+        not known how long the model takes."""
+        placement = asked.placement
+        if placement.kind == "api":
+            usage = Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens, output_text=output_tokens)
+            tier = tier_of(asked.prices.standard if asked.prices else None, usage)
+            return total(token_lines(Consumption(usage), tier, Attempt(1, "", "", asked.model, Role.INFERENCE, 0), 0))
+        output = Interval(output_tokens, output_tokens, output_tokens)
+        took = self._durations.predict(asked.model, self._fit(asked.model), asked.input_tokens, output, asked.batch)
+        rate = placement.receipt_list_usd_per_hour
+        if rate is None or took.provenance is Provenance.ASSUMED:
+            return None
+        return Money.of_time(took.serving.expected, rate)
 
     def learn_from(self, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> None:
         """A closed receipt: see Answered.of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import msgspec
 
@@ -12,6 +13,7 @@ from millicent.core.money import ZERO
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
 from millicent.meter.waits import Beside
+from millicent.routing.policies import Decision
 
 
 class Progress:
@@ -65,6 +67,9 @@ class Answer:
         ] = []  # of each attempt, whether its steps are seen; None where no time is paid for
         self.reserved = ZERO  # for ended attempts whose cost nobody knows
         self.tokens_before = 0  # of attempts that have ended
+        self.decision: Decision | None = None  # where a policy chose the model
+        self.answered_by = opened.model  # or stands to be the one that did
+        self.standing: Receipt | None = None  # as it would be if the attempt that is verified now were the last
         self._run: Run | None = None
         self._cancelled = False
         self._stopped = False
@@ -72,6 +77,7 @@ class Answer:
         self._ending = asyncio.Event()
         self._receipt: Receipt | None = None
         self._waiting: list[Text] = []
+        self._held: list[Text] | None = None
         self._reasons: tuple[FinishReason, ...] = ()
         self._kept: list[Text] | None = [] if keep else None
         self._error: MillicentError | None = None
@@ -166,7 +172,23 @@ class Answer:
         self._waiting.clear()
         return texts
 
+    def hold_back(self) -> None:
+        """Nothing of what comes from now on is shown; what was held back before is dropped."""
+        self._held = []
+
+    def held(self) -> tuple[Text, ...]:
+        return merge_texts(self._held or ())
+
+    def release(self, texts: Iterable[Text]) -> None:
+        """Show these, and what comes from now on."""
+        self._held = None
+        for text in texts:
+            self.push(text)
+
     def push(self, text: Text) -> None:
+        if self._held is not None:
+            self._held.append(text)
+            return
         if text.text or text.logprobs or text.calls or text.reasoning or text.signature or text.sealed or text.stop:
             self._begun = True
             self._waiting.append(text)

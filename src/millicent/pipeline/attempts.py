@@ -58,12 +58,9 @@ class Journey:
         self._random = random
         self._allowed = allowed
         policy = deployments.policy(request.model)
-        self._model = request.model
-        # Vectors of different models can't be compared: nobody asked for another's.
-        self._fallbacks = [] if request.embedding is not None else list(policy.fallbacks)
-        self._retries_left = policy.retries
         self._pauses = 0
         self._failed: dict[Deployment, MillicentError] = {}  # of this model, with the latest error
+        self._turn_to(request.model)
         self._ends_at_ns = None if policy.timeout_s is None else clock.monotonic_ns() + int(policy.timeout_s * NS_PER_S)
 
     @property
@@ -79,6 +76,27 @@ class Journey:
     def left_s(self) -> float | None:
         """How much is left of the time for everything; None without a limit."""
         return None if self._ends_at_ns is None else (self._ends_at_ns - self._clock.monotonic_ns()) / NS_PER_S
+
+    def _turn_to(self, model: str) -> None:
+        """From now on it is this model that is asked, as its own policy says."""
+        policy = self._deployments.policy(model)
+        self._model = model
+        # Vectors of different models can't be compared: nobody asked for another's.
+        self._fallbacks = [] if self._request.embedding is not None else list(policy.fallbacks)
+        self._retries_left = policy.retries
+        self._failed.clear()
+
+    def begun(self, answer: Answer, leg: Leg) -> None:
+        """The attempt is durable, and about to run."""
+
+    def concluded(self, answer: Answer, end: End) -> End:
+        """The end of the answer, when no other attempt follows the one that ended like this."""
+        del answer
+        return end
+
+    def notes(self) -> dict[str, str]:
+        """What the receipt says of the way, beside its attempts."""
+        return {}
 
     async def first(self) -> Leg:
         """Raises what a client should be told: nothing was spent."""
@@ -144,9 +162,11 @@ class Journey:
         left_s = self.left_s
         return pause_s > LONGEST_PAUSE_S or (left_s is not None and pause_s >= left_s)
 
-    async def _leg(self, role: Role, left: Money | None, among: list[Deployment] | None = None) -> Leg:
+    async def _leg(
+        self, role: Role, left: Money | None, among: list[Deployment] | None = None, request: Request | None = None
+    ) -> Leg:
         """The first that takes it. Raises why none does: rather that it may pass than that it can't be."""
-        request = msgspec.structs.replace(self._request, model=self._model, max_cost=left)
+        request = msgspec.structs.replace(request or self._request, model=self._model, max_cost=left)
         feature = request.attribution.feature
         refusals: list[MillicentError] = []
         quoted: list[tuple[Deployment, Plan]] = []

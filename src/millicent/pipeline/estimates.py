@@ -80,6 +80,10 @@ class Estimates:
     def quote(self, asked: Asked) -> Quote:
         return self._quoter.quote(asked)
 
+    def list_price(self, asked: Asked, output_tokens: int) -> Money | None:
+        """What so much output would cost there at list price without caches; None where nobody knows. Estimated."""
+        return self._quoter.list_price(asked, output_tokens)
+
     async def within(self, request: Request, backend: Backend, call: Call, asked: Asked) -> Plan:
         """How to run it so that the caller's maximum holds. Raises PaymentRequired, with the quote, when it can't.
 

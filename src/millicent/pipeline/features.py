@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from millicent.core.errors import ConfigError
+from millicent.core.json_schemas import is_valid, schema_validator
 from millicent.core.request import Message
 
 if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
+    pass
 
 # Labels of feedback that tell how the tool did that an output called.
 TOOL_SUCCEEDED = "tool_succeeded"
@@ -111,7 +112,7 @@ class _Rule:
         self.judges_tools = config.tool_succeeded
         if config.tool_failure is not None and not config.tool_succeeded:
             raise ConfigError(f"{at} tool_failure: says nothing without tool_succeeded = true")
-        self._schema = None if config.json_schema is None else _validator(config.json_schema, at)
+        self._schema = None if config.json_schema is None else schema_validator(config.json_schema, at)
         self.judges_output = self._pattern is not None or self._schema is not None
 
     def feedback(self, score: Decimal | None, label: str | None) -> bool | None:
@@ -140,7 +141,7 @@ class _Rule:
             return None
         if self._pattern is not None and self._pattern.search(text) is None:
             return False
-        return self._schema is None or _is_valid(self._schema, text)
+        return self._schema is None or is_valid(self._schema, text)
 
 
 def _pattern(source: str | None, at: str) -> re.Pattern[str] | None:
@@ -157,36 +158,3 @@ def _tells_of_an_error(content: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(told, dict) and any(told.get(name) for name in ("error", "isError", "is_error"))
-
-
-def _validator(schema: dict[str, Any], at: str) -> Validator:
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
-    from referencing import Registry
-
-    plain = _plain(schema)
-    kind = validator_for(plain)
-    try:
-        kind.check_schema(plain)
-    except SchemaError as error:
-        raise ConfigError(f"{at} json_schema: not a JSON schema ({error.message})") from error
-    # An empty registry: a reference to elsewhere is an error, never a download.
-    return kind(plain, registry=Registry())
-
-
-def _is_valid(schema: Validator, text: str) -> bool:
-    from referencing.exceptions import Unresolvable
-
-    try:
-        return bool(schema.is_valid(json.loads(text)))
-    except (ValueError, RecursionError, Unresolvable):
-        return False
-
-
-def _plain(value: Any) -> Any:
-    """TOML's numbers come as exact decimals; JSON Schema's are JSON's."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return float(value) if isinstance(value, Decimal) else value

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from random import Random, SystemRandom
 
 import msgspec
@@ -36,13 +37,16 @@ from millicent.meter.quotes import Asked, Quoter
 from millicent.meter.waits import Beside, Waits
 from millicent.pipeline.answer import Answer, Progress
 from millicent.pipeline.attempts import Journey, Leg, Watchdog
+from millicent.pipeline.cascade import Cascade
 from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place, may_run, not_allowed
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
 from millicent.pipeline.latency import check_target
+from millicent.pipeline.routes import Routes
 from millicent.pipeline.settlement import Bookkeeper, cut_short
+from millicent.routing.policies import Decision, Policies, learnable
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +80,7 @@ class Pipeline:
         places: Mapping[str, Sequence[Place]] | None = None,
         policies: Mapping[str, ModelPolicy] | None = None,
         random: Random | None = None,
+        routing: Policies | None = None,
         settled: Callable[[Receipt], None] = lambda _: None,
     ) -> None:
         self._random = random or SystemRandom()
@@ -89,6 +94,7 @@ class Pipeline:
         self._features = features or Features({})
         self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
+        self._routes = Routes(routing or Policies({}, Path()), self._deployments, self._look, self._estimates)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
         self._waits = waits
         self._told = settled
@@ -100,6 +106,11 @@ class Pipeline:
         self._draining = False
 
     def models(self) -> tuple[str, ...]:
+        """Those that can be asked for, and the policies that choose among them."""
+        return (*self.deployed(), *self._routes.policies.names())
+
+    def deployed(self) -> tuple[str, ...]:
+        """The models alone."""
         return self._deployments.models()
 
     def deployments(self) -> list[DeploymentReport]:
@@ -160,10 +171,10 @@ class Pipeline:
         self._admitted += 1
         try:
             request = self._aimed(request)
-            journey = self._journey(request)
+            journey, decision = await self._journey(request)
             leg = await journey.first()
             try:
-                receipt = self._books.opened(request, leg)
+                receipt = self._books.opened(request, leg, None if decision is None else decision.explained())
                 ticket.reserve(_most_tokens(leg.plan.call), receipt.hold)
                 bounded = await self._open(receipt, claim, leg.plan)
             except BaseException:
@@ -175,8 +186,9 @@ class Pipeline:
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
         answer = Answer(receipt, _beside(leg.plan), keep=judged or claim is not None)
+        answer.decision = decision
         self._answers[receipt.id] = answer
-        self._begin(answer, leg)
+        self._begin(answer, journey, leg)
         task = asyncio.create_task(self._drive(answer, journey, leg, ticket, bounded=bounded))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -188,6 +200,7 @@ class Pipeline:
         prepared: list[Asked] = []
         allowed = self._features.placements(request.attribution.feature)
         places = [place for place in self._placements.values() if may_run(place.name, allowed)]
+        models = list(dict.fromkeys(model for name in models for model in self._routes.policies.models_of(name)))
         for model in models:
             elsewhere = any(model in place.models for place in places)
             if not elsewhere or model in self.models():
@@ -208,6 +221,7 @@ class Pipeline:
         """The request's input in tokens. Nothing is spent. Raises as `admit` does, and InvalidRequest where nobody can
         count them."""
         allowed = self._features.placements(request.attribution.feature)
+        request = msgspec.structs.replace(request, model=self._routes.policies.models_of(request.model)[-1])
         for asked in await self._prepared(request, allowed, needed=True):
             if asked.input_provenance is Provenance.COUNTED:
                 return asked.input_tokens
@@ -239,9 +253,21 @@ class Pipeline:
             return answer.closing
         return self._books.running(answer, self._meter.reading(answer.receipt_id))
 
-    def _journey(self, request: Request) -> Journey:
+    async def _journey(self, request: Request) -> tuple[Journey, Decision | None]:
+        """The way to the model that is asked for, or that a policy of this name decides on."""
         allowed = self._features.placements(request.attribution.feature)
-        return Journey(request, self._deployments, self._plan, self._clock, self._random, allowed)
+        seams = (self._deployments, self._plan, self._clock, self._random, allowed)
+        policy = self._routes.policies.find(request.model)
+        if policy is None:
+            return Journey(request, *seams), None
+        decision = await self._routes.decide(policy, request, allowed)
+        request = msgspec.structs.replace(request, model=decision.stages[0])
+        if policy.checks is None or len(decision.stages) == 1:
+            return Journey(request, *seams), decision
+        return Cascade(request, decision.stages, policy.checks, *seams), decision
+
+    async def _look(self, request: Request, deployment: Deployment) -> Asked:
+        return self._asked(request, await deployment.backend.prepare(request))
 
     async def _plan(self, request: Request, deployment: Deployment) -> Plan:
         call = await deployment.backend.prepare(request)
@@ -255,11 +281,12 @@ class Pipeline:
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
     def _aimed(self, request: Request) -> Request:
-        """With its feature's latency target, where it has none of its own."""
-        if request.latency_target_ms is not None:
-            return request
-        target_ms = self._features.latency_target_ms(request.attribution.feature)
-        return request if target_ms is None else msgspec.structs.replace(request, latency_target_ms=target_ms)
+        """With its feature's latency target, else its policy's, where it has none of its own."""
+        if request.latency_target_ms is None:
+            target_ms = self._features.latency_target_ms(request.attribution.feature)
+            request = msgspec.structs.replace(request, latency_target_ms=target_ms)
+        policy = self._routes.policies.find(request.model)
+        return request if policy is None else policy.aimed(request)
 
     def _check_target(self, request: Request, plan: Plan) -> None:
         """Raises RateLimited where the target cannot be met. While nobody knows what steps take, nobody can tell."""
@@ -284,7 +311,7 @@ class Pipeline:
             error.quote = plan.quote
             raise
 
-    def _begin(self, answer: Answer, leg: Leg) -> None:
+    def _begin(self, answer: Answer, journey: Journey, leg: Leg) -> None:
         """The attempt is durable: count for it from now on."""
         call, opened = leg.plan.call, answer.opened
         attempt = opened.attempts[-1]
@@ -292,6 +319,9 @@ class Pipeline:
         answer.shown.append(bool(call.sequences) if paid_by_time or call.sequences else None)
         answer.progress = Progress()
         answer.model, answer.beside = leg.request.model, _beside(leg.plan)
+        if leg.role is not Role.VERIFICATION:
+            answer.answered_by = leg.request.model
+        journey.begun(answer, leg)
         self._meter.open(opened.id, attempt.ordinal, call.sequences)
         self._meter.note_usage(opened.id, Usage())
 
@@ -300,13 +330,11 @@ class Pipeline:
             end = await self._attempt(answer, journey, leg, bounded=bounded)
             while (following := await self._following(answer, journey, leg, end, ticket)) is not None:
                 leg = following
-                self._begin(answer, leg)
+                self._begin(answer, journey, leg)
                 end = await self._attempt(answer, journey, leg, bounded=bounded)
-            await self._settle(answer, end)
+            await self._settle(answer, journey, end)
             if [each.role for each in answer.opened.attempts] == [Role.INFERENCE]:  # else it tells of other models too
-                self._estimates.learn(answer.settled, leg.plan)
-                if self._waits is not None and answer.settled is not None:
-                    self._waits.learn(answer.settled)
+                self._learn(answer, leg.plan)
         finally:
             leg.lease.give_back()
             del self._answers[answer.receipt_id]
@@ -336,7 +364,7 @@ class Pipeline:
 
     async def _following(self, answer: Answer, journey: Journey, leg: Leg, end: End, ticket: Ticket) -> Leg | None:
         """The attempt that comes after one that failed; None where there is none."""
-        if end.error is None:
+        if end.error is None and not isinstance(journey, Cascade):
             return None
         try:
             return await self._next(answer, journey, leg, end, ticket)
@@ -358,6 +386,7 @@ class Pipeline:
             return None
         try:
             receipt, reserved = self._books.followed(answer, following, end, reading)
+            standing = self._books.ended(answer, end, reading) if end.error is None else answer.standing
             used = _tokens(reading.usage)
             before = answer.tokens_before + (_most_tokens(leg.plan.call) if used is None else used)
             ticket.reserve(before + _most_tokens(following.plan.call), receipt.hold)
@@ -371,6 +400,7 @@ class Pipeline:
             following.lease.give_back()
             return None
         answer.opened, answer.reserved, answer.tokens_before = receipt, reserved, before
+        answer.standing = standing
         return following
 
     async def _consume(self, answer: Answer, journey: Journey, call: Call, purse: Purse) -> End:
@@ -412,12 +442,13 @@ class Pipeline:
             leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
         self._meter.note_usage(answer.receipt_id, Usage.of(known, **leaves))
 
-    async def _settle(self, answer: Answer, end: End) -> None:
+    async def _settle(self, answer: Answer, journey: Journey, end: End) -> None:
         reading = self._meter.close(answer.receipt_id)
         # Who left while nothing ran, between attempts, has cancelled what came before too.
         left = end.error is not None and answer.cancelled and not answer.begun
-        final = End(FinishReason.CANCELLED, end.usage) if left else end
-        receipt = answer.closing = self._books.closed(answer, end, final, reading)
+        final = End(FinishReason.CANCELLED, end.usage) if left else journey.concluded(answer, end)
+        receipt = self._books.closed(answer, end, final, reading, journey.notes())
+        receipt = answer.closing = self._routes.with_savings(receipt, answer)
         try:
             await self._save_fits()
             await self._ledger.close(receipt, reading.shares, answer.kept(final))
@@ -427,6 +458,13 @@ class Pipeline:
             return
         answer.finish(receipt, final)
         self._told(receipt)
+
+    def _learn(self, answer: Answer, plan: Plan) -> None:
+        """From an answer that one attempt gave, as one of the model that gave it."""
+        settled = None if answer.settled is None else learnable(answer.settled)
+        self._estimates.learn(settled, plan)
+        if self._waits is not None and settled is not None:
+            self._waits.learn(settled)
 
     async def _keep_checkpointing(self) -> None:
         failing = False

@@ -49,7 +49,8 @@ class Bookkeeper:
     def placement(self, name: str, at_ns: int) -> Placement:
         return self._placements[name].at(at_ns)
 
-    def opened(self, request: Request, leg: Leg) -> Receipt:
+    def opened(self, request: Request, leg: Leg, told: Mapping[str, str] | None) -> Receipt:
+        """`told` is what its policy says of the choice of a model, where one made it."""
         now_ns = self._clock.now_ns()
         lines = tuple(outside_line(cost, now_ns) for cost in request.outside_costs)
         receipt = Receipt(
@@ -60,14 +61,14 @@ class Bookkeeper:
             stream=request.stream,
             attribution=request.attribution,
             lines=lines,
-            policy=policy_of(request.latency_target_ms),
+            policy=_policy(policy_of(request.latency_target_ms), told),
         )
         return self._with_attempt(receipt, leg, _total(lines), now_ns)
 
     def followed(self, answer: Answer, leg: Leg, end: End, reading: Reading) -> tuple[Receipt, Money]:
         """The receipt with its attempt ended and the next one begun; and what is reserved for attempts whose cost
         nobody knows."""
-        ended = self._ended(answer, end, reading)
+        ended = self.ended(answer, end, reading)
         fresh = [line for line in ended.lines[len(answer.opened.lines) :] if line.book == "actual"]
         reserved = answer.reserved
         if any(line.amount is None for line in fresh):
@@ -76,7 +77,7 @@ class Bookkeeper:
 
     def spent(self, answer: Answer, end: End, reading: Reading) -> Money | None:
         """What the attempts so far have cost, the one that just ended included; None where nobody knows."""
-        lines = self._ended(answer, end, reading).lines
+        lines = self.ended(answer, end, reading).lines
         ours = [line for line in lines if line.attempt > 0 and line.book == "actual"]
         return None if any(line.amount is None for line in ours) else _total(ours)
 
@@ -84,23 +85,25 @@ class Bookkeeper:
         """The receipt as it stands, priced so far."""
         return self._priced(answer, reading, None)
 
-    def closed(self, answer: Answer, end: End, final: End, reading: Reading) -> Receipt:
-        """`end` is that of the last attempt, `final` that of the answer."""
+    def closed(self, answer: Answer, end: End, final: End, reading: Reading, notes: Mapping[str, str]) -> Receipt:
+        """`end` is that of the last attempt, `final` that of the answer; `notes` are added to its policy."""
         status = status_of(final)
-        ended = self._ended(answer, end, reading)
+        ended = self.ended(answer, end, reading)
         now_ns = ended.attempts[-1].ended_at_ns
+        if final is not end and answer.standing is not None:
+            ended = _answered_before(ended, answer.standing)
         assert now_ns is not None
         closed = msgspec.structs.replace(
             ended,
             settled_at_ns=now_ns,
             status=status,
-            served_model=end.served_model or ended.served_model,
+            served_model=final.served_model or ended.served_model,
             finish_reason=final.reason.value,
             timing=_timing(answer, reading, now_ns),
             error=final.error.message if final.error else None,
             useful=self._verdict(answer, status),
         )
-        return msgspec.structs.replace(closed, policy=with_verdict(closed))
+        return msgspec.structs.replace(closed, policy=_policy(with_verdict(closed), notes))
 
     def _with_attempt(self, receipt: Receipt, leg: Leg, before: Money, now_ns: int) -> Receipt:
         """One more attempt, held for beside what came `before`: other costs, and other attempts."""
@@ -121,7 +124,8 @@ class Bookkeeper:
             basis=placement.basis,
         )
 
-    def _ended(self, answer: Answer, end: End, reading: Reading) -> Receipt:
+    def ended(self, answer: Answer, end: End, reading: Reading) -> Receipt:
+        """The receipt with its last attempt ended."""
         priced = self._priced(answer, reading, end)
         now_ns = self._clock.now_ns()  # after pricing: lines posted later than this are late ones
         attempt = msgspec.structs.replace(
@@ -193,6 +197,26 @@ def cut_short(call: Call, end: End) -> End:
         return msgspec.structs.replace(end, reason=FinishReason.LENGTH, choices=choices)
     message = "The budget or the maximum cost was reached before all inputs were read: send fewer, or allow more."
     return msgspec.structs.replace(end, reason=FinishReason.ERROR, error=PaymentRequired(message), choices=())
+
+
+def _policy(*parts: Mapping[str, str] | None) -> dict[str, str] | None:
+    told = {name: value for part in parts for name, value in (part or {}).items()}
+    return told or None
+
+
+def _answered_before(ended: Receipt, standing: Receipt) -> Receipt:
+    """The answer is that of an attempt before the last, which only looked at it."""
+    return msgspec.structs.replace(
+        ended,
+        served_model=standing.served_model,
+        placement=standing.placement,
+        backend=standing.backend,
+        usage=standing.usage,
+        list_price=standing.list_price,
+        saved=standing.saved,
+        prices=standing.prices,
+        basis=standing.basis,
+    )
 
 
 def _line_of_nothing(attempt: Attempt, end: End, usage: Usage, at_ns: int) -> Line:

@@ -35,6 +35,7 @@ from millicent.server.inference import DIALECTS, InferenceEndpoint
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
 from millicent.server.sign_in import SignIn, SignInPage
+from millicent.server.tokens import Tokenizers, Tokens
 from millicent.wire import anthropic_common, anthropic_messages
 from millicent.wire import quotes as quotes_wire
 from millicent.wire import receipts as receipts_wire
@@ -94,6 +95,7 @@ class Server:
         keys: KeyRing,
         limiter: RateLimiter,
         sign_in_page: SignInPage,
+        tokenizers: Tokenizers | None = None,
         pages: Sequence[BaseRoute] = (),
     ) -> None:
         self._config = config
@@ -112,6 +114,7 @@ class Server:
             Route("/v1/receipts/{receipt_id}", self._receipt),
             Route("/v1/accounts", self._accounts),
             *late.routes,
+            *Tokens(tokenizers, config, ids).routes,
             Route("/v1/quote", self._quote, methods=["POST"]),
             Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
         ]

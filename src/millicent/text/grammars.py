@@ -32,9 +32,33 @@ def format_grammar(form: OutputFormat) -> str:
         case "regex":
             return f"start: /{_SLASHES.sub(_escape, form.source)}/"
         case "lark":
-            return form.source
+            return _lark(form.source)
 
 
+def _lark(source: str) -> str:
+    """A grammar in llama.cpp's form, GBNF, as Lark; one in Lark as it is."""
+    if "::=" not in source:
+        return source
+    from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
+
+    if is_lark_syntax(source):
+        return source
+    if len(source) > _MOST_GBNF:
+        raise _not_gbnf(f"it has {len(source)} characters, and at most {_MOST_GBNF} are read; send Lark, or less")
+    try:
+        lark: str = gbnf_to_lark(source)
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for a rule that isn't there
+        raise _not_gbnf(" ".join(str(error).split())[:300]) from None
+    return lark
+
+
+def _not_gbnf(reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"response_format: the grammar is not GBNF that can be used: {reason}", param="response_format"
+    )
+
+
+_MOST_GBNF = 32_000  # it is read here, on the event loop
 _SLASHES = re.compile(r"\\.|/|\n", re.DOTALL)
 
 

@@ -51,8 +51,10 @@ class Tokenizer:
         self.vocabulary_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.context_tokens = context_tokens
 
-    def encode(self, text: str, *, special: bool = False, limit: int | None = None) -> list[int]:
-        """Tokens of a text, with what the model wants around it (a first token, say).
+    def encode(
+        self, text: str, *, special: bool = False, limit: int | None = None, surrounded: bool = True
+    ) -> list[int]:
+        """Tokens of a text, with what the model wants around it (a first token, say) unless not `surrounded`.
 
         Unless `special`, text that looks like a control token (`<|im_end|>`) is plain text. A text with more than
         `limit` tokens loses its last ones; what goes around it stays.
@@ -61,7 +63,7 @@ class Tokenizer:
         encoding = backend.encode(text, add_special_tokens=False)
         if limit is not None:
             encoding.truncate(max(limit - backend.num_special_tokens_to_add(is_pair=False), 0))
-        tokens: list[int] = backend.post_process(encoding).ids
+        tokens: list[int] = (backend.post_process(encoding) if surrounded else encoding).ids
         return tokens[:limit]
 
     @property

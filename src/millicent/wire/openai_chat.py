@@ -128,7 +128,7 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         priority=chat.priority or 0,
         attribution=read_attribution(headers, user=chat.user, metadata=chat.metadata),
         thinking=Thinking(chat.reasoning_effort) if chat.reasoning_effort in _EFFORTS else None,
-        extra=_extra(chat) | unknown,
+        extra=_extra(chat) | generation.known_elsewhere(unknown),
         restated=chat.restated(),
     )
     return request, common.StreamShape.of(stream=stream, options=chat.stream_options, choices=request.choices)

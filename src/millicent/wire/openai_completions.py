@@ -75,7 +75,7 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         truncate_prompt_tokens=completion.truncate_prompt_tokens,
         priority=completion.priority or 0,
         attribution=read_attribution(headers, user=completion.user, metadata=completion.metadata),
-        extra=extra,
+        extra=generation.known_elsewhere(extra),
         restated=completion.restated(),
     )
     return request, common.StreamShape.of(stream=stream, options=completion.stream_options, choices=request.choices)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 
 from millicent.core.errors import InvalidRequest
-from millicent.core.request import Limits, OutputFormat, Sampling
+from millicent.core.request import Extra, Limits, OutputFormat, Sampling
 from millicent.wire import output_format
 
 MAX_LOGPROBS = 20
@@ -34,6 +35,47 @@ _RESTATED = (
 )
 
 
+# What other servers' clients send along, with the values that change nothing.
+_NEUTRAL_ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "truncation_side": ("left",),
+    "echo": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "cache_prompt": (True,),
+    "stream_interval": (1,),
+}
+
+
+def known_elsewhere(extra: Mapping[str, Extra]) -> dict[str, Extra]:
+    """Unknown fields, of which those that other servers know are harmless where they ask for what is done anyway."""
+    found = {}
+    for field, one in extra.items():
+        if (neutral := _NEUTRAL_ELSEWHERE.get(field)) is not None:
+            value = msgspec.json.decode(one.json)
+            if value is None or any(type(value) is type(fine) and value == fine for fine in neutral):
+                one = Extra(one.json, None)  # noqa: PLW2901
+            else:
+                allowed = " or ".join(msgspec.json.encode(fine).decode() for fine in neutral)
+                advice = f"leave it out or send {allowed}." if allowed else "leave it out."
+                refusal = f"`{field}` is not supported by this server: {advice}"
+                one = Extra(one.json, refusal, "unsupported_parameter")  # noqa: PLW2901
+        found[field] = one
+    return found
+
+
 class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A null is as good as a field left out."""
 
@@ -46,6 +88,14 @@ class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     frequency_penalty: _Penalty | None = None
     logit_bias: Annotated[dict[TokenId, _Bias], msgspec.Meta(max_length=4096)] | None = None
     response_format: output_format.ResponseFormat | None = None
+    # the same, named as vLLM (before and now) and llama.cpp's server name it
+    structured_outputs: output_format.StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: output_format.Choice | None = None
+    guided_grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
+    grammar: str | None = None
     # extensions, named as vLLM names them
     top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
     min_p: _Share | None = None
@@ -78,7 +128,7 @@ class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         return tuple(field for field, value in _RESTATED if getattr(self, field) == value)
 
     def output_format(self) -> OutputFormat | None:
-        form = output_format.read(self.response_format)
+        form = self._form()
         for field in ("min_tokens", "ignore_eos"):
             if form is not None and getattr(self, field):
                 raise InvalidRequest(
@@ -86,6 +136,26 @@ class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
                     param=field,
                 )
         return form
+
+    def _form(self) -> OutputFormat | None:
+        """What the answer must be, by whichever of the names. Raises InvalidRequest where two are given."""
+        same = output_format.StructuredOutputs
+        named = {
+            "response_format": output_format.read(self.response_format),
+            "structured_outputs": (self.structured_outputs or same()).read("structured_outputs"),
+            "guided_json": same(json=self.guided_json).read("guided_json"),
+            "guided_regex": same(regex=self.guided_regex).read("guided_regex"),
+            "guided_choice": same(choice=self.guided_choice).read("guided_choice"),
+            "guided_grammar": same(grammar=self.guided_grammar).read("guided_grammar"),
+            "json_schema": same(json=self.json_schema).read("json_schema"),
+            "grammar": same(grammar=self.grammar or None).read("grammar"),
+        }
+        given = [field for field, form in named.items() if form is not None]
+        if len(given) > 1:
+            raise InvalidRequest(
+                f"`{given[0]}` and `{given[1]}` both say what the answer is: send one.", param=given[1]
+            )
+        return named[given[0]] if given else None
 
     def limits(self, max_tokens: int | None) -> Limits:
         min_tokens = self.min_tokens or 0

@@ -315,7 +315,7 @@ def _echo(asked: ResponsesBody, request: Request, tools: Sequence[Tool]) -> dict
     text, reasoning = asked.text or TextConfig(), asked.reasoning or Reasoning()
     form: Any = text.format or output_format.TextFormat()
     if isinstance(form, SchemaFormat):
-        form = {"type": "json_schema"} | msgspec.structs.asdict(form)
+        form = {"type": "json_schema"} | msgspec.structs.asdict(form) | {"strict": bool(form.strict)}
     fields = {
         "instructions": asked.instructions,
         "max_output_tokens": asked.max_output_tokens,

@@ -26,6 +26,7 @@ from millicent.core.steps import Overhead, SequenceWork, StepRecord
 from millicent.engine.batch import Model, Piece
 from millicent.engine.calibration import calibrate
 from millicent.engine.config import EngineConfig
+from millicent.engine.logprobs import score_drawn
 from millicent.engine.protocol import Output, Step
 from millicent.engine.runner import OpenModel, Runner
 from millicent.engine.sampler import Draw
@@ -162,17 +163,20 @@ class AheadRunner(Runner):
 
     def cancel(self, sequence: int) -> Output | None:
         end = super().cancel(sequence)
-        return None if end is None else next(iter(self._hold_back([end])), None)
+        if end is None or not self._is_flying(sequence):
+            return end
+        self._ends[sequence] = end
+        return None
 
     def step(self, device: str, index: int, clock: Clock, *, ahead: bool = False) -> Step:
         """Give the device what it can do next, and read the oldest pass. Call only while busy."""
-        waits = self._deterministic or any(map(_needs_host, self._answers.values()))
-        if not self._flights and waits and not self._deterministic:
+        on_host = any(map(_needs_host, self._answers.values()))
+        if on_host and not self._flights:
             return super().step(device, index, clock)
         failed: list[Output] = []
         if not self._flights:
             failed += self._launch(clock)
-        if ahead and not waits and len(self._flights) == 1:
+        if ahead and not on_host and not self._deterministic and len(self._flights) == 1:
             failed += self._launch(clock)
         if not self._flights:
             return Step(None, tuple(failed))
@@ -259,10 +263,12 @@ class AheadRunner(Runner):
         self._flights.popleft()
         start_ns, wall_ns = self._time(current, landed.device_ns, clock.monotonic_ns(), waited=waited)
         outputs = failed
-        for row, (sequence, token) in enumerate(zip(current.sampled, landed.tokens, strict=True)):
-            answer = self._answers.get(sequence)
+        answers = [self._answers.get(sequence) for sequence in current.sampled]
+        tops = [None if answer is None else answer.sampling.logprobs for answer in answers]
+        scored = score_drawn(landed.tokens, tops, landed.logits.__getitem__)
+        for answer, token, scores in zip(answers, landed.tokens, scored, strict=True):
             if answer is not None:  # else it ended, or was cancelled, while this was under way
-                outputs.append(self._accept(answer, token, landed.logits.get(row, _NO_LOGITS)))
+                outputs.append(self._accept(answer, token, scores))
         outputs = self._hold_back(outputs)
         if self._flights and not self._flights[0].brought:
             self._bring(self._flights[0])

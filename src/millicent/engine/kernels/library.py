@@ -12,7 +12,7 @@ from pathlib import Path
 from millicent.core.errors import ConfigError
 from millicent.engine.kernels.build import BuildError, build
 
-_INTERFACE_VERSION = 3
+_INTERFACE_VERSION = 4
 _ENVIRONMENT = "MILLICENT_KERNELS"
 
 
@@ -112,6 +112,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         (POINTER(ShapeStruct), POINTER(LayerStruct), c_int64, POINTER(BatchStruct), c_void_p),
     ),
     "mk_sample": (_raise_out_of_memory, (c_void_p, c_int64, c_int64, c_void_p)),
+    "mk_score": (_raise_out_of_memory, (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
 }
 
 
