@@ -11,7 +11,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.request import CacheMark, ImagePart, Message, OtherPart, Part, TextPart, Thought, ToolCall
 from millicent.wire import openai_parts
 from millicent.wire.decoding import decode_at, refuse_unless_neutral
-from millicent.wire.openai_tools import check_arguments
+from millicent.wire.openai_tools import check_arguments, sent_back
 
 # How a provider's seal on a thought, and a thought that it enciphered, are told apart in `encrypted_content`.
 SIGNATURE = "signature:"
@@ -187,8 +187,9 @@ def read(items: Sequence[msgspec.Raw]) -> Iterator[Message]:
 def _tool_call(raw: msgspec.Raw, where: str) -> ToolCall:
     item = decode_at(raw, _call, where)
     refuse_unless_neutral(item, _NEUTRAL_IN_CALL, where)
-    check_arguments(item.arguments, f"{where}.arguments")
-    return ToolCall(item.call_id, item.name, item.arguments)
+    arguments = sent_back(item.arguments)
+    check_arguments(arguments, f"{where}.arguments")
+    return ToolCall(item.call_id, item.name, arguments)
 
 
 def _thought(raw: msgspec.Raw, where: str) -> Thought:

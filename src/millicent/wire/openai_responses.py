@@ -35,6 +35,10 @@ _Includable = Literal[
 ]
 
 
+class JsonObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
+    """Any JSON object."""
+
+
 class SchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
     """`strict` false is taken as true here: the answer follows the schema either way. An upstream is told."""
 
@@ -45,7 +49,7 @@ class SchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
 
 
 class TextConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    format: output_format.TextFormat | output_format.JsonObject | SchemaFormat | None = None
+    format: output_format.TextFormat | JsonObject | SchemaFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -233,7 +237,7 @@ def _messages(asked: ResponsesBody) -> tuple[Message, ...]:
 
 def _output_format(text: TextConfig | None) -> OutputFormat | None:
     match text.format if text is not None else None:
-        case output_format.JsonObject():
+        case JsonObject():
             return OutputFormat("json_object")
         case SchemaFormat(name=name, schema=schema, strict=strict):
             return OutputFormat("json_schema", output_format.schema_text(schema, "text.format.schema"), name, strict)

@@ -87,24 +87,13 @@ def read_choice(choice: Choice | None, tools: Sequence[Tool]) -> tuple[Literal["
 def read_calls(calls: Sequence[Called], where: str) -> tuple[ToolCall, ...]:
     """Calls of an earlier answer, sent back."""
     for index, call in enumerate(calls):
-<<<<<<< HEAD
-        check_arguments(call.function.arguments, f"{where}.tool_calls[{index}].function.arguments")
-    return tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls)
-=======
-        try:
-            found = msgspec.json.decode(_arguments(call).encode("utf-8", "surrogatepass"))
-        except (msgspec.DecodeError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            name = f"{where}.tool_calls[{index}].function.arguments"
-            raise InvalidRequest(f"`{name}` is not a JSON object: send it as the answer had it.", param=name)
-    return tuple(ToolCall(call.id, call.function.name, _arguments(call)) for call in calls)
+        check_arguments(sent_back(call.function.arguments), f"{where}.tool_calls[{index}].function.arguments")
+    return tuple(ToolCall(call.id, call.function.name, sent_back(call.function.arguments)) for call in calls)
 
 
-def _arguments(call: Called) -> str:
+def sent_back(arguments: str) -> str:
     """Some clients send back nothing for no arguments."""
-    return call.function.arguments if call.function.arguments.strip() else "{}"
->>>>>>> main
+    return arguments if arguments.strip() else "{}"
 
 
 def check_arguments(arguments: str, where: str) -> None:

@@ -27,12 +27,8 @@ class JsonObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`strict` false is taken as true here: the answer follows the schema either way. An upstream is told."""
 
-<<<<<<< HEAD
-    name: Name
-=======
->>>>>>> main
     schema: dict[str, Any]
-    name: _Name = "answer"
+    name: Name = "answer"
     description: str | None = None
     strict: bool | None = None
 
