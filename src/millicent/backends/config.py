@@ -15,6 +15,7 @@ from millicent.engine.protocol import Dtype, Quantization
 ServerName = Literal[
     "openai",
     "anthropic",
+    "gemini",
     "azure",
     "mistral",
     "groq",
@@ -91,8 +92,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A placement that is called over HTTP. `base_url` is what `/chat/completions` is added to (`/v1/messages` for
-    Anthropic); known providers have
-    one. `server` says whose dialect is spoken there, by default the `provider`'s, else what all of them have in common.
+    Anthropic, `/models/...` for Gemini); known providers have one. `server` says whose dialect is spoken there, by
+    default the `provider`'s, else what all of them have in common.
 
     The key is in the environment variable `api_key_env` or the file `api_key_file`, never here; `headers_env` adds
     headers whose values are in the environment. `api_version` is Azure's, which then takes the model's name for a
@@ -118,6 +119,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """Whose dialect is spoken there."""
         if self.server is not None:
             return self.server
+        provider = "gemini" if provider == "google" else provider
         return next((name for name in get_args(ServerName) if name == provider), "compatible")
 
     def check(self, placement: str) -> None:

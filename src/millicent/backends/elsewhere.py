@@ -9,6 +9,7 @@ import msgspec
 
 from millicent.backends.anthropic import AnthropicBackend
 from millicent.backends.config import ModelConfig, UpstreamConfig
+from millicent.backends.gemini import GeminiBackend
 from millicent.backends.openai_compatible import OpenAIBackend
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError
@@ -26,7 +27,7 @@ class Elsewhere(msgspec.Struct, frozen=True):
     tokenizers: dict[str, Path]
 
 
-UpstreamBackend = OpenAIBackend | AnthropicBackend
+UpstreamBackend = OpenAIBackend | AnthropicBackend | GeminiBackend
 
 
 def called(
@@ -63,6 +64,12 @@ def open_backend(place: Elsewhere, clock: Clock) -> UpstreamBackend:
         if tier == "flex":
             raise ConfigError(f'[placements.{place.placement}] service: Anthropic has no flex: use "standard"')
         return AnthropicBackend(place.placement, place.config, place.models, clock, priority=tier == "priority")
+    if server == "gemini":
+        if tier is not None:
+            raise ConfigError(
+                f'[placements.{place.placement}] service: Gemini is called at its standard prices only: use "standard"'
+            )
+        return GeminiBackend(place.placement, place.config, place.models, clock)
     return OpenAIBackend(
         place.placement, server, place.config, place.models, clock, service_tier=tier, tokenizers=place.tokenizers
     )

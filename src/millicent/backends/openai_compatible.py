@@ -226,7 +226,7 @@ class OpenAIRun:
             return End(FinishReason.CANCELLED, usage, None, (), *told)
         if complete and reader.failure is None and reader.failed is None:
             choices = reasons if len(reasons) > 1 else ()
-            return End(_overall(reasons), usage, None, choices, *told)
+            return End(overall(reasons), usage, None, choices, *told)
         return End(FinishReason.ERROR, usage, error, (), *told)
 
     def _estimated(self) -> Usage:
@@ -275,7 +275,8 @@ def _estimated_text(text: str | tuple[int, ...]) -> int:
     return len(text) if isinstance(text, tuple) else -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
-def _overall(reasons: tuple[FinishReason, ...]) -> FinishReason:
+def overall(reasons: tuple[FinishReason, ...]) -> FinishReason:
+    """How an answer of several choices ended."""
     for reason in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER, FinishReason.TOOL_CALLS):
         if reason in reasons:
             return reason

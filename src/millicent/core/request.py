@@ -268,6 +268,8 @@ class Request(msgspec.Struct, frozen=True):
         field, advice = "reasoning_effort", ' or send "none"'
         if self.dialect == "anthropic.messages":
             field, advice = "thinking.budget_tokens" if thinking.budget_tokens else "output_config.effort", ""
+        elif self.dialect == "openai.responses":
+            field = "reasoning.effort"
         elif self.dialect.startswith("ollama."):
             field, advice = "think", " or send true or false"
         raise InvalidRequest(
@@ -281,7 +283,7 @@ class Request(msgspec.Struct, frozen=True):
         for i, message in enumerate(self.messages or ()):
             if isinstance(message.content, tuple) and any(isinstance(part, ImagePart) for part in message.content):
                 # Elsewhere one of a client's messages can be several of ours.
-                where = f"messages[{i}].content" if self.dialect.startswith("openai.") else "messages"
+                where = f"messages[{i}].content" if self.dialect == "openai.chat" else "messages"
                 raise InvalidRequest(
                     f"`{where}` holds an image, and model `{self.model}` reads only text: leave it out, or ask a model "
                     "that takes images.",

@@ -22,6 +22,8 @@ _PER_MILLION = {
     "input_audio_mtok": "input_audio",
     "output_audio_mtok": "output_audio",
 }
+# What a model takes in is charged as its text is, where the package has no price of its own for it.
+_LIKE_TEXT = ("input_image", "input_audio")
 _PER_THOUSAND_CALLS = {
     "web_searches_kcount": "web_search",
     "storage_searches_kcount": "file_search",
@@ -77,6 +79,8 @@ def _prices(given: dict[str, Any], start: int | None) -> dict[str, Any]:
     prices: dict[str, Any] = {
         ours: _amount(given[theirs], start) for theirs, ours in _PER_MILLION.items() if theirs in given
     }
+    if "input" in prices:
+        prices = dict.fromkeys(_LIKE_TEXT, prices["input"]) | prices
     if "requests_kcount" in given:
         prices["request_fee"] = _amount(given["requests_kcount"], start).scaleb(-3)
     tools = {

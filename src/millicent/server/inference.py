@@ -42,6 +42,8 @@ from millicent.wire import (
     openai_common,
     openai_completions,
     openai_embeddings,
+    openai_response_answers,
+    openai_responses,
 )
 from millicent.wire.attribution import read_latency_target, read_max_cost
 from millicent.wire.family import Family
@@ -65,6 +67,7 @@ class StreamWriter(Protocol):
 class Dialect:
     """One dialect's both ways. `decode` also says, in a shape of its own, what else decides the answer's bytes.
 
+    `failed` ends a stream in which something went wrong, where that is more than the family's error.
     `answer_body` gets one text for each choice, or with `in_order` as many as it takes to keep the order.
     """
 
@@ -73,6 +76,7 @@ class Dialect:
     stream: Callable[[Any], StreamWriter] | None = None  # None: its requests never stream
     family: Family = openai_common.FAMILY
     named: Callable[[str, Sequence[str]], str] = lambda name, _: name
+    failed: Callable[[Any, Receipt, MillicentError], bytes] | None = None
     in_order: bool = False
 
 
@@ -89,6 +93,14 @@ COMPLETIONS = Dialect(
 EMBEDDINGS = Dialect(
     openai_embeddings.decode,
     lambda receipt, texts, _, shape: openai_embeddings.answer_body(receipt, texts[0].text, shape),
+)
+RESPONSES = Dialect(
+    openai_responses.decode,
+    lambda receipt, texts, reasons, shape: openai_response_answers.answer_body(receipt, texts, reasons[0], shape),
+    openai_response_answers.Stream,
+    openai_responses.FAMILY,
+    in_order=True,
+    failed=openai_response_answers.Stream.failed,
 )
 MESSAGES = Dialect(
     anthropic_messages.decode,
@@ -117,6 +129,7 @@ DIALECTS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/v1/embeddings": EMBEDDINGS,
+    "/v1/responses": RESPONSES,
     "/v1/messages": MESSAGES,
     "/api/chat": OLLAMA_CHAT,
     "/api/generate": OLLAMA_GENERATE,
@@ -300,10 +313,15 @@ class InferenceEndpoint:
             assert answer.settled is not None
             last = writer.end(answer.settled, answer.reasons)
         except MillicentError as error:
-            last = family.error_event(error, answer.receipt_id)
+            last = self._failed(writer, answer, error)
         finally:
             heart.stop()
         await send({"type": "http.response.body", "body": last})
+
+    def _failed(self, writer: StreamWriter, answer: Answer | Replay, error: MillicentError) -> bytes:
+        if self._dialect.failed is not None:
+            return self._dialect.failed(writer, answer.settled or answer.opened, error)
+        return self._dialect.family.error_event(error, answer.receipt_id)
 
 
 def _cost_header(answer: Answer | Replay) -> dict[str, str]:

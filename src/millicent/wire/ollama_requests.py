@@ -107,7 +107,7 @@ def decode_chat(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tup
     asked, extra = decode_with_extra(body, _chat, ChatBody.__struct_fields__)
     if not asked.messages:
         raise InvalidRequest("`messages` is empty: send at least one message.", param="messages")
-    tools = openai_tools.read_tools(asked.tools or ())
+    tools = openai_tools.read_tools([tool.function for tool in asked.tools or ()])
     messages = _messages(asked.messages)
     return _request(CHAT, asked, headers, receipt_id, extra, messages=messages, tools=tools), CHAT
 

@@ -108,7 +108,7 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
     if chat.top_logprobs and not chat.logprobs:
         raise InvalidRequest("`top_logprobs` goes only with `logprobs: true`: send both.", param="top_logprobs")
     stream = bool(chat.stream)
-    tools = openai_tools.read_tools(chat.tools or ())
+    tools = openai_tools.read_tools([tool.function for tool in chat.tools or ()])
     tool_choice, tool_name = openai_tools.read_choice(chat.tool_choice, tools)
     request = Request(
         id=receipt_id,

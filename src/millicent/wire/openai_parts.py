@@ -37,7 +37,14 @@ def read(raw: msgspec.Raw, where: str) -> Part:
     if part.type == "text":
         return _text(part, raw, where)
     if part.type == "image_url":
-        return _image(part.image_url, where)
+        if part.image_url is None:
+            raise InvalidRequest(
+                f"`{where}.image_url` is missing: send the picture's address, or its data.",
+                param=f"{where}.image_url",
+                code="missing_required_parameter",
+            )
+        given = part.image_url
+        return image(ImageUrl(given) if isinstance(given, str) else given, f"{where}.image_url.url")
     return OtherPart(part.type, bytes(raw).decode(), where)
 
 
@@ -62,19 +69,10 @@ def _least(part: _Part) -> int:
     return len(part.text or "") + len('{"type":"text","text":""}')
 
 
-def _image(given: ImageUrl | str | None, where: str) -> ImagePart:
-    if given is None:
-        raise InvalidRequest(
-            f"`{where}.image_url` is missing: send the picture's address, or its data.",
-            param=f"{where}.image_url",
-            code="missing_required_parameter",
-        )
-    image = ImageUrl(given) if isinstance(given, str) else given
-    if data := _DATA.match(image.url):
-        return ImagePart(data["kind"], image.url[data.end() :], detail=image.detail)
-    if not image.url.startswith(("https://", "http://")):
-        raise InvalidRequest(
-            f"`{where}.image_url.url` is neither a web address nor base64 data: send one of them.",
-            param=f"{where}.image_url.url",
-        )
-    return ImagePart(url=image.url, detail=image.detail)
+def image(given: ImageUrl, where: str) -> ImagePart:
+    """`where` names its address. Raises InvalidRequest."""
+    if data := _DATA.match(given.url):
+        return ImagePart(data["kind"], given.url[data.end() :], detail=given.detail)
+    if not given.url.startswith(("https://", "http://")):
+        raise InvalidRequest(f"`{where}` is neither a web address nor base64 data: send one of them.", param=where)
+    return ImagePart(url=given.url, detail=given.detail)

@@ -13,13 +13,13 @@ from millicent.core.receipts import Receipt
 from millicent.core.request import Tool, ToolCall
 from millicent.wire.output_format import schema_text
 
-_Name = Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`strict` false is taken as true where a call is enforced: its arguments follow the schema either way."""
 
-    name: _Name
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -52,10 +52,11 @@ Tools = Annotated[list[FunctionTool], msgspec.Meta(max_length=128)]
 Choice = Literal["auto", "none", "required"] | NamedChoice
 
 
-def read_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
+def read_tools(functions: Sequence[Function], inside: str = ".function") -> tuple[Tool, ...]:
+    """`inside` is where in a tool its function's fields stand."""
     read: dict[str, Tool] = {}
-    for index, tool in enumerate(tools):
-        function, where = tool.function, f"tools[{index}].function"
+    for index, function in enumerate(functions):
+        where = f"tools[{index}]{inside}"
         if function.name in read:
             raise InvalidRequest(
                 f"`{where}.name` is `{function.name}`, like an earlier tool's: give each its own.",
@@ -86,19 +87,23 @@ def read_choice(choice: Choice | None, tools: Sequence[Tool]) -> tuple[Literal["
 def read_calls(calls: Sequence[Called], where: str) -> tuple[ToolCall, ...]:
     """Calls of an earlier answer, sent back."""
     for index, call in enumerate(calls):
-        try:
-            found = msgspec.json.decode(_arguments(call).encode("utf-8", "surrogatepass"))
-        except (msgspec.DecodeError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            name = f"{where}.tool_calls[{index}].function.arguments"
-            raise InvalidRequest(f"`{name}` is not a JSON object: send it as the answer had it.", param=name)
-    return tuple(ToolCall(call.id, call.function.name, _arguments(call)) for call in calls)
+        check_arguments(sent_back(call.function.arguments), f"{where}.tool_calls[{index}].function.arguments")
+    return tuple(ToolCall(call.id, call.function.name, sent_back(call.function.arguments)) for call in calls)
 
 
-def _arguments(call: Called) -> str:
+def sent_back(arguments: str) -> str:
     """Some clients send back nothing for no arguments."""
-    return call.function.arguments if call.function.arguments.strip() else "{}"
+    return arguments if arguments.strip() else "{}"
+
+
+def check_arguments(arguments: str, where: str) -> None:
+    """Raises InvalidRequest where they are no JSON object."""
+    try:
+        found = msgspec.json.decode(arguments.encode("utf-8", "surrogatepass"))
+    except (msgspec.DecodeError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"`{where}` is not a JSON object: send it as the answer had it.", param=where)
 
 
 def call_id(receipt: Receipt, choice: int, index: int) -> str:

@@ -11,7 +11,7 @@ from millicent.core.request import OutputFormat
 
 _MAX_BYTES = 256 << 10
 
-_Name = Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -28,7 +28,7 @@ class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`strict` false is taken as true here: the answer follows the schema either way. An upstream is told."""
 
     schema: dict[str, Any]
-    name: _Name = "answer"
+    name: Name = "answer"
     description: str | None = None
     strict: bool | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -12,12 +13,14 @@ import msgspec
 from millicent.core.errors import InvalidRequest, MillicentError, RateLimited, UpstreamError, UpstreamTimeout
 
 _MOST_CHARACTERS = 400
+_BAD_KEY = "API_KEY_INVALID"  # Google says so with the status of a bad request
 
 _CONTEXT = re.compile(
     r"context.?(length|window|size)|exceed_context_size|maximum context|prompt is too long|too many (input )?tokens"
-    r"|tokens? exceeds? .*(limit|maximum|max_total_tokens)|`inputs` tokens \+",
+    r"|input token count|tokens? exceeds? .*(limit|maximum|max_total_tokens)|`inputs` tokens \+",
     re.IGNORECASE,
 )
+_WAIT = re.compile(r"(\d{1,5}(?:\.\d{1,9})?)s", re.ASCII)
 # What names a kind of complaint where no status does.
 _STATUS_BY_WORD = {
     "rate_limit": 429,
@@ -42,12 +45,14 @@ class Complaint(msgspec.Struct, frozen=True):
     kind: str | None = None
     param: str | None = None
     status: int | None = None
+    retry_after_s: int | None = None
 
 
 def complaint_in(body: bytes | Any) -> Complaint | None:
     """The complaint in an error's body, or in an event's JSON; None where there is none.
 
-    OpenAI, Anthropic and most others: `{"error": {"message", "type", "code", "param"}}`; TGI: `{"error": "...",
+    OpenAI, Anthropic and most others: `{"error": {"message", "type", "code", "param"}}`; Google: that with `status` and
+    `details`, a number as the `code`, and maybe in a list; TGI: `{"error": "...",
     "error_type"}`; older vLLM and Mistral: `{"object": "error", "message", "code"}`; FastAPI: `{"detail": ...}`.
     """
     if isinstance(body, bytes):
@@ -55,6 +60,8 @@ def complaint_in(body: bytes | Any) -> Complaint | None:
             body = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
     if not isinstance(body, dict):
         return None
     found = body.get("error")
@@ -74,13 +81,26 @@ def _of(found: dict[str, Any]) -> Complaint:
     code, status = found.get("code"), None
     if isinstance(code, int | float) or (isinstance(code, str) and code.isdecimal()):
         status, code = int(code), None
+    reason, after_s = _details(found.get("details"))
     return Complaint(
         one_line(said if isinstance(said, str) else msgspec.json.encode(said).decode()),
-        code if isinstance(code, str) and code else None,
-        found["type"] if isinstance(found.get("type"), str) else None,
+        code if isinstance(code, str) and code else reason,
+        next((found[name] for name in ("type", "status") if isinstance(found.get(name), str)), None),
         found["param"] if isinstance(found.get("param"), str) else None,
         status if status is not None and HTTPStatus.BAD_REQUEST <= status <= 599 else None,
+        after_s,
     )
+
+
+def _details(details: Any) -> tuple[str | None, int | None]:
+    """Google's: the reason, and how long to wait."""
+    reason, after_s = None, None
+    for detail in details if isinstance(details, list) else ():
+        if isinstance(detail, dict):
+            reason = detail["reason"] if isinstance(detail.get("reason"), str) else reason
+            wait = _WAIT.fullmatch(str(detail.get("retryDelay")))
+            after_s = after_s if wait is None else math.ceil(float(wait[1]))
+    return reason, after_s
 
 
 def one_line(text: str) -> str:
@@ -99,7 +119,7 @@ def error_of(
     for secret in secrets:
         said = said.replace(secret, "***")
     code = complaint.code if complaint is not None else None
-    if status in {401, 403}:
+    if status in {401, 403} or code == _BAD_KEY:
         # What it says may show parts of the key.
         message = f"{who} doesn't accept our key (HTTP {status}): check the placement's api_key_env or api_key_file."
         return UpstreamError(message, code="upstream_unauthorized", retryable=False)
@@ -108,6 +128,8 @@ def error_of(
         named = f"{code or ''} {complaint.kind or ''} {said}" if complaint is not None else ""
         too_long = "context_length_exceeded" if _CONTEXT.search(named) else None
         return InvalidRequest(f"{who} refused the request: {said}", param=param, code=too_long)
+    if retry_after_s is None and complaint is not None:
+        retry_after_s = complaint.retry_after_s
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return RateLimited(f"{who} takes no more for now: {said}", retry_after_s=retry_after_s)
     if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT}:
