@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import logging.handlers
 import os
@@ -18,6 +19,7 @@ import uvicorn
 from starlette.routing import BaseRoute
 
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
+from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.config import Config, cache
 from millicent.control.access import KeyRing
@@ -33,7 +35,8 @@ from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
-from millicent.meter.energy import EnergySource, find_energy
+from millicent.meter.energy import EnergySource, StatedPower, find_energy
+from millicent.meter.estimated import EstimatedDevice
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement, stated_watts
 from millicent.meter.prices import PriceBook
@@ -142,6 +145,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         meter = Meter(clock, gateway, ids, shares)
         backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
+        estimated = _estimated(options, meter, clock)
         queries = LedgerQueries(home / "ledger.db")
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
@@ -159,6 +163,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             estimates=await _estimates(queries, shares, config),
             limiter=limiter,
             waits=Waits(shares.coefficients, config.engine.max_sequences),
+            estimated=estimated,
             places=_places(options, backend, elsewhere),
             policies=config.policies,
             routing=policies,
@@ -187,7 +192,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             ],
         )
         app = App(ledger, backend, pipeline, server)
-        async with _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config):
+        async with (
+            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config),
+            _watching(elsewhere, estimated),
+        ):
             yield app
     finally:
         await ledger.stop()
@@ -271,6 +279,38 @@ def _places(
             place = Place(backend, each.placement, each.weight, backend.upstream.config.max_connections)
             places.setdefault(name, []).append(place)
     return places
+
+
+def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[str, EstimatedDevice]:
+    """The engines elsewhere whose time is paid for, which the meter then watches."""
+    numbers = itertools.count(-1, -1)
+    placements = {each.name: each for each in (options.placement, *options.providers)}
+    devices = {}
+    for each in options.elsewhere:
+        placement = placements[each.placement]
+        if placement.kind != "api":
+            watts = stated_watts(placement)
+            device = devices[placement.name] = EstimatedDevice(placement, meter, clock, numbers)
+            device.watch(placement, None if watts is None else StatedPower(watts))
+    return devices
+
+
+@contextlib.asynccontextmanager
+async def _watching(
+    elsewhere: Sequence[UpstreamBackend], estimated: Mapping[str, EstimatedDevice]
+) -> AsyncIterator[None]:
+    """What those engines show of their load is looked at."""
+    watches = [
+        asyncio.create_task(watch(each.name, each.upstream, estimated[each.placement]))
+        for each in elsewhere
+        if each.placement in estimated
+    ]
+    try:
+        yield
+    finally:
+        for watching in watches:
+            watching.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
 
 
 def _check_fallbacks(models: Sequence[str], config: Config) -> None:

@@ -101,12 +101,16 @@ def ask(server: LiveServer, model: str, text: str, **headers: str) -> tuple[str,
 def test_policies_are_listed_beside_the_models(server: LiveServer) -> None:
     listed = [each["id"] for each in server.get("/v1/models")[1]["data"]]
     assert listed == ["small", "large", "cheap", "checked", "judged", "learned"]
+    status, tags = server.get("/api/tags")
+    assert (status, len(tags["models"])) == (200, 6)
+    assert server.request("POST", "/api/show", b'{"model": "cheap"}')[0] == 200
 
 
 def test_the_cheapest_is_asked_and_the_receipt_says_what_that_saved(server: LiveServer) -> None:
     text, receipt = ask(server, "cheap", "hello")
     assert (text, receipt["policy"]["answered_by"], receipt["model"]) == ("It is hello", "small", "cheap")
     assert receipt["policy"]["why"] == "the cheapest quote"
+    assert "small (the cheapest quote)" in server.command("receipts", receipt["id"])
     # The other's prices are ten times as high.
     assert Decimal(receipt["saved_usd"]["routing"]) > 5 * Decimal(receipt["total_usd"])
 

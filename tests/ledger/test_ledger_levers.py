@@ -133,3 +133,4 @@ def test_the_reports_show_both(
     assert [(each["kind"], each["cost_usd"]) for each in wasted] == [("cut", "0.00001")]
     assert run(["report", "--waste"]) == 0
     assert "the limit ended the output" in capsys.readouterr().out
+    assert run(["report", "--waste", "--routing"]) == 2

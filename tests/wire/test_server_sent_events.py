@@ -33,6 +33,7 @@ CASES = [
     (b"data: a\n\ndata: [DONE]", [Event(b"a"), Event(b"[DONE]")]),
     (b"data: a\n\ndata: [DONE]\n", [Event(b"a"), Event(b"[DONE]")]),
     (b"data: a\n\ndata: [DONE]\r", [Event(b"a"), Event(b"[DONE]")]),
+    (b"data: a\r\n\rdata:b\ndata: a", [Event(b"a"), Event(b"b\na")]),
     (b"", []),
     (b"\n\n\r\n\r", []),
 ]

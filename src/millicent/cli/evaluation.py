@@ -8,27 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 if TYPE_CHECKING:
     from millicent.cli.client import Client
     from millicent.ledger.worth import Usefulness
-    from millicent.routing.graded_sets import Item
+    from millicent.routing.graded_sets import Graded, Item
 
 # So many refusals in a row, and the server isn't in a state to compare models.
 _MOST_FAILURES = 5
-
-
-class Graded(msgspec.Struct, frozen=True):
-    """One model's answer to one item, as it is kept: without a word of the answer."""
-
-    item: str
-    model: str
-    passed: bool
-    cost_usd: str | None
-    judge_cost_usd: str | None
-    latency_ms: int
-    receipt: str | None
 
 
 @click.command(name="eval")
@@ -67,13 +54,15 @@ def evaluate(
 
     Every receipt has the run `eval` and the tag `eval=SET`. Exit status 3: no model surely meets --floor.
     """
+    import msgspec
+
     from millicent.cli import show
     from millicent.cli.client import Client
-    from millicent.routing.graded_sets import read_set
+    from millicent.routing.graded_sets import read_graded, read_set
 
     items = read_set(prompts, judge)
     kept = results or prompts.with_suffix(".results.jsonl")
-    graded = _graded(kept)
+    graded = read_graded(kept)
     wanted = [(item, model) for model in dict.fromkeys(models) for item in items if (item.id, model) not in graded]
     failures: list[str] = []
     if wanted:
@@ -135,6 +124,7 @@ def _asked(
 def _grade(client: Client, item: Item, model: str, headers: dict[str, str]) -> Graded:
     from millicent.core.clock import NS_PER_MS, SystemClock
     from millicent.routing.checks import approves
+    from millicent.routing.graded_sets import Graded
 
     clock = SystemClock()
     began_ns = clock.monotonic_ns()
@@ -153,25 +143,6 @@ def _grade(client: Client, item: Item, model: str, headers: dict[str, str]) -> G
 def _cost(usage: dict[str, Any]) -> str | None:
     cost = usage.get("cost")
     return None if cost is None else format(cost, "f")
-
-
-def _graded(path: Path) -> dict[tuple[str, str], Graded]:
-    """What was graded before. A last line that was cut off isn't there."""
-    from millicent.core.errors import ConfigError
-
-    if not path.exists():
-        return {}
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        path.write_bytes(b"".join(lines[:-1]))
-        lines.pop()
-    try:
-        found = [msgspec.json.decode(line, type=Graded) for line in lines]
-    except msgspec.DecodeError as error:
-        raise ConfigError(
-            f"{path}: isn't what this command keeps ({error}): name another file with --results"
-        ) from error
-    return {(each.item, each.model): each for each in found}
 
 
 def _worth(model: str, rows: Sequence[Graded]) -> Usefulness:

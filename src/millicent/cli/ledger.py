@@ -87,6 +87,8 @@ def report(
     """Sum up what was spent, by whatever it was spent on; and what a useful output costs, where any was rated."""
     from millicent.cli import show, worth
 
+    if routing + waste + predictivity > 1:
+        raise click.UsageError("--routing, --waste and --predictivity are reports of their own: ask for one")
     ledger, where = open_ledger(), where_of(given)
     if routing or waste:
         from millicent.cli import levers
@@ -141,6 +143,7 @@ def card(receipt: Receipt) -> str:
         ("Error", receipt.error, None),
         ("Created", f"{show.moment(receipt.created_at_ns)} UTC", None),
         ("Model", receipt.model, receipt.served_model if receipt.served_model != receipt.model else None),
+        ("Routed", (receipt.policy or {}).get("chosen"), (receipt.policy or {}).get("why")),
         ("Placement", receipt.placement or "none", receipt.backend),
         ("For", ", ".join(f"{name} {value}" for name, value in given.items()) or "unattributed", None),
         *((leaf.value, show.count(count.tokens), count.provenance) for leaf, count in receipt.usage.leaves.items()),

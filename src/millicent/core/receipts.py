@@ -181,8 +181,8 @@ class Accelerator(msgspec.Struct, frozen=True):
     `recomputed_tokens` counts prompt tokens computed again after a preemption: their time is the request's own.
     `drafted_tokens` counts guesses of what comes next that were checked, `accepted_tokens` those that were right and
     became output: the time of all of them is the request's own too. `step_time_version` is the fit by which its last
-    step was split, None where steps were split evenly. `provenance` is unknown, and every figure shown as null, where
-    the backend shows no steps.
+    step was split, None where steps were split evenly. `provenance` is estimated at an engine elsewhere, which shows no
+    steps; unknown, and every figure shown as null, where nobody can say.
     """
 
     serving_ns: int = 0

@@ -26,6 +26,9 @@ Shares = Callable[[StepRecord], Sequence[int]]
 (StepTimeShares) are also given calibrations, and name the fit they used."""
 
 
+# The sequence, in the stretches of a device elsewhere, that stands for what other gateways and people have there.
+OTHERS = 0
+
 # A report of an idle device reaches the meter within a day of its start; older hours are settled and forgotten.
 _REPORTED_WITHIN_NS = 24 * NS_PER_HOUR
 # When a step is told of, the next one runs already, and one more begins before a cancellation arrives.
@@ -75,10 +78,15 @@ class Meter:
         if energy is not None:
             self._energy[device] = EnergyAccount(energy, self._clock.monotonic_ns())
 
-    def open(self, receipt_id: str, attempt: int, sequences: Sequence[int]) -> None:
-        """Before the attempt starts. Without `sequences` its device time cannot be known."""
+    def open(self, receipt_id: str, attempt: int, sequences: Sequence[int], *, estimated_on: str | None = None) -> None:
+        """Before the attempt starts. Without `sequences` its device time cannot be known; `estimated_on` is the device
+        whose steps nobody sees."""
         receipt = self._receipts.setdefault(receipt_id, _Receipt(receipt_id))
-        receipt.known.append(bool(sequences))
+        if estimated_on is not None:
+            receipt.known.append(Provenance.ESTIMATED)
+            receipt.device = estimated_on
+        else:
+            receipt.known.append(Provenance.MEASURED if sequences else Provenance.UNKNOWN)
         receipt.sequences += sequences
         for sequence in sequences:
             self._sequences[sequence] = (receipt, attempt)
@@ -120,7 +128,16 @@ class Meter:
         session = self._session(record.device)
         # Before the shares: they learn from this step, and may go on with another fit.
         version = None if self._fits is None else self._fits.version(record.device, record.model)
-        weights = self._shares(record)
+        self._split(session, record, self._shares(record), version)
+
+    def stretch(self, record: StepRecord, weights: Sequence[int], steps: int) -> None:
+        """About so many steps of a device that doesn't show them, taken together, and how to split their time. Work of
+        sequence `OTHERS` is overhead: whose it is, this gateway can't know."""
+        self._split(self._session(record.device), record, weights, None, steps)
+
+    def _split(
+        self, session: _Session, record: StepRecord, weights: Sequence[int], version: str | None, steps: int = 1
+    ) -> None:
         energy = self._energy.get(record.device)
         entries = [self._sequences.get(work.sequence) for work in record.sequences]
         for hour_ns, accelerator_ns in session.claim(record.start_ns, record.wall_ns):
@@ -134,7 +151,10 @@ class Meter:
                 if energy is not None:
                     energy.used(None if entry is None else entry[0].energy, part_ns)
                 if entry is None:
-                    session.hours[hour_ns].lost_ns += part_ns
+                    if work.sequence == OTHERS:
+                        session.hours[hour_ns].overhead_ns += part_ns
+                    else:
+                        session.hours[hour_ns].lost_ns += part_ns
                     continue
                 receipt, attempt = entry
                 given_ns = receipt.room_for(part_ns)
@@ -147,11 +167,13 @@ class Meter:
                     receipt.prefill_ns += given_ns
                 else:
                     receipt.decode_ns += given_ns
-        self._count(record, entries, version)
+        self._count(record, entries, version, steps)
         if energy is not None and energy.is_due(self._clock.monotonic_ns()):
             self._settle_energy(record.device)
 
-    def _count(self, record: StepRecord, entries: Sequence[tuple[_Receipt, int] | None], version: str | None) -> None:
+    def _count(
+        self, record: StepRecord, entries: Sequence[tuple[_Receipt, int] | None], version: str | None, steps: int
+    ) -> None:
         """The step has been charged: count it, and see that there is room for the next ones."""
         before = {entry[0].id: entry[0] for entry in entries if entry is not None}
         watched = any(receipt.is_watched for receipt in before.values())
@@ -162,8 +184,8 @@ class Meter:
             receipt.step_time_version = version
             if receipt.first_step_at_ns is None:
                 receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
-            receipt.steps += 1
-            receipt.batch_sum += len(entries)
+            receipt.steps += steps
+            receipt.batch_sum += steps * len(entries)
         for i, (entry, work) in enumerate(zip(entries, record.sequences, strict=True)):
             if entry is None:
                 continue
@@ -264,7 +286,7 @@ class _Receipt:
     def __init__(self, receipt_id: str) -> None:
         self.id = receipt_id
         self.usage = Usage()
-        self.known: list[bool] = []
+        self.known: list[Provenance] = []
         self.sequences: list[int] = []
         self.device: str | None = None
         self.first_step_at_ns: int | None = None
@@ -312,7 +334,7 @@ class _Receipt:
             near()
 
     def reading(self) -> Reading:
-        provenance = weakest(Provenance.MEASURED if known else Provenance.UNKNOWN for known in self.known)
+        provenance = weakest(self.known)
         shares = tuple(HourShare(*key, serving_ns) for key, serving_ns in self.shares.items())
         accelerator = Accelerator(
             self.serving_ns,

@@ -12,6 +12,8 @@ from millicent.core.errors import MillicentError
 from millicent.core.money import ZERO
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
+from millicent.core.usage import Provenance
+from millicent.meter.estimated import Flight
 from millicent.meter.waits import Beside
 from millicent.routing.policies import Decision
 
@@ -62,9 +64,9 @@ class Answer:
         self.model = opened.model  # that is asked now
         self.closing: Receipt | None = None  # final, and on its way to the ledger
         self.progress = Progress()
-        self.shown: list[
-            bool | None
-        ] = []  # of each attempt, whether its steps are seen; None where no time is paid for
+        # Of each attempt, how its device time is known; None where no time is paid for.
+        self.shown: list[Provenance | None] = []
+        self.flight: Flight | None = None  # of the attempt that runs, where its device time is estimated
         self.reserved = ZERO  # for ended attempts whose cost nobody knows
         self.tokens_before = 0  # of attempts that have ended
         self.decision: Decision | None = None  # where a policy chose the model

@@ -30,6 +30,7 @@ from millicent.core.receipts import HourShare, Receipt, Role
 from millicent.core.request import Request
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.meter.attribution import StepTimeShares
+from millicent.meter.estimated import EstimatedDevice
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
@@ -58,8 +59,9 @@ CHECKPOINTS_PER_MAINTENANCE = 10
 class Pipeline:
     """Owns what runs. `start` and `close` bracket its life; `admit` is the only way in.
 
-    `places` says where the models that have deployments run, `policies` what to do when those fail. `settled` is told
-    of every receipt, once, when it is durable.
+    `places` says where the models that have deployments run, `policies` what to do when those fail; `estimated` has the
+    devices of placements that are paid for by time and show no steps. `settled` is told of every receipt, once, when it
+    is durable.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Pipeline:
         limiter: RateLimiter | None = None,
         hold: HoldOf = quoted_hold,
         waits: Waits | None = None,
+        estimated: Mapping[str, EstimatedDevice] | None = None,
         places: Mapping[str, Sequence[Place]] | None = None,
         policies: Mapping[str, ModelPolicy] | None = None,
         random: Random | None = None,
@@ -97,6 +100,7 @@ class Pipeline:
         self._routes = Routes(routing or Policies({}, Path()), self._deployments, self._look, self._estimates)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
         self._waits = waits
+        self._estimated = estimated or {}
         self._told = settled
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
@@ -315,14 +319,25 @@ class Pipeline:
         """The attempt is durable: count for it from now on."""
         call, opened = leg.plan.call, answer.opened
         attempt = opened.attempts[-1]
-        paid_by_time = self._books.placement(attempt.placement, attempt.started_at_ns).kind != "api"
-        answer.shown.append(bool(call.sequences) if paid_by_time or call.sequences else None)
+        device = None if call.sequences else self._estimated.get(attempt.placement)
+        sequences = call.sequences
+        answer.flight = None
+        if device is not None:
+            answer.flight = device.enter(call.served_model, leg.plan.asked.input_tokens, leg.request.choices)
+            sequences = (answer.flight.number,)
+            answer.shown.append(Provenance.ESTIMATED)
+        elif call.sequences:
+            answer.shown.append(Provenance.MEASURED)
+        else:
+            paid_by_time = self._books.placement(attempt.placement, attempt.started_at_ns).kind != "api"
+            answer.shown.append(Provenance.UNKNOWN if paid_by_time else None)
         answer.progress = Progress()
         answer.model, answer.beside = leg.request.model, _beside(leg.plan)
         if leg.role is not Role.VERIFICATION:
             answer.answered_by = leg.request.model
         journey.begun(answer, leg)
-        self._meter.open(opened.id, attempt.ordinal, call.sequences)
+        estimated_on = None if device is None else device.name
+        self._meter.open(opened.id, attempt.ordinal, sequences, estimated_on=estimated_on)
         self._meter.note_usage(opened.id, Usage())
 
     async def _drive(self, answer: Answer, journey: Journey, leg: Leg, ticket: Ticket, *, bounded: bool) -> None:
@@ -353,6 +368,8 @@ class Pipeline:
             log.exception("receipt %s: the backend failed in a way it should not", answer.receipt_id)
             bug = MillicentError("The server failed while answering: retry, and report this if it happens again.")
             end = End(FinishReason.ERROR, Usage(), bug)
+        if answer.flight is not None:
+            answer.flight.leave(answered=end.error is None)
         await purse.settle()
         if end.reason is FinishReason.CANCELLED and not answer.begun:
             leg.lease.give_back()
@@ -413,6 +430,8 @@ class Pipeline:
                     stopped = answer.stopped_at_limit and chunk.reason is FinishReason.CANCELLED
                     return cut_short(call, chunk) if stopped else watchdog.verdict(chunk)
                 watchdog.heard()
+                if answer.flight is not None and isinstance(chunk, Text):
+                    answer.flight.heard(chunk.tokens)
                 self._note(answer, call, chunk)
                 answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
                 if purse.watches_pieces and not answer.stopped_at_limit:

@@ -149,13 +149,13 @@ class Bookkeeper:
         prices = self._estimates.prices(attempt.model, placement, at_ns)
         own = reading
         if len(answer.shown) > 1:
-            known = Provenance.MEASURED if answer.shown[-1] else Provenance.UNKNOWN
+            known = answer.shown[-1] or Provenance.UNKNOWN
             own = msgspec.structs.replace(
                 reading, accelerator=msgspec.structs.replace(reading.accelerator, provenance=known)
             )
         priced = price(own, (attempt,), placement, self._clock.now_ns(), prices)
         lines = priced.lines
-        idle = not reading.usage.leaves and not answer.shown[-1]
+        idle = not reading.usage.leaves and answer.shown[-1] in {None, Provenance.UNKNOWN}
         if end is not None and (not lines or (idle and end.reason in _UNFINISHED)):
             lines = (_line_of_nothing(attempt, end, reading.usage, self._clock.now_ns()),)
         return msgspec.structs.replace(
@@ -246,7 +246,7 @@ def _device_time_known(answer: Answer, reading: Reading) -> Provenance:
     told = [shown for shown in answer.shown if shown is not None]
     if len(answer.shown) < 2 or not told:
         return reading.accelerator.provenance
-    return Provenance.MEASURED if all(told) else Provenance.UNKNOWN
+    return weakest(told)
 
 
 def _total(lines: Iterable[Line]) -> Money:

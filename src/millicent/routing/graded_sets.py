@@ -53,6 +53,18 @@ class Item(msgspec.Struct, frozen=True):
         }
 
 
+class Graded(msgspec.Struct, frozen=True):
+    """One model's answer to one item, as it is kept: without a word of the answer."""
+
+    item: str
+    model: str
+    passed: bool
+    cost_usd: str | None
+    judge_cost_usd: str | None
+    latency_ms: int
+    receipt: str | None
+
+
 def read_set(path: Path, judge: str | None) -> list[Item]:
     """A JSON object in each line: `prompt` or `messages`, perhaps `max_tokens`; and one or more of `expect` (the whole
     answer, spaces around it aside), `pattern`, `json_schema` and `judge`, a question for the model `judge`. Raises
@@ -67,6 +79,21 @@ def read_set(path: Path, judge: str | None) -> list[Item]:
     if len({item.id for item in items}) < len(items):
         raise ConfigError(f"{path}: holds the same line twice: take one out")
     return items
+
+
+def read_graded(path: Path) -> dict[tuple[str, str], Graded]:
+    """What was graded before, by item and model. A last line that was cut off is taken away. Raises ConfigError."""
+    if not path.exists():
+        return {}
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        path.write_bytes(b"".join(lines[:-1]))
+        lines.pop()
+    try:
+        found = [msgspec.json.decode(line, type=Graded) for line in lines]
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: not what `eval` keeps ({error}): name another file with --results") from error
+    return {(each.item, each.model): each for each in found}
 
 
 def _item(line: bytes, at: str, judge: str | None) -> Item:

@@ -2,5 +2,6 @@
 
 from millicent.step_time.fit import Fitter
 from millicent.step_time.model import Coefficients, Work
+from millicent.step_time.unseen import Stream, UnseenSteps
 
-__all__ = ["Coefficients", "Fitter", "Work"]
+__all__ = ["Coefficients", "Fitter", "Stream", "UnseenSteps", "Work"]

@@ -42,7 +42,7 @@ class EventReader:
             return []
         if self._after_cr and piece.startswith(b"\n"):
             piece = piece[1:]
-        self._after_cr = False
+        self._after_cr = piece.endswith(b"\r")
         events: list[Event] = []
         if piece.startswith(b"data: ") and not self._rest:
             self._begun = True  # without a byte order mark
@@ -52,7 +52,6 @@ class EventReader:
             if not line.endswith((b"\n", b"\r")):
                 self._keep(line)
                 break
-            self._after_cr = line.endswith(b"\r")
             event = self._line(line.rstrip(b"\r\n"))
             if event is not None:
                 events.append(event)
