@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millicent.core.accounts import Checkpoint
@@ -272,6 +272,7 @@ def test_without_a_crash_every_account_is_what_happened(accelerators: int, event
 
 
 @settings(max_examples=150, deadline=None)
+@example(1, [("open",), ("checkpoint",), ("step", 7, 1), ("checkpoint",), ("replay", 1)])
 @given(st.integers(1, 3), st.lists(st.one_of(crash_events), max_size=40))
 def test_through_any_crashes_every_account_balances(accelerators: int, events: list[tuple[Any, ...]]) -> None:
     world = World(accelerators)

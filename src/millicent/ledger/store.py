@@ -173,6 +173,7 @@ def _insert_receipts(connection: sqlite3.Connection, opened: Iterable[tuple[Rece
 
 
 def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int) -> None:
+    """Unless a newer one was written: device time only grows, whatever the system clock does."""
     row = {
         "checkpointed_at_ns": at_ns,
         **rows.usage_columns(reading.usage),
@@ -180,7 +181,8 @@ def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int)
         **rows.energy_columns(reading.energy),
     }
     updated = connection.execute(
-        f"UPDATE receipts SET {rows.assignments(row)} WHERE id = :id AND status IS NULL",  # noqa: S608 - our own names
+        f"UPDATE receipts SET {rows.assignments(row)} WHERE id = :id AND status IS NULL"  # noqa: S608 - our own names
+        " AND serving_ns <= :serving_ns",
         {**row, "id": reading.receipt},
     )
     if updated.rowcount:
