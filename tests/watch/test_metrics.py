@@ -75,6 +75,11 @@ def test_receipts_add_up() -> None:
     assert found["vllm:request_success_total finished_reason=stop model_name=tiny"] == 3
 
 
+def test_what_nobody_knows_is_no_zero() -> None:
+    found = scrape([receipts.unknown()])
+    assert not [name for name in found if name.startswith(("millicent_energy", "millicent_accelerator"))]
+
+
 def test_a_repriced_book_is_not_spent_twice() -> None:
     closed = receipts.settled()
     book = msgspec.structs.replace(closed.lines[0], book="january", amount=Money(9_000_000))

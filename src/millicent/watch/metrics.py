@@ -25,6 +25,7 @@ from starlette.routing import Route
 from millicent.core.accounts import Account
 from millicent.core.clock import NS_PER_MS, NS_PER_S
 from millicent.core.receipts import Receipt, Status
+from millicent.core.usage import Provenance
 
 _OTHER = "other"
 # Upper bounds of the histograms, in milliseconds: fine where people notice, coarse where only machines wait.
@@ -118,8 +119,11 @@ class Traffic:
         self._unpriced[who] += receipt.total is None
         for lever, saved in receipt.saved.items():
             self._saved_nanousd[model, lever] += saved.nanousd
-        self._device_ns[who] += receipt.accelerator.serving_ns
-        self._nanojoules[who] += int((receipt.energy.joules or 0) * _NANO)
+        # What nobody knows is no series, rather than a zero.
+        if receipt.accelerator.provenance is not Provenance.UNKNOWN:
+            self._device_ns[who] += receipt.accelerator.serving_ns
+        if receipt.energy.joules is not None:
+            self._nanojoules[who] += int(receipt.energy.joules * _NANO)
         self._drafts[model, "drafted"] += receipt.accelerator.drafted_tokens
         self._drafts[model, "accepted"] += receipt.accelerator.accepted_tokens
         self._read[model,] += receipt.usage.input_tokens or 0
