@@ -14,7 +14,7 @@ from millicent.backends.config import UpstreamConfig
 from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import ManualClock
 from millicent.core.errors import InvalidRequest, MillicentError, RateLimited, UpstreamError
-from millicent.core.request import Extra, Message, Request
+from millicent.core.request import Extra, ImagePart, Message, Request, TextPart
 from millicent.core.usage import Leaf, Provenance
 from support import fake_anthropic as fake
 from support.fake_upstream import Call, FakeUpstream, Handler, fake_upstream, split
@@ -145,6 +145,15 @@ def test_an_answer_that_breaks_off_is_an_error(kept: int) -> None:
         _, end, _ = answered(streaming(ANSWER[:kept], end=end_well))
         assert isinstance(end.error, UpstreamError)
         assert "\n" not in end.error.message
+
+
+def test_what_a_picture_took_is_unknown_where_nothing_was_counted() -> None:
+    picture = Message("user", (TextPart("What is it?"), ImagePart("image/png", "AAAA")))
+    _, end, _ = answered(
+        streaming(b": nothing yet\n\n", end=False), msgspec.structs.replace(ASKED, messages=(picture,))
+    )
+    assert end.usage.leaves[Leaf.INPUT_IMAGE].tokens is None
+    assert end.usage.input_tokens is None
 
 
 @pytest.mark.parametrize(

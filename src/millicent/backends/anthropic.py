@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 import msgspec
 
 from millicent.backends.config import UpstreamConfig
-from millicent.backends.openai_compatible import estimated_input
-from millicent.backends.upstream import Upstream, merged
+from millicent.backends.openai_compatible import estimated_usage
+from millicent.backends.upstream import Upstream, UpstreamRun, merged
 from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import Clock
 from millicent.core.errors import MillicentError, ModelNotFound
 from millicent.core.request import Request
-from millicent.core.usage import Provenance, Usage
+from millicent.core.usage import Usage
 from millicent.wire.anthropic_upstream import Sent, encode
 from millicent.wire.anthropic_upstream_answers import AnswerReader
 
@@ -87,33 +87,11 @@ class AnthropicCall:
         return AnthropicRun(self._upstream, self._request, self._sent)
 
 
-class AnthropicRun:
-    """One answer, read at the reader's pace: nothing is read ahead of it."""
-
+class AnthropicRun(UpstreamRun):
     def __init__(self, upstream: Upstream, request: Request, sent: Sent) -> None:
-        self._upstream = upstream
+        super().__init__(upstream, upstream.post(_PATH, sent.body, sent.headers))
         self._request = request
-        self._exchange = upstream.post(_PATH, sent.body, sent.headers)
         self._reader = AnswerReader()
-        self._cancelled = False
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        self._exchange.interrupt(MillicentError("cancelled"))
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        whole = False
-        try:
-            await self._exchange.open()
-            async for chunk in self._chunks():
-                yield chunk
-            whole = True
-            end = self._end(None)
-        except MillicentError as error:
-            end = self._end(error)
-        finally:
-            self._exchange.close(whole=whole)
-        yield end
 
     async def _chunks(self) -> AsyncIterator[Chunk]:
         """Until the answer is whole. Raises what went wrong."""
@@ -164,6 +142,4 @@ class AnthropicRun:
 
     def _estimated(self) -> Usage:
         """Nothing was counted there: from characters, or nothing where it can't have begun to work."""
-        if not self._exchange.worked:
-            return Usage()
-        return Usage.of(Provenance.ESTIMATED, input_fresh=estimated_input(self._request), output_text=0)
+        return estimated_usage(self._request, 0) if self._exchange.worked else Usage()

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 import msgspec
 
 from millicent.backends.config import UpstreamConfig
-from millicent.backends.openai_compatible import estimated_input, holds_images, overall
-from millicent.backends.upstream import Upstream, merged
+from millicent.backends.openai_compatible import estimated_usage, overall
+from millicent.backends.upstream import Upstream, UpstreamRun, merged
 from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import Clock
 from millicent.core.errors import MillicentError, ModelNotFound
 from millicent.core.request import Request
-from millicent.core.usage import Count, Leaf, Provenance, Usage
+from millicent.core.usage import Usage
 from millicent.wire.gemini_upstream import Sent, encode
 from millicent.wire.gemini_upstream_answers import AnswerReader
 
@@ -75,33 +75,11 @@ class GeminiCall:
         return GeminiRun(self._upstream, self._request, self._sent)
 
 
-class GeminiRun:
-    """One answer, read at the reader's pace: nothing is read ahead of it."""
-
+class GeminiRun(UpstreamRun):
     def __init__(self, upstream: Upstream, request: Request, sent: Sent) -> None:
-        self._upstream = upstream
+        super().__init__(upstream, upstream.post(sent.path, sent.body))
         self._request = request
-        self._exchange = upstream.post(sent.path, sent.body)
         self._reader = AnswerReader(request.choices)
-        self._cancelled = False
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        self._exchange.interrupt(MillicentError("cancelled"))
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        whole = False
-        try:
-            await self._exchange.open()
-            async for chunk in self._chunks():
-                yield chunk
-            whole = True
-            end = self._end(None)
-        except MillicentError as error:
-            end = self._end(error)
-        finally:
-            self._exchange.close(whole=whole)
-        yield end
 
     async def _chunks(self) -> AsyncIterator[Chunk]:
         """Until the answer is whole. Raises what went wrong. The last count comes with or after the end of the last
@@ -149,13 +127,5 @@ class GeminiRun:
 
     def _estimated(self) -> Usage:
         """Nothing was counted there: from characters, or nothing where it can't have begun to work."""
-        if not self._exchange.worked:
-            return Usage()
-        known = Provenance.ESTIMATED
-        leaves = {
-            Leaf.INPUT_FRESH: Count(estimated_input(self._request), known),
-            Leaf.OUTPUT_TEXT: Count(self._reader.output_estimate, known),
-        }
-        if holds_images(self._request):
-            leaves[Leaf.INPUT_IMAGE] = Count(None, Provenance.UNKNOWN)
-        return Usage(leaves)
+        worked = self._exchange.worked
+        return estimated_usage(self._request, self._reader.output_estimate) if worked else Usage()

@@ -16,7 +16,7 @@ import msgspec
 
 from millicent.backends.config import ServerName, UpstreamConfig
 from millicent.backends.local_models import encode as encode_prompt
-from millicent.backends.upstream import Exchange, Upstream, merged
+from millicent.backends.upstream import Upstream, UpstreamRun, merged
 from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
@@ -127,38 +127,16 @@ class OpenAICall:
         return OpenAIRun(self._backend, self._request, self._sent, self)
 
 
-class OpenAIRun:
-    """One answer, read at the reader's pace: nothing is read ahead of it."""
-
+class OpenAIRun(UpstreamRun):
     def __init__(self, backend: OpenAIBackend, request: Request, sent: Sent, call: OpenAICall) -> None:
-        self._upstream = backend.upstream
+        path = backend.path(sent, call.served_model)
+        super().__init__(backend.upstream, backend.upstream.post(path, sent.body))
         self._request = request
         self._call = call
         self._said: list[str] = []  # for the tokenizer, where there is one
-        path = backend.path(sent, call.served_model)
-        self._exchange: Exchange = self._upstream.post(path, sent.body)
         self._reader = AnswerReader()
-        self._cancelled = False
         self._done = False
         self._vectors: VectorsReader | None = None
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        self._exchange.interrupt(MillicentError("cancelled"))
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        whole = False
-        try:
-            await self._exchange.open()
-            async for chunk in self._chunks():
-                yield chunk
-            whole = True
-            end = self._end(None)
-        except MillicentError as error:
-            end = self._end(error)
-        finally:
-            self._exchange.close(whole=whole)
-        yield end
 
     async def _chunks(self) -> AsyncIterator[Chunk]:
         """Until the answer is whole. Raises what went wrong."""
@@ -238,13 +216,7 @@ class OpenAIRun:
             # Less what the model wants around any text.
             written = len(tokenizer.encode("".join(self._said))) - len(tokenizer.encode(""))
             return Usage.of(Provenance.COUNTED, input_fresh=read, output_text=written)
-        known = Provenance.ESTIMATED
-        leaves = {Leaf.INPUT_FRESH: Count(estimated_input(self._request), known)}
-        if self._request.embedding is None:
-            leaves[Leaf.OUTPUT_TEXT] = Count(self._reader.output_estimate, known)
-        if holds_images(self._request):
-            leaves[Leaf.INPUT_IMAGE] = Count(None, Provenance.UNKNOWN)
-        return Usage(leaves)
+        return estimated_usage(self._request, self._reader.output_estimate)
 
 
 def load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
@@ -273,6 +245,16 @@ def holds_images(request: Request) -> bool:
 
 def _estimated_text(text: str | tuple[int, ...]) -> int:
     return len(text) if isinstance(text, tuple) else -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+def estimated_usage(request: Request, output_tokens: int) -> Usage:
+    """From characters, where nothing was counted there. What a picture takes nobody can say."""
+    leaves = {Leaf.INPUT_FRESH: Count(estimated_input(request), Provenance.ESTIMATED)}
+    if request.embedding is None:
+        leaves[Leaf.OUTPUT_TEXT] = Count(output_tokens, Provenance.ESTIMATED)
+    if holds_images(request):
+        leaves[Leaf.INPUT_IMAGE] = Count(None, Provenance.UNKNOWN)
+    return Usage(leaves)
 
 
 def overall(reasons: tuple[FinishReason, ...]) -> FinishReason:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -16,7 +17,7 @@ from typing import TypeVar
 import aiohttp
 
 from millicent.backends.config import UpstreamConfig
-from millicent.core.chunks import Text, merge_texts
+from millicent.core.chunks import Chunk, End, Text, merge_texts
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import MillicentError, UpstreamError, UpstreamTimeout
 from millicent.wire.server_sent_events import Event, EventReader
@@ -301,6 +302,41 @@ async def _read(response: aiohttp.ClientResponse, most_bytes: int, who: str) -> 
                 break
             raise UpstreamError(f"{who} sent more than {most_bytes >> 20} MB.", code="upstream_garbled")
     return b"".join(parts)
+
+
+class UpstreamRun(ABC):
+    """One answer, read at the reader's pace: nothing is read ahead of it. A dialect's own says what its chunks are,
+    and what its end tells."""
+
+    def __init__(self, upstream: Upstream, exchange: Exchange) -> None:
+        self._upstream = upstream
+        self._exchange = exchange
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._exchange.interrupt(MillicentError("cancelled"))
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        whole = False
+        try:
+            await self._exchange.open()
+            async for chunk in self._chunks():
+                yield chunk
+            whole = True
+            end = self._end(None)
+        except MillicentError as error:
+            end = self._end(error)
+        finally:
+            self._exchange.close(whole=whole)
+        yield end
+
+    @abstractmethod
+    def _chunks(self) -> AsyncIterator[Chunk]:
+        """Until the answer is whole. Raises what went wrong."""
+
+    @abstractmethod
+    def _end(self, error: MillicentError | None) -> End: ...
 
 
 def merged(
