@@ -100,7 +100,7 @@ def test_an_answer_has_its_usage_its_cost_and_its_receipt(client: openai.OpenAI,
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
     assert usage.cost == pytest.approx(float(receipt["total_usd"]))
     assert response.instructions == "Be brief."
-    assert raw.parse().to_dict()["store"] is False
+    assert raw.parse().to_dict()["store"] is True
 
 
 def test_a_stream_is_typed_numbered_and_adds_up(client: openai.OpenAI) -> None:
