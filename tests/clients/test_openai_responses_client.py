@@ -147,7 +147,7 @@ def test_an_answer_is_parsed_by_its_schema(client: openai.OpenAI) -> None:
 
 def test_enforced_calls_fit_and_the_conversation_goes_on(client: openai.OpenAI) -> None:
     choice: Any = {"type": "function", "name": "look_up"}
-    asked: Any = {"model": "tiny", "tools": [LOOK_UP], "max_output_tokens": 300}
+    asked: Any = {"model": "tiny", "tools": [LOOK_UP], "max_output_tokens": 300, "temperature": 0}
     first = client.responses.create(**asked, input="hello", tool_choice=choice, parallel_tool_calls=False)
     (call,) = [item for item in first.output if item.type == "function_call"]
     assert len(json.loads(call.arguments)["what"]) <= 8
