@@ -70,7 +70,7 @@ _CHOSEN = """
                 WHERE l.receipt = r.id AND l.book = 'actual' AND l.meter = 'input') AS fresh_cost,
             (SELECT sum(CAST(quantity AS INTEGER)) FROM lines AS l
                 WHERE l.receipt = r.id AND l.book = 'actual' AND l.meter = 'input') AS fresh
-        FROM receipts AS r WHERE status IS NOT NULL AND {where}
+        FROM receipts AS r WHERE status IS NOT NULL AND backend IS NOT 'response_cache' AND {where}
     ), turns AS (
         SELECT *, min(input_tokens, lag(input_tokens + output_tokens) OVER (
             PARTITION BY conversation, model ORDER BY created_at_ns, id)) - cached AS again

@@ -19,6 +19,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
+from millicent.ledger.hits import CacheUse, cache_use
 from millicent.ledger.levers import Coverage, Waste, coverage, waste
 from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
@@ -217,6 +218,11 @@ class LedgerQueries:
         """How much each routing policy was asked for, and what it did. Of receipts whose detail is kept."""
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
+
+    def cache_use(self, where: ReceiptFilter) -> list[CacheUse]:
+        """What the response cache gave, of what it was asked for. Of receipts whose detail is kept."""
+        with self._snapshot() as connection:
+            return [] if connection is None else cache_use(connection, *_condition(where))
 
     def waste(self, where: ReceiptFilter) -> list[Waste]:
         """What was paid for that nobody had any use of. Reads every line of the receipts asked for."""
