@@ -152,8 +152,9 @@ class AnswerStore:
             self._make_room(connection)
 
     def expire(self, now_ns: int) -> None:
-        """Take out what nobody will be given any more."""
+        """Take out what nobody will be given any more, and write down what was used."""
         with self._writing() as connection:
+            self._note_used(connection)
             connection.execute("DELETE FROM answers WHERE expires_at_ns <= ?", (now_ns,))
 
     def purge(self, *, user: str | None = None, model: str | None = None) -> int:

@@ -35,4 +35,7 @@ def cache_use(connection: sqlite3.Connection, where: str, values: Sequence[objec
         f" count({saved}), coalesce(sum({saved}), 0) FROM receipts AS r WHERE status IS NOT NULL AND {where}"
         f" GROUP BY model HAVING count({outcome}) ORDER BY hits DESC, model"
     )
-    return [CacheUse(*figures, saved=Money(nanousd)) for *figures, nanousd in connection.execute(sql, values)]
+    return [
+        CacheUse(model, requests, hits, misses, bypassed, tokens, counted, Money(nanousd))
+        for model, requests, hits, misses, bypassed, tokens, counted, nanousd in connection.execute(sql, values)
+    ]
