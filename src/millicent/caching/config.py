@@ -26,7 +26,7 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     keeps others too. `scope` `tenant` gives each API key only what its own requests were answered; `shared` gives
     everyone everything. At most `max_entries` answers of `max_mb` MiB together are kept, in a file that survives a
     restart (`store` `disk`), or not (`memory`); the one that was used least recently goes first.
-    `[cache.features.NAME]` says otherwise for one feature.
+    `[cache.features.NAME]` says otherwise (`enabled`, `ttl_s`, `scope`, `sampled`) for one feature.
     """
 
     enabled: bool = False
