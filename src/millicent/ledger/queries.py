@@ -21,6 +21,7 @@ from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
 from millicent.ledger.levers import Coverage, Waste, coverage, waste
 from millicent.ledger.locks import is_live
+from millicent.ledger.prompts import AskedPage, asked
 from millicent.ledger.reading import read_receipts, select, wall_covering
 from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql, sums_sql
 from millicent.ledger.rows import receipt_of
@@ -134,15 +135,24 @@ class LedgerQueries:
                 return ReceiptPage((), None)
             condition, values = _condition(where)
             if after is not None:
-                last = connection.execute("SELECT created_at_ns, id FROM receipts WHERE id = ?", (after,)).fetchone()
-                if last is None:
-                    raise InvalidRequest(f"after: no receipt {after}; pass the `next` of a page", param="after")
                 condition += " AND (created_at_ns, id) < (?, ?)"
-                values = [*values, *last]
+                values = [*values, *_place_of(connection, after)]
             sql = f"SELECT id FROM receipts WHERE {condition} ORDER BY created_at_ns DESC, id DESC LIMIT ?"  # noqa: S608 - columns are ours
             ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
             page = _judged(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
+
+    def asked(self, where: ReceiptFilter, *, limit: int = 10_000, after: str | None = None) -> AskedPage:
+        """Closed receipts, oldest first, with what was asked as hashes and lengths: what a replay needs. Raises
+        InvalidRequest when `after` is no receipt."""
+        with self._snapshot() as connection:
+            if connection is None:
+                return AskedPage((), None)
+            condition, values = _condition(where)
+            if after is not None:
+                condition += " AND (created_at_ns, id) > (?, ?)"
+                values = [*values, *_place_of(connection, after)]
+            return asked(connection, condition, values, limit)
 
     def recent(self, limit: int) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
@@ -326,6 +336,14 @@ class _Account:
             rate_provenance=Provenance(self.rate_provenance),
             cost=None if rate is None else Money.of_time(accelerator_ns, rate),
         )
+
+
+def _place_of(connection: sqlite3.Connection, after: str) -> tuple[int, str]:
+    """Where the page after this receipt begins."""
+    last = connection.execute("SELECT created_at_ns, id FROM receipts WHERE id = ?", (after,)).fetchone()
+    if last is None:
+        raise InvalidRequest(f"after: no receipt {after}; pass the `next` of a page", param="after")
+    return last[0], last[1]
 
 
 def _judged(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> list[Receipt]:
