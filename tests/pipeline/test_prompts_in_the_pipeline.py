@@ -19,7 +19,8 @@ def test_every_receipt_says_what_was_asked_without_its_words() -> None:
             pass
         await world.ask(messages=(SYSTEM, Message("user", "Goodbye")))
         one, two = (each.receipt.prompt for each in world.ledger.queries.asked(ReceiptFilter()).asked)
-        assert one is not None and two is not None
+        assert one is not None
+        assert two is not None
         wanted = prompt_of(world.request(messages=(SYSTEM, Message("user", "Hello"))), SECRET)
         assert one == wanted
         assert [each.kind for each in one.segments] == ["system", "user"]

@@ -19,7 +19,8 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
-from millicent.ledger.levers import Coverage, Waste, coverage, waste
+from millicent.ledger import waste
+from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
 from millicent.ledger.prompts import AskedPage, asked
 from millicent.ledger.reading import read_receipts, select, wall_covering
@@ -228,10 +229,26 @@ class LedgerQueries:
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
 
-    def waste(self, where: ReceiptFilter) -> list[Waste]:
-        """What was paid for that nobody had any use of. Reads every line of the receipts asked for."""
+    def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
+        """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the
+        receipts asked for one by one."""
         with self._snapshot() as connection:
-            return [] if connection is None else waste(connection, *_condition(where))
+            if connection is None:
+                return waste.WasteReport()
+            condition, values = _condition(where)
+            reads = waste.latest(connection, condition, values, most)
+            if not reads:
+                return waste.WasteReport()
+            first = f"SELECT created_at_ns FROM receipts WHERE {condition} ORDER BY created_at_ns LIMIT 1"  # noqa: S608 - our own text
+            (from_ns,) = connection.execute(first, values).fetchone()
+
+        def inputs(start_ns: int, end_ns: int) -> dict[str | None, tuple[int, int]]:
+            part = msgspec.structs.replace(where, from_ns=start_ns, to_ns=end_ns)
+            found = self.totals("feature", part)
+            return {each.group: (each.requests - each.unknown_usage, each.input_tokens) for each in found}
+
+        of = sum(each.requests for each in self.totals("status", where))
+        return waste.report(reads, of, waste.growth(inputs, from_ns, reads[-1].at_ns + 1))
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""
