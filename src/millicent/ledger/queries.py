@@ -16,9 +16,11 @@ import msgspec
 from millicent.core.accounts import Account, HourTime
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import InvalidRequest
+from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
+from millicent.ledger.late import fits_of
 from millicent.ledger.levers import Coverage, Waste, coverage, waste
 from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
@@ -63,6 +65,9 @@ class ReceiptFilter(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
     from_ns: int | None = None
     to_ns: int | None = None
+
+
+_EVERYTHING = ReceiptFilter()
 
 
 class ReceiptPage(msgspec.Struct, frozen=True):
@@ -144,16 +149,17 @@ class LedgerQueries:
             page = _judged(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
-    def recent(self, limit: int) -> list[Receipt]:
+    def recent(self, limit: int, where: ReceiptFilter = _EVERYTHING) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
         attempts."""
+        condition, values = _condition(where)
         sql = (
-            "SELECT * FROM receipts WHERE status = 'succeeded'"
+            f"SELECT * FROM receipts WHERE status = 'succeeded' AND {condition}"  # noqa: S608 - columns are ours
             " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
             " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
         )
         with self._snapshot() as connection:
-            found = [] if connection is None else select(connection, sql, (limit,))
+            found = [] if connection is None else select(connection, sql, (*values, limit))
         return [receipt_of(row) for row in reversed(found)]
 
     def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
@@ -251,6 +257,11 @@ class LedgerQueries:
             parts = (wall_ns, row["serving_ns"], hour.overhead_ns, hour.lost_ns, hour.down_ns)
             sums[account] = [total + part for total, part in zip(sums.get(account, [0] * 5), parts, strict=True)]
         return [account.of(*sums[account]) for account in sorted(sums)]
+
+    def fits(self, versions: Sequence[str]) -> list[StepTimeFit]:
+        """The versions of the step-time model that receipts name, in no order."""
+        with self._snapshot() as connection:
+            return [] if connection is None else fits_of(connection, versions)
 
     def count_open(self) -> int:
         """Receipts that are running, or that wait for recovery."""
