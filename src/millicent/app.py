@@ -23,6 +23,7 @@ from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backen
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.caching.cache import ResponseCache, open_cache
+from millicent.caching.secret import installation_secret
 from millicent.config import Config, cache
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
@@ -32,6 +33,7 @@ from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
+from millicent.dashboard.site import Site
 from millicent.engine.machine import usable_cores
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
@@ -53,6 +55,7 @@ from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.cache import CacheAdmin
 from millicent.server.config import ServerConfig
+from millicent.server.forms import visitor_of
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
@@ -171,6 +174,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             policies=config.policies,
             routing=policies,
             cache=answers,
+            secret=installation_secret(home),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)
@@ -190,10 +194,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=[
-                _metrics(traffic, pipeline, queries, health, clock).route,
-                *_more_routes(pipeline, queries, health, backend, clock, config.server, answers),
-            ],
+            pages=_more_routes(traffic, pipeline, queries, health, backend, clock, config.server, answers),
         )
         app = App(ledger, backend, pipeline, server)
         async with (
@@ -218,6 +219,7 @@ def _metrics(
 
 
 def _more_routes(
+    traffic: Traffic,
     pipeline: Pipeline,
     queries: LedgerQueries,
     health: _Health,
@@ -226,7 +228,7 @@ def _more_routes(
     config: ServerConfig,
     answers: ResponseCache | None,
 ) -> list[BaseRoute]:
-    """Ollama's addresses that run no model, the response cache's, and the pages."""
+    """Metrics, Ollama's addresses that run no model, the response cache's, and the pages."""
 
     def chat_models() -> list[str]:
         return [model for model in pipeline.models() if not _makes_vectors(backend, model)]
@@ -239,11 +241,9 @@ def _more_routes(
         clock=clock,
         config=config,
     )
-    return [
-        *ollama.routes,
-        *CacheAdmin(answers).routes,
-        *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint),
-    ]
+    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
+    metrics = _metrics(traffic, pipeline, queries, health, clock)
+    return [metrics.route, *ollama.routes, *CacheAdmin(answers).routes, *dashboard_routes(site)]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:

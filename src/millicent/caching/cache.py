@@ -178,7 +178,8 @@ class ResponseCache:
         """Whose, of what, where. Callers without a key are one tenant."""
         tenant = None if config.scope == "shared" else (request.attribution.key or "",)
         told = msgspec.msgpack.encode((tenant, self._deployed, None if allowed is None else sorted(allowed)))
-        digest = request_digest(request, self._secret)
+        hashed = request.hashed
+        digest = request_digest(request, self._secret) if hashed is None else hashed.digest
         return blake2b(told + digest, key=self._secret, digest_size=DIGEST_BYTES).digest()
 
     def _found(self, key: bytes) -> KeptAnswer | None:

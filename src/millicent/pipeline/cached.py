@@ -62,6 +62,7 @@ class CachedAnswers:
             dialect=request.dialect,
             stream=request.stream,
             attribution=request.attribution,
+            prompt=request.hashed,
             lines=(*outside, _lookup_line(now_ns)),
             hold=Money.total(line.amount or ZERO for line in outside),
             policy=(policy_of(request.latency_target_ms) or {}) | told(lookup),

@@ -12,6 +12,7 @@ from random import Random, SystemRandom
 import msgspec
 
 from millicent.caching.cache import Lookup, ResponseCache
+from millicent.caching.segments import prompt_of
 from millicent.caching.store import KeptAnswer
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.chunks import End, FinishReason, Text, Vector
@@ -24,7 +25,6 @@ from millicent.core.errors import (
     Unavailable,
 )
 from millicent.core.idempotency import Claim
-from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
 from millicent.core.receipts import HourShare, Receipt, Role
@@ -48,6 +48,7 @@ from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
 from millicent.pipeline.latency import check_target
 from millicent.pipeline.quoting import Quotes
+from millicent.pipeline.reckoning import as_told, beside_others, cost_so_far, explained, most_tokens, tokens_of
 from millicent.pipeline.routes import Routes
 from millicent.pipeline.settlement import Bookkeeper, cut_short
 from millicent.routing.policies import Decision, Policies, learnable
@@ -63,8 +64,8 @@ class Pipeline:
     """Owns what runs. `start` and `close` bracket its life; `admit` is the only way in.
 
     `places` says where the models that have deployments run, `policies` what to do when those fail; `estimated` has the
-    devices of placements that are paid for by time and show no steps. `settled` is told of every receipt, once, when it
-    is durable.
+    devices of placements that are paid for by time and show no steps. `secret` is what hashes of prompts are keyed
+    with; without it there are none. `settled` is told of every receipt, once, when it is durable.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Pipeline:
         random: Random | None = None,
         routing: Policies | None = None,
         cache: ResponseCache | None = None,
+        secret: bytes | None = None,
         settled: Callable[[Receipt], None] = lambda _: None,
     ) -> None:
         self._random = random or SystemRandom()
@@ -109,6 +111,7 @@ class Pipeline:
         self._waits = waits
         self._estimated = estimated or {}
         self._told = settled
+        self._secret = secret
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._waiting: set[Answer] = set()  # for the answer of another request, that asks the same
@@ -185,7 +188,7 @@ class Pipeline:
         self._admitted += 1
         lookup = None
         try:
-            request = self._aimed(request)
+            request = self._hashed(self._aimed(request))
             lookup = self._cached.look(request, cache_control)
             if lookup is not None and (lookup.answer is not None or lookup.follows is not None):
                 return await self._await_same(lookup, claim, ticket)
@@ -200,15 +203,15 @@ class Pipeline:
         journey, decision = await self._journey(request)
         leg = await journey.first()
         try:
-            receipt = self._books.opened(request, leg, _explained(decision) | told(lookup))
-            ticket.reserve(_most_tokens(leg.plan.call), receipt.hold)
+            receipt = self._books.opened(request, leg, explained(decision) | told(lookup))
+            ticket.reserve(most_tokens(leg.plan.call), receipt.hold)
             bounded = await self._open(receipt, claim, leg.plan)
         except BaseException:
             leg.lease.give_back()
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
         kept = lookup is not None and lookup.writes
-        answer = Answer(receipt, _beside(leg.plan), keep=judged or kept or claim is not None)
+        answer = Answer(receipt, beside_others(leg.plan), keep=judged or kept or claim is not None)
         answer.decision, answer.lookup = decision, lookup
         self._begin(answer, journey, leg)
         self._spawn(self._drive(answer, journey, leg, ticket, bounded=bounded))
@@ -250,7 +253,7 @@ class Pipeline:
         except Exception as error:
             if not isinstance(error, MillicentError):
                 log.exception("receipt %s: what waited could not be run", answer.receipt_id)
-            await self._finish(answer, *self._cached.refused(answer.opened, _as_told(error)))
+            await self._finish(answer, *self._cached.refused(answer.opened, as_told(error)))
         finally:
             self._waiting.discard(answer)
             if joined is None:
@@ -266,8 +269,8 @@ class Pipeline:
         journey.began_earlier(self._clock.now_ns() - answer.opened.created_at_ns)
         leg = await journey.first()
         try:
-            receipt = self._books.joined(answer.opened, leg, _explained(decision) | told(lookup))
-            ticket.reserve(_most_tokens(leg.plan.call), receipt.hold)
+            receipt = self._books.joined(answer.opened, leg, explained(decision) | told(lookup))
+            ticket.reserve(most_tokens(leg.plan.call), receipt.hold)
             begun = await self._ledger.begin(receipt)
         except BaseException:
             leg.lease.give_back()
@@ -325,6 +328,11 @@ class Pipeline:
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
 
+    def _hashed(self, request: Request) -> Request:
+        if self._secret is None:
+            return request
+        return msgspec.structs.replace(request, hashed=prompt_of(request, self._secret))
+
     def _aimed(self, request: Request) -> Request:
         """With its feature's latency target, else its policy's, where it has none of its own."""
         if request.latency_target_ms is None:
@@ -344,7 +352,7 @@ class Pipeline:
             for answer in self._answers.values()
             if answer.model == request.model
         ]
-        wait = self._waits.forecast(request.model, _beside(plan), others, streamed=request.stream)
+        wait = self._waits.forecast(request.model, beside_others(plan), others, streamed=request.stream)
         if wait is not None:
             check_target(request.latency_target_ms, wait, len(others))
 
@@ -374,7 +382,7 @@ class Pipeline:
             paid_by_time = self._books.placement(attempt.placement, attempt.started_at_ns).kind != "api"
             answer.shown.append(Provenance.UNKNOWN if paid_by_time else None)
         answer.progress = Progress()
-        answer.model, answer.beside = leg.request.model, _beside(leg.plan)
+        answer.model, answer.beside = leg.request.model, beside_others(leg.plan)
         if leg.role is not Role.VERIFICATION:
             answer.answered_by = leg.request.model
         journey.begun(answer, leg)
@@ -398,7 +406,7 @@ class Pipeline:
             del self._answers[answer.receipt_id]
             self._admitted -= 1
             used = answer.closing or answer.opened
-            tokens = _tokens(used.usage)
+            tokens = tokens_of(used.usage)
             ticket.leave(None if tokens is None else answer.tokens_before + tokens, used.total)
 
     async def _attempt(self, answer: Answer, journey: Journey, leg: Leg, *, bounded: bool) -> End:
@@ -409,7 +417,7 @@ class Pipeline:
             end = End(FinishReason.ERROR, Usage(), error)
         except Exception as error:
             log.exception("receipt %s: the backend failed in a way it should not", answer.receipt_id)
-            end = End(FinishReason.ERROR, Usage(), _as_told(error))
+            end = End(FinishReason.ERROR, Usage(), as_told(error))
         if answer.flight is not None:
             answer.flight.leave(answered=end.error is None)
         await purse.settle()
@@ -446,9 +454,9 @@ class Pipeline:
         try:
             receipt, reserved = self._books.followed(answer, following, end, reading)
             standing = self._books.ended(answer, end, reading) if end.error is None else answer.standing
-            used = _tokens(reading.usage)
-            before = answer.tokens_before + (_most_tokens(leg.plan.call) if used is None else used)
-            ticket.reserve(before + _most_tokens(following.plan.call), receipt.hold)
+            used = tokens_of(reading.usage)
+            before = answer.tokens_before + (most_tokens(leg.plan.call) if used is None else used)
+            ticket.reserve(before + most_tokens(following.plan.call), receipt.hold)
             begun = await self._ledger.begin(receipt)
         except (RateLimited, LedgerUnavailable):
             begun = False
@@ -477,7 +485,7 @@ class Pipeline:
                 self._note(answer, call, chunk)
                 answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
                 if purse.watches_pieces and not answer.stopped_at_limit:
-                    await purse.spent(_cost_so_far(self.running(answer), answer))
+                    await purse.spent(cost_so_far(self.running(answer), answer))
         finally:
             watchdog.close()
         message = "The backend stopped without saying how the answer ended: retry."
@@ -557,38 +565,3 @@ class Pipeline:
             await self._ledger.close(*closing)
             del self._unsettled[receipt_id]
             self._told(closing[0])
-
-
-def _beside(plan: Plan) -> Beside:
-    sequences = max(1, len(plan.call.sequences))
-    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, sequences=sequences)
-
-
-def _as_told(error: Exception) -> MillicentError:
-    """What a client is told of it: of a bug, no detail."""
-    if isinstance(error, MillicentError):
-        return error
-    return MillicentError("The server failed while answering: retry, and report this if it happens again.")
-
-
-def _explained(decision: Decision | None) -> dict[str, str]:
-    return {} if decision is None else decision.explained()
-
-
-def _tokens(usage: Usage) -> int | None:
-    read, written = usage.input_tokens, usage.output_tokens
-    return None if read is None or written is None else read + written
-
-
-def _most_tokens(call: Call) -> int:
-    return (call.input_tokens or 0) + (call.max_output_tokens or 0)
-
-
-def _cost_so_far(receipt: Receipt, answer: Answer) -> Money | None:
-    """With what is reserved for ended attempts of which nobody knows; None where nobody knows of the one that runs."""
-    last = receipt.attempts[-1].ordinal
-    ours = [line for line in receipt.lines if line.book == "actual"]
-    amounts = [line.amount for line in ours if line.amount is not None or line.attempt == last]
-    if not amounts or any(amount is None for amount in amounts):
-        return None
-    return Money.total(amount or ZERO for amount in amounts) + answer.reserved
