@@ -207,7 +207,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
 
 
 def _metrics(
-    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: SystemClock
+    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: Clock
 ) -> Metrics:
     began_ns = hour_start_ns(clock.now_ns())
     return Metrics(
