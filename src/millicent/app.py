@@ -206,9 +206,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.stop()
 
 
-def _metrics(
-    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: Clock
-) -> Metrics:
+def _metrics(traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: Clock) -> Metrics:
     began_ns = hour_start_ns(clock.now_ns())
     return Metrics(
         traffic,

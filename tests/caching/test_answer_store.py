@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def test_an_answer_is_found_as_it_was_kept_and_after_a_restart(tmp_path: Path) -
     with opened(path) as store:
         assert store.find(b"a", NOW) == ANSWER
         assert store.standing(NOW).hits == 2
+
+
+def test_how_often_answers_were_given_is_written_down_whoever_closes_the_file(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / FILE_NAME, max_bytes=1 << 20, max_entries=100)
+    store.keep([entry(b"a")], NOW)
+    assert store.find(b"a", NOW) == ANSWER
+    with ThreadPoolExecutor(1) as another:
+        another.submit(store.close).result()
+    with opened(tmp_path / FILE_NAME) as store:
+        assert store.standing(NOW).hits == 1
 
 
 def test_what_has_expired_is_not_found_and_is_taken_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -12,16 +13,29 @@ import pytest
 from millicent.backends.fake import FakeAnswer, FakeScript
 from millicent.caching.config import CacheConfig, FeatureCacheConfig
 from millicent.control.config import BudgetConfig
-from millicent.core.chunks import CallPiece, FinishReason, Text, TokenLogprob
+from millicent.core.chunks import CallPiece, Chunk, End, FinishReason, Text, TokenLogprob, Vector, vector_lines
 from millicent.core.clock import NS_PER_S
 from millicent.core.errors import MillicentError, PaymentRequired, UpstreamError
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
+from millicent.core.protocols import Call
 from millicent.core.receipts import Status
-from millicent.core.request import Attribution, ImagePart, Limits, Message, OutsideCost, Sampling, TextPart
-from millicent.core.usage import Provenance
+from millicent.core.request import (
+    Attribution,
+    Embedding,
+    ImagePart,
+    Limits,
+    Message,
+    OutsideCost,
+    Request,
+    Sampling,
+    TextPart,
+)
+from millicent.core.usage import Provenance, Usage
 from millicent.ledger.budgets import put_budget, read_balances, read_budgets
 from millicent.ledger.claims import find_claim
+from millicent.ledger.queries import ReceiptFilter
+from millicent.ledger.recovery import recover
 from millicent.pipeline.features import FeatureConfig, UsefulConfig
 from support.cached_world import ON, WORDS, World, outcome, read, run
 
@@ -297,5 +311,60 @@ def test_purging_a_user_forgets_what_was_answered_to_them() -> None:
         await world.ask("bob's", who=bob)
         assert await world.cache.purge(user="ann") == 1
         assert [await world.outcome(question) for question in ("ann's", "bob's")] == ["miss", "hit"]
+
+    run(story)
+
+
+class OneVector:
+    """A call that reads three tokens and makes a vector of each text."""
+
+    served_model, placement = "fake", "here"
+    sequences: tuple[int, ...] = ()
+    input_tokens: int | None = 3
+    max_output_tokens: int | None = 0
+
+    def start(self) -> OneVector:
+        return self
+
+    def cancel(self) -> None:
+        """It is over at once."""
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        yield Vector(1, b"\x00\x00\x80\x3f", 2)
+        yield Vector(0, b"\x00\x00\x00\x40", 1)
+        yield End(FinishReason.STOP, Usage.of(Provenance.REPORTED, input_fresh=3))
+
+
+def test_vectors_are_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def prepare(_: Request) -> Call:
+        return OneVector()
+
+    async def story() -> None:
+        world = World()
+        monkeypatch.setattr(world.backend, "prepare", prepare)
+        asked: dict[str, Any] = {"messages": None, "sampling": Sampling(), "embedding": Embedding(("a", "b"))}
+        said = []
+        for expected in ("miss", "hit"):
+            answer = await world.pipeline.admit(world.request(**asked))
+            said.append([vector_lines(text.text) for text in await read(answer)])
+            assert outcome(world.receipt(answer)) == expected
+        assert said == [[["AAAAQA==", "AACAPw=="]]] * 2
+
+    run(story)
+
+
+def test_a_request_that_waited_when_its_gateway_died_is_closed_at_no_cost() -> None:
+    async def story() -> None:
+        world = World()
+        world.gate.clear()
+        for key in ("first", "second"):
+            await world.pipeline.admit(world.request(), Claim("", key, b"hash"))
+        await world.ledger.write(lambda connection: recover(connection, "gateway", world.clock.now_ns()))
+        second, first = world.ledger.queries.receipts(ReceiptFilter()).receipts
+        assert (first.status, second.status) == (Status.INTERRUPTED, Status.INTERRUPTED)
+        assert (first.total, second.total, second.attempts) == (None, Money(0), ())
+        assert world.ledger.queries.verify() == []
+        now_ns = world.clock.now_ns()
+        assert await world.ledger.write(lambda connection: find_claim(connection, "", "second", now_ns)) is None
 
     run(story)

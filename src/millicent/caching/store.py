@@ -108,7 +108,7 @@ class AnswerStore:
         self._used: dict[bytes, tuple[int, int]] = {}  # key: when it was used last, and how often, not written yet
         self._using = threading.Lock()
         self._writer = _open(path)
-        self._reader = self._writer if path is None else sqlite3.connect(path, isolation_level=None, timeout=1)
+        self._reader = self._writer if path is None else _reader(path)
 
     def close(self) -> None:
         """Writes what was used, for what is kept the longest."""
@@ -256,6 +256,11 @@ def _opened(path: Path | None) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    """Closed from another thread than the one that reads."""
+    return sqlite3.connect(path, isolation_level=None, timeout=1, check_same_thread=False)
 
 
 def _refuse_other_version(connection: sqlite3.Connection) -> None:

@@ -142,6 +142,11 @@ def report(
         show.note("Assumed costs rest on a rate that nobody has confirmed: set yours in [placements].")
 
 
+def _cache_told(receipt: Receipt) -> str | None:
+    policy = receipt.policy or {}
+    return policy.get("response_cache_filled_by") or policy.get("response_cache_why")
+
+
 def card(receipt: Receipt) -> str:
     """One receipt, as it is read: the amount, who and what, then the lines that add up to it."""
     from millicent.cli import show
@@ -154,12 +159,13 @@ def card(receipt: Receipt) -> str:
         ("Created", f"{show.moment(receipt.created_at_ns)} UTC", None),
         ("Model", receipt.model, receipt.served_model if receipt.served_model != receipt.model else None),
         ("Routed", (receipt.policy or {}).get("chosen"), (receipt.policy or {}).get("why")),
+        ("Response cache", (receipt.policy or {}).get("response_cache"), _cache_told(receipt)),
         ("Placement", receipt.placement or "none", receipt.backend),
         ("For", ", ".join(f"{name} {value}" for name, value in given.items()) or "unattributed", None),
         *((leaf.value, show.count(count.tokens), count.provenance) for leaf, count in receipt.usage.leaves.items()),
         ("First token", show.duration(took.ttft_ns), None),
         ("Total time", show.duration(took.total_ns), None),
-        ("Accelerator", show.duration(ran.serving_ns) if ran.steps else "unknown", ran.provenance),
+        ("Accelerator", "unknown" if ran.provenance == "unknown" else show.duration(ran.serving_ns), ran.provenance),
         ("Provider says", None if receipt.reported is None else f"${receipt.reported}", _residual(receipt)),
         *((f"Attempt {each.ordinal}", *_attempt(each)) for each in receipt.attempts if len(receipt.attempts) > 1),
     ]
