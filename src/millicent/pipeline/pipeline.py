@@ -45,7 +45,7 @@ from millicent.pipeline.deployments import Deployment, DeploymentReport, Deploym
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
-from millicent.pipeline.latency import check_target
+from millicent.pipeline.latency import Trials, check_target
 from millicent.pipeline.routes import Routes
 from millicent.pipeline.settlement import Bookkeeper, cut_short
 from millicent.routing.policies import Decision, Policies, learnable
@@ -102,6 +102,7 @@ class Pipeline:
         self._routes = Routes(routing or Policies({}, Path()), self._deployments, self._look, self._estimates)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
         self._waits = waits
+        self._trials = Trials()
         self._estimated = estimated or {}
         self._told = settled
         self._secret = secret
@@ -312,8 +313,13 @@ class Pipeline:
             if answer.model == request.model
         ]
         wait = self._waits.forecast(request.model, _beside(plan), others, streamed=request.stream)
-        if wait is not None:
+        if wait is None:
+            return
+        try:
             check_target(request.latency_target_ms, wait, len(others))
+        except RateLimited:
+            if others or not self._trials.due(request.model, self._clock.monotonic_ns()):
+                raise
 
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
