@@ -46,7 +46,7 @@ from millicent.pipeline.deployments import Deployment, DeploymentReport, Deploym
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
-from millicent.pipeline.latency import check_target
+from millicent.pipeline.latency import Trials, check_target
 from millicent.pipeline.quoting import Quotes
 from millicent.pipeline.reckoning import as_told, beside_others, cost_so_far, explained, most_tokens, tokens_of
 from millicent.pipeline.routes import Routes
@@ -109,6 +109,7 @@ class Pipeline:
                               self._look, clock)  # fmt: skip
         self._cached = CachedAnswers(cache, self._features, clock)
         self._waits = waits
+        self._trials = Trials()
         self._estimated = estimated or {}
         self._told = settled
         self._secret = secret
@@ -353,8 +354,13 @@ class Pipeline:
             if answer.model == request.model
         ]
         wait = self._waits.forecast(request.model, beside_others(plan), others, streamed=request.stream)
-        if wait is not None:
+        if wait is None:
+            return
+        try:
             check_target(request.latency_target_ms, wait, len(others))
+        except RateLimited:
+            if others or not self._trials.due(request.model, self._clock.monotonic_ns()):
+                raise
 
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
