@@ -18,7 +18,7 @@ from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
-from millicent.core.receipts import Receipt
+from millicent.core.receipts import RESPONSE_CACHE, Receipt
 from millicent.core.tallies import Tally
 from millicent.core.usage import Provenance
 from millicent.ledger import tallies, waste
@@ -179,12 +179,12 @@ class LedgerQueries:
 
     def recent(self, limit: int, where: ReceiptFilter = _EVERYTHING) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
-        attempts."""
+        attempts. What the response cache answered is not among them."""
         condition, values = _condition(where)
         sql = (
             f"SELECT * FROM receipts WHERE status = 'succeeded' AND {condition}"  # noqa: S608 - columns are ours
             " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
-            " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+            f" AND backend IS NOT '{RESPONSE_CACHE}' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
         )
         with self._snapshot() as connection:
             found = [] if connection is None else select(connection, sql, (*values, limit))
