@@ -31,6 +31,7 @@ from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
+from millicent.dashboard.site import Site
 from millicent.engine.machine import usable_cores
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
@@ -52,6 +53,7 @@ from millicent.pipeline.prompts import Prompts
 from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
+from millicent.server.forms import visitor_of
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
@@ -237,7 +239,8 @@ def _more_routes(
         clock=clock,
         config=config,
     )
-    return [*ollama.routes, *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint)]
+    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
+    return [*ollama.routes, *dashboard_routes(site)]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
