@@ -51,6 +51,7 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.pipeline.prompts import Prompts
 from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.cache import CacheAdmin
@@ -174,7 +175,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             policies=config.policies,
             routing=policies,
             cache=answers,
-            secret=installation_secret(home),
+            prompts=_prompts(options, clock),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)
@@ -198,7 +199,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         )
         app = App(ledger, backend, pipeline, server)
         async with (
-            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config),
+            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
             _watching(elsewhere, estimated),
         ):
             yield app
@@ -250,9 +251,10 @@ def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def _running(
-    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config
+    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config, queries: LedgerQueries
 ) -> AsyncIterator[None]:
     """Until what runs is finished or settled, and the backends are closed."""
+    pipeline.remember(await asyncio.to_thread(queries.recent, _LEARNED_AT_START))
     await pipeline.start()
     try:
         yield
@@ -286,6 +288,15 @@ def _places(
             place = Place(backend, each.placement, each.weight, backend.upstream.config.max_connections)
             places.setdefault(name, []).append(place)
     return places
+
+
+def _prompts(options: ServeOptions, clock: Clock) -> Prompts:
+    marked_at = [
+        each.placement
+        for each in options.elsewhere
+        if each.config.spoken(each.provider) == "anthropic" and each.config.prompt_caching == "auto"
+    ]
+    return Prompts(installation_secret(options.home), clock, marked_at)
 
 
 def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[str, EstimatedDevice]:
