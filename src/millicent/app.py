@@ -57,6 +57,7 @@ from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.cache import CacheAdmin
 from millicent.server.config import ServerConfig
 from millicent.server.forms import visitor_of
+from millicent.server.garbage import settle_collector
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
@@ -418,6 +419,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
             await asyncio.wait({starting, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 await starting
+                settle_collector()
                 models = app.pipeline.models()
                 _announce(say, settings.host, listener.getsockname()[1], models, vectors=app.makes_vectors(models[0]))
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
