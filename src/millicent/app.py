@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
-from millicent.config import Config, cache
+from millicent.config import Config, cache, economics_setting
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
@@ -30,7 +30,9 @@ from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
+from millicent.economics.reports import ANSWERS, Reports
 from millicent.engine.machine import usable_cores
+from millicent.ledger.entries import add_entries
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
@@ -50,6 +52,7 @@ from millicent.pipeline.pipeline import Pipeline
 from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
+from millicent.server.economics import economics_routes
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
@@ -189,6 +192,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             pages=[
                 _metrics(traffic, pipeline, queries, health, clock).route,
                 *_more_routes(pipeline, queries, health, backend, clock, config.server),
+                *_economics(ledger, queries, clock, config),
             ],
         )
         app = App(ledger, backend, pipeline, server)
@@ -235,6 +239,11 @@ def _more_routes(
         config=config,
     )
     return [*ollama.routes, *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint)]
+
+
+def _economics(ledger: SqliteLedger, queries: LedgerQueries, clock: Clock, config: Config) -> list[BaseRoute]:
+    reports = Reports(queries, clock, economics_setting(config))
+    return economics_routes(reports, ANSWERS, add=add_entries, ledger=ledger, queries=queries, clock=clock)
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
