@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
+from millicent.caching.secret import installation_secret
 from millicent.config import Config, cache, economics_setting
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
@@ -30,6 +31,7 @@ from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
+from millicent.dashboard.site import Site
 from millicent.economics.reports import ANSWERS, Reports
 from millicent.engine.machine import usable_cores
 from millicent.ledger.entries import add_entries
@@ -53,6 +55,7 @@ from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
 from millicent.server.economics import economics_routes
+from millicent.server.forms import visitor_of
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
@@ -170,6 +173,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             places=_places(options, backend, elsewhere),
             policies=config.policies,
             routing=policies,
+            secret=installation_secret(home),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)
@@ -238,7 +242,8 @@ def _more_routes(
         clock=clock,
         config=config,
     )
-    return [*ollama.routes, *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint)]
+    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
+    return [*ollama.routes, *dashboard_routes(site)]
 
 
 def _economics(ledger: SqliteLedger, queries: LedgerQueries, clock: Clock, config: Config) -> list[BaseRoute]:

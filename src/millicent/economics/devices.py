@@ -69,7 +69,7 @@ def _use(
         served = ledger.totals("model", where)
         tokens = sum(each.input_tokens + each.output_tokens for each in served)
         context = tokens // max(1, sum(each.requests for each in served))
-        fits = [fit for fit in ledger.fits(latest.device) if fit.model in {each.group for each in served}]
+        fits = [fit for fit in ledger.newest_fits(latest.device) if fit.model in {each.group for each in served}]
         if max_sequences is not None and fits:
             maximum, source = min(full_batch(fit, max_sequences, context) for fit in fits), "step-time model"
         else:
