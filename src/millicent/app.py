@@ -24,7 +24,7 @@ from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
-from millicent.config import Config, cache
+from millicent.config import Config, cache, economics_setting
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
@@ -34,7 +34,9 @@ from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
 from millicent.dashboard.site import Site
+from millicent.economics.reports import ANSWERS, Reports
 from millicent.engine.machine import usable_cores
+from millicent.ledger.entries import add_entries
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
@@ -56,6 +58,7 @@ from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.cache import CacheAdmin
 from millicent.server.config import ServerConfig
+from millicent.server.economics import economics_routes
 from millicent.server.forms import visitor_of
 from millicent.server.garbage import settle_collector
 from millicent.server.guard import is_loopback
@@ -196,7 +199,10 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=_more_routes(traffic, pipeline, queries, health, backend, clock, config.server, answers),
+            pages=[
+                *_more_routes(traffic, pipeline, queries, health, backend, clock, config.server, answers),
+                *_economics(ledger, queries, clock, config),
+            ],
         )
         app = App(ledger, backend, pipeline, server)
         async with (
@@ -244,6 +250,11 @@ def _more_routes(
     site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
     metrics = _metrics(traffic, pipeline, queries, health, clock)
     return [metrics.route, *ollama.routes, *CacheAdmin(answers).routes, *dashboard_routes(site)]
+
+
+def _economics(ledger: SqliteLedger, queries: LedgerQueries, clock: Clock, config: Config) -> list[BaseRoute]:
+    reports = Reports(queries, clock, economics_setting(config))
+    return economics_routes(reports, ANSWERS, add=add_entries, ledger=ledger, queries=queries, clock=clock)
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 
 from millicent.core.accounts import Account, HourTime
 from millicent.core.clock import NS_PER_HOUR
+from millicent.core.entries import Entry, Kind
 from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
@@ -22,8 +23,9 @@ from millicent.core.receipts import Receipt
 from millicent.core.tallies import Tally
 from millicent.core.usage import Provenance
 from millicent.ledger import tallies, waste
+from millicent.ledger.entries import latest_tiers, read_entries
 from millicent.ledger.hits import CacheUse, cache_use
-from millicent.ledger.late import fits_of
+from millicent.ledger.late import fits_of, latest_fits
 from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
 from millicent.ledger.prompts import AskedPage, asked
@@ -35,13 +37,13 @@ from millicent.ledger.verification import problems
 from millicent.ledger.worth import (
     ROLE_COSTS,
     USEFULNESS,
-    RoleCosts,
-    Usefulness,
     in_time,
     role_costs_of,
     usefulness_of,
     verdicts,
 )
+from millicent.ledger.worth import RoleCosts as RoleCosts  # noqa: PLC0414 - rooms that may import only this module
+from millicent.ledger.worth import Usefulness as Usefulness  # noqa: PLC0414 - name what it answers with
 from millicent.ledger.zones import labels
 
 T = TypeVar("T")
@@ -266,6 +268,19 @@ class LedgerQueries:
     def first_day_ns(self, feature: str | None = None) -> int | None:
         """When the first day (UTC) began on which this feature was asked for, "" for none; any where it is None."""
         return self.ask(lambda connection: tallies.first_day_ns(connection, feature))
+
+    def newest_fits(self, device: str) -> list[StepTimeFit]:
+        """The newest of each model on this device."""
+        return self.ask(lambda connection: latest_fits(connection, device)) or []
+
+    def entries(self, kind: Kind | None, from_ns: int, to_ns: int, limit: int = -1) -> list[Entry]:
+        """Revenue, outside costs or, without a kind, both, of times that overlap [from_ns, to_ns), in their order."""
+        times = (_storable(from_ns), _storable(to_ns))
+        return self.ask(lambda connection: read_entries(connection, kind, *times, limit)) or []
+
+    def latest_tiers(self, users: Sequence[str], to_ns: int) -> dict[str, str | None]:
+        """The tier of each user's latest request created before this; None where it had none."""
+        return self.ask(lambda connection: latest_tiers(connection, users, _storable(to_ns))) or {}
 
     def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
         """Of each of these features' answers: how many had a latency target, and how many met it."""
