@@ -258,7 +258,7 @@ class LedgerQueries:
             sums[account] = [total + part for total, part in zip(sums.get(account, [0] * 5), parts, strict=True)]
         return [account.of(*sums[account]) for account in sorted(sums)]
 
-    def fits(self, versions: Sequence[str]) -> list[StepTimeFit]:
+    def fits_named(self, versions: Sequence[str]) -> list[StepTimeFit]:
         """The versions of the step-time model that receipts name, in no order."""
         with self._snapshot() as connection:
             return [] if connection is None else fits_of(connection, versions)
