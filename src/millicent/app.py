@@ -22,7 +22,7 @@ from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backen
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.caching.secret import installation_secret
-from millicent.config import Config, cache
+from millicent.config import Config, cache, plan_setup
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
@@ -30,8 +30,10 @@ from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
+from millicent.dashboard.plan import Planning, plan_pages
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
 from millicent.dashboard.site import Site
+from millicent.economics.scenarios import Scenarios
 from millicent.engine.machine import usable_cores
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
@@ -192,7 +194,9 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             sign_in_page=sign_in_page,
             pages=[
                 _metrics(traffic, pipeline, queries, health, clock).route,
-                *_more_routes(pipeline, queries, health, backend, clock, config.server),
+                *_more_routes(
+                    pipeline, queries, health, backend, clock, config.server, _planning(config, home, queries, clock)
+                ),
             ],
         )
         app = App(ledger, backend, pipeline, server)
@@ -224,6 +228,7 @@ def _more_routes(
     backend: LocalBackend | None,
     clock: Clock,
     config: ServerConfig,
+    planning: Planning,
 ) -> list[BaseRoute]:
     """Ollama's addresses that run no model, and the pages."""
 
@@ -239,7 +244,18 @@ def _more_routes(
         config=config,
     )
     site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
-    return [*ollama.routes, *dashboard_routes(site)]
+    return [*ollama.routes, *dashboard_routes(site, plan_pages(planning))]
+
+
+def _planning(config: Config, home: Path, queries: LedgerQueries, clock: Clock) -> Planning:
+    targets = {name: each.latency_target_ms for name, each in config.features.items()}
+    return Planning(
+        queries,
+        clock,
+        lambda: plan_setup(config, clock.now_ns()),
+        Scenarios(home),
+        {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
+    )
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:

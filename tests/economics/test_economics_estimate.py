@@ -23,7 +23,7 @@ from millicent.economics.traffic import read_traffic
 from millicent.economics.where import Setup
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.prices import PriceBook, PriceConfig, PriceList
-from plan_ledgers import T0, two_hours, write
+from support.plan_ledgers import T0, two_hours, write
 
 SCENARIO = Scenario(
     users=1000,
