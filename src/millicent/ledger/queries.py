@@ -19,8 +19,9 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
+from millicent.core.tallies import Tally
 from millicent.core.usage import Provenance
-from millicent.ledger import waste
+from millicent.ledger import tallies, waste
 from millicent.ledger.answers import Answer as Answer  # noqa: PLC0414 - for rooms that may import only this module
 from millicent.ledger.answers import newest_answers
 from millicent.ledger.late import fits_of
@@ -45,7 +46,22 @@ from millicent.ledger.worth import (
 from millicent.ledger.zones import labels
 
 T = TypeVar("T")
-GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status"]
+GroupBy = Literal[
+    "feature",
+    "user",
+    "team",
+    "model",
+    "key",
+    "tier",
+    "placement",
+    "conversation",
+    "run",
+    "month",
+    "day",
+    "hour",
+    "status",
+]
+_TIMES = frozenset({"month", "day", "hour"})
 
 # As a status in a filter: not settled yet.
 RUNNING = "running"
@@ -178,13 +194,13 @@ class LedgerQueries:
             return [] if connection is None else newest_answers(connection, *_condition(where), limit)
 
     def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
-        """Dearest first; days and hours in order, as the clocks of `zone` (an IANA name) show them.
+        """Dearest first; months, days and hours in order, as the clocks of `zone` (an IANA name) show them.
 
         In another book, receipts that aren't in it count as unpriced, and those whose detail was deleted aren't there.
         Raises InvalidRequest for a zone that nobody knows.
         """
         groups = [_totals(group, figures) for group, figures in self._sums(by, where, _TOTALS, zone, book)]
-        if by in {"day", "hour"}:
+        if by in _TIMES:
             return groups
         return sorted(groups, key=lambda each: (-each.cost.nanousd, each.group is not None, each.group or ""))
 
@@ -201,12 +217,8 @@ class LedgerQueries:
         self, by: GroupBy, where: ReceiptFilter, measures: Sequence[str], zone: str, book: str = ACTUAL
     ) -> list[tuple[str | None, list[int]]]:
         """The measures' sums of each group, in order of the groups, None for none."""
-        label_of = labels(by, zone) if by in {"day", "hour"} else None
-        fixed = {
-            name: str(value)
-            for name, value in msgspec.structs.asdict(where).items()
-            if value is not None and name not in {"from_ns", "to_ns"}
-        }
+        label_of = labels(by, zone) if by in {"month", "day", "hour"} else None
+        fixed = _fixed(where)
         with self._snapshot() as connection:
             if connection is None or fixed.get("status") == RUNNING:
                 return []
@@ -214,7 +226,7 @@ class LedgerQueries:
             to_ns = _storable(2**63 - 1 if where.to_ns is None else where.to_ns)
             grouped = None if label_of else by
             if book == ACTUAL:
-                coarsest_s = MONTH_S if grouped else DAY_S if (by, zone) == ("day", "UTC") else QUARTER_S
+                coarsest_s = MONTH_S if grouped else DAY_S if by != "hour" and zone == "UTC" else QUARTER_S
                 sql, values = sums_sql(connection, grouped, fixed, from_ns, to_ns, measures, coarsest_s=coarsest_s)
             else:
                 condition, values = _condition(where)
@@ -228,6 +240,35 @@ class LedgerQueries:
             have = sums.get(label)
             sums[label] = figures if have is None else [one + more for one, more in zip(have, figures, strict=True)]
         return [(label, figures) for label, figures in sums.items() if figures[0]]
+
+    def tallies(
+        self, by: Sequence[GroupBy], where: ReceiptFilter, *, zone: str = "UTC"
+    ) -> dict[tuple[str | None, ...], Tally] | None:
+        """What requests took, by several things at once; a month, day or hour comes last. Features and models are
+        answered from what is kept for it; anything else is read from receipts, and is None where that would be more
+        than `tallies.MOST_DETAIL`."""
+        time = next((name for name in by if name in _TIMES), None)
+        label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
+        coarsest_s = DAY_S if time is None or (time != "hour" and zone == "UTC") else QUARTER_S
+        with self._snapshot() as connection:
+            if connection is None:
+                return {}
+            found = tallies.read(
+                connection,
+                [name for name in by if name not in _TIMES],
+                _fixed(where),
+                _storable(-(2**63) if where.from_ns is None else where.from_ns),
+                _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
+                label_of,
+                coarsest_s,
+            )
+        if found is None:
+            return None
+        return {tuple(member or None for member in key): tally for key, tally in found.items() if tally.requests}
+
+    def first_day_ns(self, feature: str | None = None) -> int | None:
+        """When the first day (UTC) began on which this feature was asked for, "" for none; any where it is None."""
+        return self.ask(lambda connection: tallies.first_day_ns(connection, feature))
 
     def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
         """Of each of these features' answers: how many had a latency target, and how many met it."""
@@ -383,6 +424,15 @@ def _judged(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> list[
     found = read_receipts(connection, receipt_ids)
     useful = verdicts(connection, receipt_ids)
     return [msgspec.structs.replace(receipt, useful=useful[receipt.id]) for receipt in found]
+
+
+def _fixed(where: ReceiptFilter) -> dict[str, str]:
+    """The columns that must have a value, '' for none."""
+    return {
+        name: str(value)
+        for name, value in msgspec.structs.asdict(where).items()
+        if value is not None and name not in {"from_ns", "to_ns"}
+    }
 
 
 def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:
