@@ -194,9 +194,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             sign_in_page=sign_in_page,
             pages=[
                 _metrics(traffic, pipeline, queries, health, clock).route,
-                *_more_routes(
-                    pipeline, queries, health, backend, clock, config.server, _planning(config, home, queries, clock)
-                ),
+                *_more_routes(pipeline, queries, health, backend, clock, options),
             ],
         )
         app = App(ledger, backend, pipeline, server)
@@ -227,8 +225,7 @@ def _more_routes(
     health: _Health,
     backend: LocalBackend | None,
     clock: Clock,
-    config: ServerConfig,
-    planning: Planning,
+    options: ServeOptions,
 ) -> list[BaseRoute]:
     """Ollama's addresses that run no model, and the pages."""
 
@@ -241,19 +238,20 @@ def _more_routes(
         makes_vectors=partial(_makes_vectors, backend),
         cache=cache(),
         clock=clock,
-        config=config,
+        config=options.config.server,
     )
     site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
-    return [*ollama.routes, *dashboard_routes(site, plan_pages(planning))]
+    return [*ollama.routes, *dashboard_routes(site, plan_pages(_planning(options, queries, clock)))]
 
 
-def _planning(config: Config, home: Path, queries: LedgerQueries, clock: Clock) -> Planning:
+def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Planning:
+    config = options.config
     targets = {name: each.latency_target_ms for name, each in config.features.items()}
     return Planning(
         queries,
         clock,
         lambda: plan_setup(config, clock.now_ns()),
-        Scenarios(home),
+        Scenarios(options.home),
         {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
     )
 
