@@ -30,7 +30,8 @@ from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
-from millicent.dashboard.plan import Planning, plan_pages
+from millicent.dashboard.plan import Planning
+from millicent.dashboard.plans import plan_pages
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
 from millicent.dashboard.site import Site
 from millicent.economics.scenarios import Scenarios

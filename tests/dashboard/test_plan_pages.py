@@ -14,7 +14,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from millicent.core.clock import ManualClock
-from millicent.dashboard.plan import Planning, plan_pages
+from millicent.dashboard.plan import Planning
+from millicent.dashboard.plans import plan_pages
 from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import Site
 from millicent.economics.capacity import Slots

@@ -1,11 +1,10 @@
-"""Plan: where to run it, and what it would cost before it is built. The pages, and the same as JSON under /v1/plan."""
+"""Plan: where to run it. The page, and the same as JSON; and what all plans are made from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -89,11 +88,6 @@ def where_page(planning: Planning, site: Site) -> Page:
 
     routes = [site.get("/plan", show), Route("/v1/plan/where", as_json, methods=["GET"])]
     return Page("Plan", "Where to run it", "/plan", routes)
-
-
-def plan_pages(planning: Planning) -> list[partial[Page]]:
-    """In the order in which they stand beside each other."""
-    return [partial(where_page, planning)]
 
 
 def _compared(planning: Planning, params: Mapping[str, str], chosen: Any) -> Where:

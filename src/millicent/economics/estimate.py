@@ -108,7 +108,7 @@ def _of_api(scenario: Scenario, setup: Setup, api: ApiModel, at_ns: int) -> Esti
             name=name, notes=(f"nobody publishes prices for {api.model}: state them in [prices.{api.model!r}]",)
         )
     batch = setup.prices.find(api.model, at_ns, "batch", api.provider) if scenario.batch_percent else None
-    notes = ("it has no batch prices: all calls at the standard ones",) if scenario.batch_percent and not batch else ()
+    notes = ("no batch prices: all calls at the standard ones",) if scenario.batch_percent and not batch else ()
     months: list[Fraction] = []
     for percent, cached in _range(scenario):
         cost = _per_call(scenario, prices, batch, api.discount, percent, cached)
