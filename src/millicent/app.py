@@ -24,7 +24,7 @@ from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
-from millicent.config import Config, cache, economics_setting
+from millicent.config import Config, cache, economics_setting, plan_setup
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
@@ -32,9 +32,12 @@ from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
+from millicent.dashboard.plan import Planning
+from millicent.dashboard.plans import plan_pages
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
 from millicent.dashboard.site import Site
 from millicent.economics.reports import ANSWERS, Reports
+from millicent.economics.scenarios import Scenarios
 from millicent.engine.machine import usable_cores
 from millicent.ledger.entries import add_entries
 from millicent.ledger.queries import LedgerQueries
@@ -200,7 +203,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limiter=limiter,
             sign_in_page=sign_in_page,
             pages=[
-                *_more_routes(traffic, pipeline, queries, health, backend, clock, config.server, answers),
+                *_more_routes(traffic, pipeline, queries, health, backend, clock, options, answers),
                 *_economics(ledger, queries, clock, config),
             ],
         )
@@ -231,7 +234,7 @@ def _more_routes(
     health: _Health,
     backend: LocalBackend | None,
     clock: Clock,
-    config: ServerConfig,
+    options: ServeOptions,
     answers: ResponseCache | None,
 ) -> list[BaseRoute]:
     """Metrics, Ollama's addresses that run no model, the response cache's, and the pages."""
@@ -245,16 +248,29 @@ def _more_routes(
         makes_vectors=partial(_makes_vectors, backend),
         cache=cache(),
         clock=clock,
-        config=config,
+        config=options.config.server,
     )
     site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
     metrics = _metrics(traffic, pipeline, queries, health, clock)
-    return [metrics.route, *ollama.routes, *CacheAdmin(answers).routes, *dashboard_routes(site)]
+    pages = dashboard_routes(site, plan_pages(_planning(options, queries, clock)))
+    return [metrics.route, *ollama.routes, *CacheAdmin(answers).routes, *pages]
 
 
 def _economics(ledger: SqliteLedger, queries: LedgerQueries, clock: Clock, config: Config) -> list[BaseRoute]:
     reports = Reports(queries, clock, economics_setting(config))
     return economics_routes(reports, ANSWERS, add=add_entries, ledger=ledger, queries=queries, clock=clock)
+
+
+def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Planning:
+    config = options.config
+    targets = {name: each.latency_target_ms for name, each in config.features.items()}
+    return Planning(
+        queries,
+        clock,
+        lambda: plan_setup(config, clock.now_ns()),
+        Scenarios(options.home),
+        {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
+    )
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
