@@ -25,13 +25,14 @@ from millicent.core.errors import Forbidden, InvalidRequest, MillicentError, Mod
 from millicent.core.identifiers import Ids
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.pipeline.pipeline import Pipeline
-from millicent.server.admin import Admin, Writes
+from millicent.server.admin import Admin
 from millicent.server.authentication import Authentication, caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.families import family_of, is_anthropic
 from millicent.server.guard import Guard
 from millicent.server.inference import DIALECTS, InferenceEndpoint
+from millicent.server.keys import KeyChanges, Writes
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
 from millicent.server.shortcut import Shortcut
@@ -127,7 +128,8 @@ class Server:
         # They are routes too, for whoever asks with another method.
         routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
         sessions = Sessions(clock)
-        routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes
+        key_changes = KeyChanges(ledger=ledger, queries=queries, ring=keys, clock=clock, ids=ids)
+        routes += Admin(ledger=ledger, queries=queries, keys=key_changes, clock=clock).routes
         routes += SignIn(keys, sessions, sign_in_page).routes
         middleware = [
             Middleware(Guard, config=config),
