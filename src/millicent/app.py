@@ -22,6 +22,7 @@ from millicent.app_pages import page_routes
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
+from millicent.caching.secret import installation_secret
 from millicent.config import Config, cache
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
@@ -171,6 +172,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             places=_places(options, backend, elsewhere),
             policies=config.policies,
             routing=policies,
+            secret=installation_secret(home),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)

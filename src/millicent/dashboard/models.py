@@ -84,7 +84,8 @@ class Fleet(Protocol):
     """Everything that answers. `rate_of` is dollars per accelerator-hour of what a placement's settings say, checked;
     `path` the configuration's file, and `check` refuses one that can't be read."""
 
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     def engines(self) -> Sequence[Engine]: ...
 

@@ -12,16 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from millicent.control.access import Asks
+from millicent.control.access import Asks, Writes
 from millicent.control.budgets import drop_budget, set_budget, standing
 from millicent.control.config import BudgetConfig, Rates
 from millicent.control.idempotency import purge_answers
 from millicent.control.keys import Scope
 from millicent.control.showing import key_body
+from millicent.control.stored_responses import purge as purge_responses
 from millicent.core.clock import NS_PER_S, Clock, parse_time_ns
 from millicent.core.errors import ConfigError, InvalidRequest
 from millicent.server.bodies import read_body
-from millicent.server.keys import KeyChanges, Writes
+from millicent.server.keys import KeyChanges
 from millicent.wire import control as wire
 from millicent.wire import receipts as receipts_wire
 
@@ -91,11 +92,16 @@ class Admin:
 
     async def _purge_answers(self, request: Request) -> Response:
         user = request.query_params.get("user")
-        purged = await self._ledger.write(partial(purge_answers, user=user))
+        purged = await self._ledger.write(partial(_forget_answers, user=user))
         return _json({"object": "purge", "user": user, "purged": purged})
 
     async def _read(self, question: Callable[[sqlite3.Connection], list[T]]) -> list[T]:
         return await asyncio.to_thread(self._queries.ask, question) or []
+
+
+def _forget_answers(connection: sqlite3.Connection, user: str | None) -> int:
+    """Those kept for idempotency, and stored responses; how many."""
+    return purge_answers(connection, user=user) + purge_responses(connection, user=user)
 
 
 def _key_fields(asked: wire.KeyBody) -> dict[str, object]:

@@ -4,24 +4,14 @@ then on."""
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Protocol, TypeVar
 
-from millicent.control.access import Asks, KeyRing
+from millicent.control.access import Asks, KeyRing, Writes
 from millicent.control.keys import ApiKey, insert_key, new_key, read_keys, revoke_key, rotate_key
 from millicent.core.clock import Clock
 from millicent.core.errors import NotFound
 from millicent.core.identifiers import Ids
-
-T = TypeVar("T")
-
-
-class Writes(Protocol):
-    """What is asked of the ledger: `SqliteLedger.write`."""
-
-    def write(self, operation: Callable[[sqlite3.Connection], T]) -> Awaitable[T]: ...
 
 
 class KeyChanges:
