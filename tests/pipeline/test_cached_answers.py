@@ -204,6 +204,18 @@ def test_an_answer_from_a_placement_that_a_feature_may_not_use_is_not_given_to_i
     run(story)
 
 
+def test_behind_a_policy_each_feature_has_its_own_since_each_may_get_another_model() -> None:
+    async def story() -> None:
+        cases: list[tuple[tuple[str, ...], str]] = [((), "hit"), (("fake",), "miss")]
+        for policies, expected in cases:
+            world = World(cached_behind=policies)
+            await world.ask(who=Attribution(feature="hard"))
+            assert await world.outcome(who=Attribution(feature="easy")) == expected
+            assert await world.outcome(who=Attribution(feature="hard")) == "hit"
+
+    run(story)
+
+
 def test_only_whole_answers_that_ended_well_are_kept() -> None:
     async def story() -> None:
         broken = FakeAnswer(WORDS[:1], error=UpstreamError("on fire", retryable=False))
