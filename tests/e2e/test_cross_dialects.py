@@ -39,6 +39,9 @@ SAID = [*THOUGHT, *fake_anthropic.text(1, "Looking."), *fake_anthropic.called(2,
 
 
 async def claude(call: Call) -> None:
+    if call.path.endswith("/count_tokens"):
+        await call.whole(b'{"input_tokens": 17}')
+        return
     await call.stream(split(fake_anthropic.answer(SAID, "tool_use"), 5))
 
 
@@ -156,3 +159,11 @@ def test_a_sealed_thought_comes_back_to_its_maker(
     assert back["messages"][1]["content"][0] == {
         "type": "thinking", "thinking": "Let me think.", "signature": "c2VhbA==",
     }  # fmt: skip
+
+
+def test_the_maker_of_a_model_counts_its_tokens(server: LiveServer) -> None:
+    asked: Any = {"messages": [{"role": "user", "content": "Where?"}]}
+    with anthropic.Anthropic(base_url=server.url, api_key="unused", max_retries=0) as client:
+        assert client.messages.count_tokens(model="sonnet", **asked).input_tokens == 17
+        with pytest.raises(anthropic.BadRequestError, match="Nobody here can count"):
+            client.messages.count_tokens(model="gpt", **asked)
