@@ -55,11 +55,11 @@ class KeptAnswer(msgspec.Struct, frozen=True):
 class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
-    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, for
-    the ledger or to be judged. `beside` is how others' latency targets see it.
+    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, to
+    be judged or cached; with `claimed`, for the ledger too. `beside` is how others' latency targets see it.
     """
 
-    def __init__(self, opened: Receipt, beside: Beside, *, keep: bool = False) -> None:
+    def __init__(self, opened: Receipt, beside: Beside, *, keep: bool = False, claimed: bool = False) -> None:
         self.opened = opened
         self.beside = beside
         self.model = opened.model  # that is asked now
@@ -83,7 +83,8 @@ class Answer:
         self._waiting: list[Text] = []
         self._held: list[Text] | None = None
         self._reasons: tuple[FinishReason, ...] = ()
-        self._kept: list[Text] | None = [] if keep else None
+        self._kept: list[Text] | None = [] if keep or claimed else None
+        self._claimed = claimed
         self._error: MillicentError | None = None
         self._news = asyncio.Event()
 
@@ -92,8 +93,8 @@ class Answer:
         return self.opened.id
 
     def kept(self, end: End) -> str | None:
-        """The whole answer, where it is kept: what `KeptAnswer.read` reads."""
-        if self._kept is None:
+        """The whole answer, for the claim that was made on it: what `KeptAnswer.read` reads."""
+        if not self._claimed:
             return None
         return msgspec.json.encode(KeptAnswer(self.texts(), _reasons(end))).decode()
 

@@ -217,7 +217,7 @@ class Pipeline:
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
         kept = lookup is not None and lookup.writes
-        answer = Answer(receipt, beside_others(leg.plan), keep=judged or kept or claim is not None)
+        answer = Answer(receipt, beside_others(leg.plan), keep=judged or kept, claimed=claim is not None)
         answer.decision, answer.lookup = decision, lookup
         self._begin(answer, journey, leg)
         self._spawn(self._drive(answer, journey, leg, ticket, bounded=bounded))
@@ -229,7 +229,7 @@ class Pipeline:
         receipt, bounded = self._cached.opened(lookup), False
         if lookup.answer is None or claim is not None or lookup.request.outside_costs:
             bounded = await self._ledger.open(receipt, claim)
-        answer = Answer(receipt, Beside(0, 0), keep=claim is not None or lookup.answer is None)
+        answer = Answer(receipt, Beside(0, 0), keep=lookup.answer is None, claimed=claim is not None)
         answer.lookup = lookup
         if lookup.answer is not None:
             await self._give(answer, lookup.answer)
