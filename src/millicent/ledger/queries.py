@@ -22,6 +22,7 @@ from millicent.core.receipts import Receipt
 from millicent.core.tallies import Tally
 from millicent.core.usage import Provenance
 from millicent.ledger import tallies, waste
+from millicent.ledger.hits import CacheUse, cache_use
 from millicent.ledger.late import fits_of
 from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
@@ -275,6 +276,11 @@ class LedgerQueries:
         """How much each routing policy was asked for, and what it did. Of receipts whose detail is kept."""
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
+
+    def cache_use(self, where: ReceiptFilter) -> list[CacheUse]:
+        """What the response cache gave, of what it was asked for. Of receipts whose detail is kept."""
+        with self._snapshot() as connection:
+            return [] if connection is None else cache_use(connection, *_condition(where))
 
     def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
         """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the
