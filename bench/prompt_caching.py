@@ -3,7 +3,7 @@ prompt were marked at its end.
 
     python bench/prompt_caching.py TRACE.jsonl [--requests N] [--speed 1.0]
 
-The trace is one of Mooncake's (FAST'25): when a request came, how long it was, and a hash for each 512 tokens of it. Each
+The trace is one of Mooncake's (FAST'25): when a request came, how long it was, and a hash for each 512 tokens. Each
 of those is a message here; what isn't a whole one is left out. Requests go through the real decision and encoder to a
 model of Anthropic's cache (tests/support/fake_anthropic.py), at $3 a million fresh tokens, $0.30 read, $3.75 and $6
 written; `--speed` 10 makes ten times as many come in a time. The fractions of what it costs without marks go to
@@ -22,8 +22,6 @@ from pathlib import Path
 
 import msgspec
 import results
-from support.fake_anthropic import PromptCache
-from support.receipts import settled
 
 from millicent.caching.marking import with_marks
 from millicent.caching.prompt_caching import PromptCaching, Terms, marked
@@ -34,6 +32,8 @@ from millicent.core.request import Message, Request
 from millicent.core.usage import Provenance, Usage
 from millicent.meter.prices import PriceList
 from millicent.wire.anthropic_upstream import encode
+from support.fake_anthropic import PromptCache
+from support.receipts import settled
 
 BLOCK_TOKENS = 512
 MODEL = "claude-sonnet-4-5"

@@ -18,7 +18,13 @@ from millicent.backends.config import ModelConfig, UpstreamConfig
 from millicent.caching.config import CacheConfig
 from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
+from millicent.core.money import Money
+from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
 from millicent.economics.machines import MachineConfig
+from millicent.economics.margin import Books
+from millicent.economics.plans import plans_by_tier
+from millicent.economics.reports import Setting
+from millicent.economics.targets import Aim
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
 from millicent.meter.placements import ASSUMED_PLACEMENT, PlacementConfig
@@ -34,11 +40,11 @@ if TYPE_CHECKING:
 
 FILE_NAME = "millicent.toml"
 
-_SECRET = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)")
+SECRET_NAME = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)")
 
 
 # Two rooms' halves of one section: the settings of the former are written in the latter's tables.
-WRITTEN_IN = {"policies": "models", "upstreams": "placements"}
+WRITTEN_IN = {"policies": "models", "upstreams": "placements", "earnings": "features"}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +58,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machines: dict[str, MachineConfig] = {}
     upstreams: dict[str, UpstreamConfig] = {}
     features: dict[str, FeatureConfig] = {}
+    earnings: dict[str, EarningsConfig] = {}
+    plans: dict[str, PlanConfig] = {}
+    costs: dict[str, CostConfig] = {}
     routing: dict[str, PolicyConfig] = {}
     prices: dict[str, PriceConfig] = {}
     budgets: dict[str, BudgetConfig] = {}
@@ -86,7 +95,7 @@ def load(path: Path) -> Config:
     sections = [section for section in get_type_hints(Config) if section not in WRITTEN_IN]
     for section in [section for section in table if section not in sections]:
         what = f"[{section}] is not a section{_suggestion(section, sections)}"
-        raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
+        raise ConfigError(f"{path}:{line_of(text, (section,))}: {what}")
     table = _halved(table)
     for section, value in table.items():
         _check_section(path, text, section, value)
@@ -101,6 +110,10 @@ def load(path: Path) -> Config:
         *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
         *((("features", name), partial(Features, {name: each})) for name, each in config.features.items()),
         *((("features", name), partial(_check_feature, name, each, config)) for name, each in config.features.items()),
+        *((("features", name), partial(each.check, name)) for name, each in config.earnings.items()),
+        *((("plans", name), partial(each.check, name)) for name, each in config.plans.items()),
+        *((("plans", name), partial(plans_by_tier, config.plans)) for name in config.plans),
+        *((("costs", name), partial(each.check, name)) for name, each in config.costs.items()),
         *((("routing", name), partial(_check_policy, name, each)) for name, each in config.routing.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
@@ -108,8 +121,29 @@ def load(path: Path) -> Config:
         try:
             check()
         except ConfigError as error:
-            raise ConfigError(f"{path}:{_line_of(text, where)}: {error.message}") from error
+            raise ConfigError(f"{path}:{line_of(text, where)}: {error.message}") from error
     return config
+
+
+def economics_setting(config: Config) -> Setting:
+    """What the economics' reports rest on."""
+    return Setting(
+        books=Books(config.plans, config.earnings, config.costs),
+        aims={
+            name: Aim(
+                each.owner,
+                None if each.cost_target_usd is None else Money.from_usd(each.cost_target_usd),
+                each.latency_target_ms,
+            )
+            for name, each in config.features.items()
+        },
+        standard={
+            name: each.standard_utilization
+            for name, each in config.placements.items()
+            if each.standard_utilization is not None
+        },
+        max_sequences=config.engine.max_sequences,
+    )
 
 
 def plan_setup(config: Config, now_ns: int, machines: Mapping[str, MachineConfig] | None = None) -> Setup:
@@ -202,7 +236,7 @@ def _check_section(path: Path, text: str, section: str, value: Any) -> None:
         _check(path, text, (section,), value, hints[section])
         return
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}:{_line_of(text, (section,))}: `{section}` holds tables: write [{section}.NAME].")
+        raise ConfigError(f"{path}:{line_of(text, (section,))}: `{section}` holds tables: write [{section}.NAME].")
     written = WRITTEN_IN.get(section, section)
     others = [get_args(hints[half])[1] for half, whole in WRITTEN_IN.items() if whole == section]
     for name, entry in value.items():
@@ -216,14 +250,14 @@ def _check(path: Path, text: str, where: tuple[str, ...], value: Any, kind: Any,
     for key in value if isinstance(value, dict) else ():
         if key not in known:
             what = f"[{'.'.join(where)}] has no setting `{key}`{_suggestion(key, known)}"
-            raise ConfigError(f"{path}:{_line_of(text, (*where, key))}: {what}")
+            raise ConfigError(f"{path}:{line_of(text, (*where, key))}: {what}")
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         problem, _, inner = str(error).partition(" - at `$")
         keys = re.findall(r"\w+", inner)
         what = " ".join((f"[{'.'.join(where)}]", *keys))
-        raise ConfigError(f"{path}:{_line_of(text, (*where, *keys[:1]))}: {what}: {problem}.") from error
+        raise ConfigError(f"{path}:{line_of(text, (*where, *keys[:1]))}: {what}: {problem}.") from error
 
 
 def _settings_of(kind: Any) -> list[str]:
@@ -244,8 +278,8 @@ def _refuse_secrets(path: Path, text: str, table: dict[str, Any], where: tuple[s
     for key, value in table.items():
         if isinstance(value, dict):
             _refuse_secrets(path, text, value, (*where, key))
-        elif _SECRET.fullmatch(key):
-            line = _line_of(text, (*where, key))
+        elif SECRET_NAME.fullmatch(key):
+            line = line_of(text, (*where, key))
             raise ConfigError(
                 f"{path}:{line}: `{key}` looks like a secret: keep it in an environment variable or a file, not here."
             )
@@ -258,7 +292,7 @@ def _syntax_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> Conf
     return ConfigError(f"{path}:{line}: not TOML: {problem}.")
 
 
-def _line_of(text: str, keys: tuple[str, ...]) -> int:
+def line_of(text: str, keys: tuple[str, ...]) -> int:
     """The line on which `keys` gets its value.
 
     The parser gives no lines, so it is asked: the place is where the first beginning of the file that has these keys
