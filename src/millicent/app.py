@@ -30,6 +30,9 @@ from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
+from millicent.dashboard.changed import changes_page
+from millicent.dashboard.earnings import margin_page
+from millicent.dashboard.features import features_page
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
 from millicent.dashboard.site import Site
 from millicent.economics.reports import ANSWERS, Reports
@@ -195,8 +198,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             sign_in_page=sign_in_page,
             pages=[
                 _metrics(traffic, pipeline, queries, health, clock).route,
-                *_more_routes(pipeline, queries, health, backend, clock, config.server),
-                *_economics(ledger, queries, clock, config),
+                *_more_routes(pipeline, ledger, queries, health, backend, clock, config),
             ],
         )
         app = App(ledger, backend, pipeline, server)
@@ -223,13 +225,14 @@ def _metrics(
 
 def _more_routes(
     pipeline: Pipeline,
+    ledger: SqliteLedger,
     queries: LedgerQueries,
     health: _Health,
     backend: LocalBackend | None,
     clock: Clock,
-    config: ServerConfig,
+    config: Config,
 ) -> list[BaseRoute]:
-    """Ollama's addresses that run no model, and the pages."""
+    """Ollama's addresses that run no model, the economics' reports, and the pages."""
 
     def chat_models() -> list[str]:
         return [model for model in pipeline.models() if not _makes_vectors(backend, model)]
@@ -240,15 +243,13 @@ def _more_routes(
         makes_vectors=partial(_makes_vectors, backend),
         cache=cache(),
         clock=clock,
-        config=config,
+        config=config.server,
     )
-    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
-    return [*ollama.routes, *dashboard_routes(site)]
-
-
-def _economics(ledger: SqliteLedger, queries: LedgerQueries, clock: Clock, config: Config) -> list[BaseRoute]:
     reports = Reports(queries, clock, economics_setting(config))
-    return economics_routes(reports, ANSWERS, add=add_entries, ledger=ledger, queries=queries, clock=clock)
+    routes = economics_routes(reports, ANSWERS, add=add_entries, ledger=ledger, queries=queries, clock=clock)
+    pages = [partial(page, reports=reports) for page in (features_page, margin_page, changes_page)]
+    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
+    return [*ollama.routes, *routes, *dashboard_routes(site, pages)]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
