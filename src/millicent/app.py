@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import uvicorn
 from starlette.routing import BaseRoute
 
+from millicent.app_pages import page_routes
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
+from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
 from millicent.config import Config, cache, economics_setting
 from millicent.control.access import KeyRing
@@ -29,12 +32,8 @@ from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
-from millicent.core.identifiers import SystemIds
-from millicent.dashboard.changed import changes_page
-from millicent.dashboard.earnings import margin_page
-from millicent.dashboard.features import features_page
-from millicent.dashboard.routes import dashboard_routes, sign_in_page
-from millicent.dashboard.site import Site
+from millicent.core.identifiers import Ids, SystemIds
+from millicent.dashboard.routes import sign_in_page
 from millicent.economics.reports import ANSWERS, Reports
 from millicent.engine.machine import usable_cores
 from millicent.ledger.entries import add_entries
@@ -54,13 +53,16 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.pipeline.prompts import Prompts
 from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
+from millicent.server.cache import CacheAdmin
 from millicent.server.config import ServerConfig
 from millicent.server.economics import economics_routes
-from millicent.server.forms import visitor_of
+from millicent.server.garbage import settle_collector
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
+from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
 from millicent.watch.metrics import Metrics, Traffic
@@ -76,7 +78,8 @@ _LEARNED_AT_START = 2000
 @dataclass(frozen=True)
 class ServeOptions:
     """What to serve, from where; `models` maps public names to files that are here, on `placement`. Without any there
-    is no engine. `elsewhere` are placements that are called; models at `providers` can be quoted beside them."""
+    is no engine. `elsewhere` are placements that are called; models at `providers` can be quoted beside them.
+    `demo`: nothing of it is real."""
 
     home: Path
     config: Config
@@ -84,6 +87,7 @@ class ServeOptions:
     placement: Placement
     providers: tuple[Placement, ...] = ()
     elsewhere: tuple[Elsewhere, ...] = ()
+    demo: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
-        traffic = Traffic(config.features)
+        traffic, answers = Traffic(config.features), open_cache(config.cache, home, clock, deployed=_deployed(options))
         pipeline = Pipeline(
             backends=[*([] if backend is None else [backend]), *elsewhere],
             ledger=ledger,
@@ -176,7 +180,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             places=_places(options, backend, elsewhere),
             policies=config.policies,
             routing=policies,
-            secret=installation_secret(home),
+            cache=answers,
+            prompts=_prompts(options, clock),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)
@@ -196,14 +201,13 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=[
-                _metrics(traffic, pipeline, queries, health, clock).route,
-                *_more_routes(pipeline, ledger, queries, health, backend, clock, config),
-            ],
+            pages=_more_routes(
+                _Wired(options, ledger, queries, pipeline, meter, health, backend, keys, traffic, answers, clock, ids)
+            ),
         )
         app = App(ledger, backend, pipeline, server)
         async with (
-            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config),
+            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
             _watching(elsewhere, estimated),
         ):
             yield app
@@ -211,45 +215,55 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.stop()
 
 
-def _metrics(
-    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: SystemClock
-) -> Metrics:
+@dataclass(frozen=True)
+class _Wired:
+    """What routes besides the API's own are made of."""
+
+    options: ServeOptions
+    ledger: SqliteLedger
+    queries: LedgerQueries
+    pipeline: Pipeline
+    meter: Meter
+    health: _Health
+    backend: LocalBackend | None
+    keys: KeyRing
+    traffic: Traffic
+    answers: ResponseCache | None
+    clock: Clock
+    ids: Ids
+
+
+def _more_routes(wired: _Wired) -> list[BaseRoute]:
+    """The metrics, Ollama's addresses that run no model, the response cache's, the economics, and the pages."""
+    pipeline, queries, clock, backend = wired.pipeline, wired.queries, wired.clock, wired.backend
     began_ns = hour_start_ns(clock.now_ns())
-    return Metrics(
-        traffic,
+    metrics = Metrics(
+        wired.traffic,
         pipeline,
         accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
-        trouble=health.trouble,
+        trouble=wired.health.trouble,
     )
-
-
-def _more_routes(
-    pipeline: Pipeline,
-    ledger: SqliteLedger,
-    queries: LedgerQueries,
-    health: _Health,
-    backend: LocalBackend | None,
-    clock: Clock,
-    config: Config,
-) -> list[BaseRoute]:
-    """Ollama's addresses that run no model, the economics' reports, and the pages."""
-
-    def chat_models() -> list[str]:
-        return [model for model in pipeline.models() if not _makes_vectors(backend, model)]
-
     ollama = Ollama(
         pipeline=pipeline,
-        health=health,
+        health=wired.health,
         makes_vectors=partial(_makes_vectors, backend),
         cache=cache(),
         clock=clock,
-        config=config.server,
+        config=wired.options.config.server,
     )
-    reports = Reports(queries, clock, economics_setting(config))
-    routes = economics_routes(reports, ANSWERS, add=add_entries, ledger=ledger, queries=queries, clock=clock)
-    pages = [partial(page, reports=reports) for page in (features_page, margin_page, changes_page)]
-    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
-    return [*ollama.routes, *routes, *dashboard_routes(site, pages)]
+    pages = page_routes(
+        wired.options,
+        queries=queries,
+        pipeline=pipeline,
+        meter=wired.meter,
+        health=wired.health,
+        keys=KeyChanges(ledger=wired.ledger, queries=queries, ring=wired.keys, clock=clock, ids=wired.ids),
+        chat_models=lambda: [model for model in pipeline.models() if not _makes_vectors(backend, model)],
+        clock=clock,
+    )
+    reports = Reports(queries, clock, economics_setting(wired.options.config))
+    economics = economics_routes(reports, ANSWERS, add=add_entries, ledger=wired.ledger, queries=queries, clock=clock)
+    return [metrics.route, *ollama.routes, *CacheAdmin(wired.answers).routes, *economics, *pages]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
@@ -258,9 +272,10 @@ def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def _running(
-    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config
+    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config, queries: LedgerQueries
 ) -> AsyncIterator[None]:
     """Until what runs is finished or settled, and the backends are closed."""
+    pipeline.remember(await asyncio.to_thread(queries.recent, _LEARNED_AT_START))
     await pipeline.start()
     try:
         yield
@@ -296,6 +311,15 @@ def _places(
     return places
 
 
+def _prompts(options: ServeOptions, clock: Clock) -> Prompts:
+    marked_at = [
+        each.placement
+        for each in options.elsewhere
+        if each.config.spoken(each.provider) == "anthropic" and each.config.prompt_caching == "auto"
+    ]
+    return Prompts(installation_secret(options.home), clock, marked_at)
+
+
 def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[str, EstimatedDevice]:
     """The engines elsewhere whose time is paid for, which the meter then watches."""
     numbers = itertools.count(-1, -1)
@@ -326,6 +350,18 @@ async def _watching(
         for watching in watches:
             watching.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
+
+
+def _deployed(options: ServeOptions) -> bytes:
+    """What answers behind each name, beside the request: where it differs, a kept answer isn't the same one."""
+    config = options.config
+    here = [
+        (name, str(model.path) if isinstance(model.path, Path) else "", model.dtype, model.quantize)
+        for name, model in sorted(options.models.items())
+    ]
+    there = [(name, each.base_url) for name, each in sorted(config.upstreams.items())]
+    engine = (config.engine.dtype, config.engine.quantize)
+    return msgspec.msgpack.encode((here, there, engine, config.models, config.routing, config.policies))
 
 
 def _check_fallbacks(models: Sequence[str], config: Config) -> None:
@@ -403,6 +439,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
             await asyncio.wait({starting, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 await starting
+                settle_collector()
                 models = app.pipeline.models()
                 _announce(say, settings.host, listener.getsockname()[1], models, vectors=app.makes_vectors(models[0]))
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -79,6 +79,7 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
     "--predictivity", is_flag=True, help="Split the cost by what it was for: inference, retries, checks, retrieval..."
 )
 @click.option("--routing", is_flag=True, help="How much was routed by policies, and what that saved.")
+@click.option("--cache", is_flag=True, help="How much the response cache answered, and what that saved.")
 @click.option("--waste", is_flag=True, help="What was paid for that nobody had any use of.")
 @click.option(
     "--units", is_flag=True, help="What one request and one useful output cost, how long they take, and gaps."
@@ -95,6 +96,7 @@ def report(
     by: str,
     predictivity: bool,
     routing: bool,
+    cache: bool,
     waste: bool,
     change: str | None,
     timezone: str,
@@ -106,16 +108,17 @@ def report(
     from millicent.cli import economics, show, worth
 
     asked = [name for name in economics.FLAGS if given.pop(name)] + (["change"] if change else [])
-    if routing + waste + predictivity + len(asked) > 1:
+    if routing + cache + waste + predictivity + len(asked) > 1:
         raise click.UsageError("each of these options is a report of its own: ask for one")
     ledger, where = open_ledger(), where_of(given)
     if asked:
         economics.show_report(asked[0], ledger, by, where, timezone, change, json_=json_)
         return
-    if routing or waste:
+    if routing or waste or cache:
         from millicent.cli import levers
 
-        levers.show_coverage(ledger, where, json_=json_) if routing else levers.show_waste(ledger, where, json_=json_)
+        shown = levers.show_coverage if routing else levers.show_waste if waste else levers.show_cache
+        shown(ledger, where, json_=json_)
         return
     # Looking for books reads every line; the one that stands is always there.
     if book != "actual" and book not in (books := ledger.books()):
@@ -154,6 +157,11 @@ def report(
         show.note("Assumed costs rest on a rate that nobody has confirmed: set yours in [placements].")
 
 
+def _cache_told(receipt: Receipt) -> str | None:
+    policy = receipt.policy or {}
+    return policy.get("response_cache_filled_by") or policy.get("response_cache_why")
+
+
 def card(receipt: Receipt) -> str:
     """One receipt, as it is read: the amount, who and what, then the lines that add up to it."""
     from millicent.cli import show
@@ -166,12 +174,13 @@ def card(receipt: Receipt) -> str:
         ("Created", f"{show.moment(receipt.created_at_ns)} UTC", None),
         ("Model", receipt.model, receipt.served_model if receipt.served_model != receipt.model else None),
         ("Routed", (receipt.policy or {}).get("chosen"), (receipt.policy or {}).get("why")),
+        ("Response cache", (receipt.policy or {}).get("response_cache"), _cache_told(receipt)),
         ("Placement", receipt.placement or "none", receipt.backend),
         ("For", ", ".join(f"{name} {value}" for name, value in given.items()) or "unattributed", None),
         *((leaf.value, show.count(count.tokens), count.provenance) for leaf, count in receipt.usage.leaves.items()),
         ("First token", show.duration(took.ttft_ns), None),
         ("Total time", show.duration(took.total_ns), None),
-        ("Accelerator", show.duration(ran.serving_ns) if ran.steps else "unknown", ran.provenance),
+        ("Accelerator", "unknown" if ran.provenance == "unknown" else show.duration(ran.serving_ns), ran.provenance),
         ("Provider says", None if receipt.reported is None else f"${receipt.reported}", _residual(receipt)),
         *((f"Attempt {each.ordinal}", *_attempt(each)) for each in receipt.attempts if len(receipt.attempts) > 1),
     ]

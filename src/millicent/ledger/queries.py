@@ -23,7 +23,10 @@ from millicent.core.receipts import Receipt
 from millicent.core.tallies import Tally
 from millicent.core.usage import Provenance
 from millicent.ledger import tallies, waste
+from millicent.ledger.answers import Answer as Answer  # noqa: PLC0414 - for rooms that may import only this module
+from millicent.ledger.answers import newest_answers
 from millicent.ledger.entries import latest_tiers, read_entries
+from millicent.ledger.hits import CacheUse, cache_use
 from millicent.ledger.late import fits_of, latest_fits
 from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
@@ -85,9 +88,6 @@ class ReceiptFilter(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
     from_ns: int | None = None
     to_ns: int | None = None
-
-
-_EVERYTHING = ReceiptFilter()
 
 
 class ReceiptPage(msgspec.Struct, frozen=True):
@@ -178,18 +178,23 @@ class LedgerQueries:
                 values = [*values, *_place_of(connection, after)]
             return asked(connection, condition, values, limit)
 
-    def recent(self, limit: int, where: ReceiptFilter = _EVERYTHING) -> list[Receipt]:
+    def recent(self, limit: int) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
         attempts."""
-        condition, values = _condition(where)
         sql = (
-            f"SELECT * FROM receipts WHERE status = 'succeeded' AND {condition}"  # noqa: S608 - columns are ours
+            "SELECT * FROM receipts WHERE status = 'succeeded'"
             " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
             " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
         )
         with self._snapshot() as connection:
-            found = [] if connection is None else select(connection, sql, (*values, limit))
+            found = [] if connection is None else select(connection, sql, (limit,))
         return [receipt_of(row) for row in reversed(found)]
+
+    def answers(self, where: ReceiptFilter, limit: int) -> list[Answer]:
+        """The newest that the model which was asked for gave at once, oldest first: what they used, and how long they
+        took."""
+        with self._snapshot() as connection:
+            return [] if connection is None else newest_answers(connection, *_condition(where), limit)
 
     def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
         """Dearest first; months, days and hours in order, as the clocks of `zone` (an IANA name) show them.
@@ -291,6 +296,11 @@ class LedgerQueries:
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
 
+    def cache_use(self, where: ReceiptFilter) -> list[CacheUse]:
+        """What the response cache gave, of what it was asked for. Of receipts whose detail is kept."""
+        with self._snapshot() as connection:
+            return [] if connection is None else cache_use(connection, *_condition(where))
+
     def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
         """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the
         receipts asked for one by one."""
@@ -341,7 +351,7 @@ class LedgerQueries:
             sums[account] = [total + part for total, part in zip(sums.get(account, [0] * 5), parts, strict=True)]
         return [account.of(*sums[account]) for account in sorted(sums)]
 
-    def fits(self, versions: Sequence[str]) -> list[StepTimeFit]:
+    def fits_named(self, versions: Sequence[str]) -> list[StepTimeFit]:
         """The versions of the step-time model that receipts name, in no order."""
         with self._snapshot() as connection:
             return [] if connection is None else fits_of(connection, versions)
