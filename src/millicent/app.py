@@ -24,7 +24,7 @@ from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
-from millicent.config import Config, cache, economics_setting, plan_setup
+from millicent.config import Config, cache, configured, economics_setting, plan_setup
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
@@ -263,13 +263,16 @@ def _economics(ledger: SqliteLedger, queries: LedgerQueries, clock: Clock, confi
 
 def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Planning:
     config = options.config
+    scenarios = Scenarios(options.home)
     targets = {name: each.latency_target_ms for name, each in config.features.items()}
     return Planning(
         queries,
         clock,
         lambda: plan_setup(config, clock.now_ns()),
-        Scenarios(options.home),
+        scenarios,
         {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
+        lambda: configured(config, queries, scenarios),
+        economics_setting(config).books,
     )
 
 
