@@ -19,25 +19,22 @@ import msgspec
 import uvicorn
 from starlette.routing import BaseRoute
 
+from millicent.app_pages import page_routes
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
-from millicent.config import Config, cache, configured, economics_setting, plan_setup
+from millicent.config import Config, cache, economics_setting
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
-from millicent.core.identifiers import SystemIds
-from millicent.dashboard.plan import Planning
-from millicent.dashboard.plans import plan_pages
-from millicent.dashboard.routes import dashboard_routes, sign_in_page
-from millicent.dashboard.site import Site
+from millicent.core.identifiers import Ids, SystemIds
+from millicent.dashboard.routes import sign_in_page
 from millicent.economics.reports import ANSWERS, Reports
-from millicent.economics.scenarios import Scenarios
 from millicent.engine.machine import usable_cores
 from millicent.ledger.entries import add_entries
 from millicent.ledger.queries import LedgerQueries
@@ -62,10 +59,10 @@ from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.cache import CacheAdmin
 from millicent.server.config import ServerConfig
 from millicent.server.economics import economics_routes
-from millicent.server.forms import visitor_of
 from millicent.server.garbage import settle_collector
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
+from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
 from millicent.watch.metrics import Metrics, Traffic
@@ -81,7 +78,8 @@ _LEARNED_AT_START = 2000
 @dataclass(frozen=True)
 class ServeOptions:
     """What to serve, from where; `models` maps public names to files that are here, on `placement`. Without any there
-    is no engine. `elsewhere` are placements that are called; models at `providers` can be quoted beside them."""
+    is no engine. `elsewhere` are placements that are called; models at `providers` can be quoted beside them.
+    `demo`: nothing of it is real."""
 
     home: Path
     config: Config
@@ -89,6 +87,7 @@ class ServeOptions:
     placement: Placement
     providers: tuple[Placement, ...] = ()
     elsewhere: tuple[Elsewhere, ...] = ()
+    demo: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,10 +201,9 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=[
-                *_more_routes(traffic, pipeline, queries, health, backend, clock, options, answers),
-                *_economics(ledger, queries, clock, config),
-            ],
+            pages=_more_routes(
+                _Wired(options, ledger, queries, pipeline, meter, health, backend, keys, traffic, answers, clock, ids)
+            ),
         )
         app = App(ledger, backend, pipeline, server)
         async with (
@@ -217,63 +215,55 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.stop()
 
 
-def _metrics(traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: Clock) -> Metrics:
+@dataclass(frozen=True)
+class _Wired:
+    """What routes besides the API's own are made of."""
+
+    options: ServeOptions
+    ledger: SqliteLedger
+    queries: LedgerQueries
+    pipeline: Pipeline
+    meter: Meter
+    health: _Health
+    backend: LocalBackend | None
+    keys: KeyRing
+    traffic: Traffic
+    answers: ResponseCache | None
+    clock: Clock
+    ids: Ids
+
+
+def _more_routes(wired: _Wired) -> list[BaseRoute]:
+    """The metrics, Ollama's addresses that run no model, the response cache's, the economics, and the pages."""
+    pipeline, queries, clock, backend = wired.pipeline, wired.queries, wired.clock, wired.backend
     began_ns = hour_start_ns(clock.now_ns())
-    return Metrics(
-        traffic,
+    metrics = Metrics(
+        wired.traffic,
         pipeline,
         accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
-        trouble=health.trouble,
+        trouble=wired.health.trouble,
     )
-
-
-def _more_routes(
-    traffic: Traffic,
-    pipeline: Pipeline,
-    queries: LedgerQueries,
-    health: _Health,
-    backend: LocalBackend | None,
-    clock: Clock,
-    options: ServeOptions,
-    answers: ResponseCache | None,
-) -> list[BaseRoute]:
-    """Metrics, Ollama's addresses that run no model, the response cache's, and the pages."""
-
-    def chat_models() -> list[str]:
-        return [model for model in pipeline.models() if not _makes_vectors(backend, model)]
-
     ollama = Ollama(
         pipeline=pipeline,
-        health=health,
+        health=wired.health,
         makes_vectors=partial(_makes_vectors, backend),
         cache=cache(),
         clock=clock,
-        config=options.config.server,
+        config=wired.options.config.server,
     )
-    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
-    metrics = _metrics(traffic, pipeline, queries, health, clock)
-    pages = dashboard_routes(site, plan_pages(_planning(options, queries, clock)))
-    return [metrics.route, *ollama.routes, *CacheAdmin(answers).routes, *pages]
-
-
-def _economics(ledger: SqliteLedger, queries: LedgerQueries, clock: Clock, config: Config) -> list[BaseRoute]:
-    reports = Reports(queries, clock, economics_setting(config))
-    return economics_routes(reports, ANSWERS, add=add_entries, ledger=ledger, queries=queries, clock=clock)
-
-
-def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Planning:
-    config = options.config
-    scenarios = Scenarios(options.home)
-    targets = {name: each.latency_target_ms for name, each in config.features.items()}
-    return Planning(
-        queries,
-        clock,
-        lambda: plan_setup(config, clock.now_ns()),
-        scenarios,
-        {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
-        lambda: configured(config, queries, scenarios),
-        economics_setting(config).books,
+    pages = page_routes(
+        wired.options,
+        queries=queries,
+        pipeline=pipeline,
+        meter=wired.meter,
+        health=wired.health,
+        keys=KeyChanges(ledger=wired.ledger, queries=queries, ring=wired.keys, clock=clock, ids=wired.ids),
+        chat_models=lambda: [model for model in pipeline.models() if not _makes_vectors(backend, model)],
+        clock=clock,
     )
+    reports = Reports(queries, clock, economics_setting(wired.options.config))
+    economics = economics_routes(reports, ANSWERS, add=add_entries, ledger=wired.ledger, queries=queries, clock=clock)
+    return [metrics.route, *ollama.routes, *CacheAdmin(wired.answers).routes, *economics, *pages]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "millicent.toml"
 
-_SECRET = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)")
+SECRET_NAME = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)")
 
 
 # Two rooms' halves of one section: the settings of the former are written in the latter's tables.
@@ -100,7 +100,7 @@ def load(path: Path) -> Config:
     sections = [section for section in get_type_hints(Config) if section not in WRITTEN_IN]
     for section in [section for section in table if section not in sections]:
         what = f"[{section}] is not a section{_suggestion(section, sections)}"
-        raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
+        raise ConfigError(f"{path}:{line_of(text, (section,))}: {what}")
     table = _halved(table)
     for section, value in table.items():
         _check_section(path, text, section, value)
@@ -127,7 +127,7 @@ def load(path: Path) -> Config:
         try:
             check()
         except ConfigError as error:
-            raise ConfigError(f"{path}:{_line_of(text, where)}: {error.message}") from error
+            raise ConfigError(f"{path}:{line_of(text, where)}: {error.message}") from error
     return config
 
 
@@ -262,7 +262,7 @@ def _check_section(path: Path, text: str, section: str, value: Any) -> None:
         _check(path, text, (section,), value, hints[section])
         return
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}:{_line_of(text, (section,))}: `{section}` holds tables: write [{section}.NAME].")
+        raise ConfigError(f"{path}:{line_of(text, (section,))}: `{section}` holds tables: write [{section}.NAME].")
     written = WRITTEN_IN.get(section, section)
     others = [get_args(hints[half])[1] for half, whole in WRITTEN_IN.items() if whole == section]
     for name, entry in value.items():
@@ -276,14 +276,14 @@ def _check(path: Path, text: str, where: tuple[str, ...], value: Any, kind: Any,
     for key in value if isinstance(value, dict) else ():
         if key not in known:
             what = f"[{'.'.join(where)}] has no setting `{key}`{_suggestion(key, known)}"
-            raise ConfigError(f"{path}:{_line_of(text, (*where, key))}: {what}")
+            raise ConfigError(f"{path}:{line_of(text, (*where, key))}: {what}")
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         problem, _, inner = str(error).partition(" - at `$")
         keys = re.findall(r"\w+", inner)
         what = " ".join((f"[{'.'.join(where)}]", *keys))
-        raise ConfigError(f"{path}:{_line_of(text, (*where, *keys[:1]))}: {what}: {problem}.") from error
+        raise ConfigError(f"{path}:{line_of(text, (*where, *keys[:1]))}: {what}: {problem}.") from error
 
 
 def _settings_of(kind: Any) -> list[str]:
@@ -304,8 +304,8 @@ def _refuse_secrets(path: Path, text: str, table: dict[str, Any], where: tuple[s
     for key, value in table.items():
         if isinstance(value, dict):
             _refuse_secrets(path, text, value, (*where, key))
-        elif _SECRET.fullmatch(key):
-            line = _line_of(text, (*where, key))
+        elif SECRET_NAME.fullmatch(key):
+            line = line_of(text, (*where, key))
             raise ConfigError(
                 f"{path}:{line}: `{key}` looks like a secret: keep it in an environment variable or a file, not here."
             )
@@ -318,7 +318,7 @@ def _syntax_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> Conf
     return ConfigError(f"{path}:{line}: not TOML: {problem}.")
 
 
-def _line_of(text: str, keys: tuple[str, ...]) -> int:
+def line_of(text: str, keys: tuple[str, ...]) -> int:
     """The line on which `keys` gets its value.
 
     The parser gives no lines, so it is asked: the place is where the first beginning of the file that has these keys
