@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 import msgspec
 from starlette.routing import BaseRoute
 
-from millicent.config import FILE_NAME, SECRET_NAME, WRITTEN_IN, Config, economics_setting, line_of, load, plan_setup
+from millicent.config import (
+    FILE_NAME,
+    SECRET_NAME,
+    WRITTEN_IN,
+    Config,
+    configured,
+    economics_setting,
+    line_of,
+    load,
+    plan_setup,
+)
 from millicent.control.budgets import standing
 from millicent.control.keys import ApiKey, Scope
 from millicent.core.budgets import Balance, Budget
@@ -85,14 +95,16 @@ def page_routes(
 
 
 def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Planning:
-    config = options.config
+    config, scenarios = options.config, Scenarios(options.home)
     targets = {name: each.latency_target_ms for name, each in config.features.items()}
     return Planning(
         queries,
         clock,
         lambda: plan_setup(config, clock.now_ns()),
-        Scenarios(options.home),
+        scenarios,
         {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
+        lambda: configured(config, queries, scenarios),
+        economics_setting(config).books,
     )
 
 
