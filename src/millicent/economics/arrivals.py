@@ -81,7 +81,9 @@ def _arrival(path: Path, line: int, time: str | None, given: str | None, made: s
         return Arrival(_time_ns(time or ""), *tokens)
     except (ValueError, InvalidOperation) as error:
         what = f"{time!r}, {given!r}, {made!r} are no time, input and output tokens"
-        raise ConfigError(f"{path}:{line}: {what}: write 2023-11-16 18:15:46.68 or seconds, and whole numbers.") from error
+        raise ConfigError(
+            f"{path}:{line}: {what}: write 2023-11-16 18:15:46.68 or seconds, and whole numbers."
+        ) from error
 
 
 def _time_ns(text: str) -> int:
