@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
+from millicent.caching.secret import installation_secret
 from millicent.config import Config, cache
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
@@ -167,6 +168,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             places=_places(options, backend, elsewhere),
             policies=config.policies,
             routing=policies,
+            secret=installation_secret(home),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)

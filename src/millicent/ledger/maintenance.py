@@ -53,8 +53,8 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
 
 def purge_user(connection: sqlite3.Connection, user: str) -> int:
     """Take this person off every closed receipt; how many. A random name that nothing links to them stands instead, so
-    that sums by user stay. Conversation, run, tags, error texts, notes of later lines, words of feedback and answers
-    kept for idempotency go. A budget per user begins anew for them."""
+    that sums by user stay. Conversation, run, tags, error texts, hashes of prompts, notes of later lines, words of
+    feedback and answers kept for idempotency go. A budget per user begins anew for them."""
     rollups.fold(connection)
     purge_answers(connection, user=user)
     nobody = f"purged-{secrets.token_hex(8)}"
@@ -76,7 +76,8 @@ def purge_user(connection: sqlite3.Connection, user: str) -> int:
             (user,),
         )
         purged = connection.execute(
-            "UPDATE receipts SET user = ?, conversation = NULL, run = NULL, tags = '{}', error = NULL"
+            "UPDATE receipts SET user = ?, conversation = NULL, run = NULL, tags = '{}', error = NULL,"
+            " request_digest = NULL, segments = NULL"
             " WHERE user = ? AND status IS NOT NULL",
             (nobody, user),
         )

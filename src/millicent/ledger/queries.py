@@ -19,8 +19,10 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
-from millicent.ledger.levers import Coverage, Waste, coverage, waste
+from millicent.ledger import waste
+from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
+from millicent.ledger.prompts import AskedPage, asked
 from millicent.ledger.reading import read_receipts, select, wall_covering
 from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql, sums_sql
 from millicent.ledger.rows import receipt_of
@@ -134,15 +136,24 @@ class LedgerQueries:
                 return ReceiptPage((), None)
             condition, values = _condition(where)
             if after is not None:
-                last = connection.execute("SELECT created_at_ns, id FROM receipts WHERE id = ?", (after,)).fetchone()
-                if last is None:
-                    raise InvalidRequest(f"after: no receipt {after}; pass the `next` of a page", param="after")
                 condition += " AND (created_at_ns, id) < (?, ?)"
-                values = [*values, *last]
+                values = [*values, *_place_of(connection, after)]
             sql = f"SELECT id FROM receipts WHERE {condition} ORDER BY created_at_ns DESC, id DESC LIMIT ?"  # noqa: S608 - columns are ours
             ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
             page = _judged(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
+
+    def asked(self, where: ReceiptFilter, *, limit: int = 10_000, after: str | None = None) -> AskedPage:
+        """Closed receipts, oldest first, with what was asked as hashes and lengths: what a replay needs. Raises
+        InvalidRequest when `after` is no receipt."""
+        with self._snapshot() as connection:
+            if connection is None:
+                return AskedPage((), None)
+            condition, values = _condition(where)
+            if after is not None:
+                condition += " AND (created_at_ns, id) > (?, ?)"
+                values = [*values, *_place_of(connection, after)]
+            return asked(connection, condition, values, limit)
 
     def recent(self, limit: int) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
@@ -218,10 +229,26 @@ class LedgerQueries:
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
 
-    def waste(self, where: ReceiptFilter) -> list[Waste]:
-        """What was paid for that nobody had any use of. Reads every line of the receipts asked for."""
+    def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
+        """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the
+        receipts asked for one by one."""
         with self._snapshot() as connection:
-            return [] if connection is None else waste(connection, *_condition(where))
+            if connection is None:
+                return waste.WasteReport()
+            condition, values = _condition(where)
+            reads = waste.latest(connection, condition, values, most)
+            if not reads:
+                return waste.WasteReport()
+            first = f"SELECT created_at_ns FROM receipts WHERE {condition} ORDER BY created_at_ns LIMIT 1"  # noqa: S608 - our own text
+            (from_ns,) = connection.execute(first, values).fetchone()
+
+        def inputs(start_ns: int, end_ns: int) -> dict[str | None, tuple[int, int]]:
+            part = msgspec.structs.replace(where, from_ns=start_ns, to_ns=end_ns)
+            found = self.totals("feature", part)
+            return {each.group: (each.requests - each.unknown_usage, each.input_tokens) for each in found}
+
+        of = sum(each.requests for each in self.totals("status", where))
+        return waste.report(reads, of, waste.growth(inputs, from_ns, reads[-1].at_ns + 1))
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""
@@ -326,6 +353,14 @@ class _Account:
             rate_provenance=Provenance(self.rate_provenance),
             cost=None if rate is None else Money.of_time(accelerator_ns, rate),
         )
+
+
+def _place_of(connection: sqlite3.Connection, after: str) -> tuple[int, str]:
+    """Where the page after this receipt begins."""
+    last = connection.execute("SELECT created_at_ns, id FROM receipts WHERE id = ?", (after,)).fetchone()
+    if last is None:
+        raise InvalidRequest(f"after: no receipt {after}; pass the `next` of a page", param="after")
+    return last[0], last[1]
 
 
 def _judged(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> list[Receipt]:
