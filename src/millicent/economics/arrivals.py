@@ -26,7 +26,8 @@ class Arrival(msgspec.Struct, frozen=True):
 
     `prefix` says which beginnings are shared: `(tokens up to here, a name for exactly these tokens)`, longest last; the
     rest of the prompt is like no other. `target_ns` is for the first token where the answer is `streamed`, else for
-    its end. `key`, and the other attributes, are whose it is.
+    its end. `guessed` are the tokens of its output that were guessed and checked, and those of them that were right and so
+    took no step of their own. `key`, and the other attributes, are whose it is.
     """
 
     at_ns: int
@@ -37,6 +38,7 @@ class Arrival(msgspec.Struct, frozen=True):
     target_ns: int | None = None
     streamed: bool = True
     prefix: tuple[tuple[int, bytes], ...] = ()
+    guessed: tuple[int, int] = (0, 0)
     key: str | None = None
     user: str | None = None
     feature: str | None = None

@@ -3,6 +3,8 @@
 Each machine has a scheduler. A step lasts as long as the model predicts for what the scheduler put into it, and the gap
 that follows each; requests that come meanwhile wait for the next. Nothing else is made up: who runs, who waits, who is
 thrown out for want of KV blocks and what a cached prefix saves is decided by the code that decides it in the engine.
+Only guesses of what comes next (speculation) aren't made again: those that were recorded count, as so many more rows in
+each step, and so many fewer steps.
 """
 
 from __future__ import annotations
@@ -197,7 +199,8 @@ class _Fleet:
 class _Job:
     fate: Fate
     sequence: Running
-    left: int  # tokens that it has yet to make
+    left: int  # steps that it is yet to be in, from the end of its prompt on
+    guesses: float  # that are checked in each of its steps, on average
 
 
 @dataclass(slots=True)
@@ -271,7 +274,9 @@ class _Engine:
             return error.code
         fate.machine = self.number
         self.load.requests += 1
-        self._jobs[number] = _Job(fate, sequence, max(1, arrival.output_tokens))
+        drafted, accepted = arrival.guessed
+        left = max(1, arrival.output_tokens - accepted)
+        self._jobs[number] = _Job(fate, sequence, left, drafted / max(1, left - 1))
         if self._step is None and self.next_ns is None:
             self.next_ns = at_ns
             self.version += 1
@@ -316,16 +321,21 @@ class _Engine:
         count = len(running)
         context = sum(len(job.sequence.tokens) for job in running)
         first_ns = self._costs.step_ns(Work(count, count, context, 0)) + self._machine.gap_ns
+        first_ns += self._guessing_ns(count, sum(job.guesses for job in running))
         return _Step(at_ns, running, steps, first_ns, self._costs.kv_token_ns * count, steady=True, draws=False)
 
     def _mixed(self, at_ns: float) -> _Step:
         """Whatever the scheduler makes of it."""
         pieces = self._scheduler.schedule()
         works = [Work.of(self._scheduler.advance(piece)) for piece in pieces]
-        step = _Step(at_ns, first_ns=self._costs.step_ns(Work.total(works)) + self._machine.gap_ns)
-        for piece, share_ns in zip(pieces, self._costs.shares(works), strict=True):
-            job = self._jobs[piece.sequence]
-            job.fate.serving_ns += share_ns
+        whole = Work.total(works)
+        jobs = [self._jobs[piece.sequence] for piece in pieces]
+        guesses = [job.guesses if job.sequence.output_tokens else 0.0 for job in jobs]
+        guessing_ns = self._guessing_ns(whole.rows, sum(guesses))
+        each_ns = guessing_ns / sum(guesses) if guessing_ns else 0.0
+        step = _Step(at_ns, first_ns=self._costs.step_ns(whole) + guessing_ns + self._machine.gap_ns)
+        for piece, job, guessed, share_ns in zip(pieces, jobs, guesses, self._costs.shares(works), strict=True):
+            job.fate.serving_ns += share_ns + guessed * each_ns
             if job.fate.queue_ns is None:
                 job.fate.queue_ns = at_ns - job.fate.arrival.at_ns
                 job.fate.cached_tokens = job.sequence.cached_tokens or 0
@@ -356,9 +366,17 @@ class _Engine:
         costs, steps, count = self._costs, step.steps, len(step.jobs)
         alike_ns = (costs.fixed_ns + max(costs.weights_ns, costs.row_ns * count)) / count + costs.sampled_row_ns
         grown = steps * (steps - 1) // 2
+        guesses = sum(job.guesses for job in step.jobs)
+        each_ns = self._guessing_ns(count, guesses) / guesses if guesses else 0.0
         for job in step.jobs:
             read = steps * len(job.sequence.tokens) + grown
-            job.fate.serving_ns += steps * alike_ns + costs.kv_token_ns * read
+            job.fate.serving_ns += steps * (alike_ns + job.guesses * each_ns) + costs.kv_token_ns * read
+
+    def _guessing_ns(self, rows: int, guesses: float) -> float:
+        """What so many more rows, of guesses that are checked, add to a step."""
+        costs = self._costs
+        before_ns = max(costs.weights_ns, costs.row_ns * rows)
+        return max(costs.weights_ns, costs.row_ns * (rows + guesses)) - before_ns + costs.sampled_row_ns * guesses
 
     def _leave(self, job: _Job, at_ns: float) -> Fate:
         fate = job.fate
