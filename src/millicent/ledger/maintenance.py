@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from millicent.ledger import rollups
+from millicent.ledger import rollups, stored_responses
 from millicent.ledger.claims import purge_answers
 
 # Receipts deleted in one transaction: some tens of milliseconds.
@@ -54,9 +54,10 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
 def purge_user(connection: sqlite3.Connection, user: str) -> int:
     """Take this person off every closed receipt; how many. A random name that nothing links to them stands instead, so
     that sums by user stay. Conversation, run, tags, error texts, hashes of prompts, notes of later lines, words of
-    feedback and answers kept for idempotency go. A budget per user begins anew for them."""
+    feedback, answers kept for idempotency and stored responses go. A budget per user begins anew for them."""
     rollups.fold(connection)
     purge_answers(connection, user=user)
+    stored_responses.purge(connection, user=user)
     nobody = f"purged-{secrets.token_hex(8)}"
     with _permitted(connection, "purge"):
         connection.execute(
