@@ -16,10 +16,12 @@ import msgspec
 from millicent.core.accounts import Account, HourTime
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import InvalidRequest
+from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
 from millicent.ledger import waste
+from millicent.ledger.late import fits_of
 from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
 from millicent.ledger.prompts import AskedPage, asked
@@ -65,6 +67,9 @@ class ReceiptFilter(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
     from_ns: int | None = None
     to_ns: int | None = None
+
+
+_EVERYTHING = ReceiptFilter()
 
 
 class ReceiptPage(msgspec.Struct, frozen=True):
@@ -155,16 +160,17 @@ class LedgerQueries:
                 values = [*values, *_place_of(connection, after)]
             return asked(connection, condition, values, limit)
 
-    def recent(self, limit: int) -> list[Receipt]:
+    def recent(self, limit: int, where: ReceiptFilter = _EVERYTHING) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
         attempts."""
+        condition, values = _condition(where)
         sql = (
-            "SELECT * FROM receipts WHERE status = 'succeeded'"
+            f"SELECT * FROM receipts WHERE status = 'succeeded' AND {condition}"  # noqa: S608 - columns are ours
             " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
             " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
         )
         with self._snapshot() as connection:
-            found = [] if connection is None else select(connection, sql, (limit,))
+            found = [] if connection is None else select(connection, sql, (*values, limit))
         return [receipt_of(row) for row in reversed(found)]
 
     def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
@@ -278,6 +284,11 @@ class LedgerQueries:
             parts = (wall_ns, row["serving_ns"], hour.overhead_ns, hour.lost_ns, hour.down_ns)
             sums[account] = [total + part for total, part in zip(sums.get(account, [0] * 5), parts, strict=True)]
         return [account.of(*sums[account]) for account in sorted(sums)]
+
+    def fits(self, versions: Sequence[str]) -> list[StepTimeFit]:
+        """The versions of the step-time model that receipts name, in no order."""
+        with self._snapshot() as connection:
+            return [] if connection is None else fits_of(connection, versions)
 
     def count_open(self) -> int:
         """Receipts that are running, or that wait for recovery."""
