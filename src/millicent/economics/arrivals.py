@@ -26,8 +26,8 @@ class Arrival(msgspec.Struct, frozen=True):
 
     `prefix` says which beginnings are shared: `(tokens up to here, a name for exactly these tokens)`, longest last; the
     rest of the prompt is like no other. `target_ns` is for the first token where the answer is `streamed`, else for
-    its end. `guessed` are the tokens of its output that were guessed and checked, and those of them that were right and so
-    took no step of their own. `key`, and the other attributes, are whose it is.
+    its end. `guessed` are the tokens of its output that were guessed and checked, and those of them that were right and
+    so took no step of their own. `key`, and the other attributes, are whose it is.
     """
 
     at_ns: int
@@ -76,16 +76,15 @@ def _column(path: Path, there: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _arrival(path: Path, line: int, time: str | None, given: str | None, made: str | None) -> Arrival:
+    what = f"{time!r}, {given!r}, {made!r} are no time, input and output tokens"
+    what = f"{path}:{line}: {what}: write 2023-11-16 18:15:46.68 or seconds, and whole numbers."
     try:
-        tokens = int(given or ""), int(made or "")
-        if tokens[0] < 1 or tokens[1] < 0:
-            raise ValueError(tokens)
-        return Arrival(_time_ns(time or ""), *tokens)
+        arrival = Arrival(_time_ns(time or ""), int(given or ""), int(made or ""))
     except (ValueError, InvalidOperation) as error:
-        what = f"{time!r}, {given!r}, {made!r} are no time, input and output tokens"
-        raise ConfigError(
-            f"{path}:{line}: {what}: write 2023-11-16 18:15:46.68 or seconds, and whole numbers."
-        ) from error
+        raise ConfigError(what) from error
+    if arrival.input_tokens < 1 or arrival.output_tokens < 0:
+        raise ConfigError(what)
+    return arrival
 
 
 def _time_ns(text: str) -> int:

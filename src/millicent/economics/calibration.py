@@ -101,32 +101,28 @@ def _ratio(pairs: Sequence[tuple[Recorded, Fate]]) -> float:
 
 
 def _corrected(machine: Machine, pairs: Sequence[tuple[Recorded, Fate]], faster: float) -> Machine:
-    waits, spans = [], []
+    """The gap after each step makes up for what answers took longer, on average, than all else explains."""
+    waits, exits, longer_ns, steps = [], [], 0.0, 0
     for each, fate in pairs:
-        timing = each.receipt.timing
-        if timing.queue_ns is None or timing.total_ns is None or fate.queue_ns is None or fate.total_ns is None:
+        took = each.receipt.timing
+        if took.queue_ns is None or took.total_ns is None or fate.queue_ns is None or fate.total_ns is None:
             continue
         if fate.queue_ns <= machine.entry_ns:  # it found nobody
-            waits.append(timing.queue_ns - fate.queue_ns)
-        difference = (timing.total_ns - timing.queue_ns) - (fate.total_ns - fate.queue_ns) * faster
-        spans.append((float(each.receipt.accelerator.steps), difference))
-    gap_ns, exit_ns = _line(spans)
+            waits.append(took.queue_ns - machine.entry_ns)
+        if took.ttft_ns is not None and took.tpot_ns is not None:
+            exits.append(took.total_ns - took.ttft_ns - took.tpot_ns * (each.arrival.output_tokens - 1))
+        longer_ns += (took.total_ns - took.queue_ns) - (fate.total_ns - fate.queue_ns - machine.exit_ns) * faster
+        steps += each.receipt.accelerator.steps
+    exit_ns = max(0.0, statistics.median(exits)) if exits else 0.0
+    gap_ns = (longer_ns - exit_ns * len(pairs)) / steps
     costs = machine.coefficients
     return msgspec.structs.replace(
         machine,
         coefficients=Coefficients(*(getattr(costs, name) * faster for name in costs.__struct_fields__)),
         entry_ns=max(0.0, machine.entry_ns + (statistics.median(waits) if waits else 0.0)),
-        gap_ns=max(0.0, machine.gap_ns + gap_ns),
-        exit_ns=max(0.0, machine.exit_ns + exit_ns),
+        gap_ns=max(0.0, machine.gap_ns * faster + gap_ns),
+        exit_ns=exit_ns,
     )
-
-
-def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and intercept, by least squares."""
-    if len({x for x, _ in points}) < 2:
-        return 0.0, statistics.fmean(y for _, y in points)
-    found = statistics.linear_regression(*zip(*points, strict=True))
-    return found.slope, found.intercept
 
 
 def _p95(values: Sequence[float]) -> float:

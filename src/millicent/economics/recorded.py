@@ -39,7 +39,11 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 def read_recorded(
-    queries: LedgerQueries, where: ReceiptFilter, *, most: int = MOST_READ, progress: Callable[[int], object] | None = None
+    queries: LedgerQueries,
+    where: ReceiptFilter,
+    *,
+    most: int = MOST_READ,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Recorded]:
     """Answers that went well and whose tokens are known, oldest first: of the newest hours that hold at most `most`
     receipts in all, the newest hour whole in any case."""

@@ -112,7 +112,7 @@ def simulate(
     progress: Callable[[int], object] | None = None,
 ) -> Course:
     """`arrivals` in order of time. Each goes to the machine with the fewest requests; more than `max_concurrent` at
-    once are refused. `gate` makes one that has seen nothing yet. `progress` is told now and then how many have arrived."""
+    once are refused. `gate` makes one that has seen nothing yet; `progress` hears how many have arrived."""
 
     def run(settings: Machine, *, give_up: bool) -> Course | None:
         fleet = _Fleet(settings, machines, gate() if gate is not None else None)
