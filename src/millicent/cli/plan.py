@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from millicent.cli.plan_scale import scale
 from millicent.cli.plan_where import where
 
 
@@ -12,5 +13,5 @@ def plan() -> None:
     """Plan by what the ledger has seen: where to run it, and from which volume on another place pays."""
 
 
-for _command in (where,):
+for _command in (where, scale):
     plan.add_command(_command)

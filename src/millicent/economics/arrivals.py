@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
 
-from millicent.core.clock import NS_PER_S
+from millicent.core.clock import NS_PER_S, parse_time_ns
 from millicent.core.errors import ConfigError
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # By what traces call them: Azure's LLM inference traces, and plain words.
 _TIMES = ("TIMESTAMP", "timestamp", "arrival_s")
 _INPUTS = ("ContextTokens", "input_tokens", "input_length")
@@ -88,14 +86,12 @@ def _arrival(path: Path, line: int, time: str | None, given: str | None, made: s
 
 
 def _time_ns(text: str) -> int:
+    """Seconds, or a date and time."""
     try:
-        return int(Decimal(text) * NS_PER_S)
+        seconds = Decimal(text)
     except InvalidOperation:
-        pass
-    whole, _, fraction = text.partition(".")
-    when = datetime.fromisoformat(whole)
-    since = (when if when.tzinfo else when.replace(tzinfo=UTC)) - _EPOCH
-    return (since.days * 86_400 + since.seconds) * NS_PER_S + int(fraction[:9].ljust(9, "0") or 0)
+        return parse_time_ns(text)
+    return int(seconds * NS_PER_S)
 
 
 def superposed(arrivals: Sequence[Arrival], copies: int) -> list[Arrival]:

@@ -42,15 +42,13 @@ class Calibration(msgspec.Struct, frozen=True):
     fidelity: Fidelity | None
 
 
-def coefficients_of(fit: StepTimeFit, pace: float = 1.0) -> Coefficients:
-    return Coefficients(
-        fit.fixed_ns * pace,
-        fit.weights_ns * pace,
-        fit.row_ns * pace,
-        fit.sampled_row_ns * pace,
-        fit.kv_token_ns * pace,
-        fit.pair_ns * pace,
-    )
+def coefficients_of(fit: StepTimeFit) -> Coefficients:
+    return Coefficients(*(getattr(fit, name) for name in Coefficients.__struct_fields__))
+
+
+def slower(costs: Coefficients, factor: float) -> Coefficients:
+    """Of a machine on which every step takes so many times as long."""
+    return Coefficients(*(getattr(costs, name) * factor for name in costs.__struct_fields__))
 
 
 def calibrate(recorded: Sequence[Recorded], machine: Machine) -> Calibration:
@@ -115,10 +113,9 @@ def _corrected(machine: Machine, pairs: Sequence[tuple[Recorded, Fate]], faster:
         steps += each.receipt.accelerator.steps
     exit_ns = max(0.0, statistics.median(exits)) if exits else 0.0
     gap_ns = (longer_ns - exit_ns * len(pairs)) / steps
-    costs = machine.coefficients
     return msgspec.structs.replace(
         machine,
-        coefficients=Coefficients(*(getattr(costs, name) * faster for name in costs.__struct_fields__)),
+        coefficients=slower(machine.coefficients, faster),
         entry_ns=max(0.0, machine.entry_ns + (statistics.median(waits) if waits else 0.0)),
         gap_ns=max(0.0, machine.gap_ns * faster + gap_ns),
         exit_ns=exit_ns,

@@ -57,8 +57,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     wall_cost: Money | None
 
 
-def outcome(course: Course, machine: Machine, usd_per_hour: Decimal | None) -> Outcome:
-    """`usd_per_hour` is that of one machine."""
+def outcome(
+    course: Course, machine: Machine, receipt_usd_per_hour: Decimal | None, usd_per_hour: Decimal | None
+) -> Outcome:
+    """An hour of one machine, as receipts are priced and as it costs."""
     answered = [fate for fate in course.fates if fate.refused is None]
     targeted = [fate.in_time for fate in course.fates if fate.in_time is not None]
     busy_ns = round(math.fsum(load.busy_ns for load in course.loads))
@@ -83,7 +85,7 @@ def outcome(course: Course, machine: Machine, usd_per_hour: Decimal | None) -> O
             latency_of(fate.total_ns for fate in answered),
         ),
         in_time=sum(targeted) / len(targeted) if targeted else None,
-        busy_cost=None if usd_per_hour is None else Money.of_time(busy_ns, usd_per_hour),
+        busy_cost=None if receipt_usd_per_hour is None else Money.of_time(busy_ns, receipt_usd_per_hour),
         wall_cost=None if usd_per_hour is None else Money.of_time(machines_ns, usd_per_hour),
     )
 

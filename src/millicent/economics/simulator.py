@@ -56,22 +56,23 @@ class Gate(Protocol):
 @dataclass(slots=True, eq=False)
 class Fate:
     """What became of a request. Times in nanoseconds from its arrival; None where it didn't happen. `refused` says why
-    it never ran; `serving_ns` is its share of the steps that it was in."""
+    it never ran; `serving_ns` is its share of the steps that it was in. `last_ns` is when its last token came."""
 
     arrival: Arrival
     machine: int | None = None
     refused: str | None = None
     queue_ns: float | None = None
     ttft_ns: float | None = None
+    last_ns: float | None = None
     total_ns: float | None = None
     serving_ns: float = 0.0
     cached_tokens: int = 0
 
     @property
     def tpot_ns(self) -> float | None:
-        if self.total_ns is None or self.ttft_ns is None or self.arrival.output_tokens < 2:
+        if self.last_ns is None or self.ttft_ns is None or self.arrival.output_tokens < 2:
             return None
-        return (self.total_ns - self.ttft_ns) / (self.arrival.output_tokens - 1)
+        return (self.last_ns - self.ttft_ns) / (self.arrival.output_tokens - 1)
 
     @property
     def in_time(self) -> bool | None:
@@ -380,7 +381,8 @@ class _Engine:
 
     def _leave(self, job: _Job, at_ns: float) -> Fate:
         fate = job.fate
-        fate.total_ns = at_ns + self._machine.exit_ns - fate.arrival.at_ns
+        fate.last_ns = at_ns - fate.arrival.at_ns
+        fate.total_ns = fate.last_ns + self._machine.exit_ns
         self._scheduler.remove(job.sequence.id)
         del self._jobs[job.sequence.id]
         return fate
