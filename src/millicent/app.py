@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import uvicorn
 from starlette.routing import BaseRoute
 
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
+from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
 from millicent.config import Config, cache
 from millicent.control.access import KeyRing
@@ -31,6 +33,7 @@ from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
+from millicent.dashboard.site import Site
 from millicent.engine.machine import usable_cores
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
@@ -50,7 +53,9 @@ from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
 from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
+from millicent.server.cache import CacheAdmin
 from millicent.server.config import ServerConfig
+from millicent.server.forms import visitor_of
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
@@ -151,7 +156,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
-        traffic = Traffic(config.features)
+        traffic, answers = Traffic(config.features), open_cache(config.cache, home, clock, deployed=_deployed(options))
         pipeline = Pipeline(
             backends=[*([] if backend is None else [backend]), *elsewhere],
             ledger=ledger,
@@ -168,6 +173,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             places=_places(options, backend, elsewhere),
             policies=config.policies,
             routing=policies,
+            cache=answers,
             secret=installation_secret(home),
             settled=traffic.settled,
         )
@@ -188,10 +194,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             keys=keys,
             limiter=limiter,
             sign_in_page=sign_in_page,
-            pages=[
-                _metrics(traffic, pipeline, queries, health, clock).route,
-                *_more_routes(pipeline, queries, health, backend, clock, config.server),
-            ],
+            pages=_more_routes(traffic, pipeline, queries, health, backend, clock, config.server, answers),
         )
         app = App(ledger, backend, pipeline, server)
         async with (
@@ -203,9 +206,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.stop()
 
 
-def _metrics(
-    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: SystemClock
-) -> Metrics:
+def _metrics(traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: Clock) -> Metrics:
     began_ns = hour_start_ns(clock.now_ns())
     return Metrics(
         traffic,
@@ -216,14 +217,16 @@ def _metrics(
 
 
 def _more_routes(
+    traffic: Traffic,
     pipeline: Pipeline,
     queries: LedgerQueries,
     health: _Health,
     backend: LocalBackend | None,
     clock: Clock,
     config: ServerConfig,
+    answers: ResponseCache | None,
 ) -> list[BaseRoute]:
-    """Ollama's addresses that run no model, and the pages."""
+    """Metrics, Ollama's addresses that run no model, the response cache's, and the pages."""
 
     def chat_models() -> list[str]:
         return [model for model in pipeline.models() if not _makes_vectors(backend, model)]
@@ -236,7 +239,9 @@ def _more_routes(
         clock=clock,
         config=config,
     )
-    return [*ollama.routes, *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint)]
+    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
+    metrics = _metrics(traffic, pipeline, queries, health, clock)
+    return [metrics.route, *ollama.routes, *CacheAdmin(answers).routes, *dashboard_routes(site)]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
@@ -313,6 +318,18 @@ async def _watching(
         for watching in watches:
             watching.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
+
+
+def _deployed(options: ServeOptions) -> bytes:
+    """What answers behind each name, beside the request: where it differs, a kept answer isn't the same one."""
+    config = options.config
+    here = [
+        (name, str(model.path) if isinstance(model.path, Path) else "", model.dtype, model.quantize)
+        for name, model in sorted(options.models.items())
+    ]
+    there = [(name, each.base_url) for name, each in sorted(config.upstreams.items())]
+    engine = (config.engine.dtype, config.engine.quantize)
+    return msgspec.msgpack.encode((here, there, engine, config.models, config.routing, config.policies))
 
 
 def _check_fallbacks(models: Sequence[str], config: Config) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 import msgspec
 
 from millicent.backends.config import ModelConfig, UpstreamConfig
+from millicent.caching.config import CacheConfig
 from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
 from millicent.economics.machines import MachineConfig
@@ -56,6 +57,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig = LedgerConfig()
+    cache: CacheConfig = CacheConfig()
 
 
 def home() -> Path:

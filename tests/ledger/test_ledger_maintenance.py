@@ -36,7 +36,9 @@ SCHEMA_1 = Path(__file__).parent / "released" / "schema_1.sql"
 
 
 def every_total(queries: LedgerQueries) -> dict[str, Any]:
-    return {by: queries.totals(by, ReceiptFilter()) for by in get_args(GroupBy)}
+    """But for runs and conversations, which aren't known of what was deleted or purged."""
+    lasting = [by for by in get_args(GroupBy) if by not in {"run", "conversation"}]
+    return {by: queries.totals(by, ReceiptFilter()) for by in lasting}
 
 
 async def fill(ledger: SqliteLedger, opened: Make, closed: Make) -> None:

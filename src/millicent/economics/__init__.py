@@ -1,1 +1,1 @@
-"""Margins, where to run, what it would cost: computed from the ledger's figures, rendered elsewhere."""
+"""From receipts to decisions: pure computation over the ledger's figures, rendered elsewhere."""

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from millicent.ledger import rollups, stored_responses
+from millicent.ledger import rollups, stored_responses, tallies
 from millicent.ledger.claims import purge_answers
 
 # Receipts deleted in one transaction: some tens of milliseconds.
@@ -19,7 +19,7 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
 
     Receipts that run are left, and nothing is deleted while receipts of an older version are still being taken in.
     """
-    if not rollups.is_complete(connection):
+    if not (rollups.is_complete(connection) and tallies.is_complete(connection)):
         return 0
     oldest = connection.execute(
         "SELECT min(created_at_ns), max(created_at_ns) FROM (SELECT created_at_ns FROM receipts"
@@ -83,6 +83,7 @@ def purge_user(connection: sqlite3.Connection, user: str) -> int:
             (nobody, user),
         )
         connection.execute("UPDATE rollup_groups SET user = ? WHERE user = ?", (nobody, user))
+        connection.execute("UPDATE entries SET user = ?, note = NULL WHERE user = ?", (nobody, user))
         for table in ("budget_periods", "holds", "holds_archived"):
             connection.execute(
                 f"UPDATE {table} SET subject = ?"  # noqa: S608 - our own names

@@ -19,8 +19,10 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
+from millicent.core.tallies import Tally
 from millicent.core.usage import Provenance
-from millicent.ledger import waste
+from millicent.ledger import tallies, waste
+from millicent.ledger.hits import CacheUse, cache_use
 from millicent.ledger.late import fits_of
 from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
@@ -43,7 +45,22 @@ from millicent.ledger.worth import (
 from millicent.ledger.zones import labels
 
 T = TypeVar("T")
-GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status"]
+GroupBy = Literal[
+    "feature",
+    "user",
+    "team",
+    "model",
+    "key",
+    "tier",
+    "placement",
+    "conversation",
+    "run",
+    "month",
+    "day",
+    "hour",
+    "status",
+]
+_TIMES = frozenset({"month", "day", "hour"})
 
 # As a status in a filter: not settled yet.
 RUNNING = "running"
@@ -174,13 +191,13 @@ class LedgerQueries:
         return [receipt_of(row) for row in reversed(found)]
 
     def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
-        """Dearest first; days and hours in order, as the clocks of `zone` (an IANA name) show them.
+        """Dearest first; months, days and hours in order, as the clocks of `zone` (an IANA name) show them.
 
         In another book, receipts that aren't in it count as unpriced, and those whose detail was deleted aren't there.
         Raises InvalidRequest for a zone that nobody knows.
         """
         groups = [_totals(group, figures) for group, figures in self._sums(by, where, _TOTALS, zone, book)]
-        if by in {"day", "hour"}:
+        if by in _TIMES:
             return groups
         return sorted(groups, key=lambda each: (-each.cost.nanousd, each.group is not None, each.group or ""))
 
@@ -197,12 +214,8 @@ class LedgerQueries:
         self, by: GroupBy, where: ReceiptFilter, measures: Sequence[str], zone: str, book: str = ACTUAL
     ) -> list[tuple[str | None, list[int]]]:
         """The measures' sums of each group, in order of the groups, None for none."""
-        label_of = labels(by, zone) if by in {"day", "hour"} else None
-        fixed = {
-            name: str(value)
-            for name, value in msgspec.structs.asdict(where).items()
-            if value is not None and name not in {"from_ns", "to_ns"}
-        }
+        label_of = labels(by, zone) if by in {"month", "day", "hour"} else None
+        fixed = _fixed(where)
         with self._snapshot() as connection:
             if connection is None or fixed.get("status") == RUNNING:
                 return []
@@ -210,7 +223,7 @@ class LedgerQueries:
             to_ns = _storable(2**63 - 1 if where.to_ns is None else where.to_ns)
             grouped = None if label_of else by
             if book == ACTUAL:
-                coarsest_s = MONTH_S if grouped else DAY_S if (by, zone) == ("day", "UTC") else QUARTER_S
+                coarsest_s = MONTH_S if grouped else DAY_S if by != "hour" and zone == "UTC" else QUARTER_S
                 sql, values = sums_sql(connection, grouped, fixed, from_ns, to_ns, measures, coarsest_s=coarsest_s)
             else:
                 condition, values = _condition(where)
@@ -225,6 +238,35 @@ class LedgerQueries:
             sums[label] = figures if have is None else [one + more for one, more in zip(have, figures, strict=True)]
         return [(label, figures) for label, figures in sums.items() if figures[0]]
 
+    def tallies(
+        self, by: Sequence[GroupBy], where: ReceiptFilter, *, zone: str = "UTC"
+    ) -> dict[tuple[str | None, ...], Tally] | None:
+        """What requests took, by several things at once; a month, day or hour comes last. Features and models are
+        answered from what is kept for it; anything else is read from receipts, and is None where that would be more
+        than `tallies.MOST_DETAIL`."""
+        time = next((name for name in by if name in _TIMES), None)
+        label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
+        coarsest_s = DAY_S if time is None or (time != "hour" and zone == "UTC") else QUARTER_S
+        with self._snapshot() as connection:
+            if connection is None:
+                return {}
+            found = tallies.read(
+                connection,
+                [name for name in by if name not in _TIMES],
+                _fixed(where),
+                _storable(-(2**63) if where.from_ns is None else where.from_ns),
+                _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
+                label_of,
+                coarsest_s,
+            )
+        if found is None:
+            return None
+        return {tuple(member or None for member in key): tally for key, tally in found.items() if tally.requests}
+
+    def first_day_ns(self, feature: str | None = None) -> int | None:
+        """When the first day (UTC) began on which this feature was asked for, "" for none; any where it is None."""
+        return self.ask(lambda connection: tallies.first_day_ns(connection, feature))
+
     def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
         """Of each of these features' answers: how many had a latency target, and how many met it."""
         with self._snapshot() as connection:
@@ -234,6 +276,11 @@ class LedgerQueries:
         """How much each routing policy was asked for, and what it did. Of receipts whose detail is kept."""
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
+
+    def cache_use(self, where: ReceiptFilter) -> list[CacheUse]:
+        """What the response cache gave, of what it was asked for. Of receipts whose detail is kept."""
+        with self._snapshot() as connection:
+            return [] if connection is None else cache_use(connection, *_condition(where))
 
     def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
         """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the
@@ -379,6 +426,15 @@ def _judged(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> list[
     found = read_receipts(connection, receipt_ids)
     useful = verdicts(connection, receipt_ids)
     return [msgspec.structs.replace(receipt, useful=useful[receipt.id]) for receipt in found]
+
+
+def _fixed(where: ReceiptFilter) -> dict[str, str]:
+    """The columns that must have a value, '' for none."""
+    return {
+        name: str(value)
+        for name, value in msgspec.structs.asdict(where).items()
+        if value is not None and name not in {"from_ns", "to_ns"}
+    }
 
 
 def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:
