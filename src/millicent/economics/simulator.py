@@ -17,7 +17,6 @@ from typing import Protocol
 
 import msgspec
 
-from millicent.core.errors import InvalidRequest
 from millicent.economics.arrivals import Arrival
 from millicent.economics.steady import Contents, PrefixCache, SteadyScheduler
 from millicent.engine.scheduling.sequences import Sequence as Running
@@ -206,8 +205,8 @@ class _Job:
 
 @dataclass(slots=True)
 class _Step:
-    """What is running: the sequences that a token is drawn for, in `steps` passes that are alike. `steady` ones aren't
-    counted yet; `draws` says that tokens are added when it ends."""
+    """What is running: the sequences that a token is drawn for, in `steps` passes. Those of a `steady` one are
+    alike, and the scheduler hears of them at the end."""
 
     start_ns: float
     jobs: list[_Job] = field(default_factory=list)
@@ -215,7 +214,6 @@ class _Step:
     first_ns: float = 0.0  # how long the first takes, with its gap
     more_ns: float = 0.0  # and how much longer each is than the one before
     steady: bool = False
-    draws: bool = True
 
     def until(self, steps: int) -> float:
         """How long so many of them take."""
@@ -234,6 +232,7 @@ class _Engine:
         self._costs = machine.coefficients
         self._jobs: dict[int, _Job] = {}
         self._step: _Step | None = None
+        self._arrived: list[Running] = []
         self._scheduler = SteadyScheduler(
             machine.coefficients,
             blocks=machine.kv_blocks,
@@ -267,38 +266,24 @@ class _Engine:
         context = self._scheduler.context_tokens
         if arrival.input_tokens + max(1, arrival.output_tokens) > context:
             return "context_length_exceeded"
-        if self._step is not None and self._step.steady:
-            self._cut(self._step, at_ns)
-        try:
-            self._scheduler.add(sequence)
-        except InvalidRequest as error:
-            return error.code
         fate.machine = self.number
         self.load.requests += 1
         drafted, accepted = arrival.guessed
         left = max(1, arrival.output_tokens - accepted)
         self._jobs[number] = _Job(fate, sequence, left, drafted / max(1, left - 1))
-        if self._step is None and self.next_ns is None:
+        self._arrived.append(sequence)
+        if self.next_ns is None:
             self.next_ns = at_ns
             self.version += 1
+        elif self._step is not None and self._step.steady:
+            self._cut(self._step, at_ns)
         return None
 
     def _cut(self, step: _Step, at_ns: float) -> None:
-        """Of alike steps those that have begun before it are done, and then the next is planned anew. They are counted
-        before anybody comes, who begins level with those that are there."""
+        """Of alike steps those that have begun before it are done, and then the next is planned anew."""
         step.steps = bisect.bisect_left(range(1, step.steps), at_ns - step.start_ns, key=step.until) + 1
         self.next_ns = step.start_ns + step.until(step.steps)
         self.version += 1
-        self._do(step)
-
-    def _do(self, step: _Step) -> None:
-        """What alike steps come to."""
-        step.steady = False
-        for job in step.jobs:
-            job.left -= step.steps
-        self._charge(step)
-        self._scheduler.skip(step.steps)
-        self._note_memory()
 
     def go_on(self, at_ns: float) -> list[Fate]:
         """Plan a step, or end the one that runs; those that ended with it."""
@@ -313,6 +298,10 @@ class _Engine:
         return ended
 
     def _plan(self, at_ns: float) -> _Step:
+        """As the engine does, it looks between steps for who has come."""
+        for sequence in self._arrived:
+            self._scheduler.add(sequence)
+        self._arrived.clear()
         running = [self._jobs[sequence.id] for sequence in self._scheduler.decoding_now()]
         most = min((job.left for job in running), default=0)
         steps = self._scheduler.steady_steps(most)
@@ -323,7 +312,7 @@ class _Engine:
         context = sum(len(job.sequence.tokens) for job in running)
         first_ns = self._costs.step_ns(Work(count, count, context, 0)) + self._machine.gap_ns
         first_ns += self._guessing_ns(count, sum(job.guesses for job in running))
-        return _Step(at_ns, running, steps, first_ns, self._costs.kv_token_ns * count, steady=True, draws=False)
+        return _Step(at_ns, running, steps, first_ns, self._costs.kv_token_ns * count, steady=True)
 
     def _mixed(self, at_ns: float) -> _Step:
         """Whatever the scheduler makes of it."""
@@ -350,11 +339,13 @@ class _Engine:
         self.load.steps += steps
         self.load.busy_ns += at_ns - step.start_ns - steps * self._machine.gap_ns
         if step.steady:
-            self._do(step)
+            self._charge(step)
+            self._scheduler.skip(steps)
+            self._note_memory()
         ended = []
         for job in step.jobs:
-            if step.draws:
-                job.left -= 1
+            job.left -= steps
+            if not step.steady:
                 job.sequence.tokens.append(0)
             if job.fate.ttft_ns is None:
                 job.fate.ttft_ns = at_ns - job.fate.arrival.at_ns

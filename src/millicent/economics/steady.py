@@ -2,7 +2,8 @@
 
 Most steps of an engine are like the one before: nobody comes, nobody ends, and each sequence decodes one token more. So
 many of them in a row change nothing but counts, which `skip` adds up. The result is that of calling `schedule` and
-`advance` for each (a test holds one against the other).
+`advance` for each (a test holds one against the other), but for this: where several keys wait beside a full engine, how
+often one of them was overtaken by another whose beginning is cached is counted as if whose turn it is didn't change.
 """
 
 from __future__ import annotations
