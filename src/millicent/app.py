@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import uvicorn
 from starlette.routing import BaseRoute
 
@@ -22,8 +23,9 @@ from millicent.app_pages import marked_as_demo, page_routes
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
+from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
-from millicent.config import Config, cache
+from millicent.config import Config, cache, economics_setting
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
@@ -33,7 +35,9 @@ from millicent.core.errors import ConfigError
 from millicent.core.identifiers import Ids, SystemIds
 from millicent.core.protocols import Backend
 from millicent.dashboard.routes import sign_in_page
+from millicent.economics.reports import ANSWERS, Reports
 from millicent.engine.machine import usable_cores
+from millicent.ledger.entries import add_entries
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
@@ -50,9 +54,13 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.pipeline.prompts import Prompts
 from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
+from millicent.server.cache import CacheAdmin
 from millicent.server.config import ServerConfig
+from millicent.server.economics import economics_routes
+from millicent.server.garbage import settle_collector
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.keys import KeyChanges
@@ -161,7 +169,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
-        traffic = Traffic(config.features)
+        traffic, answers = Traffic(config.features), open_cache(config.cache, home, clock, deployed=_deployed(options))
         pipeline = Pipeline(
             backends=backends,
             ledger=ledger,
@@ -178,7 +186,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             places=places,
             policies=config.policies,
             routing=policies,
-            secret=installation_secret(home),
+            cache=answers,
+            prompts=_prompts(options, clock),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)
@@ -199,12 +208,12 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limiter=limiter,
             sign_in_page=sign_in_page,
             pages=_more_routes(
-                _Wired(options, ledger, queries, pipeline, meter, health, backend, keys, traffic, clock, ids)
+                _Wired(options, ledger, queries, pipeline, meter, health, backend, keys, traffic, answers, clock, ids)
             ),
         )
         app = App(ledger, backend, pipeline, server)
         async with (
-            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config),
+            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
             _watching(elsewhere, estimated),
         ):
             yield app
@@ -225,12 +234,13 @@ class _Wired:
     backend: LocalBackend | None
     keys: KeyRing
     traffic: Traffic
+    answers: ResponseCache | None
     clock: Clock
     ids: Ids
 
 
 def _more_routes(wired: _Wired) -> list[BaseRoute]:
-    """The metrics, Ollama's addresses that run no model, and the pages."""
+    """The metrics, Ollama's addresses that run no model, the response cache's, the economics, and the pages."""
     pipeline, queries, clock, backend = wired.pipeline, wired.queries, wired.clock, wired.backend
     began_ns = hour_start_ns(clock.now_ns())
     metrics = Metrics(
@@ -257,7 +267,9 @@ def _more_routes(wired: _Wired) -> list[BaseRoute]:
         chat_models=lambda: [model for model in pipeline.models() if not _makes_vectors(backend, model)],
         clock=clock,
     )
-    return [metrics.route, *ollama.routes, *pages]
+    reports = Reports(queries, clock, economics_setting(wired.options.config))
+    economics = economics_routes(reports, ANSWERS, add=add_entries, ledger=wired.ledger, queries=queries, clock=clock)
+    return [metrics.route, *ollama.routes, *CacheAdmin(wired.answers).routes, *economics, *pages]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
@@ -266,9 +278,10 @@ def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def _running(
-    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config
+    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config, queries: LedgerQueries
 ) -> AsyncIterator[None]:
     """Until what runs is finished or settled, and the backends are closed."""
+    pipeline.remember(await asyncio.to_thread(queries.recent, _LEARNED_AT_START))
     await pipeline.start()
     try:
         yield
@@ -316,6 +329,15 @@ def _places(
     return places
 
 
+def _prompts(options: ServeOptions, clock: Clock) -> Prompts:
+    marked_at = [
+        each.placement
+        for each in options.elsewhere
+        if each.config.spoken(each.provider) == "anthropic" and each.config.prompt_caching == "auto"
+    ]
+    return Prompts(installation_secret(options.home), clock, marked_at)
+
+
 def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[str, EstimatedDevice]:
     """The engines elsewhere whose time is paid for, which the meter then watches."""
     numbers = itertools.count(-1, -1)
@@ -346,6 +368,18 @@ async def _watching(
         for watching in watches:
             watching.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
+
+
+def _deployed(options: ServeOptions) -> bytes:
+    """What answers behind each name, beside the request: where it differs, a kept answer isn't the same one."""
+    config = options.config
+    here = [
+        (name, str(model.path) if isinstance(model.path, Path) else "", model.dtype, model.quantize)
+        for name, model in sorted(options.models.items())
+    ]
+    there = [(name, each.base_url) for name, each in sorted(config.upstreams.items())]
+    engine = (config.engine.dtype, config.engine.quantize)
+    return msgspec.msgpack.encode((here, there, engine, config.models, config.routing, config.policies))
 
 
 def _check_fallbacks(models: Sequence[str], config: Config) -> None:
@@ -423,6 +457,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
             await asyncio.wait({starting, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 await starting
+                settle_collector()
                 models = app.pipeline.models()
                 _announce(say, settings.host, listener.getsockname()[1], models, vectors=app.makes_vectors(models[0]))
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -14,7 +14,7 @@ import msgspec
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from millicent.config import FILE_NAME, SECRET_NAME, WRITTEN_IN, Config, line_of, load
+from millicent.config import FILE_NAME, SECRET_NAME, WRITTEN_IN, Config, line_of, load, plan_setup
 from millicent.control.budgets import standing
 from millicent.control.keys import ApiKey
 from millicent.control.keys import Scope as KeyScope
@@ -23,9 +23,12 @@ from millicent.core.clock import NS_PER_HOUR, Clock
 from millicent.core.errors import InvalidRequest
 from millicent.dashboard.configuration import Setting, settings_page
 from millicent.dashboard.models import models_page
+from millicent.dashboard.plan import Planning
+from millicent.dashboard.plans import plan_pages
 from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import Site
 from millicent.dashboard.users import users_page
+from millicent.economics.scenarios import Scenarios
 from millicent.ledger.queries import LedgerQueries
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement, PlacementConfig
@@ -73,6 +76,7 @@ def page_routes(
             partial(users_page, control=_Control(queries, keys, clock)),
             partial(models_page, fleet=fleet),
             partial(settings_page, path=path, settings=effective(options.config, path)),
+            *plan_pages(_planning(options, queries, clock)),
         ],
     )
 
@@ -93,6 +97,18 @@ def marked_as_demo(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, tell)
 
     return marked
+
+
+def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Planning:
+    config = options.config
+    targets = {name: each.latency_target_ms for name, each in config.features.items()}
+    return Planning(
+        queries,
+        clock,
+        lambda: plan_setup(config, clock.now_ns()),
+        Scenarios(options.home),
+        {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
+    )
 
 
 @dataclass(frozen=True)

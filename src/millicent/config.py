@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 import msgspec
 
 from millicent.backends.config import ModelConfig, UpstreamConfig
+from millicent.caching.config import CacheConfig
 from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
+from millicent.core.money import Money
+from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
 from millicent.economics.machines import MachineConfig
+from millicent.economics.margin import Books
+from millicent.economics.plans import plans_by_tier
+from millicent.economics.reports import Setting
+from millicent.economics.targets import Aim
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
 from millicent.meter.placements import ASSUMED_PLACEMENT, PlacementConfig
@@ -37,7 +44,7 @@ SECRET_NAME = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)
 
 
 # Two rooms' halves of one section: the settings of the former are written in the latter's tables.
-WRITTEN_IN = {"policies": "models", "upstreams": "placements"}
+WRITTEN_IN = {"policies": "models", "upstreams": "placements", "earnings": "features"}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,11 +58,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machines: dict[str, MachineConfig] = {}
     upstreams: dict[str, UpstreamConfig] = {}
     features: dict[str, FeatureConfig] = {}
+    earnings: dict[str, EarningsConfig] = {}
+    plans: dict[str, PlanConfig] = {}
+    costs: dict[str, CostConfig] = {}
     routing: dict[str, PolicyConfig] = {}
     prices: dict[str, PriceConfig] = {}
     budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig = LedgerConfig()
+    cache: CacheConfig = CacheConfig()
 
 
 def home() -> Path:
@@ -99,6 +110,10 @@ def load(path: Path) -> Config:
         *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
         *((("features", name), partial(Features, {name: each})) for name, each in config.features.items()),
         *((("features", name), partial(_check_feature, name, each, config)) for name, each in config.features.items()),
+        *((("features", name), partial(each.check, name)) for name, each in config.earnings.items()),
+        *((("plans", name), partial(each.check, name)) for name, each in config.plans.items()),
+        *((("plans", name), partial(plans_by_tier, config.plans)) for name in config.plans),
+        *((("costs", name), partial(each.check, name)) for name, each in config.costs.items()),
         *((("routing", name), partial(_check_policy, name, each)) for name, each in config.routing.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
@@ -108,6 +123,27 @@ def load(path: Path) -> Config:
         except ConfigError as error:
             raise ConfigError(f"{path}:{line_of(text, where)}: {error.message}") from error
     return config
+
+
+def economics_setting(config: Config) -> Setting:
+    """What the economics' reports rest on."""
+    return Setting(
+        books=Books(config.plans, config.earnings, config.costs),
+        aims={
+            name: Aim(
+                each.owner,
+                None if each.cost_target_usd is None else Money.from_usd(each.cost_target_usd),
+                each.latency_target_ms,
+            )
+            for name, each in config.features.items()
+        },
+        standard={
+            name: each.standard_utilization
+            for name, each in config.placements.items()
+            if each.standard_utilization is not None
+        },
+        max_sequences=config.engine.max_sequences,
+    )
 
 
 def plan_setup(config: Config, now_ns: int, machines: Mapping[str, MachineConfig] | None = None) -> Setup:

@@ -124,7 +124,7 @@ def test_every_field_of_a_request_was_thought_of() -> None:
     }  # fmt: skip
     others = {
         "id", "dialect", "stream", "priority", "attribution", "latency_target_ms", "max_cost", "outside_costs",
-        "hashed", "cache_key",
+        "hashed",
     }  # fmt: skip
     assert set(Request.__struct_fields__) == determine | others
     assert Message.__struct_fields__ == (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from millicent import __version__
+from millicent.cli.cache import cache
 from millicent.cli.checks import config, doctor
 from millicent.cli.control import budgets, keys
 from millicent.cli.conversation import chat, run
@@ -29,7 +30,7 @@ def millicent() -> None:
 for _command in (
     *(serve, demo, chat, run, pull, models, quantize, quote),
     *(receipts, report, reprice, export, import_, reconcile, ledger),
-    *(router, evaluate, plan),
+    *(router, evaluate, plan, cache),
     *(keys, budgets, config, doctor),
 ):
     millicent.add_command(_command)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from millicent.cli.plan_estimate import estimate, scenarios
 from millicent.cli.plan_where import where
 
 
 @click.group()
 def plan() -> None:
-    """Plan by what the ledger has seen: where to run it, and from which volume on another place pays."""
+    """Plan by what the ledger has seen: where to run it, and what something would cost before it is built."""
 
 
-for _command in (where,):
+for _command in (where, estimate, scenarios):
     plan.add_command(_command)

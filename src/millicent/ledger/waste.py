@@ -150,7 +150,8 @@ _READ = """
     WITH chosen AS MATERIALIZED (
         SELECT id, created_at_ns, feature, key, model, conversation, status, finish_reason, input_tokens,
             output_tokens, segments, usage, price_snapshot
-        FROM receipts WHERE status IS NOT NULL AND {where} ORDER BY created_at_ns DESC, id DESC LIMIT ?
+        FROM receipts WHERE status IS NOT NULL AND backend IS NOT 'response_cache' AND {where}
+        ORDER BY created_at_ns DESC, id DESC LIMIT ?
     )
     SELECT c.id, created_at_ns, feature, key, model, conversation, status, finish_reason, input_tokens, output_tokens,
         segments, json_extract(price_snapshot, '$.input'), json_extract(price_snapshot, '$.input_cached'),

@@ -288,6 +288,7 @@ def _refuse_unknown(names: object, known: set[str]) -> None:
             )
 
 
+_OUR_HEADERS = ("X-Millicent-Receipt", "X-Millicent-Cost-USD", "X-Millicent-Cache")
 _RATE_HEADERS = [
     name
     for part in ("Limit", "Remaining", "Reset")
@@ -302,7 +303,14 @@ def _cors(config: ServerConfig) -> Middleware:
         allow_origins=list(config.allowed_origins),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["X-Millicent-Receipt", "X-Millicent-Cost-USD", "Request-Id", "Retry-After", *_RATE_HEADERS],
+        expose_headers=[
+            "X-Millicent-Receipt",
+            "X-Millicent-Cost-USD",
+            "X-Millicent-Cache",
+            "Request-Id",
+            "Retry-After",
+            *_RATE_HEADERS,
+        ],
     )
 
 

@@ -86,7 +86,9 @@ class Detector:
         self._slot_s = max(step_s, 900)
         self._sensitivity = sensitivity
         self.state = state or State(
-            day=[None] * (DAY_S // self._slot_s), week=[None] * 168, spans=[[_Span() for _ in _SPANS_S] for _ in range(4)]
+            day=[None] * (DAY_S // self._slot_s),
+            week=[None] * 168,
+            spans=[[_Span() for _ in _SPANS_S] for _ in range(4)],
         )
 
     def observe(self, at_s: int, value: float, least: float = 0.0) -> Verdict:
