@@ -92,9 +92,8 @@ def counted(handler: Handler) -> tuple[int, FakeUpstream]:
         async with asyncio.timeout(20), fake_upstream(handler) as upstream:
             backend = backend_at(upstream.url)
             try:
-                asked = msgspec.structs.replace(
-                    ASKED, messages=(Message("system", "Be brief."), *(ASKED.messages or ()))
-                )
+                messages = (Message("system", "Be brief."), Message("user", "Where?"))
+                asked = msgspec.structs.replace(ASKED, messages=messages)
                 return await (await backend.prepare(asked)).count_input(), upstream
             finally:
                 await backend.close()
