@@ -48,6 +48,9 @@ KEPT = fake_anthropic.PromptCache()
 
 
 async def claude(call: Call) -> None:
+    if call.path.endswith("/count_tokens"):
+        await call.whole(b'{"input_tokens": 17}')
+        return
     if call.json["model"] == "claude-sonnet-4-5":
         said = fake_anthropic.answer(fake_anthropic.text(0, "Yes."), usage=KEPT.usage(call.json, 0))
         await call.stream([said])
@@ -169,6 +172,14 @@ def test_a_sealed_thought_comes_back_to_its_maker(
     assert back["messages"][1]["content"][0] == {
         "type": "thinking", "thinking": "Let me think.", "signature": "c2VhbA==",
     }  # fmt: skip
+
+
+def test_the_maker_of_a_model_counts_its_tokens(server: LiveServer) -> None:
+    asked: Any = {"messages": [{"role": "user", "content": "Where?"}]}
+    with anthropic.Anthropic(base_url=server.url, api_key="unused", max_retries=0) as client:
+        assert client.messages.count_tokens(model="sonnet", **asked).input_tokens == 17
+        with pytest.raises(anthropic.BadRequestError, match="Nobody here can count"):
+            client.messages.count_tokens(model="gpt", **asked)
 
 
 def test_a_long_conversation_is_marked_for_the_makers_cache_and_its_receipts_show_what_that_saved(
