@@ -84,13 +84,11 @@ class Tally(msgspec.Struct, omit_defaults=True):
 
     def add(self, other: Tally, sign: int = 1) -> None:
         """Take in the other's, or, with a sign of -1, take them off; what comes to nothing is dropped."""
-        for name in self.__struct_fields__:
-            theirs = getattr(other, name)
-            if isinstance(theirs, int):
-                setattr(self, name, getattr(self, name) + sign * theirs)
-                continue
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + sign * getattr(other, name))
+        for name in _SUMS:
             ours = getattr(self, name)
-            for key, count in theirs.items():
+            for key, count in getattr(other, name).items():
                 if left := ours.get(key, 0) + sign * count:
                     ours[key] = left
                 else:
@@ -103,3 +101,7 @@ class Tally(msgspec.Struct, omit_defaults=True):
     @property
     def cost_nanousd(self) -> int:
         return sum(self.nanousd.values())
+
+
+_COUNTS = ("requests", "priced", "routed", "prefill_ns", "decode_ns", "energy_uj", "measured")
+_SUMS = tuple(name for name in Tally.__struct_fields__ if name not in _COUNTS)

@@ -112,9 +112,12 @@ def units(
     where = msgspec.structs.replace(where, from_ns=period.from_ns, to_ns=period.to_ns)
     totals = ledger.totals(by, where, zone=zone)
     loaded = _loaded(ledger, by, where, period, zone, standard or {}, now_ns)
-    tallies = ledger.tallies((by,), where, zone=zone)
+    requests = sum(each.requests for each in totals)
+    tallies = ledger.tallies((by,), where, zone=zone, requests=requests)
     # Where there is too much to read by group, there may not be for all together.
-    merged = ledger.tallies((), where) if tallies is None else {(): _sum_tallies(list(tallies.values()))}
+    merged = (
+        ledger.tallies((), where, requests=requests) if tallies is None else {(): _sum_tallies(list(tallies.values()))}
+    )
     useful = {each.group: each for each in ledger.usefulness(by, where, zone=zone)}
     roles = {each.group: each.costs for each in ledger.role_costs(by, where, zone=zone)}
 

@@ -1,4 +1,4 @@
-"""What requests took, kept beside the rollups: a `Tally` per quarter-hour and day (UTC), feature and model.
+"""What requests took, kept beside the rollups: a `Tally` per quarter-hour, hour and day (UTC), feature and model.
 
 Folding a receipt into the rollups takes it in here too, so that both hold the same receipts, whatever is deleted later.
 """
@@ -17,9 +17,10 @@ from millicent.core.clock import NS_PER_S, iso_utc
 from millicent.core.tallies import Tally, bucket_of
 
 QUARTER_S, DAY_S = 900, 86_400
+SPANS_S = (QUARTER_S, 3600, DAY_S)
 ROLLED = frozenset({"feature", "model"})
-# Receipts read one by one for a question that no tally answers: a second or two.
-MOST_DETAIL = 100_000
+# Receipts read one by one for a question that no tally answers: some tenths of a second.
+MOST_DETAIL = 10_000
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
 # Receipts of an older version that one checkpoint takes in.
 _BACKFILL = 2_000
@@ -106,6 +107,7 @@ def read(
     to_ns: int,
     label_of: Callable[[int], str] | None,
     coarsest_s: int,
+    requests: int = 0,
 ) -> dict[tuple[str, ...], Tally] | None:
     """Sums by these columns, and by time where there is a label for it, which then comes last. `fixed` columns must
     have a value, '' for none. Features and models are read from tallies, what else there is from up to `MOST_DETAIL`
@@ -123,6 +125,8 @@ def read(
         values.append(value)
     condition = " AND ".join(parts)
     if not {*by, *fixed} <= ROLLED:
+        if requests > MOST_DETAIL:
+            return None
         return found if _detail(connection, by, condition, values, from_ns, to_ns, take, MOST_DETAIL) else None
     rolled_ns = min(max(from_ns, _up(raw_before_ns(connection), QUARTER_S)), to_ns)
     first, last = _up(rolled_ns, QUARTER_S), _down(to_ns, QUARTER_S)
@@ -131,11 +135,7 @@ def read(
         return found
     _detail(connection, by, condition, values, from_ns, first, take)
     _detail(connection, by, condition, values, last, to_ns, take)
-    days = (_up(first, DAY_S), _down(last, DAY_S))
-    if coarsest_s >= DAY_S and days[0] < days[1]:
-        pieces = [(QUARTER_S, first, days[0]), (DAY_S, *days), (QUARTER_S, days[1], last)]
-    else:
-        pieces = [(QUARTER_S, first, last)]
+    pieces = _pieces([span_s for span_s in SPANS_S if span_s <= coarsest_s], first, last)
     wanted = " AND ".join(["1", *(f"{name} = ?" for name in fixed)])
     columns = ", ".join(("start_ns", "tally", *by))
     sql = f"SELECT {columns} FROM tallies WHERE span_s = ? AND start_ns >= ? AND start_ns < ? AND {wanted}"
@@ -232,7 +232,7 @@ def _merge(
     sums: dict[tuple[int, int, object, object], Tally] = {}
     for (feature, model), at_ns, tally in added:
         assert isinstance(at_ns, int)
-        for span_s in (QUARTER_S, DAY_S):
+        for span_s in SPANS_S:
             sums.setdefault((span_s, _down(at_ns, span_s), feature, model), Tally()).add(tally)
     for key, tally in sums.items():
         where = "span_s = ? AND start_ns = ? AND feature = ? AND model = ?"
@@ -264,6 +264,20 @@ def _tally(figures: Sequence[object], before: int | None) -> Tally:
             tally.nanousd[kind] = tally.nanousd.get(kind, 0) + (amount or 0)
         tally.cost = {bucket_of(tally.cost_nanousd): 1}
     return tally
+
+
+def _pieces(spans_s: Sequence[int], from_ns: int, to_ns: int) -> Iterator[tuple[int, int, int]]:
+    """The widest whole spans in this time, finer ones at its ends: each with its own part, bounds of the finest."""
+    fine_s, *coarser_s = spans_s
+    first, last = (_up(from_ns, coarser_s[0]), _down(to_ns, coarser_s[0])) if coarser_s else (to_ns, to_ns)
+    if first >= last:
+        first = last = to_ns
+    if from_ns < first:
+        yield fine_s, from_ns, first
+    if first < last:
+        yield from _pieces(coarser_s, first, last)
+    if last < to_ns:
+        yield fine_s, last, to_ns
 
 
 def _up(ns: int, span_s: int) -> int:
