@@ -12,10 +12,22 @@ from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 import msgspec
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from millicent.config import FILE_NAME, SECRET_NAME, WRITTEN_IN, Config, economics_setting, line_of, load, plan_setup
+from millicent.config import (
+    FILE_NAME,
+    SECRET_NAME,
+    WRITTEN_IN,
+    Config,
+    configured,
+    economics_setting,
+    line_of,
+    load,
+    plan_setup,
+)
 from millicent.control.budgets import standing
-from millicent.control.keys import ApiKey, Scope
+from millicent.control.keys import ApiKey
+from millicent.control.keys import Scope as KeyScope
 from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR, Clock
 from millicent.core.errors import InvalidRequest
@@ -45,6 +57,7 @@ if TYPE_CHECKING:
 
     from millicent.app import ServeOptions
 
+_TAGS = b"x-millicent-tags"
 _OVERLAP_NS = 24 * NS_PER_HOUR
 
 
@@ -68,7 +81,7 @@ def page_routes(
         refresh=pipeline.checkpoint,
         visitor=visitor_of,
         steps=meter.steps.around,
-        demo=options.demo,
+        demo=options.demo is not None,
     )
     fleet = _Fleet(path, (options.placement, *options.providers), pipeline, health, clock)
     reports = Reports(queries, clock, economics_setting(options.config))
@@ -84,15 +97,35 @@ def page_routes(
     )
 
 
+def marked_as_demo(app: ASGIApp) -> ASGIApp:
+    """Every answer says in a header that nothing behind it is real, and every receipt in a tag."""
+
+    async def marked(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-millicent-demo", b"true")]
+            await send(message)
+
+        if scope["type"] == "http":
+            tags = b",".join([*(value for name, value in scope["headers"] if name == _TAGS), b"demo=true"])
+            rest = [(name, value) for name, value in scope["headers"] if name != _TAGS]
+            scope = {**scope, "headers": [*rest, (_TAGS, tags)]}
+        await app(scope, receive, tell)
+
+    return marked
+
+
 def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Planning:
-    config = options.config
+    config, scenarios = options.config, Scenarios(options.home)
     targets = {name: each.latency_target_ms for name, each in config.features.items()}
     return Planning(
         queries,
         clock,
         lambda: plan_setup(config, clock.now_ns()),
-        Scenarios(options.home),
+        scenarios,
         {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
+        lambda: configured(config, queries, scenarios),
+        economics_setting(config).books,
     )
 
 
@@ -139,7 +172,7 @@ class _Control:
         return self.queries.ask(lambda connection: standing(connection, now_ns)) or []
 
     async def create(self, fields: Mapping[str, str | None]) -> str:
-        named = {**fields, "scope": Scope(fields["scope"] or Scope.CLIENT)}
+        named = {**fields, "scope": KeyScope(fields["scope"] or KeyScope.CLIENT)}
         _, token = await self.changes.create(**named)
         return token
 
