@@ -74,7 +74,7 @@ def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
         " WHERE r.created_at_ns >= ? AND r.created_at_ns < ? AND r.status IS NOT NULL"
     )
     rows = connection.execute(old, (from_ns, before_ns)).fetchall()
-    _merge(connection, ((row[:2], row[2], _tally(row[2:-2], row[-2])) for row in rows if not row[-1]))
+    _merge(connection, ((row[:2], row[2], _tally(row[2:-2], row[-2]), 1) for row in rows if not row[-1]))
     connection.execute("UPDATE tally_progress SET raw_before_ns = ?", (from_ns,))
 
 
@@ -221,25 +221,30 @@ def _differences(rows: Iterable[Row], members: int) -> Iterator[tuple[Sequence[s
 
 
 def _add(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
-    found = [(key, at_ns, tally, sign) for key, at_ns, tally, sign in _differences(rows, 2)]
-    _merge(connection, ((key, at_ns, tally) for key, at_ns, tally, sign in found if sign > 0))
-    _merge(connection, ((key, at_ns, tally) for key, at_ns, tally, sign in found if sign < 0), -1)
+    _merge(connection, ((key, at_ns, tally, sign) for key, at_ns, tally, sign in _differences(rows, 2)))
 
 
-def _merge(
-    connection: sqlite3.Connection, added: Iterable[tuple[Sequence[object], object, Tally]], sign: int = 1
-) -> None:
-    sums: dict[tuple[int, int, object, object], Tally] = {}
-    for (feature, model), at_ns, tally in added:
-        assert isinstance(at_ns, int)
-        for span_s in SPANS_S:
-            sums.setdefault((span_s, _down(at_ns, span_s), feature, model), Tally()).add(tally)
-    for key, tally in sums.items():
-        where = "span_s = ? AND start_ns = ? AND feature = ? AND model = ?"
-        kept = connection.execute(f"SELECT tally FROM tallies WHERE {where}", key).fetchone()
-        whole = Tally() if kept is None else _decoder.decode(kept[0])
-        whole.add(tally, sign)
-        connection.execute("INSERT OR REPLACE INTO tallies VALUES (?, ?, ?, ?, ?)", (*key, _encoder.encode(whole)))
+def _merge(connection: sqlite3.Connection, added: Iterable[tuple[Sequence[object], int, Tally, int]]) -> None:
+    """Each is added to its quarter-hour first: those that share one are many, and then few sums go on."""
+    quarters: dict[tuple[int, object, object], Tally] = {}
+    for (feature, model), at_ns, tally, sign in added:
+        key = (_down(at_ns, QUARTER_S), feature, model)
+        if key not in quarters and sign > 0:
+            quarters[key] = tally
+        else:
+            quarters.setdefault(key, Tally()).add(tally, sign)
+    for span_s in SPANS_S:
+        sums: dict[tuple[int, int, object, object], Tally] = {}
+        for (start_ns, feature, model), tally in quarters.items():
+            sums.setdefault((span_s, _down(start_ns, span_s), feature, model), Tally()).add(tally)
+        for place, tally in sums.items():
+            where = "span_s = ? AND start_ns = ? AND feature = ? AND model = ?"
+            kept = connection.execute(f"SELECT tally FROM tallies WHERE {where}", place).fetchone()
+            if kept is not None:
+                tally.add(_decoder.decode(kept[0]))
+            connection.execute(
+                "INSERT OR REPLACE INTO tallies VALUES (?, ?, ?, ?, ?)", (*place, _encoder.encode(tally))
+            )
 
 
 def _tally(figures: Sequence[object], before: int | None) -> Tally:
