@@ -50,7 +50,7 @@ def show_report(
 
 def _show_units(report: UnitReport) -> None:
     costs = (report.by.upper(), "REQUESTS", "COST", "FULLY LOADED", "PER REQUEST", "PER USEFUL", "TOKENS PER USEFUL")
-    header = (*costs, "CACHED", "ROUTED", "JOULES")
+    header = (*costs, "CACHED", "CACHE HITS", "ROUTED", "JOULES")
     rows = [_unit_row(each, each.group or "unattributed") for each in report.units]
     print(show.table(header, [*rows, _unit_row(report.total, "total")], right=frozenset(header[1:])))
     if report.cost_per_group is not None and report.by in {"user", "conversation", "run", "key", "team"}:
@@ -104,6 +104,7 @@ def _unit_row(unit: Unit, name: str) -> tuple[str, ...]:
         _amount(unit.cost_per_useful),
         _number(unit.tokens_per_useful),
         _percent(unit.cached),
+        _percent(unit.cache_hits),
         _percent(unit.routed),
         _number(unit.joules),
     )

@@ -60,14 +60,17 @@ def count_at_most(histogram: Mapping[int, int], value: int) -> int:
 class Tally(msgspec.Struct, omit_defaults=True):
     """Closed receipts. `priced` have lines, all with an amount: `nanousd` (by "role meter") and `priced_tokens` (by
     leaf) are theirs, as are `prefill_ns` and `decode_ns`, which say how much of an accelerator's amount is for input.
-    `tokens` are of all of which they are known. Latencies are of those that succeeded, `cost` of the priced ones;
-    `wait` is what a caller waits for: the first token of what is streamed, else the whole answer.
-    Times are nanoseconds, `energy_uj` microjoules of the `measured` ones whose energy is known.
+    What the response cache answered is in the leaves `input_hit` and `output_hit`. `tokens` are of all others of which
+    they are known. Latencies are of those that succeeded, `cost` of the priced ones; `wait` is what a caller waits for:
+    the first token of what is streamed, else the whole answer. Times are nanoseconds, `energy_uj` microjoules of the
+    `measured` ones whose energy is known; `cache_hits` and `cache_misses` are of the response cache.
     """
 
     requests: int = 0
     priced: int = 0
     routed: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     prefill_ns: int = 0
     decode_ns: int = 0
     energy_uj: int = 0
@@ -103,5 +106,15 @@ class Tally(msgspec.Struct, omit_defaults=True):
         return sum(self.nanousd.values())
 
 
-_COUNTS = ("requests", "priced", "routed", "prefill_ns", "decode_ns", "energy_uj", "measured")
+_COUNTS = (
+    "requests",
+    "priced",
+    "routed",
+    "cache_hits",
+    "cache_misses",
+    "prefill_ns",
+    "decode_ns",
+    "energy_uj",
+    "measured",
+)
 _SUMS = tuple(name for name in Tally.__struct_fields__ if name not in _COUNTS)

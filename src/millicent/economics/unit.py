@@ -42,10 +42,11 @@ class Took(msgspec.Struct, frozen=True):
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One group's closed requests. `cost` is what is on their receipts; `fully_loaded` adds what the machines cost
-    that no receipt carries, allocated by use over the month. `cached` is the part of prompt tokens read from a cache,
-    `routed` the part of requests that a policy routed, `joules` of the `measured` requests whose energy is known.
-    `roles` is the cost of predictivity. None is what nobody knows, or nobody rated; `took` and what goes with it are
-    None where they would take reading too many receipts.
+    that no receipt carries, allocated by use over the month. `cached` is the part of prompt tokens read from a prefix
+    cache, `cache_hits` the part of those that asked the response cache which it answered, `routed` the part of requests
+    that a policy routed, `joules` of the `measured` requests whose energy is known. `roles` is the cost of
+    predictivity. None is what nobody knows, or nobody rated; `took` and what goes with it are None where they would
+    take reading too many receipts.
     """
 
     group: str | None
@@ -66,6 +67,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     roles: dict[str, Money]
     took: Took | None
     cached: Decimal | None
+    cache_hits: Decimal | None
     routed: Decimal | None
     joules: Decimal | None
     measured: int
@@ -265,6 +267,7 @@ def _unit(
     rate = None if useful is None else useful.rate
     low, high = (None, None) if useful is None else useful.cost_per_useful_interval
     tokens = Decimal(totals.input_tokens + totals.output_tokens)
+    asked = 0 if tally is None else tally.cache_hits + tally.cache_misses
     read = 0 if tally is None else tally.tokens.get("input_cache_read", 0)
     return Unit(
         group=totals.group,
@@ -287,6 +290,7 @@ def _unit(
         if tally is None
         else Took(*(Spread.of(each) for each in (tally.queue, tally.ttft, tally.tpot, tally.total))),
         cached=Decimal(read) / tally.input_tokens if tally is not None and tally.input_tokens else None,
+        cache_hits=Decimal(tally.cache_hits) / asked if tally is not None and asked else None,
         routed=Decimal(tally.routed) / tally.requests if tally is not None and tally.requests else None,
         joules=Decimal(tally.energy_uj).scaleb(-6) if tally is not None and tally.measured else None,
         measured=0 if tally is None else tally.measured,

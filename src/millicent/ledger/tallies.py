@@ -43,6 +43,7 @@ _usage_decoder = msgspec.json.Decoder(_Usage)
 _FIGURES = """
     r.created_at_ns, r.status, r.stream, r.usage, r.queue_ns, r.ttft_ns, r.tpot_ns, r.total_ns, r.prefill_ns,
     r.decode_ns, r.joules, coalesce(json_extract(r.policy, '$.routing') IS NOT NULL, 0),
+    json_extract(r.policy, '$.response_cache'),
     (SELECT json_group_array(json_array(l.ordinal, l.role, l.meter, l.amount_nanousd)) FROM lines AS l
         WHERE l.receipt = r.id AND l.book = 'actual')
 """
@@ -249,11 +250,12 @@ def _merge(connection: sqlite3.Connection, added: Iterable[tuple[Sequence[object
 
 def _tally(figures: Sequence[object], before: int | None) -> Tally:
     """Of one receipt; with only its lines before that ordinal, where one is given."""
-    _, status, stream, usage, *took, prefill_ns, decode_ns, joules, routed, lines = figures
+    _, status, stream, usage, *took, prefill_ns, decode_ns, joules, routed, cache, lines = figures
     given = [line for line in _lines_decoder.decode(lines) if before is None or line[0] < before]  # type: ignore[arg-type]
     leaves = _usage_decoder.decode(usage).leaves  # type: ignore[arg-type]
     tokens = {leaf: each.tokens for leaf, each in leaves.items() if each.tokens}
-    tally = Tally(requests=1, routed=int(routed), tokens=tokens)  # type: ignore[call-overload]
+    tally = Tally(requests=1, routed=int(routed), tokens={} if cache == "hit" else tokens)  # type: ignore[call-overload]
+    tally.cache_hits, tally.cache_misses = int(cache == "hit"), int(cache == "miss")
     if joules is not None:
         tally.measured, tally.energy_uj = 1, int(Decimal(joules).scaleb(6))  # type: ignore[arg-type]
     if status == "succeeded":
@@ -263,12 +265,20 @@ def _tally(figures: Sequence[object], before: int | None) -> Tally:
         tally.wait = dict(tally.ttft if stream else tally.total)
     if given and all(amount is not None for *_, amount in given):
         tally.priced, tally.prefill_ns, tally.decode_ns = 1, prefill_ns, decode_ns  # type: ignore[assignment]
-        tally.priced_tokens = dict(tokens)
+        tally.priced_tokens = _of_hit(tokens) if cache == "hit" else dict(tokens)
         for _, role, meter, amount in given:
             kind = f"{role} {meter}"
             tally.nanousd[kind] = tally.nanousd.get(kind, 0) + (amount or 0)
         tally.cost = {bucket_of(tally.cost_nanousd): 1}
     return tally
+
+
+def _of_hit(tokens: Mapping[str, int]) -> dict[str, int]:
+    """Tokens that nobody computed and nobody paid for."""
+    sides = {
+        side: sum(count for leaf, count in tokens.items() if leaf.startswith(side)) for side in ("input", "output")
+    }
+    return {f"{side}_hit": count for side, count in sides.items() if count}
 
 
 def _pieces(spans_s: Sequence[int], from_ns: int, to_ns: int) -> Iterator[tuple[int, int, int]]:
