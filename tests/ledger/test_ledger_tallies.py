@@ -249,7 +249,7 @@ def test_tallies_outlive_the_detail_and_what_needs_detail_says_when_there_is_too
     asyncio.run(ledger.write(partial(delete_expired, before_ns=T0 + 10)))
     assert ledger.queries.receipts(ReceiptFilter()).receipts == ()
     assert ledger.queries.tallies(("feature",), ReceiptFilter()) == whole
-    assert ledger.queries.first_day_ns() == T0
+    assert ledger.queries.first_days_ns() == {None: T0}
     assert ledger.queries.verify() == []
     asyncio.run(ledger.stop())
 

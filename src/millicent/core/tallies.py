@@ -7,10 +7,12 @@ within 1/32 (3.2%) of the true one. Buckets never move: histograms of different 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import msgspec
 
 Histogram = dict[int, int]
+Key = TypeVar("Key")
 
 _SUB_BITS = 4
 _STEPS = 1 << _SUB_BITS
@@ -87,15 +89,31 @@ class Tally(msgspec.Struct, omit_defaults=True):
 
     def add(self, other: Tally, sign: int = 1) -> None:
         """Take in the other's, or, with a sign of -1, take them off; what comes to nothing is dropped."""
-        for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + sign * getattr(other, name))
-        for name in _SUMS:
-            ours = getattr(self, name)
-            for key, count in getattr(other, name).items():
-                if left := ours.get(key, 0) + sign * count:
-                    ours[key] = left
-                else:
-                    ours.pop(key, None)
+        # Written out: a report adds up thousands.
+        self.requests += sign * other.requests
+        self.priced += sign * other.priced
+        self.routed += sign * other.routed
+        self.cache_hits += sign * other.cache_hits
+        self.cache_misses += sign * other.cache_misses
+        self.prefill_ns += sign * other.prefill_ns
+        self.decode_ns += sign * other.decode_ns
+        self.energy_uj += sign * other.energy_uj
+        self.measured += sign * other.measured
+        for ours, theirs in (
+            (self.nanousd, other.nanousd),
+            (self.tokens, other.tokens),
+            (self.priced_tokens, other.priced_tokens),
+        ):
+            _add_up(ours, theirs, sign)
+        for have, more in (
+            (self.queue, other.queue),
+            (self.ttft, other.ttft),
+            (self.tpot, other.tpot),
+            (self.total, other.total),
+            (self.wait, other.wait),
+            (self.cost, other.cost),
+        ):
+            _add_up(have, more, sign)
 
     @property
     def input_tokens(self) -> int:
@@ -106,15 +124,9 @@ class Tally(msgspec.Struct, omit_defaults=True):
         return sum(self.nanousd.values())
 
 
-_COUNTS = (
-    "requests",
-    "priced",
-    "routed",
-    "cache_hits",
-    "cache_misses",
-    "prefill_ns",
-    "decode_ns",
-    "energy_uj",
-    "measured",
-)
-_SUMS = tuple(name for name in Tally.__struct_fields__ if name not in _COUNTS)
+def _add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:
+    for key, count in theirs.items():
+        if left := ours.get(key, 0) + sign * count:
+            ours[key] = left
+        else:
+            ours.pop(key, None)

@@ -114,22 +114,23 @@ def drifts(
     where = where or ReceiptFilter()
     now, week_ago = Period(now_ns - _WEEK_NS, now_ns), Period(now_ns - 2 * _WEEK_NS, now_ns - _WEEK_NS)
     current, before = (_by_feature(ledger, period, where) for period in (now, week_ago))
+    first_days = ledger.first_days_ns()
+    weeks: dict[int, dict[str | None, Tally]] = {}
     found = []
     for feature, tally in sorted(current.items(), key=lambda each: (each[0] is None, each[0] or "")):
         own = features.get(feature or "")
         given = None if own is None or own.baseline is None else start_ns(own.baseline)
-        first_ns = given if given is not None else ledger.first_day_ns(feature or "")
-        base = Period(first_ns or 0, (first_ns or 0) + _WEEK_NS)
-        narrowed = msgspec.structs.replace(where, feature=feature or "")
-        baseline = _by_feature(ledger, base, narrowed).get(feature, Tally())
-        rates = [rates_of(each) for each in (tally, before.get(feature, Tally()), baseline)]
+        base_ns = first_days.get(feature, now.from_ns) if given is None else given
+        if base_ns not in weeks:
+            weeks[base_ns] = _by_feature(ledger, Period(base_ns, base_ns + _WEEK_NS), where)
+        rates = [rates_of(each) for each in (tally, *(week.get(feature, Tally()) for week in (before, weeks[base_ns])))]
         found.append(
             Drift(
                 feature=feature,
                 now=rates[0],
                 week_ago=rates[1],
                 baseline=rates[2],
-                baseline_from=day_of(base.from_ns).isoformat(),
+                baseline_from=day_of(base_ns).isoformat(),
                 moved=tuple(name for name in _MOVING if any(_moved(rates[0], then, name) for then in rates[1:])),
             )
         )

@@ -147,7 +147,7 @@ def units(
         cost_per_group=mean([each.cost for each in named]),
         devices=tuple(device_use(ledger, period, max_sequences)),
         forecast=month_end(ledger, where, now_ns),
-        gaps=tuple(gaps(ledger, where)),
+        gaps=tuple(gaps(ledger, where, {by: totals})),
     )
 
 
@@ -160,18 +160,20 @@ def per(amount: Money, count: int) -> Money | None:
     return Money(round(Decimal(amount.nanousd) / count)) if count else None
 
 
-def gaps(ledger: LedgerQueries, where: ReceiptFilter) -> list[Gap]:
-    """What is unattributed, and what is unpriced, with what to do; the largest first."""
+def gaps(ledger: LedgerQueries, where: ReceiptFilter, known: Mapping[GroupBy, list[Totals]] | None = None) -> list[Gap]:
+    """What is unattributed, and what is unpriced, with what to do; the largest first. Totals that are `known` aren't
+    asked for again."""
+    known = known or {}
     found = []
     for by, header in ATTRIBUTES.items():
-        totals = ledger.totals(by, where)
+        totals = known.get(by) or ledger.totals(by, where)
         requests = sum(each.requests for each in totals)
         for each in totals:
             if each.group is None:
                 advice = f"send {header}, or pin it to the key: millicent keys create --{by} NAME"
                 share = Decimal(each.requests) / requests
                 found.append(Gap(f"no {by}", each.requests, share, each.cost, advice))
-    models = ledger.totals("model", where)
+    models = known.get("model") or ledger.totals("model", where)
     requests = sum(each.requests for each in models)
     for each in models:
         if each.unpriced:
@@ -191,8 +193,7 @@ def gaps(ledger: LedgerQueries, where: ReceiptFilter) -> list[Gap]:
 def _beginning(ledger: LedgerQueries, where: ReceiptFilter, now_ns: int) -> int:
     if where.from_ns is not None:
         return where.from_ns
-    first_ns = ledger.first_day_ns()
-    return now_ns if first_ns is None else min(first_ns, now_ns)
+    return min([*ledger.first_days_ns().values(), now_ns])
 
 
 def _loaded(

@@ -272,9 +272,11 @@ class LedgerQueries:
             return None
         return {tuple(member or None for member in key): tally for key, tally in found.items() if tally.requests}
 
-    def first_day_ns(self, feature: str | None = None) -> int | None:
-        """When the first day (UTC) began on which this feature was asked for, "" for none; any where it is None."""
-        return self.ask(lambda connection: tallies.first_day_ns(connection, feature))
+    def first_days_ns(self) -> dict[str | None, int]:
+        """When the first day (UTC) began on which each feature was asked for, None for none. Receipts of an older
+        version that are still being taken in aren't seen."""
+        found = self.ask(tallies.first_days_ns) or {}
+        return {feature or None: at_ns for feature, at_ns in found.items()}
 
     def newest_fits(self, device: str) -> list[StepTimeFit]:
         """The newest of each model on this device."""

@@ -88,16 +88,14 @@ def is_complete(connection: sqlite3.Connection) -> bool:
     return raw_before_ns(connection) == _LEAST
 
 
-def first_day_ns(connection: sqlite3.Connection, feature: str | None) -> int | None:
-    """When the first day began on which this feature was asked for, or any where it is None."""
-    only = {None: "", "": " AND ifnull(feature, '') = ''"}.get(feature, " AND feature = ?")
-    values = [feature] if feature else []
-    sql = (
-        f"SELECT min(at_ns) FROM (SELECT min(start_ns) AS at_ns FROM tallies WHERE span_s = {DAY_S}{only} UNION ALL"
-        f" SELECT min(created_at_ns) FROM receipts WHERE status IS NOT NULL{only})"
+def first_days_ns(connection: sqlite3.Connection) -> dict[str, int]:
+    """When the first day began on which each feature was asked for, '' for none."""
+    found = connection.execute(
+        f"SELECT feature, min(at_ns) FROM (SELECT feature, min(start_ns) AS at_ns FROM tallies WHERE span_s = {DAY_S}"
+        " GROUP BY feature UNION ALL SELECT ifnull(feature, ''), min(created_at_ns) FROM unrolled AS u"
+        " CROSS JOIN receipts AS r ON r.id = u.receipt GROUP BY feature) GROUP BY feature"
     )
-    (at_ns,) = connection.execute(sql, [*values, *values]).fetchone()
-    return None if at_ns is None else _down(at_ns, DAY_S)
+    return {feature: _down(at_ns, DAY_S) for feature, at_ns in found}
 
 
 def read(
