@@ -19,7 +19,7 @@ import msgspec
 import uvicorn
 from starlette.routing import BaseRoute
 
-from millicent.app_pages import page_routes
+from millicent.app_pages import marked_as_demo, page_routes
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
@@ -33,6 +33,7 @@ from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import Ids, SystemIds
+from millicent.core.protocols import Backend
 from millicent.dashboard.routes import sign_in_page
 from millicent.economics.reports import ANSWERS, Reports
 from millicent.engine.machine import usable_cores
@@ -75,11 +76,15 @@ _LOG_FILES = 3
 _LEARNED_AT_START = 2000
 
 
+StandIns = Callable[[Meter, Clock], tuple[Sequence[Backend], dict[str, list[Place]]]]
+"""Backends in the place of real ones, and where each model runs."""
+
+
 @dataclass(frozen=True)
 class ServeOptions:
     """What to serve, from where; `models` maps public names to files that are here, on `placement`. Without any there
     is no engine. `elsewhere` are placements that are called; models at `providers` can be quoted beside them.
-    `demo`: nothing of it is real."""
+    `demo` stands in for all of them: its backends show the meter made-up steps, and nothing is real."""
 
     home: Path
     config: Config
@@ -87,7 +92,7 @@ class ServeOptions:
     placement: Placement
     providers: tuple[Placement, ...] = ()
     elsewhere: tuple[Elsewhere, ...] = ()
-    demo: bool = False
+    demo: StandIns | None = None
 
 
 @dataclass(frozen=True)
@@ -159,13 +164,14 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
         estimated = _estimated(options, meter, clock)
+        backends, places = _backends(options, backend, elsewhere, meter, clock)
         queries = LedgerQueries(home / "ledger.db")
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
-        traffic, answers = Traffic(config.features), open_cache(config.cache, home, clock, deployed=_deployed(options))
+        traffic, answers = Traffic(config.features), _answers(options, clock)
         pipeline = Pipeline(
-            backends=[*([] if backend is None else [backend]), *elsewhere],
+            backends=backends,
             ledger=ledger,
             meter=meter,
             placements={each.name: each for each in (options.placement, *options.providers)},
@@ -177,7 +183,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limiter=limiter,
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             estimated=estimated,
-            places=_places(options, backend, elsewhere),
+            places=places,
             policies=config.policies,
             routing=policies,
             cache=answers,
@@ -295,6 +301,18 @@ async def _estimates(queries: LedgerQueries, shares: StepTimeShares, config: Con
     return Estimates(quoter, PriceBook(config.prices, published_prices))
 
 
+def _backends(
+    options: ServeOptions,
+    local: LocalBackend | None,
+    elsewhere: Sequence[UpstreamBackend],
+    meter: Meter,
+    clock: Clock,
+) -> tuple[Sequence[Backend], dict[str, list[Place]]]:
+    if options.demo is not None:
+        return options.demo(meter, clock)
+    return [*([] if local is None else [local]), *elsewhere], _places(options, local, elsewhere)
+
+
 def _places(
     options: ServeOptions, local: LocalBackend | None, elsewhere: Sequence[UpstreamBackend]
 ) -> dict[str, list[Place]]:
@@ -350,6 +368,11 @@ async def _watching(
         for watching in watches:
             watching.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
+
+
+def _answers(options: ServeOptions, clock: Clock) -> ResponseCache | None:
+    config = options.config
+    return open_cache(config.cache, options.home, clock, deployed=_deployed(options), policies=config.routing)
 
 
 def _deployed(options: ServeOptions) -> bytes:
@@ -423,7 +446,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
     async with open_app(options) as app:
         http = _HttpServer(
             uvicorn.Config(
-                app.server.asgi,
+                app.server.asgi if options.demo is None else marked_as_demo(app.server.asgi),
                 http=HttpProtocol,
                 lifespan="off",
                 log_config=None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 import msgspec
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millicent.config import (
     FILE_NAME,
@@ -25,17 +26,22 @@ from millicent.config import (
     plan_setup,
 )
 from millicent.control.budgets import standing
-from millicent.control.keys import ApiKey, Scope
+from millicent.control.keys import ApiKey
+from millicent.control.keys import Scope as KeyScope
 from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR, Clock
 from millicent.core.errors import InvalidRequest
+from millicent.dashboard.changed import changes_page
 from millicent.dashboard.configuration import Setting, settings_page
+from millicent.dashboard.earnings import margin_page
+from millicent.dashboard.features import features_page
 from millicent.dashboard.models import models_page
 from millicent.dashboard.plan import Planning
 from millicent.dashboard.plans import plan_pages
 from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import Site
 from millicent.dashboard.users import users_page
+from millicent.economics.reports import Reports
 from millicent.economics.scenarios import Scenarios
 from millicent.ledger.queries import LedgerQueries
 from millicent.meter.meter import Meter
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
 
     from millicent.app import ServeOptions
 
+_TAGS = b"x-millicent-tags"
 _OVERLAP_NS = 24 * NS_PER_HOUR
 
 
@@ -74,18 +81,38 @@ def page_routes(
         refresh=pipeline.checkpoint,
         visitor=visitor_of,
         steps=meter.steps.around,
-        demo=options.demo,
+        demo=options.demo is not None,
     )
     fleet = _Fleet(path, (options.placement, *options.providers), pipeline, health, clock)
+    reports = Reports(queries, clock, economics_setting(options.config))
     return dashboard_routes(
         site,
         [
+            *(partial(page, reports=reports) for page in (features_page, margin_page, changes_page)),
             partial(users_page, control=_Control(queries, keys, clock)),
             partial(models_page, fleet=fleet),
             partial(settings_page, path=path, settings=effective(options.config, path)),
             *plan_pages(_planning(options, queries, clock)),
         ],
     )
+
+
+def marked_as_demo(app: ASGIApp) -> ASGIApp:
+    """Every answer says in a header that nothing behind it is real, and every receipt in a tag."""
+
+    async def marked(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-millicent-demo", b"true")]
+            await send(message)
+
+        if scope["type"] == "http":
+            tags = b",".join([*(value for name, value in scope["headers"] if name == _TAGS), b"demo=true"])
+            rest = [(name, value) for name, value in scope["headers"] if name != _TAGS]
+            scope = {**scope, "headers": [*rest, (_TAGS, tags)]}
+        await app(scope, receive, tell)
+
+    return marked
 
 
 def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Planning:
@@ -145,7 +172,7 @@ class _Control:
         return self.queries.ask(lambda connection: standing(connection, now_ns)) or []
 
     async def create(self, fields: Mapping[str, str | None]) -> str:
-        named = {**fields, "scope": Scope(fields["scope"] or Scope.CLIENT)}
+        named = {**fields, "scope": KeyScope(fields["scope"] or KeyScope.CLIENT)}
         _, token = await self.changes.create(**named)
         return token
 

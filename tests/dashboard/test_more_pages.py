@@ -267,7 +267,7 @@ def test_a_viewer_sees_everything_and_changes_nothing(
 
 def test_models_are_told_with_their_state_and_use(pages: TestClient) -> None:
     rows = pages.get("/models?csv=models").text.splitlines()
-    assert rows[1].startswith("gpt-large,closed,openai,2,1,1812,0,0.04062")
+    assert rows[1].startswith("gpt-large,healthy,openai,2,1,1812,0,0.04062")
     assert [row.split(",")[0] for row in rows[1:]] == ["gpt-large", "smollm2:135m", "minilm"]
     assert "smollm2:135m,loaded,cpu,2," in rows[2]
 

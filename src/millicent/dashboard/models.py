@@ -14,7 +14,7 @@ from starlette.responses import Response
 from millicent.core.accounts import Account
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import ConfigError, InvalidRequest, LedgerUnavailable
-from millicent.core.money import Money
+from millicent.core.money import ZERO, Money
 from millicent.core.usage import Provenance
 from millicent.dashboard import figures, tables
 from millicent.dashboard.configuration import OWNED, RENTED, append_table, placement_table
@@ -24,6 +24,8 @@ from millicent.dashboard.tables import Cell, Column, Table
 from millicent.ledger.queries import Totals
 
 RATE = "/models/rate"
+# How deployments elsewhere are said to be, by what their breaker does.
+_BREAKERS = {"closed": "healthy", "open": "failing, left alone", "half_open": "failing, being tried"}
 _EFFECT_NS = 30 * 24 * NS_PER_HOUR
 
 
@@ -151,7 +153,8 @@ def _models(fleet: Fleet, totals: list[Totals], selection: Selection) -> Table:
         use = used.get(name)
         here = deployed.get(name, [])
         places = ", ".join(dict.fromkeys(each.placement or each.backend for each in here)) or "not served now"
-        state = states.get(name) or ", ".join(dict.fromkeys(each.state for each in here)) or "—"
+        breakers = dict.fromkeys(_BREAKERS.get(each.state, each.state) for each in here)
+        state = states.get(name) or ", ".join(breakers) or "—"
         rows.append(
             (
                 tables.text(name, f"/receipts{selection.query(model=name, range=selection.range)}"),
@@ -161,7 +164,7 @@ def _models(fleet: Fleet, totals: list[Totals], selection: Selection) -> Table:
                 tables.count(0 if use is None else use.requests),
                 tables.count(0 if use is None else use.output_tokens),
                 tables.duration(0 if use is None else use.serving_ns),
-                tables.money(Money(0) if use is None else use.cost),
+                _charged(use),
             )
         )
     columns = (
@@ -175,6 +178,13 @@ def _models(fleet: Fleet, totals: list[Totals], selection: Selection) -> Table:
         Column("Cost", "cost_usd"),
     )
     return Table(name="models", title="Models", columns=columns, rows=tuple(rows), empty="No model is served.")
+
+
+def _charged(use: Totals | None) -> Cell:
+    """What its receipts sum up to; unpriced where none has a price."""
+    if use is None:
+        return tables.money(ZERO)
+    return tables.money(None if use.unpriced == use.requests else use.cost)
 
 
 def _cost(totals: Totals | None) -> int:
@@ -198,7 +208,7 @@ def _placements(fleet: Fleet, totals: list[Totals], accounts: list[Account], sel
                 else tables.text(None),
                 Cell(rate, place.usd_per_hour, None if place.usd_per_hour is None else place.rate_provenance),
                 tables.count(0 if use is None else use.requests),
-                tables.money(Money(0) if use is None else use.cost),
+                _charged(use),
                 tables.share(
                     sum(each.serving_ns for each in own), sum(each.wall_ns * each.accelerators for each in own)
                 ),

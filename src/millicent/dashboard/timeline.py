@@ -100,4 +100,4 @@ def steps_table(receipt_id: str, steps: Sequence[SeenStep]) -> Table:
                     tables.duration(sum(work.share_ns for work in own)),
                 )
             )
-    return Table(name="steps", title="Steps", columns=columns, rows=tuple(rows))
+    return Table(name="steps", title="Steps", columns=columns, rows=tuple(rows), most=1000)

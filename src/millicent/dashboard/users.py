@@ -173,7 +173,7 @@ def _keys(keys: Sequence[Key], totals: Sequence[Totals], selection: Selection, n
                 tables.text("all" if key.models is None else ", ".join(key.models) or "none"),
                 Cell(Figure(when_short(key.created_at_ns, now_ns), "", when(key.created_at_ns)), key.created_at_ns),
                 tables.count(0 if use is None else use.requests),
-                tables.money(ZERO if use is None else use.cost),
+                tables.money(ZERO if use is None else None if use.unpriced == use.requests else use.cost),
             )
         )
     columns = (
