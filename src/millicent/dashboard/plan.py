@@ -133,7 +133,6 @@ def _places(found: Where) -> Table:
         Column("Only when needed", "rented_when_needed_usd", wide=True),
         Column("Median time", "p50_ns", wide=True),
         Column("95th percentile", "p95_ns"),
-        Column("From", "source", number=False, wide=True),
     )
     return Table(
         name="places",
@@ -160,7 +159,6 @@ def _place(place: Place) -> tuple[Cell, ...]:
         _unless(place.when_needed, place.provenance),
         _time(place.p50_ns, place),
         p95,
-        tables.text(place.source or None),
     )
 
 
