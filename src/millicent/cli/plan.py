@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import click
 
+from millicent.cli.plan_cheaper import cheaper
 from millicent.cli.plan_scale import scale
 from millicent.cli.plan_where import where
 
 
 @click.group()
 def plan() -> None:
-    """Plan by what the ledger has seen: where to run it, and from which volume on another place pays."""
+    """Plan by what the ledger has seen: where to run it, what more traffic takes, what would be cheaper."""
 
 
-for _command in (where, scale):
+for _command in (where, scale, cheaper):
     plan.add_command(_command)
