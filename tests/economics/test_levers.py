@@ -33,8 +33,8 @@ from millicent.economics.levers_models import another_place, other_apis, quantiz
 from millicent.economics.recorded import Recorded, prefix_of, read_recorded
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.prices import PriceBook, PriceConfig, PriceList
-from plan_ledgers import T0, answer
-from replay_ledgers import COSTS, FIT, SHAPE, keep, machine, recorded, traffic
+from support.plan_ledgers import T0, answer
+from support.replay_ledgers import COSTS, FIT, SHAPE, keep, machine, recorded, traffic
 
 # Dollars per million tokens.
 LARGE = PriceConfig(

@@ -23,8 +23,8 @@ from millicent.economics.replaying import Change, replay
 from millicent.economics.scaling import Limits, scale
 from millicent.economics.simulator import Machine, simulate
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
-from plan_ledgers import T0, answer
-from replay_ledgers import COSTS, SHAPE, keep, machine, recorded, traffic
+from support.plan_ledgers import T0, answer
+from support.replay_ledgers import COSTS, SHAPE, keep, machine, recorded, traffic
 
 # What the real machine has that the step-time model doesn't know of.
 REAL = machine(coefficients=slower(COSTS, 1.25), entry_ns=6 * NS_PER_MS, gap_ns=0.3 * NS_PER_MS, exit_ns=9 * NS_PER_MS)

@@ -9,6 +9,7 @@ from millicent.cli.cache import cache
 from millicent.cli.checks import config, doctor
 from millicent.cli.control import budgets, keys
 from millicent.cli.conversation import chat, run
+from millicent.cli.demo import demo
 from millicent.cli.evaluation import evaluate
 from millicent.cli.exchange import export, import_, reconcile
 from millicent.cli.ledger import receipts, report
@@ -28,7 +29,7 @@ def millicent() -> None:
 
 
 for _command in (
-    *(serve, chat, run, pull, models, quantize, quote),
+    *(serve, demo, chat, run, pull, models, quantize, quote),
     *(receipts, report, reprice, export, import_, reconcile, ledger),
     *(router, evaluate, plan, replay, cache),
     *(keys, budgets, config, doctor),

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from millicent.ledger.worth import RoleCosts, Usefulness
 
 # What `report` can group by: `millicent.ledger.queries.GroupBy`, written out so that help needn't load it.
-GROUPS = ("feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status")
-_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "placement", "status")
+GROUPS = (
+    *("feature", "user", "team", "model", "key", "tier", "placement", "conversation", "run"),
+    *("month", "day", "hour", "status"),
+)
+_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "placement", "conversation", "run", "status")
 
 
 def filters(command: Callable[..., None]) -> Callable[..., None]:
@@ -78,6 +81,13 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
 @click.option("--routing", is_flag=True, help="How much was routed by policies, and what that saved.")
 @click.option("--cache", is_flag=True, help="How much the response cache answered, and what that saved.")
 @click.option("--waste", is_flag=True, help="What was paid for that nobody had any use of.")
+@click.option(
+    "--units", is_flag=True, help="What one request and one useful output cost, how long they take, and gaps."
+)
+@click.option("--targets", is_flag=True, help="Each feature's cost and latency targets beside what it does.")
+@click.option("--margin", is_flag=True, help="What is earned beside what is spent, by feature, tier or user.")
+@click.option("--change", metavar="BEFORE..AFTER", help="Why the cost changed: 2026-10..2026-11, 2026-W46..2026-W47.")
+@click.option("--drift", is_flag=True, help="This week beside the last one and beside each feature's baseline.")
 @filters
 @click.option("--timezone", default="UTC", show_default=True, help="Whose days and hours: Europe/Berlin, say.")
 @click.option("--book", default="actual", show_default=True, help="Prices of this book: see `millicent reprice`.")
@@ -88,17 +98,22 @@ def report(
     routing: bool,
     cache: bool,
     waste: bool,
+    change: str | None,
     timezone: str,
     book: str,
     json_: bool,
     **given: Any,
 ) -> None:
     """Sum up what was spent, by whatever it was spent on; and what a useful output costs, where any was rated."""
-    from millicent.cli import show, worth
+    from millicent.cli import economics, show, worth
 
-    if routing + cache + waste + predictivity > 1:
-        raise click.UsageError("--routing, --cache, --waste and --predictivity are reports of their own: ask for one")
+    asked = [name for name in economics.FLAGS if given.pop(name)] + (["change"] if change else [])
+    if routing + cache + waste + predictivity + len(asked) > 1:
+        raise click.UsageError("each of these options is a report of its own: ask for one")
     ledger, where = open_ledger(), where_of(given)
+    if asked:
+        economics.show_report(asked[0], ledger, by, where, timezone, change, json_=json_)
+        return
     if routing or waste or cache:
         from millicent.cli import levers
 

@@ -53,7 +53,7 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
             recorded,
             basis,
             requests,
-            fits=queries.fits(_versions(recorded)),
+            fits=queries.fits_named(_versions(recorded)),
             cache=settings.cache if ttl_s is None else msgspec.structs.replace(settings.cache, ttl_s=ttl_s),
             prices=PriceBook(settings.prices, published_prices),
             policies=tuple(settings.routing),

@@ -176,7 +176,7 @@ class Journey:
         refusals: list[MillicentError] = []
         quoted: list[tuple[Deployment, Plan]] = []
         cheapest = self.policy.balance == "cheapest"
-        for deployment in self._deployments.in_order(self._model, self._allowed, feature, among):
+        for deployment in self._deployments.in_order(self._model, self._allowed, feature, among, request):
             try:
                 plan = await self._planner(request, deployment)
             except MillicentError as error:

@@ -12,7 +12,6 @@ from random import Random, SystemRandom
 import msgspec
 
 from millicent.caching.cache import Lookup, ResponseCache
-from millicent.caching.segments import prompt_of
 from millicent.caching.store import KeptAnswer
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.chunks import End, FinishReason, Text, Vector
@@ -34,7 +33,7 @@ from millicent.meter.attribution import StepTimeShares
 from millicent.meter.estimated import EstimatedDevice
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
-from millicent.meter.prices import PriceBook
+from millicent.meter.prices import PriceBook, Prices
 from millicent.meter.quotes import Asked, Quoter
 from millicent.meter.waits import Beside, Waits
 from millicent.pipeline.answer import Answer, Progress
@@ -47,6 +46,7 @@ from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
 from millicent.pipeline.latency import Trials, check_target
+from millicent.pipeline.prompts import Prompts, with_surcharge
 from millicent.pipeline.quoting import Quotes
 from millicent.pipeline.reckoning import as_told, beside_others, cost_so_far, explained, most_tokens, tokens_of
 from millicent.pipeline.routes import Routes
@@ -64,8 +64,8 @@ class Pipeline:
     """Owns what runs. `start` and `close` bracket its life; `admit` is the only way in.
 
     `places` says where the models that have deployments run, `policies` what to do when those fail; `estimated` has the
-    devices of placements that are paid for by time and show no steps. `secret` is what hashes of prompts are keyed
-    with; without it there are none. `settled` is told of every receipt, once, when it is durable.
+    devices of placements that are paid for by time and show no steps. `prompts` hashes
+    prompts, and marks them. `settled` is told of every receipt, once, when it is durable.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Pipeline:
         random: Random | None = None,
         routing: Policies | None = None,
         cache: ResponseCache | None = None,
-        secret: bytes | None = None,
+        prompts: Prompts | None = None,
         settled: Callable[[Receipt], None] = lambda _: None,
     ) -> None:
         self._random = random or SystemRandom()
@@ -112,7 +112,7 @@ class Pipeline:
         self._trials = Trials()
         self._estimated = estimated or {}
         self._told = settled
-        self._secret = secret
+        self._prompts = prompts or Prompts(None, clock)
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._waiting: set[Answer] = set()  # for the answer of another request, that asks the same
@@ -138,6 +138,11 @@ class Pipeline:
         return [
             (answer.opened.model, answer.progress.first_token_at_ns is not None) for answer in self._answers.values()
         ]
+
+    def remember(self, receipts: Sequence[Receipt]) -> None:
+        """What was asked lately, oldest first, before the start: prompts go on from it."""
+        self._prompts.remember(receipts)
+        self._deployments.remember(receipts)
 
     async def start(self) -> None:
         """The first checkpoint tells the ledger of the devices, so that even a crash at once is accounted for."""
@@ -189,7 +194,7 @@ class Pipeline:
         self._admitted += 1
         lookup = None
         try:
-            request = self._hashed(self._aimed(request))
+            request = self._prompts.hashed(self._aimed(request))
             lookup = self._cached.look(request, cache_control)
             if lookup is not None and (lookup.answer is not None or lookup.follows is not None):
                 return await self._await_same(lookup, claim, ticket)
@@ -319,20 +324,19 @@ class Pipeline:
         return self._asked(request, await deployment.backend.prepare(request))
 
     async def _plan(self, request: Request, deployment: Deployment) -> Plan:
-        call = await deployment.backend.prepare(request)
+        request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of)
         plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call))
         self._check_target(request, plan)
-        return plan
+        return msgspec.structs.replace(plan, marks=marks, hold=with_surcharge(plan.hold, marks))
+
+    def _prices_of(self, call: Call) -> Prices | None:
+        now_ns = self._clock.now_ns()
+        return self._estimates.prices(call.served_model, self._placements[call.placement].at(now_ns), now_ns)
 
     def _asked(self, request: Request, call: Call) -> Asked:
         beside = sum(answer.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
-
-    def _hashed(self, request: Request) -> Request:
-        if self._secret is None:
-            return request
-        return msgspec.structs.replace(request, hashed=prompt_of(request, self._secret))
 
     def _aimed(self, request: Request) -> Request:
         """With its feature's latency target, else its policy's, where it has none of its own."""
@@ -392,6 +396,7 @@ class Pipeline:
         if leg.role is not Role.VERIFICATION:
             answer.answered_by = leg.request.model
         journey.begun(answer, leg)
+        self._prompts.begun(opened.id, leg.plan.marks)
         estimated_on = None if device is None else device.name
         self._meter.open(opened.id, attempt.ordinal, sequences, estimated_on=estimated_on)
         self._meter.note_usage(opened.id, Usage())
@@ -409,6 +414,7 @@ class Pipeline:
         finally:
             self._cached.land(answer)
             leg.lease.give_back()
+            self._prompts.settled(answer.receipt_id, answer.closing if answer.standing is None else None)
             del self._answers[answer.receipt_id]
             self._admitted -= 1
             used = answer.closing or answer.opened
@@ -431,6 +437,8 @@ class Pipeline:
             leg.lease.give_back()
         else:
             leg.lease.end(end.error)
+            if end.error is None:
+                self._deployments.held(leg.request, leg.lease.deployment)
         if end.usage.leaves or end.reason not in {FinishReason.CANCELLED, FinishReason.ERROR}:
             self._meter.note_usage(answer.receipt_id, end.usage)
         return end

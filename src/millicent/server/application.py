@@ -33,6 +33,7 @@ from millicent.server.config import ServerConfig
 from millicent.server.families import family_of, is_anthropic
 from millicent.server.guard import Guard
 from millicent.server.inference import DIALECTS, RESPONSES, InferenceEndpoint
+from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
 from millicent.server.shortcut import Shortcut
@@ -131,7 +132,8 @@ class Server:
         # They are routes too, for whoever asks with another method.
         routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
         sessions = Sessions(clock)
-        routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes
+        key_changes = KeyChanges(ledger=ledger, queries=queries, ring=keys, clock=clock, ids=ids)
+        routes += Admin(ledger=ledger, queries=queries, keys=key_changes, clock=clock).routes
         routes += SignIn(keys, sessions, sign_in_page).routes
         middleware = [
             Middleware(Guard, config=config),
