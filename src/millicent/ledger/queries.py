@@ -14,16 +14,19 @@ from urllib.parse import quote
 import msgspec
 
 from millicent.core.accounts import Account, HourTime
+from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
+from millicent.ledger.budgets import read_balances, read_budgets
 from millicent.ledger.levers import Coverage, Waste, coverage, waste
 from millicent.ledger.locks import is_live
 from millicent.ledger.reading import read_receipts, select, wall_covering
 from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql, sums_sql
 from millicent.ledger.rows import receipt_of
+from millicent.ledger.samples import sample_rows
 from millicent.ledger.schema import refuse_other_version, unavailable
 from millicent.ledger.verification import problems
 from millicent.ledger.worth import (
@@ -86,6 +89,22 @@ class Totals(msgspec.Struct, frozen=True):
     unpriced: int
     assumed: int
     unknown_usage: int
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One closed receipt. Tokens are None where unknown; `met` is None where it had no latency target."""
+
+    created_at_ns: int
+    feature: str | None
+    key: str | None
+    user: str | None
+    model: str
+    failed: bool
+    total_ns: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    met: bool | None
 
 
 # The fields of Totals, as sums of closed receipts.
@@ -222,6 +241,25 @@ class LedgerQueries:
         """What was paid for that nobody had any use of. Reads every line of the receipts asked for."""
         with self._snapshot() as connection:
             return [] if connection is None else waste(connection, *_condition(where))
+
+    def samples(self, where: ReceiptFilter, *, most: int) -> list[Sample]:
+        """Single receipts, oldest first: all, or where there are more than `most` every so-manyth."""
+        requests = sum(each.requests for each in self.totals("status", where))
+        with self._snapshot() as connection:
+            found = [] if connection is None else sample_rows(connection, *_condition(where), requests, most)
+            return [Sample(*row) for row in found]
+
+    def budgets(self, at_ns: int) -> list[tuple[Budget, list[Balance]]]:
+        """Every budget, with where its subjects stand in the period of `at_ns`."""
+        with self._snapshot() as connection:
+            found = [] if connection is None else read_budgets(connection)
+            return [(budget, read_balances(connection, budget, at_ns)) for budget in found if connection is not None]
+
+    def first_created_ns(self) -> int | None:
+        """When the oldest receipt whose detail is kept was created."""
+        with self._snapshot() as connection:
+            found = None if connection is None else connection.execute("SELECT min(created_at_ns) FROM receipts")
+            return None if found is None else found.fetchone()[0]
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""

@@ -43,7 +43,7 @@ _DISTRUST = (1.25, 1.0, 1.0, 1.0)
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`unusual` while an event is open. `expected` is the forecast, `score` how many times what is usual it is off by."""
+    """`unusual` while an event is open. `expected` is the forecast; a `score` above 1 is more than was ever usual."""
 
     unusual: bool
     opened: bool
@@ -86,7 +86,9 @@ class Detector:
         self._slot_s = max(step_s, 900)
         self._sensitivity = sensitivity
         self.state = state or State(
-            day=[None] * (DAY_S // self._slot_s), week=[None] * 168, spans=[[_Span() for _ in _SPANS_S] for _ in range(4)]
+            day=[None] * (DAY_S // self._slot_s),
+            week=[None] * 168,
+            spans=[[_Span() for _ in _SPANS_S] for _ in range(4)],
         )
 
     def observe(self, at_s: int, value: float, least: float = 0.0) -> Verdict:
