@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Pins what pip builds with as well as what it installs.
 PIP_INSTALL = PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq
 
-.PHONY: serve test clients format docs clean
+.PHONY: serve test clients peers format docs clean
 
 serve: .venv/serve.stamp ## HOST, PORT and MODEL are passed on
 	@exec $(BIN)/millicent serve $(HOST:%=--host %) $(PORT:%=--port %) $(MODEL)
@@ -19,6 +19,8 @@ test: .venv/test.stamp ## the whole recipe; what continuous integration runs
 
 clients: .clients/stamp ## other people's clients, for the tests that need them
 
+peers: .peers/stamp ## other people's servers, for the tests that put them behind ours
+
 format: .venv/test.stamp
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
@@ -27,7 +29,7 @@ docs: .venv/test.stamp ## the reference pages that are made from the code
 	$(BIN)/python tests/reference_pages.py
 
 clean:
-	rm -rf .venv .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .clients .peers build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # A stamp stands for a finished installation. It goes away before anything is changed, and an environment without one
 # is made anew, so that an installation that was cut off is never used.
@@ -54,4 +56,11 @@ clean:
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 .clients/bin/python -m pip install -qq --no-deps --no-compile -r tests/clients/requirements.txt
 	@cp tests/clients/package.json tests/clients/package-lock.json .clients/
 	@PATH="$(CURDIR)/.clients/bin:$$PATH" npm ci --prefix .clients --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+.peers/stamp: tests/peers/requirements.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or later was not found: install it, or name it with PYTHON=..."; exit 1; }
+	@echo "Installing other people's servers into .peers (about 1.5 GB on disk)"
+	@"$(PYTHON)" -m venv --clear .peers
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 .peers/bin/python -m pip install -qq --no-deps --no-compile -r tests/peers/requirements.txt
 	@touch $@

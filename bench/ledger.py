@@ -33,6 +33,7 @@ import results
 from millicent.core.clock import NS_PER_S, SystemClock
 from millicent.core.identifiers import SystemIds
 from millicent.core.money import Money
+from millicent.core.prompts import Prompt, Segment
 from millicent.core.receipts import Accelerator, Attempt, HourShare, Line, Meter, Receipt, Role, Status
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
@@ -160,6 +161,8 @@ def ask(queries: LedgerQueries, receipts: int) -> dict[str, float]:
         "by hour of a feature, 7 days": lambda: queries.totals(
             "hour", msgspec.structs.replace(week, feature="feature-3")
         ),
+        "waste, all": lambda: queries.waste(ReceiptFilter()),
+        "waste of a feature, 7 days": lambda: queries.waste(msgspec.structs.replace(week, feature="feature-3")),
         "newest page": lambda: queries.receipts(ReceiptFilter()),
         "page in the middle": lambda: queries.receipts(ReceiptFilter(), after=middle),
         "page of a user": lambda: queries.receipts(ReceiptFilter(user="user-3")),
@@ -177,6 +180,9 @@ def timed(body: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+_PROMPT = Prompt(bytes(20), tuple(Segment("user", 900, bytes([i]) * 8) for i in range(4)))
+
+
 def _opened(receipt_id: str, now_ns: int, number: int) -> Receipt:
     return Receipt(
         id=receipt_id,
@@ -187,6 +193,7 @@ def _opened(receipt_id: str, now_ns: int, number: int) -> Receipt:
         stream=True,
         attempts=(Attempt(1, "local", "cpu", "m", Role.INFERENCE, now_ns),),
         attribution=Attribution(user=f"user-{number % 1000}", feature=f"feature-{number % 20}"),
+        prompt=_PROMPT,
     )
 
 

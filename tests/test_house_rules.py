@@ -47,6 +47,11 @@ MONEY = (
     "control/budgets.py",
     "control/config.py",
     "control/limits.py",
+    "economics/api_cost.py",
+    "economics/breakeven.py",
+    "economics/curves.py",
+    "economics/places.py",
+    "economics/where.py",
 )
 # Where amounts are made, even a division must say how it rounds; elsewhere mypy refuses a float for a Decimal.
 AMOUNTS = ("core/money.py", "meter/pricing.py")

@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
+from millicent.caching.secret import installation_secret
 from millicent.config import Config, cache
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
@@ -30,6 +31,7 @@ from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
+from millicent.dashboard.site import Site
 from millicent.engine.machine import usable_cores
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
@@ -50,6 +52,7 @@ from millicent.pipeline.pipeline import Pipeline
 from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
+from millicent.server.forms import visitor_of
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
@@ -167,6 +170,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             places=_places(options, backend, elsewhere),
             policies=config.policies,
             routing=policies,
+            secret=installation_secret(home),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)
@@ -234,7 +238,8 @@ def _more_routes(
         clock=clock,
         config=config,
     )
-    return [*ollama.routes, *dashboard_routes(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint)]
+    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
+    return [*ollama.routes, *dashboard_routes(site)]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:

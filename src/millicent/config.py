@@ -6,26 +6,30 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from millicent.backends.config import ModelConfig, UpstreamConfig
 from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
+from millicent.economics.machines import MachineConfig
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
 from millicent.meter.placements import ASSUMED_PLACEMENT, PlacementConfig
-from millicent.meter.prices import PriceConfig
+from millicent.meter.prices import PriceBook, PriceConfig
 from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.features import FeatureConfig, Features
 from millicent.routing.checks import Checks
 from millicent.routing.config import PolicyConfig
 from millicent.server.config import ServerConfig
+
+if TYPE_CHECKING:
+    from millicent.economics.where import Setup
 
 FILE_NAME = "millicent.toml"
 
@@ -44,6 +48,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: dict[str, ModelConfig] = {}
     policies: dict[str, ModelPolicy] = {}
     placements: dict[str, PlacementConfig] = {}
+    machines: dict[str, MachineConfig] = {}
     upstreams: dict[str, UpstreamConfig] = {}
     features: dict[str, FeatureConfig] = {}
     routing: dict[str, PolicyConfig] = {}
@@ -87,6 +92,7 @@ def load(path: Path) -> Config:
     checks: list[tuple[tuple[str, str], Callable[[], object]]] = [
         *((("placements", name), partial(each.placement, name)) for name, each in config.placements.items()),
         *((("placements", name), partial(each.check, name)) for name, each in config.upstreams.items()),
+        *((("machines", name), partial(_check_machine, name, each, config)) for name, each in config.machines.items()),
         *((("models", name), partial(_check_model, name, each, config)) for name, each in config.models.items()),
         *((("models", name), partial(each.check, name)) for name, each in config.policies.items()),
         *((("prices", name), partial(each.check, name)) for name, each in config.prices.items()),
@@ -102,6 +108,37 @@ def load(path: Path) -> Config:
         except ConfigError as error:
             raise ConfigError(f"{path}:{_line_of(text, where)}: {error.message}") from error
     return config
+
+
+def plan_setup(config: Config, now_ns: int, machines: Mapping[str, MachineConfig] | None = None) -> Setup:
+    """What `millicent plan` compares: what is configured, and more `machines`."""
+    from millicent.economics.capacity import Slots
+    from millicent.economics.places import ApiModel
+    from millicent.economics.where import Setup
+    from millicent.meter.published_prices import published_prices
+
+    placements = {name: each.placement(name).at(now_ns) for name, each in config.placements.items()}
+    called = {
+        (each.placement, each.model or name): name for name, model in config.models.items() for each in model.deployed
+    }
+    called |= {
+        (name, model): model
+        for name, each in placements.items()
+        for model in each.models
+        if (name, model) not in called
+    }
+    apis = [
+        ApiModel(model, place.provider, place.service, place.discount, place.name, asked)
+        for (placement, model), asked in called.items()
+        if (place := placements[placement]).kind == "api"
+    ]
+    return Setup(
+        {name: each for name, each in placements.items() if each.kind != "api"},
+        tuple(apis),
+        {**config.machines, **(machines or {})},
+        PriceBook(config.prices, published_prices),
+        Slots(config.engine.max_sequences, config.engine.step_tokens),
+    )
 
 
 def _halved(table: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +162,14 @@ def _tables(section: Any) -> list[tuple[str, dict[str, Any]]]:
     return (
         [(name, each) for name, each in section.items() if isinstance(each, dict)] if isinstance(section, dict) else []
     )
+
+
+def _check_machine(name: str, machine: MachineConfig, config: Config) -> None:
+    machine.machine(name)
+    known = [*config.placements, ASSUMED_PLACEMENT]
+    if machine.like is not None and machine.like not in known:
+        what = f"[machines.{name}] like: there is no placement `{machine.like}`"
+        raise ConfigError(f"{what}{_suggestion(machine.like, known)}")
 
 
 def _check_model(name: str, model: ModelConfig, config: Config) -> None:

@@ -100,7 +100,7 @@ def test_an_answer_has_its_usage_its_cost_and_its_receipt(client: openai.OpenAI,
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
     assert usage.cost == pytest.approx(float(receipt["total_usd"]))
     assert response.instructions == "Be brief."
-    assert raw.parse().to_dict()["store"] is False
+    assert raw.parse().to_dict()["store"] is True
 
 
 def test_a_stream_is_typed_numbered_and_adds_up(client: openai.OpenAI) -> None:
@@ -147,7 +147,7 @@ def test_an_answer_is_parsed_by_its_schema(client: openai.OpenAI) -> None:
 
 def test_enforced_calls_fit_and_the_conversation_goes_on(client: openai.OpenAI) -> None:
     choice: Any = {"type": "function", "name": "look_up"}
-    asked: Any = {"model": "tiny", "tools": [LOOK_UP], "max_output_tokens": 300}
+    asked: Any = {"model": "tiny", "tools": [LOOK_UP], "max_output_tokens": 300, "temperature": 0}
     first = client.responses.create(**asked, input="hello", tool_choice=choice, parallel_tool_calls=False)
     (call,) = [item for item in first.output if item.type == "function_call"]
     assert len(json.loads(call.arguments)["what"]) <= 8

@@ -230,3 +230,23 @@ def test_a_models_policy_is_read_beside_its_other_settings(tmp_path: Path) -> No
     assert policy.breaker.cooldown_s == 3
     assert config.models["a"].placement == "p"
     assert config.features["f"].placements == ("p", "local")
+
+
+@pytest.mark.parametrize(
+    ("machine", "problem"),
+    [
+        ('kind = "api"\nprovider = "openai"', 'kind = "api": must be rented, owned or provisioned'),
+        ('kind = "rented"', "usd_per_hour: missing"),
+        ('kind = "rented"\nusd_per_hour = 1\nlike = "nowhere"', "like: there is no placement `nowhere`"),
+        ('kind = "rented"\nusd_per_hour = 1\noutput_tokens_per_s = 0', "output_tokens_per_s = 0: must be above 0"),
+        (
+            'kind = "rented"\nusd_per_hour = 1\nrequests_per_hour = 9\noutput_tokens_per_s = 9',
+            "requests_per_hour: `output_tokens_per_s` says what it can do already",
+        ),
+        ('kind = "rented"\nusd_per_hour = 1\nstandard_utilization = 0.5', "standard_utilization: is for receipts"),
+    ],
+)
+def test_a_machine_to_compare_is_checked(tmp_path: Path, machine: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=r"\[machines.gpu\]") as raised:
+        load(written(tmp_path, f"[machines.gpu]\n{machine}\n"))
+    assert problem in raised.value.message

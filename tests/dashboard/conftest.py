@@ -9,8 +9,10 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -39,6 +41,7 @@ from millicent.core.request import Attribution
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.dashboard.figures import total_provenance
 from millicent.dashboard.routes import dashboard_routes
+from millicent.dashboard.site import Site
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
 
 HOSTILE = "<script>alert('user')</script>"
@@ -73,11 +76,14 @@ class MemoryQueries:
         rows = [row for row in self._matching(where) if after is None or row.id < after]
         return ReceiptPage(tuple(rows[:limit]), rows[limit - 1].id if len(rows) > limit else None)
 
-    def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]:
+    def totals(self, by: GroupBy, where: ReceiptFilter, book: str = "actual", *, zone: str = "UTC") -> list[Totals]:
+        assert book == "actual"
         groups: dict[str | None, list[Receipt]] = {}
         for row in self._matching(where):
             if row.status is not None:
-                top = {"model": row.model, "status": row.status.value}
+                top = {"model": row.model, "status": row.status.value, "placement": row.placement}
+                if by in ("day", "hour"):
+                    top[by] = _label(row.created_at_ns, by, zone)
                 groups.setdefault(top[by] if by in top else getattr(row.attribution, by), []).append(row)
         return [
             Totals(
@@ -96,6 +102,12 @@ class MemoryQueries:
 
     def accounts(self, from_ns: int, to_ns: int) -> list[Account]:
         return [hour for hour in self.hours if from_ns <= hour.hour_ns < to_ns]
+
+
+def _label(at_ns: int, by: str, zone: str) -> str:
+    """As the ledger calls a day or an hour."""
+    at = datetime.fromtimestamp(at_ns // NS_PER_S, ZoneInfo(zone))
+    return f"{at:%Y-%m-%d}" if by == "day" else f"{at:%Y-%m-%dT%H}:00:00{at.isoformat()[19:].replace('+00:00', 'Z')}"
 
 
 def make_receipt(number: int, at_ns: int, **changes: object) -> Receipt:
@@ -365,8 +377,8 @@ def _event(chunk: dict[str, object]) -> str:
 
 
 def make_app(queries: MemoryQueries, api: FakeApi, clock: Clock, refresh: Callable[[], Awaitable[None]]) -> Starlette:
-    pages = dashboard_routes(queries, models=lambda: ["smollm2:135m", "gpt-large"], clock=clock, refresh=refresh)
-    return Starlette(routes=[*pages, *api.routes()])
+    site = Site(queries, models=lambda: ["smollm2:135m", "gpt-large"], clock=clock, refresh=refresh)
+    return Starlette(routes=[*dashboard_routes(site), *api.routes()])
 
 
 async def _nothing() -> None:
@@ -390,8 +402,13 @@ def accounts(clock: ManualClock) -> list[Account]:
 
 
 @pytest.fixture
-def client(receipts: list[Receipt], accounts: list[Account], clock: ManualClock) -> Iterator[TestClient]:
-    app = make_app(MemoryQueries(receipts, accounts), FakeApi(receipts, clock), clock, _nothing)
+def queries(receipts: list[Receipt], accounts: list[Account]) -> MemoryQueries:
+    return MemoryQueries(receipts, accounts)
+
+
+@pytest.fixture
+def client(queries: MemoryQueries, receipts: list[Receipt], clock: ManualClock) -> Iterator[TestClient]:
+    app = make_app(queries, FakeApi(receipts, clock), clock, _nothing)
     with TestClient(app, base_url="http://127.0.0.1:8080") as client:
         yield client
 

@@ -33,7 +33,7 @@ def browser(chromium: str) -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, origin: str) -> Iterator[Any]:
-    """A page on the overview. It must end without a script error, a blocked resource or a console error, but for the
+    """A page on the chat. It must end without a script error, a blocked resource or a console error, but for the
     browser's note on a refused call that the page itself turns into words."""
     page = browser.new_page(base_url=origin, viewport={"width": 1280, "height": 900})
     page.set_default_timeout(15_000)
@@ -47,7 +47,7 @@ def page(browser: Any, origin: str) -> Iterator[Any]:
             else None
         ),
     )
-    page.goto("/")
+    page.goto("/chat")
     yield page
     page.close()
     assert problems == []
@@ -226,10 +226,10 @@ def test_new_receipts_appear_without_reloading_and_are_marked(page: Any, live_re
 def test_a_filter_changes_the_tables_and_the_address_and_leaves_the_chat(page: Any) -> None:
     ask(page, "hello")
     ended(page, "done")
-    page.click("#live a[href='/?feature=answers']")
+    page.click("#live a[href='/chat?feature=answers']")
     page.wait_for_selector(".chip")
     assert page.locator("tr[data-receipt]").count() == 1
-    assert page.url.endswith("/?feature=answers")
+    assert page.url.endswith("/chat?feature=answers")
     assert page.locator(".turn.assistant").count() == 1
     page.go_back()
     page.wait_for_selector(".chip", state="detached")
@@ -258,7 +258,7 @@ def test_an_open_receipt_turns_into_the_closed_one_by_itself(page: Any, live_rec
     assert live_receipts[0].total.human() in page.text_content("article .amount")
 
 
-@pytest.mark.parametrize("path", ["/", "/receipts", "/receipts?user=ada", "/accounts", "/receipts/{}"])
+@pytest.mark.parametrize("path", ["/", "/chat", "/receipts", "/receipts?user=ada", "/accounts", "/receipts/{}"])
 def test_no_page_overflows_its_width(page: Any, live_receipts: list[Receipt], path: str) -> None:
     page.goto(path.format(live_receipts[30].id))
     for width in (320, 390, 800, 1280):

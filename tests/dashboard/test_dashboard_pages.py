@@ -17,10 +17,11 @@ from millicent.core.clock import NS_PER_HOUR, ManualClock, iso_utc
 from millicent.core.errors import LedgerUnavailable
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt, Status
-from millicent.dashboard.routes import Queries, dashboard_routes
+from millicent.dashboard.routes import dashboard_routes
+from millicent.dashboard.site import Queries, Site
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
 
-PAGES = ["/", "/receipts", "/receipts/rows", "/accounts", "/receipts/rcpt_none", "/receipts?colour=red"]
+PAGES = ["/", "/chat", "/receipts", "/receipts/rows", "/accounts", "/receipts/rcpt_none", "/receipts?colour=red"]
 
 
 def receipt_ids(page: str) -> list[str]:
@@ -308,7 +309,7 @@ class _Unreachable:
     def receipts(self, where: ReceiptFilter, *, limit: int = 50, after: str | None = None) -> ReceiptPage:
         raise self._raise()
 
-    def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]:
+    def totals(self, by: GroupBy, where: ReceiptFilter, book: str = "actual", *, zone: str = "UTC") -> list[Totals]:
         raise self._raise()
 
     def accounts(self, from_ns: int, to_ns: int) -> list[Account]:
@@ -324,7 +325,7 @@ def _client(queries: Queries, clock: ManualClock, refresh: Callable[[], None]) -
     async def ask() -> None:
         refresh()
 
-    return TestClient(Starlette(routes=dashboard_routes(queries, models=list, clock=clock, refresh=ask)))
+    return TestClient(Starlette(routes=dashboard_routes(Site(queries, models=list, clock=clock, refresh=ask))))
 
 
 @pytest.mark.parametrize("path", ["/", "/receipts", "/receipts/rcpt_1", "/receipts.csv", "/receipts.json", "/accounts"])

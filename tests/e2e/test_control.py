@@ -1,6 +1,7 @@
 """Keys, budgets, limits and idempotency against a live server with a tiny model, crashes included."""
 
 import json
+import re
 import sqlite3
 import threading
 import time
@@ -194,6 +195,13 @@ def test_a_rotated_key_overlaps_and_then_ends(server: LiveServer) -> None:
     assert post(server, SHORT, Authorization=f"Bearer {rotated}")[0] == 200
 
 
+def form_token(browser: httpx.Client) -> str:
+    """What the page's forms send back."""
+    found = re.search(r'name="form_token" value="([0-9a-f]+)"', browser.get("/sign-in").text)
+    assert found
+    return found[1]
+
+
 def test_the_pages_want_a_signed_in_viewer(server: LiveServer) -> None:
     server.token = server.command("keys", "create", "--scope", "admin")
     time.sleep(0.6)
@@ -205,11 +213,13 @@ def test_the_pages_want_a_signed_in_viewer(server: LiveServer) -> None:
         assert asked.status_code == 303
         assert asked.headers["location"] == "/sign-in?next=/receipts"
         assert "/receipts" in browser.get(asked.headers["location"]).text
-        assert browser.post("/sign-in", data={"key": "mk_a_b", "next": "/receipts"}).status_code == 401
-        assert browser.post("/sign-in", data={"key": client["token"]}).status_code == 403
+        ours = {"form_token": form_token(browser)}
+        assert browser.post("/sign-in", data={"key": "mk_a_b", "next": "/receipts", **ours}).status_code == 401
+        assert browser.post("/sign-in", data={"key": client["token"], **ours}).status_code == 403
         foreign = {"Origin": "http://evil.example"}
-        assert browser.post("/sign-in", data={"key": viewer["token"]}, headers=foreign).status_code == 403
-        signed = browser.post("/sign-in", data={"key": viewer["token"], "next": "//evil.example"})
+        assert browser.post("/sign-in", data={"key": viewer["token"], **ours}, headers=foreign).status_code == 403
+        assert browser.post("/sign-in", data={"key": viewer["token"]}).status_code == 403
+        signed = browser.post("/sign-in", data={"key": viewer["token"], "next": "//evil.example", **ours})
         assert signed.status_code == 303
         assert signed.headers["location"] == "/"
         cookie = signed.headers["set-cookie"].lower()
@@ -218,8 +228,12 @@ def test_the_pages_want_a_signed_in_viewer(server: LiveServer) -> None:
         assert viewer["token"] not in cookie
         assert browser.get("/receipts").status_code == 200
         assert browser.get("/accounts").status_code == 200
-        browser.post("/sign-out")
+        assert browser.post("/sign-out", data=ours).status_code == 403
+        assert browser.get("/receipts").status_code == 200
+        copied = {"Cookie": f"millicent_session={browser.cookies['millicent_session']}", **html}
+        browser.post("/sign-out", data={"form_token": form_token(browser)})
         assert browser.get("/receipts").status_code == 303
+        assert httpx.get(f"{server.url}/receipts", headers=copied).status_code == 303
     forged = {"Cookie": f"millicent_session={viewer['id']}.99999999999.{'0' * 64}", **html}
     assert httpx.get(f"{server.url}/receipts", headers=forged).status_code == 303
 

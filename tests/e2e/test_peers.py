@@ -1,4 +1,4 @@
-"""Other people's servers behind ours. They live in an environment of their own: tests/peers/requirements.txt."""
+"""Other people's servers behind ours. They live in an environment of their own: `make peers`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ import pytest
 from support.live import LiveServer, live_server
 from support.tiny_models import TinyLlama, write_tiny_model
 
-PYTHON = os.environ.get("MILLICENT_PEERS", "")
-pytestmark = pytest.mark.skipif(not PYTHON, reason="MILLICENT_PEERS names no environment: tests/peers/requirements.txt")
+HOME = Path(os.environ.get("MILLICENT_PEERS", Path(__file__).parents[2] / ".peers"))
+PYTHON = str(HOME / "bin" / "python")
+pytestmark = pytest.mark.skipif(
+    not (HOME / "stamp").exists(), reason=f"no environment with other servers in {HOME}: `make peers`"
+)
 
 LLAMA_CPP = """
 import sys, time, xllamacpp
@@ -34,13 +37,15 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "What is the c
 
 
 @contextmanager
-def behind_ours(command: list[str], name: str, model: str, port: int, folder: Path) -> Iterator[LiveServer]:
+def behind_ours(
+    command: list[str], name: str, model: str, port: int, folder: Path, alive: str = "/v1/models"
+) -> Iterator[LiveServer]:
     """A gateway in front of the server that `command` starts."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     with (folder / "peer.txt").open("wb") as output:
         peer = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
     try:
-        _wait(f"http://127.0.0.1:{port}/v1/models", peer, folder / "peer.txt")
+        _wait(f"http://127.0.0.1:{port}{alive}", peer, folder / "peer.txt")
         config = (
             f'[placements.peer]\nkind = "rented"\nusd_per_hour = 1\nserver = "{name}"\n'
             f'base_url = "http://127.0.0.1:{port}/v1"\n[models.far]\nplacement = "peer"\nmodel = "{model}"\n'
@@ -118,3 +123,20 @@ def test_mlx_lm_s_server(tmp_path: Path) -> None:
     command = [PYTHON, "-m", "mlx_lm", "server", "--model", str(tiny), "--port", str(port)]
     with behind_ours(command, "mlx", "default_model", port, tmp_path) as server:
         check(server, temperature=0.5, extra_body={"top_k": 5})
+
+
+def test_transformers_serve(tmp_path: Path) -> None:
+    tiny = write_tiny_model(tmp_path / "tiny", TinyLlama())
+    port = free_port()
+    started = "from transformers.cli.transformers import main; main()"
+    command = [PYTHON, "-c", started, "serve", str(tiny), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    # Its list of models fails for one that lies in a folder.
+    with behind_ours(command, "transformers", str(tiny), port, tmp_path, "/health") as server:
+        check(server, temperature=0, seed=3, stop=["never"])
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.chat.completions.create(**HELLO, max_tokens=8, n=2)
+            assert caught.value.param == "n"
+            completed = client.completions.create(model="far", prompt="Once", max_tokens=4)
+            assert completed.usage is not None
+            assert completed.usage.completion_tokens <= 4

@@ -9,6 +9,7 @@ import pytest
 
 from millicent.core.clock import ManualClock
 from millicent.core.money import Money
+from millicent.core.prompts import Prompt, Segment
 from millicent.core.receipts import (
     Accelerator,
     Attempt,
@@ -42,6 +43,7 @@ def make_open(number: int, *, attribution: Attribution | None = None, model: str
         attribution=attribution or Attribution(),
         attempts=(attempt,),
         hold=Money(1_000_000_000),
+        prompt=Prompt(bytes(20), (Segment("system", 40, b"system01"), Segment("user", number, b"%08d" % number))),
     )
     return msgspec.structs.replace(receipt, **changes)
 

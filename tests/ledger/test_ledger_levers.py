@@ -1,4 +1,4 @@
-"""What was routed and what was wasted, from the ledger's rows."""
+"""What was routed, from the ledger's rows; and how both reports look."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from millicent.cli import run
 from millicent.core.clock import NS_PER_S, ManualClock
 from millicent.core.money import Money
-from millicent.core.receipts import Line, Meter, Receipt, Role, Status
+from millicent.core.receipts import Line, Meter, Receipt, Role
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
 from millicent.ledger.config import LedgerConfig
-from millicent.ledger.levers import Coverage, Waste
+from millicent.ledger.levers import Coverage
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.sqlite import SqliteLedger
 from support.receipts import START_NS, settled
@@ -78,43 +78,6 @@ def test_coverage_counts_what_was_routed_what_was_cheaper_and_what_that_saved(tm
     assert queries.coverage(ReceiptFilter()) == [Coverage("auto", 3, 2, 1, 2, Money(400), 4)]
     assert queries.coverage(ReceiptFilter(feature="other")) == []
     assert LedgerQueries(tmp_path / "none.db").coverage(ReceiptFilter()) == []
-
-
-def test_outputs_that_were_cut_or_not_read_are_waste(tmp_path: Path) -> None:
-    queries = ledger_of(
-        tmp_path,
-        receipt(1),
-        receipt(2, finish_reason="length", written=50),
-        receipt(3, status=Status.CANCELLED, finish_reason="cancelled", written=7),
-        receipt(4, status=Status.CANCELLED, finish_reason="cancelled", lines=(unpriced(),)),
-    )
-    assert queries.waste(ReceiptFilter()) == [
-        Waste("cut", "search", 1, 50, Money(10_000), 0),
-        Waste("unread", "search", 2, 17, Money(10_000), 1),
-    ]
-
-
-def unpriced() -> Line:
-    return msgspec.structs.replace(receipt(0).lines[0], amount=None, unit_price_usd=None, provenance=Provenance.UNKNOWN)
-
-
-def test_a_conversation_read_again_without_a_cache_is_waste_at_the_price_of_fresh_input(tmp_path: Path) -> None:
-    turn = Attribution(feature="search", conversation="c")
-    queries = ledger_of(
-        tmp_path,
-        receipt(1, read=2000, written=100, attribution=turn),
-        receipt(2, read=2500, written=100, attribution=turn),  # 2,100 of it were there before
-        receipt(3, read=3000, cached=2500, written=100, attribution=turn),  # all but 100 came from a cache
-        receipt(4, read=2500, attribution=Attribution(feature="search", conversation="other")),
-    )
-    assert queries.waste(ReceiptFilter()) == [Waste("repeated", "search", 1, 2100, Money(210_000), 0)]
-
-
-def test_prompts_that_grow_cost_what_the_later_half_has_more(tmp_path: Path) -> None:
-    receipts = [receipt(number, read=100 if number < 20 else 150) for number in range(40)]
-    steady = [receipt(100 + number, attribution=Attribution(feature="steady")) for number in range(40)]
-    queries = ledger_of(tmp_path, *receipts, *steady)
-    assert queries.waste(ReceiptFilter()) == [Waste("growing", "search", 20, 1000, Money(100_000), 0)]
 
 
 def test_the_reports_show_both(

@@ -41,6 +41,7 @@ Script = FakeAnswer | Callable[[Request], FakeAnswer]
 
 # One millicent for each token read, four for each written.
 PRICE = PriceConfig(input=Decimal(10), output=Decimal(40))
+SECRET = b"s" * 32
 # A cent a second.
 MACHINE = Placement("here", 1, Decimal(36), Provenance.MEASURED)
 
@@ -118,6 +119,7 @@ class World:
             policies={} if policy is None else {"main": policy},
             random=Random(seed),
             routing=Policies(routing or {}, Path()),
+            secret=SECRET,
         )
         self.budget: Budget | None = None
 

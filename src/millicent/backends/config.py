@@ -27,6 +27,7 @@ ServerName = Literal[
     "llama.cpp",
     "lmstudio",
     "mlx",
+    "transformers",
     "ollama",
     "millicent",
     "compatible",

@@ -12,6 +12,7 @@ from millicent.cli.evaluation import evaluate
 from millicent.cli.exchange import export, import_, reconcile
 from millicent.cli.ledger import receipts, report
 from millicent.cli.models import models, pull, quantize
+from millicent.cli.plan import plan
 from millicent.cli.prices import quote, reprice
 from millicent.cli.router import router
 from millicent.cli.serving import serve
@@ -27,7 +28,7 @@ def millicent() -> None:
 for _command in (
     *(serve, chat, run, pull, models, quantize, quote),
     *(receipts, report, reprice, export, import_, reconcile, ledger),
-    *(router, evaluate),
+    *(router, evaluate, plan),
     *(keys, budgets, config, doctor),
 ):
     millicent.add_command(_command)

@@ -5,16 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from millicent.cli import show
+from millicent.core.clock import iso_utc
 
 if TYPE_CHECKING:
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter
-
-_WHAT = {
-    "cut": "the limit ended the output",
-    "unread": "its caller had left",
-    "repeated": "the turn before, again, not from a cache",
-    "growing": "prompts longer than in the earlier half",
-}
+    from millicent.ledger.waste import Waste
 
 
 def show_coverage(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -> None:
@@ -52,23 +47,21 @@ def show_coverage(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -
 
 
 def show_waste(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -> None:
-    found = ledger.waste(where)
+    from millicent.ledger.waste import ADVICE
+
+    report = ledger.waste(where)
     if json_:
-        rows = [
+        show.as_json(
             {
-                "kind": each.kind,
-                "feature": each.feature,
-                "requests": each.requests,
-                "tokens": each.tokens,
-                "cost_usd": str(each.cost),
-                "unpriced": each.unpriced,
-                "provenance": "estimated" if each.kind in {"repeated", "growing"} else "measured",
+                "object": "list",
+                "data": [_waste_row(each) for each in report.found],
+                "read": report.read,
+                "of": report.of,
+                "from": None if report.from_ns is None else iso_utc(report.from_ns),
             }
-            for each in found
-        ]
-        show.as_json({"object": "list", "data": rows})
+        )
         return
-    header = ("WASTE", "FEATURE", "REQUESTS", "TOKENS", "COST", "UNPRICED", "WHAT")
+    header = ("WASTE", "FEATURE", "REQUESTS", "TOKENS", "COST", "UNPRICED", "EXAMPLE", "WHAT")
     cells = [
         (
             each.kind,
@@ -77,10 +70,62 @@ def show_waste(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -> N
             f"{each.tokens:,}",
             each.cost.human(),
             f"{each.unpriced:,}",
-            _WHAT[each.kind],
+            each.example,
+            _told(each),
         )
-        for each in found
+        for each in report.found
     ]
     print(show.table(header, cells, right=frozenset({"REQUESTS", "TOKENS", "COST", "UNPRICED"})))
-    show.note("A request may be wasted in several ways. `repeated` and `growing` are estimates, at most.")
-    show.note("What system prompts cost isn't known: the ledger keeps no parts of prompts.")
+    for kind in dict.fromkeys(each.kind for each in report.found):
+        advice = ADVICE[kind]
+        lines = "" if advice.config is None else f" ({advice.config.replace(chr(10), ' ')})"
+        show.note(f"{kind}: {advice.do}{lines}.")
+    show.note("A request may be wasted in several ways. All but `cut` and `unread` are estimates, at most.")
+    if report.read < report.of and report.from_ns is not None:
+        show.note(
+            f"The latest {report.read:,} of {report.of:,} receipts were read, from {show.moment(report.from_ns)} UTC;"
+            " `growing` is of all. --from and --to choose others."
+        )
+
+
+def _told(waste: Waste) -> str:
+    """With the figures that only its kind has."""
+    from millicent.ledger.waste import ADVICE
+
+    what = ADVICE[waste.kind].what
+    if waste.per_hour is not None:
+        return f"{waste.model}: {waste.prefix_tokens:,} tokens {what}, {waste.per_hour:,} an hour"
+    if waste.share is not None:
+        return f"{what}: {waste.share:.0%}, {waste.prefix_tokens:,} tokens each"
+    if waste.before_tokens is None:
+        return what
+    grown = f"{what}: {waste.before_tokens:,} -> {waste.after_tokens:,} tokens"
+    if waste.tokens_per_turn is not None:
+        return f"{grown}, {waste.tokens_per_turn:,} more each turn"
+    return grown if waste.tokens_per_week is None else f"{grown}, {waste.tokens_per_week:,} more each week"
+
+
+def _waste_row(waste: Waste) -> dict[str, object]:
+    from millicent.ledger.waste import ADVICE
+
+    advice = ADVICE[waste.kind]
+    return {
+        "kind": waste.kind,
+        "feature": waste.feature,
+        "model": waste.model,
+        "requests": waste.requests,
+        "tokens": waste.tokens,
+        "cost_usd": str(waste.cost),
+        "unpriced": waste.unpriced,
+        "provenance": waste.provenance.value,
+        "example": waste.example,
+        "prefix_tokens": waste.prefix_tokens,
+        "per_hour": waste.per_hour,
+        "share_of_input_cost": waste.share,
+        "before_tokens": waste.before_tokens,
+        "after_tokens": waste.after_tokens,
+        "tokens_per_week": waste.tokens_per_week,
+        "tokens_per_turn": waste.tokens_per_turn,
+        "advice": advice.do,
+        "config": advice.config,
+    }

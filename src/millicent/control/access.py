@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -24,6 +24,12 @@ class Asks(Protocol):
     """What is asked of the ledger: `LedgerQueries.ask`."""
 
     def ask(self, question: Callable[[sqlite3.Connection], T]) -> T | None: ...
+
+
+class Writes(Protocol):
+    """What is asked of the ledger: `SqliteLedger.write`."""
+
+    def write(self, operation: Callable[[sqlite3.Connection], T]) -> Awaitable[T]: ...
 
 
 class Caller(msgspec.Struct, frozen=True):

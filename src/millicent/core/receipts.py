@@ -8,6 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from millicent.core.money import Money
+from millicent.core.prompts import Prompt
 from millicent.core.request import Attribution, OutsideCost
 from millicent.core.usage import Provenance, Usage
 
@@ -231,7 +232,8 @@ class Feedback(msgspec.Struct, frozen=True):
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Open while `status` is None; closed once, then only entries are added (lines with a later `posted_at_ns`).
 
-    `useful` is the feature's rule applied to the output when it ended; None where no rule judges output.
+    `useful` is the feature's rule applied to the output when it ended; None where no rule judges output. `prompt` is
+    what was asked without its words, fixed when it is opened; None where nobody looked.
     """
 
     id: str
@@ -260,6 +262,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     policy: dict[str, str] | None = None
     error: str | None = None
     useful: bool | None = None
+    prompt: Prompt | None = None
 
     @property
     def total(self) -> Money | None:

@@ -9,6 +9,7 @@ import msgspec
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
+from millicent.core.prompts import Prompt
 
 # A mark that the prompt is to be cached up to here, and for how long.
 CacheMark = Literal["5m", "1h"]
@@ -209,6 +210,9 @@ class Request(msgspec.Struct, frozen=True):
 
     `restated` names sampling's fields that were written out with the value they have anyway: an upstream's own default
     may be another.
+
+    `hashed` is its prompt without its words, from admission on. `cache_key` is what an upstream that keeps prompts by a
+    key is told, where the caller has none.
     """
 
     id: str
@@ -237,6 +241,8 @@ class Request(msgspec.Struct, frozen=True):
     extra: dict[str, Extra] = {}
     restated: tuple[str, ...] = ()
     continues: bool = False
+    hashed: Prompt | None = None
+    cache_key: str | None = None
 
     def refuse_foreign(self) -> None:
         """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one; or

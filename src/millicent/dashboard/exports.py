@@ -16,12 +16,12 @@ from millicent.core.clock import NS_PER_MS, NS_PER_S, iso_utc
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Provenance
 from millicent.dashboard.figures import total_provenance, usage_provenance
+from millicent.dashboard.tables import inert
 from millicent.ledger.queries import ReceiptPage
 
 Cell = str | int | float | None
 
-# A cell that begins so is run as a formula by spreadsheets; callers choose these texts.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Callers choose these texts.
 _TEXTS = {"feature", "user", "team", "key", "tier", "conversation", "run", "model", "served_model", "error"}
 
 # What a column of `row` holds, for formats that must know before the first row; the others hold text.
@@ -105,7 +105,7 @@ def as_csv(pages: Iterator[ReceiptPage]) -> Iterator[str]:
 def _inert(name: str, cell: Cell) -> Cell:
     if isinstance(cell, bool):
         return "true" if cell else "false"
-    return f"'{cell}" if name in _TEXTS and isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    return inert(cell) if name in _TEXTS and isinstance(cell, str) else cell
 
 
 def as_json(pages: Iterator[ReceiptPage]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from decimal import Context, Decimal
 from typing import NamedTuple
 
@@ -77,6 +76,27 @@ def duration(ns: int | None) -> Figure:
     return Figure(_three_digits(ns, 1000), "µs", exact)
 
 
+def percent(fraction: float | None) -> Figure:
+    if fraction is None:
+        return Figure("—", "", "there is nothing to take a share of")
+    size = abs(fraction)
+    places = 0 if size >= 0.9995 or size == 0 else 1 if size >= 0.01 else 2
+    return Figure(f"{fraction * 100:.{places}f}", "%", f"{fraction * 100:.6g} %")
+
+
+def share(part: int | None, whole: int) -> Figure:
+    """`part` of `whole`, in percent."""
+    return percent(None if part is None or whole == 0 else part / whole)
+
+
+def number(value: float | Decimal, unit: str = "") -> Figure:
+    """To three significant digits; whole numbers whole."""
+    if value == int(value):
+        return Figure(f"{int(value):,}", unit, "")
+    rounded = _THREE_DIGITS.create_decimal(Decimal(value))
+    return Figure(f"{rounded:,f}" if -1000 < value < 1000 else f"{value:,.0f}", unit, f"{value:.12g} {unit}".strip())
+
+
 def _three_digits(ns: int, per_unit: int) -> str:
     value = _THREE_DIGITS.divide(Decimal(ns), Decimal(per_unit))
     return f"{value:.{max(0, 2 - value.adjusted())}f}"
@@ -109,24 +129,6 @@ def usd_column(amounts: Sequence[Money | None]) -> list[str]:
     exact = [None if money is None else str(money) for money in amounts]
     places = max([2, *(len(text.partition(".")[2]) for text in exact if text)])
     return ["unpriced" if money is None else f"{money.usd:,.{places}f}" for money in amounts]
-
-
-def when(utc_ns: int) -> str:
-    return _utc(utc_ns).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def when_short(utc_ns: int, now_ns: int) -> str:
-    """The time of day; with the date too when that isn't today's (UTC)."""
-    time, now = _utc(utc_ns), _utc(now_ns)
-    return time.strftime("%H:%M:%S") if time.date() == now.date() else time.strftime("%b %d, %H:%M:%S")
-
-
-def when_hour(utc_ns: int) -> str:
-    return _utc(utc_ns).strftime("%Y-%m-%d %H:00")
-
-
-def _utc(utc_ns: int) -> datetime:
-    return datetime.fromtimestamp(utc_ns // NS_PER_S, UTC)
 
 
 def total_provenance(receipt: Receipt) -> Provenance:

@@ -4,7 +4,7 @@ reloaded and exported by changing the suffix."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, tzinfo
 from typing import cast, get_args
 from urllib.parse import urlencode
 
@@ -13,6 +13,7 @@ import msgspec
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Status
+from millicent.dashboard import zones
 from millicent.ledger.queries import RUNNING, GroupBy, ReceiptFilter
 
 FIELDS = ("feature", "model", "user", "team", "key", "tier", "placement", "status", "conversation", "run")
@@ -26,8 +27,7 @@ RANGES: dict[str, tuple[str, int | None]] = {
 }
 MAX_LIMIT = 500
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-TIMES = frozenset({"range", "from", "to"})
+TIMES = frozenset({"range", "from", "to", "zone"})
 FILTERS = TIMES | frozenset(FIELDS) | {"none"}
 # `none=feature` selects what names no feature: an empty value would be what forms send for no filter.
 NAMELESS = ("feature", "user", "team", "key", "tier", "placement")
@@ -44,6 +44,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     by: GroupBy
     after: str | None
     limit: int | None
+    zone: str = "UTC"
 
     @property
     def fields(self) -> dict[str, str]:
@@ -80,10 +81,12 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
             raise InvalidRequest(f"parameter {name!r} stands twice in the address; give it once", param=name)
         if value.strip():
             params[name] = value.strip()
+    zone = params.get("zone", "UTC")
+    clocks = zones.find(zone)
     if "from" in params or "to" in params:
         params.pop("range", None)
         range_name = None
-        from_ns, to_ns = (_utc_ns(params[name], name) if name in params else None for name in ("from", "to"))
+        from_ns, to_ns = (_utc_ns(params[name], name, clocks) if name in params else None for name in ("from", "to"))
     else:
         range_name = _choice(params.get("range", default_range), "range", tuple(RANGES))
         span_ns = RANGES[range_name][1]
@@ -104,6 +107,7 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
         by=cast("GroupBy", by),
         after=params.get("after"),
         limit=_limit(params["limit"]) if "limit" in params else None,
+        zone=zone,
     )
 
 
@@ -119,13 +123,12 @@ def _limit(value: str) -> int:
     return int(value)
 
 
-def _utc_ns(value: str, name: str) -> int:
-    """UTC nanoseconds of an ISO 8601 date or time; without a zone it is UTC."""
+def _utc_ns(value: str, name: str, clocks: tzinfo) -> int:
+    """UTC nanoseconds of an ISO 8601 date or time; one that names no zone is by the clocks of the page's."""
     try:
         when = datetime.fromisoformat(value.replace(" ", "+"))  # a bare + in a query string arrives as a space
     except ValueError:
         raise InvalidRequest(
-            f"{name}={value!r} is not a time; write it as 2026-01-31 or 2026-01-31T18:30 (UTC)", param=name
+            f"{name}={value!r} is not a time; write it as 2026-01-31 or 2026-01-31T18:30", param=name
         ) from None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return (when - _EPOCH) // timedelta(microseconds=1) * 1000
+    return zones.utc_ns(when if when.tzinfo else when.replace(tzinfo=clocks))

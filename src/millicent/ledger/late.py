@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -81,8 +81,18 @@ def latest_fits(connection: sqlite3.Connection, device: str, configuration: str)
         "SELECT *, max(fitted_at_ns) FROM step_time_fits WHERE device = ? AND configuration = ? GROUP BY model",
         (device, configuration),
     )
-    names = StepTimeFit.__struct_fields__
-    return [StepTimeFit(**{name: row[name] for name in names}) for row in found]
+    return [_fit_of(row) for row in found]
+
+
+def fits_of(connection: sqlite3.Connection, versions: Sequence[str]) -> list[StepTimeFit]:
+    """Those that exist, in no order."""
+    wanted = (msgspec.json.encode(versions).decode(),)
+    sql = "SELECT * FROM step_time_fits WHERE version IN (SELECT value FROM json_each(?))"
+    return [_fit_of(row) for row in select(connection, sql, wanted)]
+
+
+def _fit_of(row: sqlite3.Row) -> StepTimeFit:
+    return StepTimeFit(**{name: row[name] for name in StepTimeFit.__struct_fields__})
 
 
 def _not_found(receipt_id: str) -> NotFound:

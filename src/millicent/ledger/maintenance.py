@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from millicent.ledger import rollups
+from millicent.ledger import rollups, stored_responses, tallies
 from millicent.ledger.claims import purge_answers
 
 # Receipts deleted in one transaction: some tens of milliseconds.
@@ -19,7 +19,7 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
 
     Receipts that run are left, and nothing is deleted while receipts of an older version are still being taken in.
     """
-    if not rollups.is_complete(connection):
+    if not (rollups.is_complete(connection) and tallies.is_complete(connection)):
         return 0
     oldest = connection.execute(
         "SELECT min(created_at_ns), max(created_at_ns) FROM (SELECT created_at_ns FROM receipts"
@@ -53,10 +53,11 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
 
 def purge_user(connection: sqlite3.Connection, user: str) -> int:
     """Take this person off every closed receipt; how many. A random name that nothing links to them stands instead, so
-    that sums by user stay. Conversation, run, tags, error texts, notes of later lines, words of feedback and answers
-    kept for idempotency go. A budget per user begins anew for them."""
+    that sums by user stay. Conversation, run, tags, error texts, hashes of prompts, notes of later lines, words of
+    feedback, answers kept for idempotency and stored responses go. A budget per user begins anew for them."""
     rollups.fold(connection)
     purge_answers(connection, user=user)
+    stored_responses.purge(connection, user=user)
     nobody = f"purged-{secrets.token_hex(8)}"
     with _permitted(connection, "purge"):
         connection.execute(
@@ -76,11 +77,13 @@ def purge_user(connection: sqlite3.Connection, user: str) -> int:
             (user,),
         )
         purged = connection.execute(
-            "UPDATE receipts SET user = ?, conversation = NULL, run = NULL, tags = '{}', error = NULL"
+            "UPDATE receipts SET user = ?, conversation = NULL, run = NULL, tags = '{}', error = NULL,"
+            " request_digest = NULL, segments = NULL"
             " WHERE user = ? AND status IS NOT NULL",
             (nobody, user),
         )
         connection.execute("UPDATE rollup_groups SET user = ? WHERE user = ?", (nobody, user))
+        connection.execute("UPDATE entries SET user = ?, note = NULL WHERE user = ?", (nobody, user))
         for table in ("budget_periods", "holds", "holds_archived"):
             connection.execute(
                 f"UPDATE {table} SET subject = ?"  # noqa: S608 - our own names

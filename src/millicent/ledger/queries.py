@@ -17,12 +17,17 @@ from millicent.core.accounts import Account, HourTime
 from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import InvalidRequest
+from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
+from millicent.core.tallies import Tally
 from millicent.core.usage import Provenance
+from millicent.ledger import tallies, waste
 from millicent.ledger.budgets import read_balances, read_budgets
-from millicent.ledger.levers import Coverage, Waste, coverage, waste
+from millicent.ledger.late import fits_of
+from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
+from millicent.ledger.prompts import AskedPage, asked
 from millicent.ledger.reading import read_receipts, select, wall_covering
 from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql, sums_sql
 from millicent.ledger.rows import receipt_of
@@ -42,7 +47,22 @@ from millicent.ledger.worth import (
 from millicent.ledger.zones import labels
 
 T = TypeVar("T")
-GroupBy = Literal["feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status"]
+GroupBy = Literal[
+    "feature",
+    "user",
+    "team",
+    "model",
+    "key",
+    "tier",
+    "placement",
+    "conversation",
+    "run",
+    "month",
+    "day",
+    "hour",
+    "status",
+]
+_TIMES = frozenset({"month", "day", "hour"})
 
 # As a status in a filter: not settled yet.
 RUNNING = "running"
@@ -66,6 +86,9 @@ class ReceiptFilter(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
     from_ns: int | None = None
     to_ns: int | None = None
+
+
+_EVERYTHING = ReceiptFilter()
 
 
 class ReceiptPage(msgspec.Struct, frozen=True):
@@ -153,36 +176,46 @@ class LedgerQueries:
                 return ReceiptPage((), None)
             condition, values = _condition(where)
             if after is not None:
-                last = connection.execute("SELECT created_at_ns, id FROM receipts WHERE id = ?", (after,)).fetchone()
-                if last is None:
-                    raise InvalidRequest(f"after: no receipt {after}; pass the `next` of a page", param="after")
                 condition += " AND (created_at_ns, id) < (?, ?)"
-                values = [*values, *last]
+                values = [*values, *_place_of(connection, after)]
             sql = f"SELECT id FROM receipts WHERE {condition} ORDER BY created_at_ns DESC, id DESC LIMIT ?"  # noqa: S608 - columns are ours
             ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
             page = _judged(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
-    def recent(self, limit: int) -> list[Receipt]:
+    def asked(self, where: ReceiptFilter, *, limit: int = 10_000, after: str | None = None) -> AskedPage:
+        """Closed receipts, oldest first, with what was asked as hashes and lengths: what a replay needs. Raises
+        InvalidRequest when `after` is no receipt."""
+        with self._snapshot() as connection:
+            if connection is None:
+                return AskedPage((), None)
+            condition, values = _condition(where)
+            if after is not None:
+                condition += " AND (created_at_ns, id) > (?, ?)"
+                values = [*values, *_place_of(connection, after)]
+            return asked(connection, condition, values, limit)
+
+    def recent(self, limit: int, where: ReceiptFilter = _EVERYTHING) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
         attempts."""
+        condition, values = _condition(where)
         sql = (
-            "SELECT * FROM receipts WHERE status = 'succeeded'"
+            f"SELECT * FROM receipts WHERE status = 'succeeded' AND {condition}"  # noqa: S608 - columns are ours
             " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
             " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
         )
         with self._snapshot() as connection:
-            found = [] if connection is None else select(connection, sql, (limit,))
+            found = [] if connection is None else select(connection, sql, (*values, limit))
         return [receipt_of(row) for row in reversed(found)]
 
     def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
-        """Dearest first; days and hours in order, as the clocks of `zone` (an IANA name) show them.
+        """Dearest first; months, days and hours in order, as the clocks of `zone` (an IANA name) show them.
 
         In another book, receipts that aren't in it count as unpriced, and those whose detail was deleted aren't there.
         Raises InvalidRequest for a zone that nobody knows.
         """
         groups = [_totals(group, figures) for group, figures in self._sums(by, where, _TOTALS, zone, book)]
-        if by in {"day", "hour"}:
+        if by in _TIMES:
             return groups
         return sorted(groups, key=lambda each: (-each.cost.nanousd, each.group is not None, each.group or ""))
 
@@ -199,12 +232,8 @@ class LedgerQueries:
         self, by: GroupBy, where: ReceiptFilter, measures: Sequence[str], zone: str, book: str = ACTUAL
     ) -> list[tuple[str | None, list[int]]]:
         """The measures' sums of each group, in order of the groups, None for none."""
-        label_of = labels(by, zone) if by in {"day", "hour"} else None
-        fixed = {
-            name: str(value)
-            for name, value in msgspec.structs.asdict(where).items()
-            if value is not None and name not in {"from_ns", "to_ns"}
-        }
+        label_of = labels(by, zone) if by in {"month", "day", "hour"} else None
+        fixed = _fixed(where)
         with self._snapshot() as connection:
             if connection is None or fixed.get("status") == RUNNING:
                 return []
@@ -212,7 +241,7 @@ class LedgerQueries:
             to_ns = _storable(2**63 - 1 if where.to_ns is None else where.to_ns)
             grouped = None if label_of else by
             if book == ACTUAL:
-                coarsest_s = MONTH_S if grouped else DAY_S if (by, zone) == ("day", "UTC") else QUARTER_S
+                coarsest_s = MONTH_S if grouped else DAY_S if by != "hour" and zone == "UTC" else QUARTER_S
                 sql, values = sums_sql(connection, grouped, fixed, from_ns, to_ns, measures, coarsest_s=coarsest_s)
             else:
                 condition, values = _condition(where)
@@ -227,6 +256,35 @@ class LedgerQueries:
             sums[label] = figures if have is None else [one + more for one, more in zip(have, figures, strict=True)]
         return [(label, figures) for label, figures in sums.items() if figures[0]]
 
+    def tallies(
+        self, by: Sequence[GroupBy], where: ReceiptFilter, *, zone: str = "UTC"
+    ) -> dict[tuple[str | None, ...], Tally] | None:
+        """What requests took, by several things at once; a month, day or hour comes last. Features and models are
+        answered from what is kept for it; anything else is read from receipts, and is None where that would be more
+        than `tallies.MOST_DETAIL`."""
+        time = next((name for name in by if name in _TIMES), None)
+        label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
+        coarsest_s = DAY_S if time is None or (time != "hour" and zone == "UTC") else QUARTER_S
+        with self._snapshot() as connection:
+            if connection is None:
+                return {}
+            found = tallies.read(
+                connection,
+                [name for name in by if name not in _TIMES],
+                _fixed(where),
+                _storable(-(2**63) if where.from_ns is None else where.from_ns),
+                _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
+                label_of,
+                coarsest_s,
+            )
+        if found is None:
+            return None
+        return {tuple(member or None for member in key): tally for key, tally in found.items() if tally.requests}
+
+    def first_day_ns(self, feature: str | None = None) -> int | None:
+        """When the first day (UTC) began on which this feature was asked for, "" for none; any where it is None."""
+        return self.ask(lambda connection: tallies.first_day_ns(connection, feature))
+
     def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
         """Of each of these features' answers: how many had a latency target, and how many met it."""
         with self._snapshot() as connection:
@@ -237,10 +295,26 @@ class LedgerQueries:
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
 
-    def waste(self, where: ReceiptFilter) -> list[Waste]:
-        """What was paid for that nobody had any use of. Reads every line of the receipts asked for."""
+    def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
+        """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the
+        receipts asked for one by one."""
         with self._snapshot() as connection:
-            return [] if connection is None else waste(connection, *_condition(where))
+            if connection is None:
+                return waste.WasteReport()
+            condition, values = _condition(where)
+            reads = waste.latest(connection, condition, values, most)
+            if not reads:
+                return waste.WasteReport()
+            first = f"SELECT created_at_ns FROM receipts WHERE {condition} ORDER BY created_at_ns LIMIT 1"  # noqa: S608 - our own text
+            (from_ns,) = connection.execute(first, values).fetchone()
+
+        def inputs(start_ns: int, end_ns: int) -> dict[str | None, tuple[int, int]]:
+            part = msgspec.structs.replace(where, from_ns=start_ns, to_ns=end_ns)
+            found = self.totals("feature", part)
+            return {each.group: (each.requests - each.unknown_usage, each.input_tokens) for each in found}
+
+        of = sum(each.requests for each in self.totals("status", where))
+        return waste.report(reads, of, waste.growth(inputs, from_ns, reads[-1].at_ns + 1))
 
     def samples(self, where: ReceiptFilter, *, most: int) -> list[Sample]:
         """Single receipts, oldest first: all, or where there are more than `most` every so-manyth."""
@@ -289,6 +363,11 @@ class LedgerQueries:
             parts = (wall_ns, row["serving_ns"], hour.overhead_ns, hour.lost_ns, hour.down_ns)
             sums[account] = [total + part for total, part in zip(sums.get(account, [0] * 5), parts, strict=True)]
         return [account.of(*sums[account]) for account in sorted(sums)]
+
+    def fits(self, versions: Sequence[str]) -> list[StepTimeFit]:
+        """The versions of the step-time model that receipts name, in no order."""
+        with self._snapshot() as connection:
+            return [] if connection is None else fits_of(connection, versions)
 
     def count_open(self) -> int:
         """Receipts that are running, or that wait for recovery."""
@@ -366,11 +445,28 @@ class _Account:
         )
 
 
+def _place_of(connection: sqlite3.Connection, after: str) -> tuple[int, str]:
+    """Where the page after this receipt begins."""
+    last = connection.execute("SELECT created_at_ns, id FROM receipts WHERE id = ?", (after,)).fetchone()
+    if last is None:
+        raise InvalidRequest(f"after: no receipt {after}; pass the `next` of a page", param="after")
+    return last[0], last[1]
+
+
 def _judged(connection: sqlite3.Connection, receipt_ids: Sequence[str]) -> list[Receipt]:
     """With `useful` as it stands now: feedback that came later counts."""
     found = read_receipts(connection, receipt_ids)
     useful = verdicts(connection, receipt_ids)
     return [msgspec.structs.replace(receipt, useful=useful[receipt.id]) for receipt in found]
+
+
+def _fixed(where: ReceiptFilter) -> dict[str, str]:
+    """The columns that must have a value, '' for none."""
+    return {
+        name: str(value)
+        for name, value in msgspec.structs.asdict(where).items()
+        if value is not None and name not in {"from_ns", "to_ns"}
+    }
 
 
 def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from millicent.core.clock import NS_PER_S, iso_utc
 from millicent.core.receipts import Role
+from millicent.ledger import tallies
 
 DIMENSIONS = ("feature", "user", "team", "model", "key", "tier", "status", "placement")
 # The book that stands; the only one that is rolled up.
@@ -112,6 +113,7 @@ def fold_some(connection: sqlite3.Connection, most: int = _SLICE) -> bool:
     if last is None:
         return False
     _add(connection, _unrolled(up_to=True), {"last": last}, CUBES)
+    tallies.fold(connection, last)
     connection.execute("DELETE FROM unrolled WHERE receipt <= ?", (last,))
     return True
 
@@ -236,10 +238,16 @@ def book_sql(by: str | None, condition: str) -> str:
 
 
 def _entries(
-    tables: str, condition: str, measures: Iterable[str], *, among_lines: str = "", among_feedback: str = ""
+    tables: str,
+    condition: str,
+    measures: Iterable[str],
+    *,
+    among_lines: str = "",
+    among_feedback: str = "",
+    also: Sequence[str] = (),
 ) -> str:
-    """One row per closed receipt `r`: its quarter-hour, every dimension, and the measures."""
-    named = ", ".join(f"ifnull(r.{name}, '') AS {name}" for name in DIMENSIONS)
+    """One row per closed receipt `r`: its quarter-hour, every dimension, those asked for also, and the measures."""
+    named = ", ".join(f"ifnull(r.{name}, '') AS {name}" for name in (*DIMENSIONS, *also))
     verdict = verdict_sql(among_feedback)
     figures = ", ".join(f"{_FIGURES[name].format(verdict=verdict)} AS {name}" for name in measures)
     return (
@@ -249,9 +257,11 @@ def _entries(
     )
 
 
-def _created(measures: Iterable[str] = MEASURES, condition: str = "1") -> str:
+def _created(measures: Iterable[str] = MEASURES, condition: str = "1", also: Sequence[str] = ()) -> str:
     """The receipts created from the first parameter to before the second."""
-    return _entries("receipts AS r", f"r.created_at_ns >= ? AND r.created_at_ns < ? AND {condition}", measures)
+    return _entries(
+        "receipts AS r", f"r.created_at_ns >= ? AND r.created_at_ns < ? AND {condition}", measures, also=also
+    )
 
 
 def _unrolled(measures: Sequence[str] = MEASURES, up_to: bool = False) -> str:
@@ -363,7 +373,8 @@ class _Parts:
             column = f"r.{name}" if best in {None, name} else f"+r.{name}"
             parts.append(f"{column} = ?" if value else f"({column} IS NULL OR {column} = '')")
             values += [value] if value else []
-        entries = _created(self._measures, " AND ".join(parts))
+        also = [self._by] if self._by and self._by not in DIMENSIONS else []
+        entries = _created(self._measures, " AND ".join(parts), also)
         self._select(self._by or "quarter_ns", f"({entries})", "1", [from_ns, to_ns, *values])
         if {*self._fixed} <= {*DIMENSIONS}:
             self._rollups(ARCHIVE, QUARTER_S, from_ns, to_ns)
@@ -378,7 +389,9 @@ class _Parts:
             return
         condition, values = self._condition()
         where = f"cube = ? AND span_s = {span_s} AND {condition} AND start_ns >= ? AND start_ns < ?"
-        self._select(self._by or "start_ns", _ROLLED, where, [cube, *values, from_ns, to_ns])
+        # Of a deleted receipt's run or conversation nothing is known.
+        grouped = "start_ns" if self._by is None else self._by if self._by in DIMENSIONS else "''"
+        self._select(grouped, _ROLLED, where, [cube, *values, from_ns, to_ns])
 
     def _select(self, grouped: str, source: str, where: str, values: Iterable[object]) -> None:
         # The greatest integer stands for no end; nothing is created in that nanosecond.

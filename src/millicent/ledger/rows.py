@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from millicent.core.money import Money
+from millicent.core.prompts import unpacked
 from millicent.core.receipts import (
     Accelerator,
     Attempt,
@@ -28,7 +29,7 @@ from millicent.core.usage import Provenance, Usage
 _ATTRIBUTES = ("key", "team", "user", "feature", "tier", "conversation", "run")
 # Rows are tuples in the order of these. What the indices are made of is fixed when a receipt is opened, which keeps
 # closing it cheap.
-_FIXED = ("id", "created_at_ns", *_ATTRIBUTES)
+_FIXED = ("id", "created_at_ns", *_ATTRIBUTES, "request_digest", "segments")
 _SETTLED = (
     "settled_at_ns", "status", "model", "served_model", "placement", "backend", "dialect", "stream", "finish_reason",
     "tags", "usage", "input_tokens", "output_tokens", "queue_ns", "ttft_ns", "tpot_ns", "total_ns", "serving_ns",
@@ -76,7 +77,7 @@ def settlement_row(receipt: Receipt) -> tuple[object, ...]:
 
 
 def _fixed_values(receipt: Receipt) -> tuple[object, ...]:
-    given = receipt.attribution
+    given, prompt = receipt.attribution, receipt.prompt
     return (
         receipt.id,
         receipt.created_at_ns,
@@ -87,6 +88,8 @@ def _fixed_values(receipt: Receipt) -> tuple[object, ...]:
         given.tier,
         given.conversation,
         given.run,
+        None if prompt is None else prompt.digest,
+        None if prompt is None else prompt.packed(),
     )
 
 
@@ -196,6 +199,7 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
         policy=None if row["policy"] is None else _strings_decoder.decode(row["policy"]),
         error=row["error"],
         useful=None if row["useful"] is None else bool(row["useful"]),
+        prompt=None if row["segments"] is None else unpacked(row["request_digest"], row["segments"]),
     )
 
 

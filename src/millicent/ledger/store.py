@@ -11,7 +11,7 @@ import msgspec
 from millicent.core.accounts import Checkpoint, DeviceSession, Reading
 from millicent.core.idempotency import Claim
 from millicent.core.receipts import HourShare, Line, Receipt
-from millicent.ledger import budgets, claims, rollups, rows
+from millicent.ledger import budgets, claims, rollups, rows, stored_responses, tallies
 
 
 class Opening(NamedTuple):
@@ -146,7 +146,9 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
     for session in checkpoint.sessions:
         write_session(connection, session)
     claims.drop_expired(connection, checkpoint.at_ns)
+    stored_responses.drop_expired(connection, checkpoint.at_ns)
     rollups.backfill(connection)
+    tallies.backfill(connection)
 
 
 def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:

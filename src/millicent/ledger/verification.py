@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 
 from millicent.core.clock import iso_utc
-from millicent.ledger import rollups
+from millicent.ledger import rollups, tallies
 
 # Each finds rows that must not be, and says of one row what is wrong.
 _MUST_BE_EMPTY: dict[str, str] = {
@@ -78,4 +78,4 @@ def problems(connection: sqlite3.Connection, is_live: Callable[[str], bool]) -> 
     ]
     for message, sql in _MUST_BE_EMPTY.items():
         found += [message.format(*row) for row in connection.execute(sql)]
-    return found + rollups.problems(connection)
+    return found + rollups.problems(connection) + tallies.problems(connection)

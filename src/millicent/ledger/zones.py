@@ -14,13 +14,13 @@ from millicent.core.errors import InvalidRequest
 _DAY_S = 86_400
 
 
-def labels(by: Literal["day", "hour"], zone: str) -> Callable[[int], str]:
-    """What to call the day or hour of UTC nanoseconds: `2026-01-31`, `2026-01-31T09:00:00+01:00`.
+def labels(by: Literal["month", "day", "hour"], zone: str) -> Callable[[int], str]:
+    """What to call the month, day or hour of UTC nanoseconds: `2026-01`, `2026-01-31`, `2026-01-31T09:00:00+01:00`.
 
     Asked for many times in a row, it looks each up once. Raises InvalidRequest for a zone that nobody knows.
     """
     clocks = _zone(zone)
-    per_s = _DAY_S if by == "day" else 3600
+    per_s = 3600 if by == "hour" else _DAY_S
 
     @cache
     def offset_s(at_s: int) -> int:
@@ -30,8 +30,8 @@ def labels(by: Literal["day", "hour"], zone: str) -> Callable[[int], str]:
     @cache
     def name(local_s: int, ahead_s: int) -> str:
         moment = datetime.fromtimestamp(local_s - ahead_s, timezone(timedelta(seconds=ahead_s)))
-        if by == "day":
-            return moment.strftime("%Y-%m-%d")
+        if by != "hour":
+            return moment.strftime("%Y-%m" if by == "month" else "%Y-%m-%d")
         return moment.strftime("%Y-%m-%dT%H:00:00") + moment.isoformat()[19:].replace("+00:00", "Z")
 
     def label(at_ns: int) -> str:

@@ -11,6 +11,7 @@ from random import Random, SystemRandom
 
 import msgspec
 
+from millicent.caching.segments import prompt_of
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
@@ -60,8 +61,8 @@ class Pipeline:
     """Owns what runs. `start` and `close` bracket its life; `admit` is the only way in.
 
     `places` says where the models that have deployments run, `policies` what to do when those fail; `estimated` has the
-    devices of placements that are paid for by time and show no steps. `settled` is told of every receipt, once, when it
-    is durable.
+    devices of placements that are paid for by time and show no steps. `secret` is what hashes of prompts are keyed
+    with; without it there are none. `settled` is told of every receipt, once, when it is durable.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Pipeline:
         policies: Mapping[str, ModelPolicy] | None = None,
         random: Random | None = None,
         routing: Policies | None = None,
+        secret: bytes | None = None,
         settled: Callable[[Receipt], None] = lambda _: None,
     ) -> None:
         self._random = random or SystemRandom()
@@ -102,6 +104,7 @@ class Pipeline:
         self._waits = waits
         self._estimated = estimated or {}
         self._told = settled
+        self._secret = secret
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
@@ -174,7 +177,7 @@ class Pipeline:
         ticket = self._limiter.enter(request.attribution.key)
         self._admitted += 1
         try:
-            request = self._aimed(request)
+            request = self._hashed(self._aimed(request))
             journey, decision = await self._journey(request)
             leg = await journey.first()
             try:
@@ -283,6 +286,11 @@ class Pipeline:
         beside = sum(answer.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
+
+    def _hashed(self, request: Request) -> Request:
+        if self._secret is None:
+            return request
+        return msgspec.structs.replace(request, hashed=prompt_of(request, self._secret))
 
     def _aimed(self, request: Request) -> Request:
         """With its feature's latency target, else its policy's, where it has none of its own."""

@@ -62,6 +62,7 @@ class Bookkeeper:
             attribution=request.attribution,
             lines=lines,
             policy=_policy(policy_of(request.latency_target_ms), told),
+            prompt=request.hashed,
         )
         return self._with_attempt(receipt, leg, _total(lines), now_ns)
 

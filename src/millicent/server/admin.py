@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from millicent.control.access import Asks, KeyRing
+from millicent.control.access import Asks, KeyRing, Writes
 from millicent.control.budgets import drop_budget, set_budget, standing
 from millicent.control.config import BudgetConfig, Rates
 from millicent.control.idempotency import purge_answers
 from millicent.control.keys import ApiKey, Scope, insert_key, new_key, read_keys, revoke_key, rotate_key
 from millicent.control.showing import key_body
+from millicent.control.stored_responses import purge as purge_responses
 from millicent.core.clock import NS_PER_S, Clock, parse_time_ns
 from millicent.core.errors import ConfigError, InvalidRequest, NotFound
 from millicent.core.identifiers import Ids
@@ -26,12 +27,6 @@ from millicent.wire import control as wire
 from millicent.wire import receipts as receipts_wire
 
 T = TypeVar("T")
-
-
-class Writes(Protocol):
-    """What is asked of the ledger: `SqliteLedger.write`."""
-
-    def write(self, operation: Callable[[sqlite3.Connection], T]) -> Awaitable[T]: ...
 
 
 class Admin:
@@ -112,11 +107,16 @@ class Admin:
 
     async def _purge_answers(self, request: Request) -> Response:
         user = request.query_params.get("user")
-        purged = await self._ledger.write(partial(purge_answers, user=user))
+        purged = await self._ledger.write(partial(_forget_answers, user=user))
         return _json({"object": "purge", "user": user, "purged": purged})
 
     async def _read(self, question: Callable[[sqlite3.Connection], list[T]]) -> list[T]:
         return await asyncio.to_thread(self._queries.ask, question) or []
+
+
+def _forget_answers(connection: sqlite3.Connection, user: str | None) -> int:
+    """Those kept for idempotency, and stored responses; how many."""
+    return purge_answers(connection, user=user) + purge_responses(connection, user=user)
 
 
 def _key_fields(asked: wire.KeyBody) -> dict[str, object]:

@@ -17,25 +17,27 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from millicent.control.access import Caller, KeyRing
+from millicent.control.access import Caller, KeyRing, Writes
 from millicent.control.idempotency import Idempotency
 from millicent.control.limits import RateLimiter
+from millicent.control.stored_responses import StoredResponses
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, Clock, hour_start_ns, parse_time_ns
 from millicent.core.errors import Forbidden, InvalidRequest, MillicentError, ModelNotFound, NotFound
 from millicent.core.identifiers import Ids
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.pipeline.pipeline import Pipeline
-from millicent.server.admin import Admin, Writes
+from millicent.server.admin import Admin
 from millicent.server.authentication import Authentication, caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.families import family_of, is_anthropic
 from millicent.server.guard import Guard
-from millicent.server.inference import DIALECTS, InferenceEndpoint
+from millicent.server.inference import DIALECTS, RESPONSES, InferenceEndpoint
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
 from millicent.server.shortcut import Shortcut
 from millicent.server.sign_in import SignIn, SignInPage
+from millicent.server.stored_responses import ResponseRoutes, StoringEndpoint
 from millicent.server.tokens import Tokenizers, Tokens
 from millicent.wire import anthropic_common, anthropic_messages
 from millicent.wire import quotes as quotes_wire
@@ -120,10 +122,12 @@ class Server:
             Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
         ]
         idempotency = Idempotency(queries, clock)
-        endpoints = {
-            path: InferenceEndpoint(dialect, pipeline, limiter, idempotency, queries, late, ids, clock, config)
-            for path, dialect in DIALECTS.items()
-        }
+        parts = (pipeline, limiter, idempotency, queries, late, ids, clock, config)
+        endpoints = {path: InferenceEndpoint(dialect, *parts) for path, dialect in DIALECTS.items()}
+        if config.stored_responses_hours:
+            stored = StoredResponses(ledger, queries, clock, config.stored_responses_hours, config.stored_responses_mb)
+            endpoints["/v1/responses"] = StoringEndpoint(stored, RESPONSES, *parts)
+            routes += ResponseRoutes(stored).routes
         # They are routes too, for whoever asks with another method.
         routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
         sessions = Sessions(clock)

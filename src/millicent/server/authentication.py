@@ -13,7 +13,7 @@ from millicent.core.errors import MillicentError, Unauthorized
 from millicent.server.families import family_of
 from millicent.server.headers import headers_of
 from millicent.server.responses import send_error
-from millicent.server.sessions import Sessions
+from millicent.server.sessions import Sessions, with_sessions
 
 SIGN_IN = "/sign-in"
 
@@ -35,6 +35,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
+        with_sessions(scope, self._sessions)
         if scope["type"] != "http" or path in _OPEN or path.startswith(_OPEN_BELOW):
             await self._app(scope, receive, send)
             return

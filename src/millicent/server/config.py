@@ -11,7 +11,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`allowed_hosts` and `allowed_origins` add to this machine's own names, which are always allowed.
 
     Bodies over `max_body_mb` are refused; `heartbeat_s` apart, a stream that has nothing to say yet sends a comment;
-    at shutdown, what runs has `shutdown_grace_s` to finish before it is cancelled and settled.
+    at shutdown, what runs has `shutdown_grace_s` to finish before it is cancelled and settled. Answers of
+    `/v1/responses` are stored for `stored_responses_hours` after their conversation was last gone on with, unless they
+    are sent with `store: false`, and the oldest make room beyond `stored_responses_mb`; with 0 hours, none is stored.
     """
 
     host: str = "127.0.0.1"
@@ -20,5 +22,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body_timeout_s: Annotated[int, msgspec.Meta(ge=1)] = 60
     heartbeat_s: Annotated[int, msgspec.Meta(ge=1)] = 10
     shutdown_grace_s: Annotated[int, msgspec.Meta(ge=0)] = 20
+    stored_responses_hours: Annotated[int, msgspec.Meta(ge=0)] = 24
+    stored_responses_mb: Annotated[int, msgspec.Meta(ge=1)] = 256
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()

@@ -194,7 +194,7 @@ class InferenceEndpoint:
                 scope, receive, max_mb=self._config.max_body_mb, timeout_s=self._config.body_timeout_s
             )
             headers = headers_of(scope)
-            request, shape = self._dialect.decode(body, headers, self._ids.new("rcpt"))
+            request, shape = await self._decode(body, headers, caller)
             model = self._dialect.named(request.model, self._pipeline.models())
             request = msgspec.structs.replace(request, model=model)
             caller.check_model(model)
@@ -220,6 +220,12 @@ class InferenceEndpoint:
         finally:
             answer.cancel()
             watch.cancel()
+
+    async def _decode(self, body: bytes, headers: Mapping[str, str], caller: Caller) -> tuple[Request, Any]:  # noqa: ARG002
+        return self._dialect.decode(body, headers, self._ids.new("rcpt"))
+
+    async def _answered(self, receipt: Receipt, shape: Any, said: dict[str, Any] | StreamWriter) -> None:
+        """Before the end of a new answer is sent: its body, or what has written it."""
 
     def _with_headers(self, request: Request, headers: Mapping[str, str], caller: Caller) -> Request:
         """What our headers say, the same in every dialect. Raises InvalidRequest and Forbidden naming the header."""
@@ -286,8 +292,10 @@ class InferenceEndpoint:
         # An empty piece for each choice, so that one without any text is there too.
         all_choices = [*pieces, *(Text("", 0, choice) for choice in range(len(answer.reasons)))]
         texts = merge_texts(all_choices, in_order=self._dialect.in_order)
-        body = encode(self._dialect.answer_body(receipt, texts, answer.reasons, shape))
-        await send_json(send, body, headers=headers | _cost_header(answer))
+        body = self._dialect.answer_body(receipt, texts, answer.reasons, shape)
+        if not isinstance(answer, Replay):
+            await self._answered(receipt, shape, body)
+        await send_json(send, encode(body), headers=headers | _cost_header(answer))
 
     async def _stream(self, send: Send, answer: Answer | Replay, shape: object, headers: dict[str, str]) -> None:
         assert self._dialect.stream is not None, "its requests don't stream"
@@ -312,6 +320,8 @@ class InferenceEndpoint:
                     await heart.send(part)
             assert answer.settled is not None
             last = writer.end(answer.settled, answer.reasons)
+            if not isinstance(answer, Replay):
+                await self._answered(answer.settled, shape, writer)
         except MillicentError as error:
             last = self._failed(writer, answer, error)
         finally:

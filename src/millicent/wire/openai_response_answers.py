@@ -253,6 +253,7 @@ class Stream:
         self._shape = shape
         self._output = _Output(shape)
         self._events = 0
+        self.response: dict[str, Any] | None = None  # the whole answer, once it has ended
 
     def start(self, receipt: Receipt) -> bytes:
         response = _response(receipt, self._shape, "in_progress", [])
@@ -266,7 +267,7 @@ class Stream:
         """Everything after the text: sent only once the receipt is durable."""
         complete = reasons[0] not in _INCOMPLETE
         closing = b"".join(self._event(event) for event in self._output.close(receipt, complete=complete))
-        response = _ended(receipt, reasons[0], self._shape, self._output)
+        self.response = response = _ended(receipt, reasons[0], self._shape, self._output)
         return closing + self._event({"type": f"response.{response['status']}", "response": response}) + common.DONE
 
     def failed(self, receipt: Receipt, error: MillicentError) -> bytes:
@@ -306,9 +307,7 @@ def _response(receipt: Receipt, shape: Shape, status: str, output: list[dict[str
         "incomplete_details": None,
         "model": receipt.model,
         "output": output,
-        "previous_response_id": None,
         "service_tier": "default",
-        "store": False,
         "usage": None,
         **{field: msgspec.Raw(value.encode()) for field, value in shape.echo.items()},
     }

@@ -1,4 +1,4 @@
-"""OpenAI Responses: `POST /v1/responses`. Nothing is kept: each request brings the whole conversation."""
+"""OpenAI Responses: `POST /v1/responses`. It brings the whole conversation, or goes on from one that is stored."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from millicent.core.request import Extra, Limits, Message, OutputFormat, Request
 from millicent.wire import openai_common as common
 from millicent.wire import openai_generation as generation
 from millicent.wire import openai_response_items as response_items
+from millicent.wire import openai_stored_responses as stored
 from millicent.wire import openai_tools, output_format
 from millicent.wire.attribution import read_attribution
 from millicent.wire.decoding import decode_at, decode_body, refuse_unless_neutral
@@ -90,17 +91,17 @@ class ResponsesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
+    store: bool | None = None  # unsaid, an answer is stored wherever answers are
+    previous_response_id: str | None = None
     safety_identifier: str | None = None  # whom the receipt is for, where there is no `user`
     # harmless hints: they ask for nothing that changes an answer; the first two an upstream of OpenAI's gets
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: Any = None
     service_tier: str | None = None  # what the placement is charged at decides
-    store: bool | None = None  # nothing is kept, and the answer says so
     stream_options: StreamOptions | None = None
     max_tool_calls: Annotated[int, msgspec.Meta(ge=1)] | None = None  # of OpenAI's own tools, which aren't run here
     # refused by name unless neutral: what they ask for has no place here
-    previous_response_id: Any = None
     conversation: Any = None
     background: Any = None
     prompt: Any = None
@@ -157,11 +158,16 @@ class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """What an answer has besides what was said: `echo` are fields of the request, as JSON, as it shows them again."""
+    """What an answer has besides what was said: `echo` are fields of the request, as JSON, as it shows them again.
+
+    `input` is what this request itself brought, a JSON array, where the answer is to be stored.
+    """
 
     echo: dict[str, str]
     summary: bool = False
     logprobs: bool = False
+    previous: str | None = None
+    input: str | None = None
 
 
 _decoder = msgspec.json.Decoder(ResponsesBody)
@@ -175,10 +181,19 @@ _allowed = msgspec.json.Decoder(AllowedTools)
 _Choice = Literal["auto", "none", "required"]
 
 
-def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Request, Shape]:
-    """Raises InvalidRequest, naming the field."""
+def decode(
+    body: bytes,
+    headers: Mapping[str, str],
+    receipt_id: str,
+    earlier: stored.Earlier | None = None,
+    *,
+    stores: bool = False,
+) -> tuple[Request, Shape]:
+    """`earlier` is what the request goes on from or refers to, where there is that; `stores`: answers are stored here
+    unless a request says no. Raises InvalidRequest, naming the field."""
     asked = decode_body(body, _decoder, _KNOWN)
-    _refuse_kept(asked)
+    _refuse_kept(asked, stores=stores)
+    own = stored.resolved(_items(asked), earlier or stored.Earlier()) if stores else _items(asked)
     refuse_unless_neutral(asked, _NEUTRAL)
     reasoning = asked.reasoning or Reasoning()
     refuse_unless_neutral(reasoning, _NEUTRAL_IN_REASONING, "reasoning")
@@ -189,7 +204,7 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         id=receipt_id,
         dialect=DIALECT,
         model=asked.model,
-        messages=_messages(asked),
+        messages=_messages(asked, own, earlier),
         sampling=Sampling(
             temperature=1.0 if asked.temperature is None else asked.temperature,
             top_p=1.0 if asked.top_p is None else asked.top_p,
@@ -211,28 +226,36 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         restated=tuple(field for field in ("temperature", "top_p") if getattr(asked, field) == 1.0),
     )
     summary = bool(reasoning.summary or reasoning.generate_summary)
-    return request, Shape(_echo(asked, request, tools), summary, wants_logprobs)
+    kept = msgspec.json.encode(own).decode() if stores and asked.store is not False else None
+    echo = _echo(asked, request, tools, is_stored=kept is not None)
+    return request, Shape(echo, summary, wants_logprobs, asked.previous_response_id, kept)
 
 
-def _refuse_kept(asked: ResponsesBody) -> None:
-    for field in ("previous_response_id", "conversation"):
+def _refuse_kept(asked: ResponsesBody, *, stores: bool) -> None:
+    for field in ("conversation",) if stores else ("conversation", "previous_response_id"):
         if getattr(asked, field) is not None:
+            advice = "go on from a response with `previous_response_id`, or " if stores else ""
             raise InvalidRequest(
-                f"`{field}` names what was kept, and no answer is kept here: send the whole conversation as `input`.",
+                f"`{field}` names what isn't kept here: {advice}send the whole conversation as `input`.",
                 param=field,
                 code="unsupported_parameter",
             )
 
 
-def _messages(asked: ResponsesBody) -> tuple[Message, ...]:
+def _items(asked: ResponsesBody) -> list[msgspec.Raw]:
     if asked.input is None:
         raise InvalidRequest("Missing required field `input`.", param="input", code="missing_required_parameter")
     if not asked.input:
         raise InvalidRequest("`input` is empty: send at least one message.", param="input")
-    first = (Message("system", asked.instructions),) if asked.instructions else ()
     if isinstance(asked.input, str):
-        return (*first, Message("user", asked.input))
-    return (*first, *response_items.read(asked.input))
+        return [msgspec.Raw(msgspec.json.encode({"type": "message", "role": "user", "content": asked.input}))]
+    return asked.input
+
+
+def _messages(asked: ResponsesBody, own: Sequence[msgspec.Raw], earlier: stored.Earlier | None) -> tuple[Message, ...]:
+    first = (Message("system", asked.instructions),) if asked.instructions else ()
+    before = response_items.read(earlier.items) if earlier is not None else ()
+    return (*first, *before, *response_items.read(own))
 
 
 def _output_format(text: TextConfig | None) -> OutputFormat | None:
@@ -315,7 +338,7 @@ def _extra(asked: ResponsesBody) -> dict[str, Extra]:
     return extra
 
 
-def _echo(asked: ResponsesBody, request: Request, tools: Sequence[Tool]) -> dict[str, str]:
+def _echo(asked: ResponsesBody, request: Request, tools: Sequence[Tool], *, is_stored: bool) -> dict[str, str]:
     text, reasoning = asked.text or TextConfig(), asked.reasoning or Reasoning()
     form: Any = text.format or output_format.TextFormat()
     if isinstance(form, SchemaFormat):
@@ -327,10 +350,12 @@ def _echo(asked: ResponsesBody, request: Request, tools: Sequence[Tool]) -> dict
         "metadata": asked.metadata or {},
         "parallel_tool_calls": request.parallel_tool_calls,
         "presence_penalty": request.sampling.presence_penalty,
+        "previous_response_id": asked.previous_response_id,
         "frequency_penalty": request.sampling.frequency_penalty,
         "prompt_cache_key": asked.prompt_cache_key,
         "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary or reasoning.generate_summary},
         "safety_identifier": asked.safety_identifier,
+        "store": is_stored,
         "temperature": request.sampling.temperature,
         "text": {"format": form, "verbosity": text.verbosity or "medium"},
         "tool_choice": "auto" if bytes(asked.tool_choice).strip() == b"null" else asked.tool_choice,

@@ -156,6 +156,26 @@ SERVERS: dict[str, Server] = {
         formats=frozenset(),
         embeddings=False,
     ),
+    "transformers": Server(
+        title="transformers serve",
+        lacks=frozenset(
+            {
+                "n",
+                "logprobs",
+                "presence_penalty",
+                "frequency_penalty",  # taken for another penalty
+                "logit_bias",
+                "tool_choice",
+                "parallel_tool_calls",
+            }
+        ),
+        formats=frozenset(),
+        include_usage=False,  # it is on the last chunk anyway
+        effort="chat_template_kwargs",
+        efforts=frozenset({"none"}),
+        thoughts="reasoning_content",
+        embeddings=False,
+    ),
     "ollama": Server(
         title="Ollama",
         base_url="http://127.0.0.1:11434/v1",

@@ -5,7 +5,7 @@ import { APICallError, generateText, jsonSchema, streamText, tool } from "ai";
 
 const [url, toolText] = process.argv.slice(2);
 const millicent = createOpenAICompatible({ name: "millicent", baseURL: `${url}/v1`, apiKey: "unused", includeUsage: true });
-const asked = { model: millicent("tiny"), prompt: "hello", maxOutputTokens: 8, maxRetries: 0 };
+const asked = { model: millicent("tiny"), prompt: "hello", maxOutputTokens: 8, temperature: 0, maxRetries: 0 };
 const answer = await generateText(asked);
 assert(answer.text);
 

@@ -4,7 +4,7 @@ import Anthropic from "@anthropic-ai/sdk";
 
 const [url, toolText] = process.argv.slice(2);
 const client = new Anthropic({ baseURL: url, apiKey: "unused", maxRetries: 0 });
-const asked = { model: "tiny", messages: [{ role: "user", content: "hello" }], max_tokens: 8 };
+const asked = { model: "tiny", messages: [{ role: "user", content: "hello" }], max_tokens: 8, temperature: 0 };
 const { data: message, response } = await client.messages.create(asked).withResponse();
 assert(message.content[0].text);
 

@@ -6,7 +6,7 @@ import sys
 import openai
 from langchain_openai import ChatOpenAI
 
-there = {"base_url": f"{sys.argv[1]}/v1", "api_key": "unused", "max_retries": 0}
+there = {"base_url": f"{sys.argv[1]}/v1", "api_key": "unused", "max_retries": 0, "temperature": 0}
 chat = ChatOpenAI(model="tiny", max_tokens=8, include_response_headers=True, **there)
 answer = chat.invoke("hello")
 assert answer.content

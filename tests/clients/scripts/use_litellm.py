@@ -5,7 +5,13 @@ import sys
 
 import litellm
 
-there = {"model": "openai/tiny", "api_base": f"{sys.argv[1]}/v1", "api_key": "unused", "num_retries": 0}
+there = {
+    "model": "openai/tiny",
+    "api_base": f"{sys.argv[1]}/v1",
+    "api_key": "unused",
+    "num_retries": 0,
+    "temperature": 0,
+}
 hello = [{"role": "user", "content": "hello"}]
 answer = litellm.completion(**there, messages=hello, max_tokens=8)
 assert answer.choices[0].message.content

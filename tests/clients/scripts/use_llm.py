@@ -18,11 +18,11 @@ Path(home, "keys.json").write_text(json.dumps({"millicent": "unused"}))
 import llm  # noqa: E402 - it reads its configuration when it is imported
 
 model = llm.get_model("tiny")
-answer = model.prompt("hello", max_tokens=8, stream=False)
+answer = model.prompt("hello", max_tokens=8, temperature=0, stream=False)
 assert answer.text()
 assert answer.usage().output <= 8
 
-assert "".join(model.prompt("hello", max_tokens=8))
+assert "".join(model.prompt("hello", max_tokens=8, temperature=0))
 
 try:
     llm.get_model("nobody").prompt("hello", stream=False).text()

@@ -7,11 +7,12 @@ import ollama
 
 client = ollama.Client(host=sys.argv[1])
 hello = [{"role": "user", "content": "hello"}]
-answer = client.chat(model="tiny", messages=hello, options={"num_predict": 8})
+options = {"num_predict": 8, "temperature": 0}
+answer = client.chat(model="tiny", messages=hello, options=options)
 assert answer.message.content
 assert answer.eval_count <= 8
 
-pieces = list(client.chat(model="tiny", messages=hello, options={"num_predict": 8}, stream=True))
+pieces = list(client.chat(model="tiny", messages=hello, options=options, stream=True))
 assert "".join(piece.message.content or "" for piece in pieces)
 assert pieces[-1].done
 

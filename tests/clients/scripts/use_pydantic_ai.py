@@ -20,14 +20,14 @@ class Found(BaseModel):
 
 async def main() -> None:
     tiny = OpenAIChatModel("tiny", provider=provider)
-    agent = Agent(tiny, model_settings={"max_tokens": 8})
+    agent = Agent(tiny, model_settings={"max_tokens": 8, "temperature": 0})
     answer = await agent.run("hello")
     assert answer.output
 
     async with agent.run_stream("hello") as stream:
         assert [piece async for piece in stream.stream_text(delta=True)]
 
-    found = await Agent(tiny, output_type=Found, model_settings={"max_tokens": 200}).run("hello")
+    found = await Agent(tiny, output_type=Found, model_settings={"max_tokens": 200, "temperature": 0}).run("hello")
     assert found.output.times in {1, 2, 3}
 
     try:

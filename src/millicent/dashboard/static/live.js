@@ -65,7 +65,7 @@ live.addEventListener("click", (event) => {
   if (!link || event.defaultPrevented || event.button !== 0) return;
   if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
   const url = new URL(link.href);
-  if (url.origin !== location.origin || url.pathname !== "/") return;
+  if (url.origin !== location.origin || url.pathname !== location.pathname) return;
   event.preventDefault();
   history.pushState(null, "", url);
   shown = "";

@@ -1,0 +1,47 @@
+"""The installation's secret, with which digests of what was asked are keyed: whoever has the ledger without it cannot
+try out guesses."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from millicent.core.errors import ConfigError
+
+FILE_NAME = "digest.key"
+SECRET_BYTES = 32
+
+
+def installation_secret(home: Path) -> bytes:
+    """Of the folder `home`; made, for this user's eyes only, where there is none yet. Several gateways that start at
+    once get the same. Raises ConfigError where it cannot be read or made."""
+    path = home / FILE_NAME
+    try:
+        if not path.exists():
+            _make(path)
+        secret = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}: give this user permission to read and write it.") from error
+    if len(secret) != SECRET_BYTES:
+        raise ConfigError(
+            f"{path}: has {len(secret)} bytes instead of {SECRET_BYTES}: restore it from a backup, or delete it to have "
+            "a new one made, with which nothing that was cached is found again."
+        )
+    return secret
+
+
+def _make(path: Path) -> None:
+    """Whole or not at all: written beside, then linked into place unless another was quicker."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(beside, path)
+    except FileExistsError:
+        return
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,148 @@
+"""What everything costs, and what to know about these figures."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from millicent.core.accounts import Account
+from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns
+from millicent.core.money import Money
+from millicent.core.usage import Provenance
+from millicent.dashboard.charts import Chart, Series
+from millicent.dashboard.selection import FILTERS, Selection
+from millicent.dashboard.site import Page, Queries, Site
+from millicent.ledger.queries import GroupBy, ReceiptFilter, Totals
+
+LATEST = 10
+_MAX_POINTS = 400
+
+
+def overview_page(site: Site) -> Page:
+    async def show(request: Request) -> Response:
+        selection = site.selection(request, FILTERS)
+        found = await site.read(lambda: figures_of(site, selection))
+        by: GroupBy = "hour" if _hourly(selection) else "day"
+        times = await site.read(lambda: site.queries.totals(by, selection.where, zone=selection.zone))
+        origin = str(request.base_url).rstrip("/")
+        return site.answer(
+            request, "overview.html", shown=over_time(times, by, selection), origin=origin, path_here="/", **found
+        )
+
+    return Page("Overview", "Overview", "/", [site.get("/", show)])
+
+
+def figures_of(site: Site, selection: Selection, latest: int = LATEST) -> dict[str, Any]:
+    """What the overview and the chat show beside each other: totals, and the latest receipts."""
+    by_feature = totals(site.queries, "feature", selection.where)
+    page = site.queries.receipts(selection.where, limit=latest)
+    empty = not page.receipts and not site.queries.receipts(ReceiptFilter(), limit=1).receipts
+    return {
+        "selection": selection,
+        "receipts": page.receipts,
+        "more": page.next is not None,
+        "by_feature": by_feature,
+        "by_model": totals(site.queries, "model", selection.where),
+        "total": sum_of(by_feature),
+        "assumed_rates": assumed_rates(site.queries, site.clock),
+        "empty": empty,
+        "first_model": next(iter(site.models()), "MODEL"),
+    }
+
+
+def totals(queries: Queries, by: GroupBy, where: ReceiptFilter) -> list[Totals]:
+    return sorted(queries.totals(by, where), key=lambda group: (-group.cost.nanousd, -group.requests))
+
+
+def assumed_rates(queries: Queries, clock: Clock) -> list[Account]:
+    """The latest account of each placement that runs at an assumed rate."""
+    now_ns = clock.now_ns()
+    recent = queries.accounts(hour_start_ns(now_ns) - NS_PER_HOUR, now_ns + 1)
+    latest = {account.placement: account for account in sorted(recent, key=lambda account: account.hour_ns)}
+    return [account for account in latest.values() if account.rate_provenance is Provenance.ASSUMED]
+
+
+def sum_of(groups: list[Totals]) -> Totals:
+    return Totals(
+        group=None,
+        requests=sum(group.requests for group in groups),
+        input_tokens=sum(group.input_tokens for group in groups),
+        output_tokens=sum(group.output_tokens for group in groups),
+        serving_ns=sum(group.serving_ns for group in groups),
+        cost=Money.total(group.cost for group in groups),
+        unpriced=sum(group.unpriced for group in groups),
+        assumed=sum(group.assumed for group in groups),
+        unknown_usage=sum(group.unknown_usage for group in groups),
+    )
+
+
+def _hourly(selection: Selection) -> bool:
+    """Up to two days are told by the hour."""
+    start, end = selection.where.from_ns, selection.where.to_ns
+    if selection.range is not None:
+        return selection.range in ("1h", "24h")
+    return start is not None and end is not None and end - start <= 48 * NS_PER_HOUR
+
+
+def over_time(times: list[Totals], by: GroupBy, selection: Selection) -> list[Chart]:
+    """Cost and requests by hour or day, with those in which nothing happened."""
+    found = {each.group: each for each in times if each.group is not None}
+    steps = _steps(sorted(found), by)
+    links = tuple(
+        f"/receipts?{urlencode({**selection.fields, **_bounds(label, by, selection.zone)})}" for label in steps
+    )
+    labels = tuple(label[:16].replace("T", " ") if by == "hour" else label for label in steps)
+    x_title = f"{by.capitalize()} ({selection.zone})"
+
+    def chart(name: str, title: str, unit: str, values: tuple[Money | int, ...], what: str) -> Chart:
+        return Chart(
+            name=name,
+            title=title,
+            kind="bar",
+            x_title=x_title,
+            x=labels,
+            series=(Series(name=what, values=values),),
+            unit=unit,
+            links=links,
+        )
+
+    nothing = Money(0)
+    costs = tuple(found[label].cost if label in found else nothing for label in steps)
+    requests = tuple(found[label].requests if label in found else 0 for label in steps)
+    return [
+        chart("cost-over-time", f"Cost by {by}", "usd", costs, "Cost"),
+        chart("requests-over-time", f"Requests by {by}", "requests", requests, "Requests"),
+    ]
+
+
+def _steps(labels: list[str], by: GroupBy) -> list[str]:
+    """All days or hours from the first to the last, unless there are too many to draw; UTC's hours have no gaps in
+    other zones either, but their offset changes, so they are counted in elapsed time."""
+    if not labels:
+        return []
+    if by == "day":
+        first, last = date.fromisoformat(labels[0]), date.fromisoformat(labels[-1])
+        days = (last - first).days + 1
+        return [str(first + timedelta(days=n)) for n in range(days)] if days <= _MAX_POINTS else labels
+    moments = sorted(datetime.fromisoformat(label) for label in labels)
+    hours = int((moments[-1] - moments[0]).total_seconds()) // 3600 + 1
+    if hours > _MAX_POINTS or any(moment.utcoffset() != moments[0].utcoffset() for moment in moments):
+        return labels
+    return [_hour(moments[0] + timedelta(hours=n)) for n in range(hours)]
+
+
+def _hour(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def _bounds(label: str, by: GroupBy, zone: str) -> dict[str, str]:
+    """`from` and `to` of a day or an hour."""
+    told = {} if zone == "UTC" else {"zone": zone}
+    if by == "day":
+        return {"from": label, "to": str(date.fromisoformat(label) + timedelta(days=1)), **told}
+    moment = datetime.fromisoformat(label)
+    return {"from": _hour(moment), "to": _hour(moment + timedelta(hours=1)), **told}

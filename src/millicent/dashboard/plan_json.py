@@ -1,0 +1,122 @@
+"""The plans as JSON: what `millicent plan --json` prints and `/v1/plan/...` answers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from millicent.core.clock import iso_utc
+from millicent.core.money import Money
+from millicent.economics.places import Place
+from millicent.economics.traffic import Spread, Traffic
+from millicent.economics.where import Where
+
+
+def where_body(found: Where) -> dict[str, Any]:
+    rule = found.rule
+    return {
+        "object": "plan.where",
+        "traffic": traffic_body(found.traffic),
+        "requests_per_month": found.volume,
+        "latency_target_ms": found.asked.latency_target_ms,
+        "spares": found.asked.spares,
+        "spent_usd": usd(found.spent),
+        "accounts_spent_usd": usd(found.accounts_spent),
+        "places": [_place_body(each) for each in found.places],
+        "cheapest": [{"from": each.from_volume, "to": each.to_volume, "place": each.name} for each in found.cheapest],
+        "up_to": found.up_to,
+        "break_evens": [
+            {
+                "machine": each.machine,
+                "api": each.api,
+                "pays_from": each.pays_from,
+                "pays_always_from": each.pays_always_from,
+                "one_machine_pays_from_utilization": ratio(each.utilization),
+                "crossings": [
+                    {"at": each_range.from_volume, "cheaper": each_range.name} for each_range in each.ranges[1:]
+                ],
+                "up_to": each.up_to,
+            }
+            for each in found.break_evens
+        ],
+        "sensitivities": [
+            {"what": each.what, "pays_from": each.pays_from, "pays_always_from": each.pays_always_from}
+            for each in found.sensitivities
+        ],
+        "rule_of_thumb": {
+            "verdict": rule.verdict,
+            "api_below_1m": rule.below,
+            "self_host_above_100m": rule.above,
+            "api_usd_at": [usd(amount) for amount in rule.api_at],
+            "machine_usd_at": [usd(amount) for amount in rule.machine_at],
+        },
+    }
+
+
+def traffic_body(traffic: Traffic) -> dict[str, Any]:
+    return {
+        "from": iso_utc(traffic.from_ns),
+        "to": iso_utc(traffic.to_ns),
+        "hours": traffic.hours,
+        "requests": traffic.requests,
+        "requests_per_month": traffic.monthly,
+        "busiest_hour_requests": traffic.busiest,
+        "peak": ratio(traffic.peak),
+        "input_tokens": _spread_body(traffic.input_tokens),
+        "output_tokens": _spread_body(traffic.output_tokens),
+        "answers_looked_at": len(traffic.usages) + traffic.unknown,
+        "unknown_usage": traffic.unknown,
+        "provenance": traffic.provenance,
+    }
+
+
+def _spread_body(found: Spread | None) -> dict[str, Any] | None:
+    return None if found is None else {"mean": ratio(found.mean), "p50": found.p50, "p95": found.p95}
+
+
+def _place_body(place: Place) -> dict[str, Any]:
+    capacity = place.capacity
+    return {
+        "name": place.name,
+        "kind": place.kind,
+        "model": place.model,
+        "monthly_usd": usd(place.monthly),
+        "per_request_usd": usd(place.per_request),
+        "per_million_tokens_usd": usd(place.per_million_tokens),
+        "monthly_without_caches_usd": usd(place.uncached),
+        "machines": place.machines,
+        "usd_per_hour": None if place.usd_per_hour is None else f"{place.usd_per_hour:f}",
+        "capacity": None
+        if capacity is None
+        else {
+            "requests_per_hour": capacity.requests_per_hour,
+            "provenance": capacity.provenance,
+            "how": capacity.how,
+        },
+        "utilization": ratio(place.utilization),
+        "unused_usd": usd(place.unused),
+        "busy": ratio(place.busy),
+        "latency_ms": {
+            "p50": _ms(place.p50_ns),
+            "p95": _ms(place.p95_ns),
+            "provenance": place.latency_provenance,
+        },
+        "in_time": place.in_time,
+        "provenance": place.provenance,
+        "source": place.source,
+        "notes": list(place.notes),
+    }
+
+
+def usd(amount: Money | None) -> str | None:
+    """A decimal string; null where nobody knows."""
+    return None if amount is None else str(amount)
+
+
+def ratio(value: Fraction | None) -> float | None:
+    """For reading: to a millionth."""
+    return None if value is None else round(float(value), 6)
+
+
+def _ms(duration_ns: int | None) -> float | None:
+    return None if duration_ns is None else round(duration_ns / 1_000_000, 3)

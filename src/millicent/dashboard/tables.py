@@ -1,0 +1,122 @@
+"""Tables, and the CSV of tables and charts: what is read and what is exported come from the same cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import NamedTuple
+
+import msgspec
+
+from millicent.core.money import Money
+from millicent.core.usage import Provenance
+from millicent.dashboard import figures
+from millicent.dashboard.figures import Figure
+
+Value = str | int | float | Decimal | Money | None
+
+# A cell that begins so is run as a formula by spreadsheets; callers choose texts.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Column(NamedTuple):
+    """`name` is the column's in CSV, with its unit last (`cost_usd`). Columns of numbers are aligned right; those that
+    are `wide` are left out on narrow screens."""
+
+    title: str
+    name: str
+    number: bool = True
+    wide: bool = False
+
+
+class Cell(NamedTuple):
+    """What is read, what is exported and sorted by, how it is known, and where it leads."""
+
+    figure: Figure
+    value: Value
+    provenance: Provenance | None = None
+    href: str | None = None
+
+    @property
+    def sort_by(self) -> str:
+        """Numbers as they are, for the browser to compare; an unknown one is empty, and sorts last."""
+        if isinstance(self.value, Money):
+            return str(self.value.nanousd)
+        return exact(self.value)
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """The first cell of a row is its heading. `total` is a last row that isn't sorted; `empty` is said where there are
+    no rows."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    total: tuple[Cell, ...] | None = None
+    empty: str = "Nothing here in this period."
+    note: str = ""
+
+    def table(self) -> Table:
+        return self
+
+
+def money(amount: Money | None, provenance: Provenance | None = None, href: str | None = None) -> Cell:
+    return Cell(figures.amount(amount), amount, None if amount is None else provenance, href)
+
+
+def count(number: int | None, unit: str = "", href: str | None = None) -> Cell:
+    return Cell(figures.count(number, unit), number, None, href)
+
+
+def duration(ns: int | None, provenance: Provenance | None = None) -> Cell:
+    return Cell(figures.duration(ns), ns, provenance)
+
+
+def share(part: int | None, whole: int) -> Cell:
+    return Cell(figures.share(part, whole), None if part is None or whole == 0 else round(part / whole, 6))
+
+
+def text(words: str | None, href: str | None = None) -> Cell:
+    return Cell(Figure("—", "", "") if words is None else Figure(words, "", ""), words, None, href)
+
+
+def tell(value: Value, unit: str) -> Figure:
+    """A value in its unit: `usd` for Money, `ns`, `share` (1 is all); any other unit is written after the number."""
+    if isinstance(value, str):
+        return Figure(value, "", "")
+    if isinstance(value, Money) or unit == "usd":
+        return figures.amount(value if isinstance(value, Money) else None)
+    if value is None:
+        return Figure("unknown", "", "nobody measured or reported this; it is not zero")
+    if unit == "ns":
+        return figures.duration(round(value))
+    if unit == "share":
+        return figures.percent(float(value))
+    return figures.number(value, unit)
+
+
+def exact(value: Value) -> str:
+    if value is None:
+        return ""
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def as_csv(table: Table) -> Iterator[str]:
+    """RFC 4180, exact values; what is unknown is empty. The total's row is left out: it isn't data."""
+    yield _line([column.name for column in table.columns])
+    for row in table.rows:
+        yield _line([inert(cell.value) if isinstance(cell.value, str) else exact(cell.value) for cell in row])
+
+
+def inert(words: str) -> str:
+    """Text that a spreadsheet would run as a formula, with a leading `'`."""
+    return f"'{words}" if words.startswith(_FORMULA) else words
+
+
+def _line(cells: list[str]) -> str:
+    written = io.StringIO()
+    csv.writer(written).writerow(cells)
+    return written.getvalue()

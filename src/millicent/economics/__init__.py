@@ -1,0 +1,1 @@
+"""From receipts to decisions: pure computation over the ledger's figures, rendered elsewhere."""

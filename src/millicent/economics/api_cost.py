@@ -1,0 +1,55 @@
+"""What a provider's API would charge for given usage. Exact: rational nano-dollars."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
+
+import msgspec
+
+from millicent.core.usage import Leaf, Usage
+from millicent.meter.prices import PriceList, TokenPrices
+from millicent.meter.pricing import CHARGES, tier_of
+
+# Dollars per million tokens to nano-dollars per token.
+_NANOUSD = 1000
+
+_CACHED = (Leaf.INPUT_CACHE_READ, Leaf.INPUT_CACHE_WRITE_5M, Leaf.INPUT_CACHE_WRITE_1H)
+
+
+class ApiCost(msgspec.Struct, frozen=True):
+    """Nano-dollars of an average request: as often read from caches as it was here, and never."""
+
+    per_request: Fraction
+    uncached: Fraction
+
+
+def api_cost(usages: Sequence[Usage], prices: PriceList, discount: Decimal = Decimal(0)) -> ApiCost | str:
+    """The mean over these usages, each in the tier that its own length falls into; or what has no price.
+
+    Input that was read from or written to a cache here is fresh input where the provider has no price for that.
+    """
+    by_tier: dict[int, tuple[TokenPrices, Counter[Leaf]]] = {}
+    for usage in usages:
+        tier = tier_of(prices, usage)
+        _, tokens = by_tier.setdefault(id(tier), (tier, Counter()))
+        tokens.update({leaf: count.tokens or 0 for leaf, count in usage.leaves.items()})
+    as_here = uncached = Fraction(0)
+    for tier, tokens in by_tier.values():
+        for leaf, count in tokens.items():
+            here = CHARGES[leaf].price(tier)
+            fresh = here
+            if leaf in _CACHED:
+                fresh = tier.input
+                here = fresh if here is None else here
+            if count and (here is None or fresh is None):
+                return f"no price for {leaf.value.replace('_', ' ')}"
+            as_here += count * Fraction(here or 0) * _NANOUSD
+            uncached += count * Fraction(fresh or 0) * _NANOUSD
+    kept = 1 - Fraction(discount)
+    fee = Fraction(prices.request_fee or 0) * 10**9
+    return ApiCost(
+        *((Fraction(total, len(usages)) + fee) * kept if usages else fee * kept for total in (as_here, uncached))
+    )

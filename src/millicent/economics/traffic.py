@@ -1,0 +1,180 @@
+"""What this ledger's traffic is like: how much, when, how long, how quick, and where it ran.
+
+Volumes are sums of every receipt. What a request is like is taken from the newest `LOOKED_AT` answers that the model
+asked for gave at once: that many are read in a moment, however many there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from fractions import Fraction
+
+import msgspec
+
+from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns, parse_time_ns
+from millicent.core.receipts import Receipt, Status
+from millicent.core.usage import Provenance, Usage
+from millicent.ledger.queries import LedgerQueries, ReceiptFilter, Totals
+
+LOOKED_AT = 10_000
+# A year's twelfth: what a machine that is paid by the hour is paid for in a month.
+HOURS_PER_MONTH = 730
+DEFAULT_DAYS = 30
+# Percentiles of fewer say little of the rest.
+LEAST_FOR_PERCENTILES = 20
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Of token counts, or nanoseconds: the mean, and the percentiles (nearest rank)."""
+
+    mean: Fraction
+    p50: int
+    p95: int
+
+
+class Hour(msgspec.Struct, frozen=True):
+    """One UTC hour of one placement, whole: `answers` that went well, and the 95th percentile of their time."""
+
+    start_ns: int
+    answers: int
+    p95_ns: int | None
+
+
+class Ran(msgspec.Struct, frozen=True):
+    """What was seen of one placement and the model it ran, under the name it was asked for by. `serving_ns` is the mean
+    device time of an answer."""
+
+    placement: str
+    model: str
+    answers: int
+    total_ns: Spread | None
+    serving_ns: Fraction | None
+    hours: tuple[Hour, ...]
+    fit_version: str | None
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """`hours` are whole UTC hours from the first request to the last, `requests` those in them that weren't refused.
+
+    `usages` are of the answers looked at whose tokens are known; `unknown` of the others. `whole` says whether those
+    are all there are.
+    """
+
+    from_ns: int
+    to_ns: int
+    hours: int
+    requests: int
+    busiest: int
+    cost_nanousd: int
+    unpriced: int
+    usages: tuple[Usage, ...]
+    unknown: int
+    whole: bool
+    input_tokens: Spread | None
+    output_tokens: Spread | None
+    ran: tuple[Ran, ...]
+
+    @property
+    def monthly(self) -> int:
+        """Requests a month (730 hours) at this pace."""
+        return round(Fraction(self.requests * HOURS_PER_MONTH, self.hours)) if self.hours else 0
+
+    @property
+    def peak(self) -> Fraction | None:
+        """The busiest hour's requests over an average hour's; None without traffic."""
+        return Fraction(self.busiest * self.hours, self.requests) if self.requests else None
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of what a request is like."""
+        return Provenance.MEASURED if self.whole and not self.unknown else Provenance.ESTIMATED
+
+
+def read_traffic(queries: LedgerQueries, clock: Clock, where: ReceiptFilter) -> Traffic:
+    """Of the period asked for; by default the last 30 days."""
+    now_ns = clock.now_ns()
+    if where.from_ns is None:
+        where = msgspec.structs.replace(where, from_ns=hour_start_ns(now_ns) - DEFAULT_DAYS * 24 * NS_PER_HOUR)
+    hourly = _requests_by_hour(queries, where)
+    answers = queries.recent(LOOKED_AT, where)
+    usages = [each.usage for each in answers if _known(each.usage)]
+    everything = list(_totals(queries, where))
+    first_ns, last_ns = (min(hourly), max(hourly)) if hourly else (where.from_ns or 0, where.from_ns or 0)
+    return Traffic(
+        from_ns=first_ns,
+        to_ns=last_ns + NS_PER_HOUR if hourly else first_ns,
+        hours=(last_ns - first_ns) // NS_PER_HOUR + 1 if hourly else 0,
+        requests=sum(hourly.values()),
+        busiest=max(hourly.values(), default=0),
+        cost_nanousd=sum(each.cost.nanousd for each in everything),
+        unpriced=sum(each.unpriced for each in everything),
+        usages=tuple(usages),
+        unknown=len(answers) - len(usages),
+        whole=len(answers) < LOOKED_AT,
+        input_tokens=spread([each.input_tokens or 0 for each in usages]),
+        output_tokens=spread([each.output_tokens or 0 for each in usages]),
+        ran=tuple(_ran(answers, whole=len(answers) < LOOKED_AT)),
+    )
+
+
+def spread(values: Sequence[int]) -> Spread | None:
+    """None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    p50, p95 = (ordered[-(-len(ordered) * percent // 100) - 1] for percent in (50, 95))
+    return Spread(Fraction(sum(ordered), len(ordered)), p50, p95)
+
+
+def _totals(queries: LedgerQueries, where: ReceiptFilter) -> Sequence[Totals]:
+    return [each for each in queries.totals("status", where) if each.group != Status.REFUSED]
+
+
+def _requests_by_hour(queries: LedgerQueries, where: ReceiptFilter) -> dict[int, int]:
+    """By the hour's start. What was refused ran nowhere."""
+    hours = Counter({each.group or "": each.requests for each in queries.totals("hour", where)})
+    if where.status is None:
+        refused = msgspec.structs.replace(where, status=Status.REFUSED.value)
+        hours.subtract({each.group or "": each.requests for each in queries.totals("hour", refused)})
+    return {parse_time_ns(label): requests for label, requests in hours.items() if requests > 0}
+
+
+def _known(usage: Usage) -> bool:
+    return usage.input_tokens is not None and usage.output_tokens is not None
+
+
+def _ran(answers: Sequence[Receipt], *, whole: bool) -> list[Ran]:
+    """Of each placement and model, busiest first. Where not all answers were looked at, the oldest hour is cut."""
+    cut_ns = None if whole or not answers else hour_start_ns(answers[0].created_at_ns)
+    by_place: dict[tuple[str, str], list[Receipt]] = defaultdict(list)
+    for each in answers:
+        if each.placement is not None:
+            by_place[each.placement, each.model].append(each)
+    found = []
+    for (placement, model), those in by_place.items():
+        by_hour: dict[int, list[Receipt]] = defaultdict(list)
+        for each in those:
+            by_hour[hour_start_ns(each.created_at_ns)].append(each)
+        hours = tuple(Hour(start, len(in_it), _p95_ns(in_it)) for start, in_it in by_hour.items() if start != cut_ns)
+        versions = [each.accelerator.step_time_version for each in those]
+        newest = next((version for version in reversed(versions) if version is not None), None)
+        found.append(Ran(placement, model, len(those), _took(those), _serving_ns(those), hours, newest))
+    return sorted(found, key=lambda each: (-each.answers, each.placement, each.model))
+
+
+def _serving_ns(answers: Sequence[Receipt]) -> Fraction | None:
+    """Its mean, where anybody knows."""
+    known = [each.accelerator.serving_ns for each in answers if each.accelerator.provenance is not Provenance.UNKNOWN]
+    return Fraction(sum(known), len(known)) if known else None
+
+
+def _took(answers: Sequence[Receipt]) -> Spread | None:
+    """Their times; None of too few."""
+    times = [each.timing.total_ns for each in answers if each.timing.total_ns is not None]
+    return spread(times) if len(times) >= LEAST_FOR_PERCENTILES else None
+
+
+def _p95_ns(answers: Sequence[Receipt]) -> int | None:
+    took = _took(answers)
+    return None if took is None else took.p95

@@ -1,0 +1,157 @@
+"""`plan where`: this ledger's traffic, at each place it could run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+import msgspec
+
+from millicent.core.accounts import Account
+from millicent.core.clock import Clock
+from millicent.core.money import Money
+from millicent.economics.breakeven import (
+    UP_TO,
+    BreakEven,
+    Rule,
+    Sensitivity,
+    break_evens,
+    cheapest_api,
+    machines,
+    rule_of_thumb,
+    sensitivities,
+)
+from millicent.economics.capacity import Slots
+from millicent.economics.curves import Range, cheapest
+from millicent.economics.machines import MachineConfig
+from millicent.economics.places import ApiModel, Asked, Candidates, Comparing, Place
+from millicent.economics.traffic import HOURS_PER_MONTH, Traffic, read_traffic
+from millicent.ledger.queries import LedgerQueries, ReceiptFilter
+from millicent.meter.placements import Placement
+from millicent.meter.prices import PriceBook
+
+# Compared where no API is configured and none is named: small models of several providers, an open one among them.
+WELL_KNOWN = ("openai/gpt-5-nano", "openai/gpt-5-mini", "anthropic/claude-haiku-4-5", "google/gemini-2.5-flash-lite")
+WELL_KNOWN_OPEN = "groq/llama-3.1-8b-instant"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is configured: placements of machines, models at providers, machines that could be had, and prices."""
+
+    placements: Mapping[str, Placement]
+    apis: tuple[ApiModel, ...]
+    machines: Mapping[str, MachineConfig]
+    prices: PriceBook
+    slots: Slots
+
+
+class Where(msgspec.Struct, frozen=True, kw_only=True):
+    """The comparison at `volume` requests a month. `cheapest` says who is, at each volume up to `up_to`.
+
+    `spent` is what this traffic's receipts came to, a month of it, and `accounts_spent` what its machines did, idle
+    time included; None where something is unpriced. `sensitivities` are of the first break-even.
+    """
+
+    traffic: Traffic
+    asked: Asked
+    volume: int
+    spent: Money | None
+    accounts_spent: Money | None
+    places: tuple[Place, ...]
+    up_to: int
+    cheapest: tuple[Range, ...]
+    break_evens: tuple[BreakEven, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    rule: Rule
+
+
+def api_named(name: str, prices: PriceBook, at_ns: int) -> ApiModel:
+    """A model as a person names it: `gpt-5-nano`, or `groq/llama-3.1-8b-instant` where several offer it."""
+    provider, _, model = name.partition("/")
+    if model and prices.find(model, at_ns, "standard", provider) is not None:
+        return ApiModel(model, provider)
+    return ApiModel(name)
+
+
+def where(
+    queries: LedgerQueries,
+    clock: Clock,
+    setup: Setup,
+    chosen: ReceiptFilter,
+    asked: Asked,
+    *,
+    compared: Sequence[str] = (),
+    falls_percent: Decimal = Decimal(20),
+    years: int = 3,
+) -> Where:
+    """`compared` names more APIs; without any, and without one configured, well-known ones are."""
+    traffic = read_traffic(queries, clock, chosen)
+    accounts = queries.accounts(traffic.from_ns, traffic.to_ns)
+    named = compared or (() if setup.apis else (*WELL_KNOWN, WELL_KNOWN_OPEN))
+    given = Candidates(
+        _seen(accounts) | dict(setup.placements),
+        (*setup.apis, *(api_named(name, setup.prices, clock.now_ns()) for name in named)),
+        setup.machines,
+        setup.slots,
+        _busy(accounts),
+    )
+    fits = queries.fits([each.fit_version for each in traffic.ran if each.fit_version is not None])
+    comparing = Comparing(traffic, asked, given, setup.prices, fits)
+    places = comparing.places()
+    curves = [each.curve for each in places if each.curve is not None]
+    ranges = tuple(cheapest(curves, UP_TO)) if curves else ()
+    evens = break_evens(places)
+    api = cheapest_api(places)
+    moved = (
+        []
+        if api is None or not evens
+        else sensitivities(machines(places)[0], api, traffic.peak or Fraction(1), falls_percent, years)
+    )
+    return Where(
+        traffic=traffic,
+        asked=asked,
+        volume=comparing.volume,
+        spent=None if traffic.unpriced else _monthly(Money(traffic.cost_nanousd), traffic),
+        accounts_spent=_accounts_spent(accounts, traffic),
+        places=tuple(places),
+        up_to=ranges[-1].to_volume if ranges else 0,
+        cheapest=ranges,
+        break_evens=tuple(evens),
+        sensitivities=tuple(moved),
+        rule=rule_of_thumb(places),
+    )
+
+
+def _seen(accounts: Sequence[Account]) -> dict[str, Placement]:
+    """Placements that machines were accounted under, with the newest rate: one that nobody configured is there too."""
+    newest = {each.placement: each for each in sorted(accounts, key=lambda each: each.hour_ns)}
+    return {
+        name: Placement(name, each.accelerators, each.usd_per_hour, each.rate_provenance)
+        for name, each in newest.items()
+    }
+
+
+def _busy(accounts: Sequence[Account]) -> dict[str, Fraction]:
+    """The part of each placement's time that served."""
+    serving: dict[str, int] = defaultdict(int)
+    there: dict[str, int] = defaultdict(int)
+    for each in accounts:
+        serving[each.placement] += each.serving_ns
+        there[each.placement] += each.wall_ns * each.accelerators
+    return {name: Fraction(serving[name], there[name]) for name in there if there[name]}
+
+
+def _accounts_spent(accounts: Sequence[Account], traffic: Traffic) -> Money | None:
+    costs = [each.cost for each in accounts]
+    priced = [cost for cost in costs if cost is not None]
+    return _monthly(Money.total(priced), traffic) if priced and len(priced) == len(costs) else None
+
+
+def _monthly(amount: Money, traffic: Traffic) -> Money | None:
+    if not traffic.hours:
+        return None
+    return Money(round(Fraction(amount.nanousd * HOURS_PER_MONTH, traffic.hours)))

@@ -1,0 +1,269 @@
+"""What requests took, kept beside the rollups: a `Tally` per quarter-hour and day (UTC), feature and model.
+
+Folding a receipt into the rollups takes it in here too, so that both hold the same receipts, whatever is deleted later.
+"""
+
+# ruff: noqa: S608 - every name in the SQL is ours; values are parameters
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+
+import msgspec
+
+from millicent.core.clock import NS_PER_S, iso_utc
+from millicent.core.tallies import Tally, bucket_of
+
+QUARTER_S, DAY_S = 900, 86_400
+ROLLED = frozenset({"feature", "model"})
+# Receipts read one by one for a question that no tally answers: a second or two.
+MOST_DETAIL = 100_000
+_LEAST, _GREATEST = -(2**63), 2**63 - 1
+# Receipts of an older version that one checkpoint takes in.
+_BACKFILL = 2_000
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Tally)
+_lines_decoder = msgspec.json.Decoder(list[tuple[int, str, str, int | None]])
+
+
+class _Leaf(msgspec.Struct):
+    tokens: int | None
+
+
+class _Usage(msgspec.Struct):
+    leaves: dict[str, _Leaf] = {}
+
+
+_usage_decoder = msgspec.json.Decoder(_Usage)
+
+_FIGURES = """
+    r.created_at_ns, r.status, r.stream, r.usage, r.queue_ns, r.ttft_ns, r.tpot_ns, r.total_ns, r.prefill_ns, r.decode_ns,
+    r.joules,    coalesce(json_extract(r.policy, '$.routing') IS NOT NULL, 0),
+    (SELECT json_group_array(json_array(l.ordinal, l.role, l.meter, l.amount_nanousd)) FROM lines AS l
+        WHERE l.receipt = r.id AND l.book = 'actual')
+"""
+_HISTOGRAMS = ("queue", "ttft", "tpot", "total")
+
+Row = tuple[object, ...]
+
+
+def fold(connection: sqlite3.Connection, last: str) -> None:
+    """Take in what is noted in `unrolled` up to this receipt, and will be taken off it."""
+    noted = _unrolled(("feature", "model"), "u.receipt <= ? AND r.created_at_ns >= ?")
+    _add(connection, connection.execute(noted, (last, raw_before_ns(connection))))
+
+
+def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
+    """Take in the newest receipts of an older version. What is noted in `unrolled` is taken in, or changed, from there:
+    once it is no longer beyond what this has reached."""
+    before_ns = raw_before_ns(connection)
+    if before_ns == _LEAST:
+        return
+    found = connection.execute(
+        "SELECT created_at_ns FROM receipts WHERE created_at_ns < ? ORDER BY created_at_ns DESC LIMIT 1 OFFSET ?",
+        (before_ns, most - 1),
+    ).fetchone()
+    from_ns = _LEAST if found is None else found[0]
+    old = (
+        f"SELECT ifnull(r.feature, ''), r.model, {_FIGURES}, u.lines, u.receipt IS NOT NULL AND u.lines IS NULL"
+        " FROM receipts AS r LEFT JOIN unrolled AS u ON u.receipt = r.id"
+        " WHERE r.created_at_ns >= ? AND r.created_at_ns < ? AND r.status IS NOT NULL"
+    )
+    rows = connection.execute(old, (from_ns, before_ns)).fetchall()
+    _merge(connection, ((row[:2], row[2], _tally(row[2:-2], row[-2])) for row in rows if not row[-1]))
+    connection.execute("UPDATE tally_progress SET raw_before_ns = ?", (from_ns,))
+
+
+def raw_before_ns(connection: sqlite3.Connection) -> int:
+    (before_ns,) = connection.execute("SELECT raw_before_ns FROM tally_progress").fetchone()
+    return int(before_ns)
+
+
+def is_complete(connection: sqlite3.Connection) -> bool:
+    return raw_before_ns(connection) == _LEAST
+
+
+def first_day_ns(connection: sqlite3.Connection, feature: str | None) -> int | None:
+    """When the first day began on which this feature was asked for, or any where it is None."""
+    sql = "SELECT min(start_ns) FROM tallies WHERE span_s = ?" + ("" if feature is None else " AND feature = ?")
+    (start_ns,) = connection.execute(sql, (DAY_S, *([] if feature is None else [feature]))).fetchone()
+    return None if start_ns is None else int(start_ns)
+
+
+def read(
+    connection: sqlite3.Connection,
+    by: Sequence[str],
+    fixed: Mapping[str, str],
+    from_ns: int,
+    to_ns: int,
+    label_of: Callable[[int], str] | None,
+    coarsest_s: int,
+) -> dict[tuple[str, ...], Tally] | None:
+    """Sums by these columns, and by time where there is a label for it, which then comes last. `fixed` columns must
+    have a value, '' for none. Features and models are read from tallies, what else there is from up to `MOST_DETAIL`
+    receipts: None where there are more."""
+    found: dict[tuple[str, ...], Tally] = {}
+
+    def take(members: Sequence[str], at_ns: int, tally: Tally, sign: int = 1) -> None:
+        key = (*members, *(() if label_of is None else (label_of(at_ns),)))
+        found.setdefault(key, Tally()).add(tally, sign)
+
+    parts = ["1"]
+    values: list[object] = []
+    for name, value in fixed.items():
+        parts.append(f"ifnull(r.{name}, '') = ?" if value == "" else f"r.{name} = ?")
+        values.append(value)
+    condition = " AND ".join(parts)
+    if not {*by, *fixed} <= ROLLED:
+        return found if _detail(connection, by, condition, values, from_ns, to_ns, take, MOST_DETAIL) else None
+    rolled_ns = min(max(from_ns, _up(raw_before_ns(connection), QUARTER_S)), to_ns)
+    first, last = _up(rolled_ns, QUARTER_S), _down(to_ns, QUARTER_S)
+    if first >= last:
+        _detail(connection, by, condition, values, from_ns, to_ns, take)
+        return found
+    _detail(connection, by, condition, values, from_ns, first, take)
+    _detail(connection, by, condition, values, last, to_ns, take)
+    days = (_up(first, DAY_S), _down(last, DAY_S))
+    if coarsest_s >= DAY_S and days[0] < days[1]:
+        pieces = [(QUARTER_S, first, days[0]), (DAY_S, *days), (QUARTER_S, days[1], last)]
+    else:
+        pieces = [(QUARTER_S, first, last)]
+    wanted = " AND ".join(["1", *(f"{name} = ?" for name in fixed)])
+    columns = ", ".join(("start_ns", "tally", *by))
+    sql = f"SELECT {columns} FROM tallies WHERE span_s = ? AND start_ns >= ? AND start_ns < ? AND {wanted}"
+    for piece in pieces:
+        for start_ns, packed, *members in connection.execute(sql, (*piece, *fixed.values())):
+            take(members, start_ns, _decoder.decode(packed))
+    noted = _unrolled(by, f"r.created_at_ns >= ? AND r.created_at_ns < ? AND {condition}")
+    for members, at_ns, tally, sign in _differences(connection.execute(noted, (first, last, *values)), len(by)):
+        take(members, at_ns, tally, sign)
+    return found
+
+
+def problems(connection: sqlite3.Connection) -> list[str]:
+    """Days on which tallies and rollups, which are folded together, hold other requests or another cost."""
+    since_ns, raw_ns = connection.execute("SELECT since_ns, raw_before_ns FROM tally_progress").fetchone()
+    (rolled_ns,) = connection.execute("SELECT raw_before_ns FROM rollup_progress").fetchone()
+    from_ns = _up(max(since_ns, raw_ns, rolled_ns), DAY_S)
+    tallied: dict[int, list[int]] = {}
+    for start_ns, packed in connection.execute(
+        "SELECT start_ns, tally FROM tallies WHERE span_s = ? AND start_ns >= ?", (DAY_S, from_ns)
+    ):
+        tally = _decoder.decode(packed)
+        have = tallied.setdefault(start_ns, [0, 0])
+        have[0] += tally.requests
+        have[1] += tally.cost_nanousd
+    rolled = {
+        start_ns: figures
+        for start_ns, *figures in connection.execute(
+            "SELECT start_ns, sum(requests), sum(cost_nanousd) FROM rollups JOIN rollup_groups AS g ON g.id = grouped"
+            " WHERE cube = 'time' AND span_s = ? AND start_ns >= ? GROUP BY start_ns",
+            (DAY_S, from_ns),
+        )
+    }
+    return [
+        f"the tally of {iso_utc(day)[:10]} isn't the rollup of that day"
+        for day in sorted({*tallied, *rolled})
+        if tallied.get(day, [0, 0]) != rolled.get(day, [0, 0])
+    ]
+
+
+def _detail(
+    connection: sqlite3.Connection,
+    by: Sequence[str],
+    condition: str,
+    values: Sequence[object],
+    from_ns: int,
+    to_ns: int,
+    take: Callable[[Sequence[str], int, Tally], None],
+    most: int = -1,
+) -> bool:
+    """Receipts one by one; False where there are more than so many, of which some were taken."""
+    if from_ns >= to_ns:
+        return True
+    columns = "".join(f"ifnull(r.{name}, ''), " for name in by)
+    sql = (
+        f"SELECT {columns}{_FIGURES} FROM receipts AS r WHERE r.created_at_ns >= ? AND r.created_at_ns < ?"
+        f" AND r.status IS NOT NULL AND {condition} LIMIT ?"
+    )
+    limit = -1 if most < 0 else most + 1
+    for count, row in enumerate(connection.execute(sql, (from_ns, to_ns, *values, limit)), start=1):
+        if count == limit:
+            return False
+        take(row[: len(by)], row[len(by)], _tally(row[len(by) :], None))
+    return True
+
+
+def _unrolled(by: Sequence[str], condition: str) -> str:
+    """What the tallies lack: a receipt's figures, then how many of its lines they hold, NULL for nothing of it."""
+    columns = "".join(f"ifnull(r.{name}, ''), " for name in by)
+    return (
+        f"SELECT {columns}{_FIGURES}, u.lines FROM unrolled AS u CROSS JOIN receipts AS r ON r.id = u.receipt"
+        f" WHERE {condition}"
+    )
+
+
+def _differences(rows: Iterable[Row], members: int) -> Iterator[tuple[Sequence[str], int, Tally, int]]:
+    """What to add, and with which sign."""
+    for row in rows:
+        key, figures, lines = row[:members], row[members:-1], row[-1]
+        yield key, figures[0], _tally(figures, None), 1  # type: ignore[misc]
+        if lines is not None:
+            yield key, figures[0], _tally(figures, lines), -1  # type: ignore[arg-type, misc]
+
+
+def _add(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
+    found = [(key, at_ns, tally, sign) for key, at_ns, tally, sign in _differences(rows, 2)]
+    _merge(connection, ((key, at_ns, tally) for key, at_ns, tally, sign in found if sign > 0))
+    _merge(connection, ((key, at_ns, tally) for key, at_ns, tally, sign in found if sign < 0), -1)
+
+
+def _merge(
+    connection: sqlite3.Connection, added: Iterable[tuple[Sequence[object], object, Tally]], sign: int = 1
+) -> None:
+    sums: dict[tuple[int, int, object, object], Tally] = {}
+    for (feature, model), at_ns, tally in added:
+        assert isinstance(at_ns, int)
+        for span_s in (QUARTER_S, DAY_S):
+            sums.setdefault((span_s, _down(at_ns, span_s), feature, model), Tally()).add(tally)
+    for key, tally in sums.items():
+        where = "span_s = ? AND start_ns = ? AND feature = ? AND model = ?"
+        kept = connection.execute(f"SELECT tally FROM tallies WHERE {where}", key).fetchone()
+        whole = Tally() if kept is None else _decoder.decode(kept[0])
+        whole.add(tally, sign)
+        connection.execute("INSERT OR REPLACE INTO tallies VALUES (?, ?, ?, ?, ?)", (*key, _encoder.encode(whole)))
+
+
+def _tally(figures: Sequence[object], before: int | None) -> Tally:
+    """Of one receipt; with only its lines before that ordinal, where one is given."""
+    _, status, stream, usage, *took, prefill_ns, decode_ns, joules, routed, lines = figures
+    given = [line for line in _lines_decoder.decode(lines) if before is None or line[0] < before]  # type: ignore[arg-type]
+    leaves = _usage_decoder.decode(usage).leaves  # type: ignore[arg-type]
+    tokens = {leaf: each.tokens for leaf, each in leaves.items() if each.tokens}
+    tally = Tally(requests=1, routed=int(routed), tokens=tokens)  # type: ignore[call-overload]
+    if joules is not None:
+        tally.measured, tally.energy_uj = 1, int(Decimal(joules).scaleb(6))  # type: ignore[arg-type]
+    if status == "succeeded":
+        for name, took_ns in zip(_HISTOGRAMS, took, strict=True):
+            if took_ns is not None:
+                setattr(tally, name, {bucket_of(took_ns): 1})  # type: ignore[arg-type]
+        tally.wait = dict(tally.ttft if stream else tally.total)
+    if given and all(amount is not None for *_, amount in given):
+        tally.priced, tally.prefill_ns, tally.decode_ns = 1, prefill_ns, decode_ns  # type: ignore[assignment]
+        tally.priced_tokens = dict(tokens)
+        for _, role, meter, amount in given:
+            kind = f"{role} {meter}"
+            tally.nanousd[kind] = tally.nanousd.get(kind, 0) + (amount or 0)
+        tally.cost = {bucket_of(tally.cost_nanousd): 1}
+    return tally
+
+
+def _up(ns: int, span_s: int) -> int:
+    return ns if ns in {_LEAST, _GREATEST} else -(-ns // (span_s * NS_PER_S)) * span_s * NS_PER_S
+
+
+def _down(ns: int, span_s: int) -> int:
+    return ns if ns in {_LEAST, _GREATEST} else ns // (span_s * NS_PER_S) * span_s * NS_PER_S

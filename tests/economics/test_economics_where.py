@@ -1,0 +1,278 @@
+"""Where to run it, against figures worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millicent.core.clock import NS_PER_HOUR, NS_PER_MS, ManualClock
+from millicent.core.errors import InvalidRequest
+from millicent.core.fits import StepTimeFit
+from millicent.core.money import Money
+from millicent.core.receipts import Accelerator, Receipt, Status, Timing
+from millicent.core.usage import Provenance, Usage
+from millicent.economics.capacity import Slots
+from millicent.economics.machines import MachineConfig, machine_from
+from millicent.economics.places import ApiModel, Asked, Place
+from millicent.economics.where import Setup, Where, where
+from millicent.ledger.queries import LedgerQueries, ReceiptFilter
+from millicent.meter.placements import PlacementConfig
+from millicent.meter.prices import LongContext, PriceBook, PriceConfig
+from plan_ledgers import T0, answer, two_hours, write
+
+EVERYTHING = ReceiptFilter(from_ns=T0)
+PRICES = {"big": PriceConfig(input=Decimal(1), input_cached=Decimal("0.1"), output=Decimal(4))}
+GPU = MachineConfig(kind="rented", usd_per_hour=Decimal(2), output_tokens_per_s=Decimal(200))
+USD = 10**9
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> tuple[LedgerQueries, ManualClock]:
+    home = tmp_path_factory.mktemp("home")
+    clock = write(home, two_hours())
+    return LedgerQueries(home / "ledger.db"), clock
+
+
+def setup_of(**changes: Any) -> Setup:
+    given: dict[str, Any] = {
+        "placements": {"box": PlacementConfig(kind="rented", usd_per_hour=Decimal(1)).placement("box")},
+        "apis": (ApiModel("big"),),
+        "machines": {"gpu": GPU},
+        "prices": PriceBook(PRICES),
+        "slots": Slots(8, 512),
+    }
+    return Setup(**{**given, **changes})
+
+
+@pytest.fixture
+def compare(ledger: tuple[LedgerQueries, ManualClock]) -> Callable[..., Where]:
+    queries, clock = ledger
+
+    def compared(asked: Asked = Asked(), compare_with: Sequence[str] = (), **changes: Any) -> Where:  # noqa: B008 - frozen
+        return where(queries, clock, setup_of(**changes), EVERYTHING, asked, compared=compare_with)
+
+    return compared
+
+
+def named(found: Where, name: str) -> Place:
+    [place] = [each for each in found.places if each.name == name]
+    return place
+
+
+def test_the_traffic_is_what_the_ledger_saw(compare: Callable[..., Where]) -> None:
+    traffic = compare().traffic
+    assert (traffic.requests, traffic.hours, traffic.busiest, traffic.monthly) == (40, 2, 30, 14_600)
+    assert traffic.peak == Fraction(3, 2)
+    assert traffic.input_tokens is not None
+    assert (int(traffic.input_tokens.mean), traffic.input_tokens.p95) == (1500, 1500)
+    assert traffic.provenance is Provenance.MEASURED
+
+
+def test_an_api_costs_its_price_of_every_token(compare: Callable[..., Where]) -> None:
+    """1,000 x $1 + 500 x $0.10 + 100 x $4, per million: $0.00145; 14,600 of them $21.17. Without caches $0.0019."""
+    big = named(compare(), "big")
+    assert big.per_request == Money.from_usd("0.00145")
+    assert big.monthly == Money.from_usd("21.17")
+    assert big.uncached == Money.from_usd("27.74")
+    assert big.per_million_tokens == Money.from_usd(Decimal("0.00145") / 1600 * 10**6)
+    assert big.provenance is Provenance.ESTIMATED
+
+
+def test_a_machine_that_ran_here_carries_what_its_best_hour_did(compare: Callable[..., Where]) -> None:
+    """30 an hour at a peak of 1.5 are 14,600 a month: one machine, $730, two thirds used."""
+    box = named(compare(), "box small")
+    assert box.capacity is not None
+    assert (box.capacity.requests_per_hour, box.capacity.provenance) == (30, Provenance.MEASURED)
+    assert (box.machines, box.monthly) == (1, Money.from_usd(730))
+    assert box.utilization == Fraction(2, 3)
+    assert box.unused == Money(round(Fraction(730 * USD, 3)))
+    assert box.per_request == Money.from_usd("0.05")
+    assert box.busy == Fraction(40, 7200)
+    assert (box.p50_ns, box.p95_ns, box.latency_provenance) == (900 * NS_PER_MS, 900 * NS_PER_MS, Provenance.MEASURED)
+
+
+def test_a_stated_machine_is_assumed_and_breaks_even_where_the_arithmetic_says(compare: Callable[..., Where]) -> None:
+    """200 tokens/s are 7,200 requests an hour and 3,504,000 a month at this peak, for $1,460. At $0.00145 that is
+    1,006,896.6 requests; a full machine's would cost $5,080.80, so that 28.7% of it suffices."""
+    found = compare()
+    gpu = named(found, "gpu")
+    assert gpu.provenance is Provenance.ASSUMED
+    assert gpu.p95_ns is None
+    assert gpu.latency_provenance is Provenance.UNKNOWN
+    [even] = [each for each in found.break_evens if each.machine == "gpu"]
+    assert even.pays_from == even.pays_always_from == 1_006_897
+    assert even.utilization == Fraction(146_000, 508_080)
+    assert found.break_evens[-1].machine == "gpu" or found.break_evens[0].machine == "box small"
+
+
+def test_the_rule_of_thumb_is_tested_on_this_traffic(compare: Callable[..., Where]) -> None:
+    """Confirmed where the machine pays from 1,006,897; refuted where one at half the price pays from 503,449."""
+    assert compare().rule.verdict == "confirmed"
+    cheap = MachineConfig(kind="rented", usd_per_hour=Decimal(1), output_tokens_per_s=Decimal(200))
+    rule = compare(machines={"gpu": cheap}).rule
+    assert (rule.verdict, rule.below, rule.above) == ("refuted", "refuted", "confirmed")
+    assert rule.api_at[0] == Money.from_usd(1450)
+    assert rule.machine_at[0] == Money.from_usd(730)
+    assert compare(apis=(ApiModel("nobody's"),), machines={}).rule.verdict == "untested"
+
+
+def test_a_machine_that_never_pays_says_so_and_refutes_the_rule(compare: Callable[..., Where]) -> None:
+    """The box's 14,600 requests cost $730, an API's $21.17."""
+    found = compare(machines={})
+    assert [(each.pays_from, each.pays_always_from) for each in found.break_evens] == [(None, None)]
+    assert found.rule.above == "refuted"
+
+
+def test_sensitivities_move_the_break_even_as_the_arithmetic_says(compare: Callable[..., Where]) -> None:
+    """Half as long: $0.000725 a request, and twice as many to a machine. 20% less a year, over three: 0.8133 of it."""
+    without_box = {"box": PlacementConfig(kind="rented", usd_per_hour=Decimal(9)).placement("box")}
+    found = compare(Asked(volume=1_000_000), placements=without_box)
+    moved = {each.what: each.pays_from for each in found.sensitivities}
+    assert moved["as it is"] == 1_006_897
+    assert moved["API prices 50% lower"] == moved["requests half as long"] == 2_013_794
+    assert moved["API prices fall 20% a year, over 3 years"] == int(1460 / (Decimal("0.00145") * 61 / 75)) + 1
+    assert moved["the machine 30% cheaper"] == int(Decimal(1022) / Decimal("0.00145")) + 1
+
+
+def test_spares_are_paid_for(compare: Callable[..., Where]) -> None:
+    box = named(compare(Asked(spares=2)), "box small")
+    assert (box.machines, box.monthly) == (3, Money.from_usd(2190))
+
+
+def test_a_latency_target_leaves_only_hours_that_met_it(compare: Callable[..., Where]) -> None:
+    """All answers took 900 ms. The second hour's ten are too few to say anything of."""
+    assert named(compare(Asked(latency_target_ms=900)), "box small").in_time is True
+    late = named(compare(Asked(latency_target_ms=899)), "box small")
+    assert late.in_time is False
+    assert late.monthly is None
+    assert "runs nothing in time" in late.notes[0]
+
+
+def test_what_nobody_measured_or_stated_is_refused_not_invented(compare: Callable[..., Where]) -> None:
+    silent = MachineConfig(kind="rented", usd_per_hour=Decimal(2))
+    found = compare(machines={"gpu": silent}, apis=(ApiModel("unheard-of"),))
+    gpu, api = named(found, "gpu"), named(found, "unheard-of")
+    assert gpu.monthly is None
+    assert len(gpu.notes) == 1
+    assert "was never measured: run traffic there, or state [machines.gpu] output_tokens_per_s" in gpu.notes[0]
+    assert api.monthly is None
+    assert "nobody publishes prices" in api.notes[0]
+
+
+def test_a_machine_like_a_placement_carries_what_that_does(compare: Callable[..., Where]) -> None:
+    """Owned: $8,760 over a year are $1 an hour, as the rented one costs."""
+    owned = MachineConfig(kind="owned", capital_usd=Decimal(8760), life_years=Decimal(1), like="box")
+    same = named(compare(machines={"ours": owned}), "ours")
+    assert (same.kind, same.monthly, same.machines) == ("owned", Money.from_usd(730), 1)
+    assert same.provenance is Provenance.MEASURED
+    assert same.p50_ns == 900 * NS_PER_MS
+
+
+def test_clients_own_devices_cost_what_they_are_said_to(compare: Callable[..., Where]) -> None:
+    """A second's device time at $1 an hour is $1/3600; without a rate, nothing, and that is assumed."""
+    edge = PlacementConfig(kind="edge", usd_per_hour=Decimal(1)).placement("box")
+    assert named(compare(placements={"box": edge}), "box small").per_request == Money(round(Fraction(USD, 3600)))
+    free = named(compare(placements={"box": PlacementConfig(kind="edge").placement("box")}), "box small")
+    assert (free.monthly, free.provenance) == (Money(0), Provenance.ASSUMED)
+
+
+def test_long_requests_are_priced_in_their_own_tier(tmp_path: Path) -> None:
+    """One of 1,000 tokens at $1 and one of 3,000 at $2 per million: $0.0035 a request on average."""
+    usages = [Usage.of(Provenance.MEASURED, input_fresh=tokens, output_text=0) for tokens in (1000, 3000)]
+    clock = write(tmp_path, [answer(i, T0 + i, usage=usage) for i, usage in enumerate(usages)])
+    tiers = (LongContext(above_input_tokens=2000, input=Decimal(2), output=Decimal(0)),)
+    prices = PriceBook({"big": PriceConfig(input=Decimal(1), output=Decimal(0), long_context=tiers)})
+    found = where(LedgerQueries(tmp_path / "ledger.db"), clock, setup_of(prices=prices), EVERYTHING, Asked())
+    assert named(found, "big").per_request == Money.from_usd("0.0035")
+
+
+def test_unknown_usage_and_refused_requests_are_not_counted_as_traffic(tmp_path: Path) -> None:
+    unknown = Usage.of(Provenance.MEASURED, input_fresh=7).leaves | dict.fromkeys(
+        Usage.of(Provenance.MEASURED, output_text=1).leaves, _unknown()
+    )
+    rows = [
+        answer(0, T0),
+        answer(1, T0 + 1, usage=Usage(unknown)),
+        answer(2, T0 + 2, status=Status.REFUSED, lines=(), accelerator=Accelerator()),
+    ]
+    clock = write(tmp_path, rows)
+    traffic = where(LedgerQueries(tmp_path / "ledger.db"), clock, setup_of(), EVERYTHING, Asked()).traffic
+    assert (traffic.requests, len(traffic.usages), traffic.unknown) == (2, 1, 1)
+    assert traffic.provenance is Provenance.ESTIMATED
+
+
+def _unknown() -> Any:
+    from millicent.core.usage import Count
+
+    return Count(None, Provenance.UNKNOWN)
+
+
+def test_an_empty_ledger_compares_nothing_and_says_why(tmp_path: Path) -> None:
+    found = where(LedgerQueries(tmp_path / "ledger.db"), ManualClock(), setup_of(), ReceiptFilter(), Asked())
+    assert found.volume == 0
+    assert {each.monthly for each in found.places} == {None}
+    assert all(each.notes for each in found.places)
+
+
+def model_fit(**changes: float) -> StepTimeFit:
+    """10 ms to read the weights, and nothing else, unless said."""
+    given = dict.fromkeys(("fixed_ns", "row_ns", "sampled_row_ns", "kv_token_ns", "pair_ns"), 0.0)
+    values = given | {"weights_ns": 10.0 * NS_PER_MS} | changes
+    return StepTimeFit("fit_1", "cpu", "small", "", **values, steps=100, error=0.1, fitted_at_ns=T0)
+
+
+def fitted(receipt: Receipt) -> Receipt:
+    ran = Accelerator(10**9, 10**9, 0, 100, 400, Provenance.MEASURED, step_time_version="fit_1")
+    return answer(int(receipt.id[5:]), receipt.created_at_ns, accelerator=ran)
+
+
+def test_the_step_time_model_says_what_more_a_machine_could_carry(tmp_path: Path) -> None:
+    """A request is 99 steps of decoding and 2 of prefill (1,000 rows, 512 to a step): 101 steps of 10 ms, 1.01 s. Eight
+    side by side are 8 / 1.01 s: 28,514 an hour, and more than the 30 that were asked for. In 1,100 ms they are in time;
+    in 1,000 ms none is, and what was measured stands."""
+    clock = write(tmp_path, [fitted(each) for each in two_hours()], [model_fit()])
+    queries = LedgerQueries(tmp_path / "ledger.db")
+
+    def capacity(**asked: Any) -> Any:
+        return named(where(queries, clock, setup_of(), EVERYTHING, Asked(**asked)), "box small").capacity
+
+    most = capacity()
+    assert (most.requests_per_hour, most.provenance) == (28_514, Provenance.ESTIMATED)
+    assert capacity(latency_target_ms=1100).requests_per_hour == 28_514
+    assert capacity(latency_target_ms=1000).requests_per_hour == 30
+
+
+def test_sequences_side_by_side_are_as_many_as_meet_the_target(tmp_path: Path) -> None:
+    """Sampling a row costs 1 ms: a step of n takes 10 + n x 100/101 ms. 1,500 ms for 101 steps leave 14.85: n = 4."""
+    clock = write(tmp_path, [fitted(each) for each in two_hours()], [model_fit(sampled_row_ns=float(NS_PER_MS))])
+    queries = LedgerQueries(tmp_path / "ledger.db")
+    place = named(where(queries, clock, setup_of(), EVERYTHING, Asked(latency_target_ms=1500)), "box small")
+    assert place.capacity is not None
+    step_ms = 10 + 4 * 100 / 101
+    assert place.capacity.requests_per_hour == int(4 / 101 / step_ms * 1000 * 3600)
+    assert "4 side by side" in place.capacity.how
+
+
+def test_slow_hours_say_nothing_of_capacity(tmp_path: Path) -> None:
+    """The busier hour's answers took two seconds: the quieter one, of 25 in 900 ms, is what was in time."""
+    slow = Timing(queue_ns=0, ttft_ns=1, tpot_ns=1, total_ns=2000 * NS_PER_MS)
+    rows = [answer(i, T0 + i, timing=slow) for i in range(40)]
+    rows += [answer(40 + i, T0 + NS_PER_HOUR + i) for i in range(25)]
+    clock = write(tmp_path, rows)
+    queries = LedgerQueries(tmp_path / "ledger.db")
+    place = named(where(queries, clock, setup_of(), EVERYTHING, Asked(latency_target_ms=1000)), "box small")
+    assert place.capacity is not None
+    assert place.capacity.requests_per_hour == 25
+
+
+def test_a_machine_can_be_told_in_one_line() -> None:
+    name, machine = machine_from("gpu, usd_per_hour=2.5, output_tokens_per_s=2500, accelerators=8")
+    assert (name, machine.usd_per_hour, machine.accelerators) == ("gpu", Decimal("2.5"), 8)
+    for wrong in ("gpu,usd_per_hour=much", "gpu,tokens=3", "gpu", "gpu,kind=api,provider=openai"):
+        with pytest.raises(InvalidRequest, match="machine"):
+            machine_from(wrong)
