@@ -30,6 +30,7 @@ from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
+from millicent.dashboard.alerts import alerts_page
 from millicent.dashboard.routes import dashboard_routes, sign_in_page
 from millicent.dashboard.site import Site
 from millicent.engine.machine import usable_cores
@@ -57,6 +58,7 @@ from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
+from millicent.watch.alerting import alerting, watched, webhooks_of
 from millicent.watch.metrics import Metrics, Traffic
 
 log = logging.getLogger(__name__)
@@ -137,6 +139,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     """Everything but the socket. On leaving, what runs is finished or settled, and everything is stopped."""
     config, home = options.config, options.home
     features, policies = Features(config.features), Policies(config.routing, home=options.home)
+    webhooks = webhooks_of(config.alerts)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     clock = SystemClock()
     ids = SystemIds(clock)
@@ -192,13 +195,14 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             sign_in_page=sign_in_page,
             pages=[
                 _metrics(traffic, pipeline, queries, health, clock).route,
-                *_more_routes(pipeline, queries, health, backend, clock, config.server),
+                *_more_routes(pipeline, queries, health, backend, clock, config),
             ],
         )
         app = App(ledger, backend, pipeline, server)
         async with (
             _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config),
             _watching(elsewhere, estimated),
+            alerting(config.alerts, webhooks, ledger=ledger, queries=queries, clock=clock, ids=ids),
         ):
             yield app
     finally:
@@ -223,7 +227,7 @@ def _more_routes(
     health: _Health,
     backend: LocalBackend | None,
     clock: Clock,
-    config: ServerConfig,
+    config: Config,
 ) -> list[BaseRoute]:
     """Ollama's addresses that run no model, and the pages."""
 
@@ -236,10 +240,11 @@ def _more_routes(
         makes_vectors=partial(_makes_vectors, backend),
         cache=cache(),
         clock=clock,
-        config=config,
+        config=config.server,
     )
     site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
-    return [*ollama.routes, *dashboard_routes(site)]
+    alerts = partial(alerts_page, ask=queries.ask, rules=watched(config.alerts), told=list(webhooks_of(config.alerts)))
+    return [*ollama.routes, *dashboard_routes(site, [alerts])]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:

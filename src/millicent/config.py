@@ -27,6 +27,7 @@ from millicent.pipeline.features import FeatureConfig, Features
 from millicent.routing.checks import Checks
 from millicent.routing.config import PolicyConfig
 from millicent.server.config import ServerConfig
+from millicent.watch.config import AlertConfig
 
 if TYPE_CHECKING:
     from millicent.economics.where import Setup
@@ -55,6 +56,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prices: dict[str, PriceConfig] = {}
     budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
+    alerts: dict[str, AlertConfig] = {}
     ledger: LedgerConfig = LedgerConfig()
 
 
@@ -100,6 +102,7 @@ def load(path: Path) -> Config:
         *((("features", name), partial(Features, {name: each})) for name, each in config.features.items()),
         *((("features", name), partial(_check_feature, name, each, config)) for name, each in config.features.items()),
         *((("routing", name), partial(_check_policy, name, each)) for name, each in config.routing.items()),
+        *((("alerts", name), partial(each.check, name)) for name, each in config.alerts.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
     for where, check in checks:

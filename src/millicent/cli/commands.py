@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from millicent import __version__
+from millicent.cli.alerts import alerts
 from millicent.cli.checks import config, doctor
 from millicent.cli.control import budgets, keys
 from millicent.cli.conversation import chat, run
@@ -29,6 +30,6 @@ for _command in (
     *(serve, chat, run, pull, models, quantize, quote),
     *(receipts, report, reprice, export, import_, reconcile, ledger),
     *(router, evaluate, plan),
-    *(keys, budgets, config, doctor),
+    *(alerts, keys, budgets, config, doctor),
 ):
     millicent.add_command(_command)

@@ -57,7 +57,9 @@ _LATENCY_WINDOWS = (
     Window("fast", NS_PER_HOUR, QUARTER_NS, Decimal(6)),
     Window("slow", 6 * NS_PER_HOUR, NS_PER_HOUR, Decimal(3)),
 )
+# Answers with a target, over a long window and over a short one.
 _ENOUGH = 20
+_ENOUGH_LATELY = 5
 
 
 def budget_findings(
@@ -168,7 +170,8 @@ def latency_findings(rule: str, config: AlertConfig, targets: Iterable[Target], 
     found = []
     for feature, of_feature in sorted(by_feature.items()):
         for window in _LATENCY_WINDOWS:
-            long, short = (_missed(of_feature, to_ns - each) for each in (window.long_ns, window.short_ns))
+            long = _missed(of_feature, to_ns - window.long_ns, _ENOUGH)
+            short = _missed(of_feature, to_ns - window.short_ns, _ENOUGH_LATELY)
             if long is None or short is None or min(long, short) < window.rate * allowed:
                 continue
             subject = Subject(rule, "latency", "target", "feature", feature)
@@ -183,11 +186,11 @@ def latency_findings(rule: str, config: AlertConfig, targets: Iterable[Target], 
     return found
 
 
-def _missed(targets: Sequence[Target], from_ns: int) -> Decimal | None:
+def _missed(targets: Sequence[Target], from_ns: int, enough: int) -> Decimal | None:
     """The share; None where there are too few to tell."""
     inside = [target for target in targets if target.quarter_ns >= from_ns]
     aimed = sum(target.aimed for target in inside)
-    return None if aimed < _ENOUGH else Decimal(aimed - sum(target.met for target in inside)) / aimed
+    return None if aimed < enough else Decimal(aimed - sum(target.met for target in inside)) / aimed
 
 
 def _percent(share: Decimal) -> str:

@@ -27,9 +27,9 @@ class AlertConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     `watch` is which kinds: `anomaly` (a figure is unlike it was at this hour, by feature, key and model), `budget` (a
     budget runs out before its period does), `latency` (a feature's latency target is missed too often), `drift` (a
     request's tokens or cost have grown since the week before, or since the week from the day `baseline` on). `figures`
-    narrows anomalies; `features`, `keys` and `budgets` narrow all to those. A higher `sensitivity` notices less.
-    `latency_objective_percent` of answers should meet their target; `spent_percent` are the shares of a budget to tell
-    of; a change of `drift_percent` is drift.
+    narrows anomalies; `features`, `keys` and `budgets` narrow all to those. A higher `sensitivity` notices more, false
+    alarms too. `latency_objective_percent` of answers should meet their target; `spent_percent` are the shares of a
+    budget to tell of; a change of `drift_percent` is drift.
 
     Alerts and recoveries are posted to the address in the environment variable `webhook_env` or the file
     `webhook_file`, as Slack takes them. An address of this machine or of a private network needs `private_targets`.

@@ -121,10 +121,11 @@ class Series:
 
     def observe(self, at_s: int, batch: Batch) -> Reading | None:
         """None while there is no figure."""
-        value = _value(self.figure, batch) if self.figure in {"cost", "mix"} else self._waited(at_s, batch)
-        if value is None:
+        of = batch if self.figure in {"cost", "mix"} else self._waited(at_s, batch)
+        value = None if of is None else _value(self.figure, of)
+        if of is None or value is None:
             return None
-        verdict = self._detector.observe(at_s, value, _least(self.figure, value))
+        verdict = self._detector.observe(at_s, value, _least(self.figure, value, of.looked_at))
         return Reading(value, verdict.expected, self.since_s, verdict.score)
 
     @property
@@ -132,7 +133,7 @@ class Series:
         detector = self.state.detector
         return None if detector is None else detector.since_s
 
-    def _waited(self, at_s: int, batch: Batch) -> float | None:
+    def _waited(self, at_s: int, batch: Batch) -> Batch | None:
         state = self.state
         waiting = state.waiting
         if waiting is None or at_s - state.waiting_since_s > _PATIENCE_S:
@@ -140,7 +141,7 @@ class Series:
         waiting.add(batch)
         enough = waiting.looked_at >= _ENOUGH
         state.waiting = None if enough else waiting
-        return _value(self.figure, waiting) if enough else None
+        return waiting if enough else None
 
 
 def _value(figure: Figure, batch: Batch) -> float | None:
@@ -159,11 +160,14 @@ def _value(figure: Figure, batch: Batch) -> float | None:
     return math.log(max(1, times[int(len(times) * _SLOWEST)])) if len(times) >= _ENOUGH // 2 else None
 
 
-def _least(figure: Figure, value: float) -> float:
-    """A fifth of a cost, a quarter of a latency or of a request's tokens, five points of errors, ten of a share."""
+def _least(figure: Figure, value: float, requests: int) -> float:
+    """A fifth of a cost, a quarter of a latency or of a request's tokens, ten points of a share; five of errors, and
+    what some of few requests may do by chance."""
     if figure == "cost":
         return 0.1 * value
-    return {"latency": 0.22, "tokens": 0.22, "errors": 0.05, "cache": 0.1, "mix": 0.1}[figure]
+    if figure == "errors":
+        return max(0.05, 3 * math.sqrt(0.02 / requests) + 1 / requests)
+    return {"latency": 0.22, "tokens": 0.22, "cache": 0.1, "mix": 0.1}[figure]
 
 
 def sentence(figure: Figure, whose: str, reading: Reading) -> tuple[str, dict[str, str]]:

@@ -58,6 +58,11 @@ _STALE_NS = 2 * NS_PER_HOUR
 _TARGETS_NS = 6 * NS_PER_HOUR
 
 
+def with_default(rules: Mapping[str, AlertConfig]) -> dict[str, AlertConfig]:
+    """Where nothing is configured, everything is watched."""
+    return dict(rules) or {DEFAULT_RULE: AlertConfig()}
+
+
 class Ledger(Protocol):
     """`ledger.queries.LedgerQueries`, as far as it is asked."""
 
@@ -92,7 +97,7 @@ class Watcher:
         webhooks: frozenset[str] = frozenset(),
         told: Callable[[], None] = lambda: None,
     ) -> None:
-        self._rules = dict(rules) or {DEFAULT_RULE: AlertConfig()}
+        self._rules = with_default(rules)
         self._ledger = ledger
         self._queries = queries
         self._clock = clock
