@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from millicent.cli import run
-from plan_ledgers import two_hours, write
+from support.plan_ledgers import two_hours, write
 
 SINCE = ("--since", "2026-01-01")
 CONFIG = """

@@ -23,7 +23,7 @@ from millicent.economics.where import Setup, Where, where
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.placements import PlacementConfig
 from millicent.meter.prices import LongContext, PriceBook, PriceConfig
-from plan_ledgers import T0, answer, two_hours, write
+from support.plan_ledgers import T0, answer, two_hours, write
 
 EVERYTHING = ReceiptFilter(from_ns=T0)
 PRICES = {"big": PriceConfig(input=Decimal(1), input_cached=Decimal("0.1"), output=Decimal(4))}

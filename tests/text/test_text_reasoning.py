@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millicent.text.reasoning import ReasoningSplitter, opens_reasoning, reasons
+from millicent.text.reasoning import ReasoningSplitter, opens_reasoning, reasons, without_reasoning
 
 
 def whole(text: str, *, begun: bool = False, cuts: list[int] | None = None) -> tuple[str, str]:
@@ -59,3 +59,16 @@ def test_templates_and_prompts_say_whether_a_model_thinks() -> None:
     assert not reasons("{{ content }}")
     assert opens_reasoning("<assistant><think>\n")
     assert not opens_reasoning("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "closed"),
+    [
+        ("<assistant>\n", "<assistant>\n<think>\n\n</think>\n\n"),
+        ("<assistant>\n<think>\n", "<assistant>\n<think>\n\n\n</think>\n\n"),
+        ("<assistant>\n<think>\n\n</think>\n\n", "<assistant>\n<think>\n\n</think>\n\n"),
+    ],
+)
+def test_a_thought_is_closed_before_it_begins_once(prompt: str, closed: str) -> None:
+    assert without_reasoning(prompt) == closed
+    assert without_reasoning(closed) == closed

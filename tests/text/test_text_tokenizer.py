@@ -152,6 +152,27 @@ def test_templates_have_what_they_expect(tiny_path: Path, tmp_path: Path) -> Non
     assert tokenizer.decode(tokens) == '2026 [{"role": "user", "content": "<caf\u00e9 & \'x\'>"}]  !'
 
 
+@pytest.mark.parametrize(
+    ("template", "thinks", "answers"),
+    [
+        (
+            "{{ 'a:' }}{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}",
+            "a:",
+            "a:<think>\n\n</think>\n\n",
+        ),
+        ("{{ 'a:<think>\n' }}{# </think> #}", "a:<think>\n", "a:<think>\n\n\n</think>\n\n"),
+        ("{{ 'a:' }}", "a:", "a:"),
+    ],
+)  # fmt: skip
+def test_a_model_that_would_think_can_be_told_not_to(
+    tiny_path: Path, tmp_path: Path, template: str, thinks: str, answers: str
+) -> None:
+    tokenizer = with_template(tiny_path, tmp_path, template)
+    asked = [Message("user", "x")]
+    assert tokenizer.decode(tokenizer.encode_chat(asked)) == thinks
+    assert tokenizer.decode(tokenizer.encode_chat(asked, thinking=False)) == answers
+
+
 def test_a_template_file_wins_over_the_configuration(tiny_path: Path, tmp_path: Path) -> None:
     with_template(tiny_path, tmp_path, "old")
     (tmp_path / "chat_template.jinja").write_text("new")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from millicent.backends.upstream import Upstream
 from millicent.core.errors import MillicentError
@@ -68,13 +69,13 @@ async def watch(server: str, upstream: Upstream, device: Watched) -> None:
     """Ask each second while this gateway has calls there, until cancelled."""
     if server not in NAMES:
         return
-    address = upstream.base_url.removesuffix("/v1") + "/metrics"
+    path = urlsplit(upstream.base_url.removesuffix("/v1")).path + "/metrics"
     known: bool | None = None
     while True:
         figures = None
         if device.flights:
             try:
-                body = await upstream.get(address, limit_s=_LIMIT_S)
+                body = await upstream.get(path, limit_s=_LIMIT_S)
                 figures = read_figures(server, body.decode("utf-8", "replace"))
             except MillicentError:
                 figures = None

@@ -121,10 +121,11 @@ async def encode(request: Request, tokenizer: Tokenizer, *, surrounded: bool = T
     if request.messages is not None:
         messages = request.messages
         tools = () if request.tool_choice == "none" else request.tools
+        thinking = request.thinking is None or request.thinking.effort != "none"
         characters = sum(len(message.text) for message in messages) + sum(len(tool.parameters) for tool in tools)
         if characters > _INLINE_CHARACTERS:
-            return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages, tools))
-        return tuple(tokenizer.encode_chat(messages, tools))
+            return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages, tools, thinking=thinking))
+        return tuple(tokenizer.encode_chat(messages, tools, thinking=thinking))
     prompt = request.prompt or ()
     if isinstance(prompt, str):
         if len(prompt) > _INLINE_CHARACTERS:

@@ -1,4 +1,4 @@
-"""Calls to a server elsewhere over HTTP: its connections, its time limits, and what goes wrong, as our errors.
+"""Calls to a server elsewhere: their time limits, and what goes wrong, as our errors.
 
 Only the operator's `base_url` is called: redirects are not followed, certificates are checked, no proxy is taken from
 the environment. Nothing here knows a dialect.
@@ -10,13 +10,22 @@ import asyncio
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
-
-import aiohttp
 
 from millicent.backends.config import UpstreamConfig
+from millicent.backends.http import (
+    Answer,
+    BrokenOff,
+    Connection,
+    ConnectionTimeout,
+    NotHttp,
+    Origin,
+    Pool,
+    Unreachable,
+    Untrusted,
+    head_of,
+)
 from millicent.core.chunks import Chunk, End, Text, merge_texts
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import MillicentError, UpstreamError, UpstreamTimeout
@@ -29,9 +38,12 @@ _MAX_STREAM_BYTES = 512 << 20
 _MAX_RETRY_AFTER_S = 86_400
 # After the last event, this long for the end of the body to arrive, so that the connection can be used again.
 _TRAILING_S = 1.0
-_KEEP_ALIVE_S = 15.0
 
-T = TypeVar("T")
+
+# What goes wrong on the way; a header that can't be sent is a ValueError.
+FAULTS = (BrokenOff, ConnectionTimeout, NotHttp, Unreachable, Untrusted, ValueError)
+# Heads that are kept.
+_HEADS = 256
 
 
 class Upstream:
@@ -50,72 +62,78 @@ class Upstream:
         headers: Mapping[str, str] | None = None,
         secrets: Sequence[str] = (),
     ) -> None:
+        """Raises ValueError for an address that is none; configurations are checked for that."""
         self.who = who
         self.base_url = base_url.rstrip("/")
         self.config = config
         self._clock = clock
-        self._headers = {"Accept-Encoding": "identity", "User-Agent": "millicent", **(headers or {})}
+        self._origin = Origin(self.base_url)
+        given = {"Accept-Encoding": "identity", "User-Agent": "millicent", "Accept": "*/*", **(headers or {})}
+        self._headers = {"host": self._origin.authority, **{name.lower(): value for name, value in given.items()}}
+        self._heads: dict[str, bytes] = {}  # by path, of which a configuration has a few
         self._secrets = tuple(secrets)
-        self._session: aiohttp.ClientSession | None = None
-        self._trailing: set[asyncio.Task[None]] = set()
-
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self.config.max_connections, keepalive_timeout=_KEEP_ALIVE_S)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.config.connect_timeout_s),
-                trust_env=False,
-            )
-        return self._session
+        self.pool = Pool(self._origin, config.max_connections, config.connect_timeout_s)
 
     async def close(self) -> None:
-        for task in self._trailing:
-            task.cancel()
-        await asyncio.gather(*self._trailing, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self.pool.close()
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Exchange:
         """A call, not yet sent. `path` begins with a slash and is added to the base address."""
-        return Exchange(self, path, body, {"Content-Type": "application/json", **(headers or {})})
+        return Exchange(self, path, body, headers)
 
-    async def get(self, url: str, *, limit_s: float, max_bytes: int = 4 << 20) -> bytes:
-        """What lies at `url`, for watching the server. Raises UpstreamError."""
+    def head(self, path: str, headers: Mapping[str, str] | None) -> bytes:
+        """Of a call with JSON. Raises ValueError where a header can't be sent."""
+        if not headers and (known := self._heads.get(path)) is not None:
+            return known
+        more = {name.lower(): value for name, value in (headers or {}).items()}
+        made = head_of("POST", self._origin.path + path, {**self._headers, "content-type": "application/json", **more})
+        if not headers and len(self._heads) < _HEADS:
+            self._heads[path] = made
+        return made
+
+    async def get(self, path: str, *, limit_s: float, max_bytes: int = 4 << 20) -> bytes:
+        """What the same server has at `path`, for watching it. Raises UpstreamError."""
         try:
-            async with asyncio.timeout(limit_s), self.session.get(url, allow_redirects=False) as response:
-                if response.status != 200:
-                    raise error_of(self.who, response.status, None)
-                return await _read(response, max_bytes, self.who)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            async with asyncio.timeout(limit_s):
+                connection = self.pool.take() or await self.pool.connect()
+                whole = False
+                try:
+                    answer = connection.send(head_of("GET", path, self._headers), b"")
+                    await answer.head()
+                    if answer.status != 200:
+                        raise error_of(self.who, answer.status, None)
+                    body = await _read(answer, max_bytes, self.who)
+                    whole = True
+                    return body
+                finally:
+                    connection.release(0.0) if whole else connection.abort()
+        except (*FAULTS, TimeoutError) as error:
             raise self.failure(error) from None
 
-    def failure(self, error: BaseException) -> MillicentError:
+    def failure(self, error: Exception) -> MillicentError:
         """What went wrong on the way, as ours."""
-        if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return self.timeout("take a connection", self.config.connect_timeout_s, "connect_timeout_s")
-        if isinstance(error, TimeoutError):
-            return UpstreamTimeout(f"{self.who} took too long to answer: retry, or look after it.")
-        if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-            return UpstreamError(
-                f"{self.who} can't prove who it is ({one_line(str(error))}): correct base_url or its certificate.",
-                code="upstream_untrusted",
-                retryable=False,
-            )
-        if isinstance(error, aiohttp.InvalidURL):
-            return UpstreamError(f"{self.who}: its base_url is no address: correct it.", retryable=False)
-        if isinstance(error, aiohttp.ClientConnectorError):
-            reason = one_line(str(error.os_error.strerror or error.os_error))
-            return UpstreamError(f"{self.who} can't be reached ({reason}): is it running?", code="upstream_unreachable")
-        if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError | ConnectionError):
-            return UpstreamError(f"{self.who} broke off its answer: retry.", code="upstream_broke_off")
-        if isinstance(error, aiohttp.ClientResponseError):
-            what = one_line(error.message or "bad HTTP")
-            return UpstreamError(f"{self.who} answered what is not HTTP ({what}).", code="upstream_garbled")
+        match error:
+            case ConnectionTimeout():
+                return self.timeout("take a connection", self.config.connect_timeout_s, "connect_timeout_s")
+            case TimeoutError():
+                return UpstreamTimeout(f"{self.who} took too long to answer: retry, or look after it.")
+            case Untrusted():
+                return UpstreamError(
+                    f"{self.who} can't prove who it is ({one_line(str(error))}): correct base_url or its certificate.",
+                    code="upstream_untrusted",
+                    retryable=False,
+                )
+            case Unreachable(reason=reason):
+                said = one_line(str(reason.strerror or reason))
+                return UpstreamError(
+                    f"{self.who} can't be reached ({said}): is it running?", code="upstream_unreachable"
+                )
+            case BrokenOff():
+                return UpstreamError(f"{self.who} broke off its answer: retry.", code="upstream_broke_off")
+            case NotHttp():
+                return UpstreamError(
+                    f"{self.who} answered what is not HTTP ({one_line(str(error))}).", code="upstream_garbled"
+                )
         return UpstreamError(f"{self.who} failed ({one_line(f'{type(error).__name__}: {error}')}): retry.")
 
     def timeout(self, what: str, limit_s: float, setting: str) -> UpstreamTimeout:
@@ -136,19 +154,6 @@ class Upstream:
     def garbled(self, what: str) -> UpstreamError:
         return UpstreamError(f"{self.who} {what}: retry, or look after it.", code="upstream_garbled")
 
-    def let_trail(self, response: aiohttp.ClientResponse) -> None:
-        """Read what little is left, so that the connection can serve another call."""
-
-        async def trail() -> None:
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                async with asyncio.timeout(_TRAILING_S):
-                    await response.content.read(_MAX_ERROR_BYTES)
-            response.release()
-
-        task = asyncio.create_task(trail())
-        self._trailing.add(task)
-        task.add_done_callback(self._trailing.discard)
-
 
 class Exchange:
     """One call, from sending to the last byte. Raises what goes wrong, as MillicentError; `close` in any case.
@@ -156,68 +161,69 @@ class Exchange:
     `interrupt` ends it from outside: whatever waits in it then raises the error given.
     """
 
-    def __init__(self, upstream: Upstream, path: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def __init__(self, upstream: Upstream, path: str, body: bytes, headers: Mapping[str, str] | None) -> None:
         self._upstream = upstream
         self._path = path
         self._body = body
         self._headers = headers
         self._loop = asyncio.get_running_loop()
-        self._response: aiohttp.ClientResponse | None = None
-        self._waiting: asyncio.Future[aiohttp.ClientResponse] | None = None
+        self._connection: Connection | None = None
+        self._answer: Answer | None = None
+        self._connecting: asyncio.Task[Connection] | None = None
         self._why: MillicentError | None = None
-        self._timers: list[asyncio.TimerHandle] = []
-        self._first_timer: asyncio.TimerHandle | None = None
+        self._ends_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._progressed_at: float | None = None
         self.worked = False  # whether the server may have begun to work on it
 
     def header(self, name: str) -> str | None:
         """One of the answer's; None where it isn't there, or no answer is."""
-        return None if self._response is None else self._response.headers.get(name)
+        return None if self._answer is None else self._answer.headers.get(name)
 
     @property
     def content_type(self) -> str:
-        assert self._response is not None
-        return self._response.content_type
+        return (self.header("content-type") or "nothing known").partition(";")[0].strip().lower()
 
     async def open(self) -> None:
         """Send it, and wait for the answer's head. Raises what an error's status stands for."""
         if self._why is not None:
             raise self._why
-        upstream, config = self._upstream, self._upstream.config
-        first = upstream.timeout("begin to answer", config.first_token_timeout_s, "first_token_timeout_s")
-        whole = upstream.timeout("finish", config.timeout_s, "timeout_s")
-        self._first_timer = self._loop.call_later(config.first_token_timeout_s, self.interrupt, first)
-        self._timers = [self._first_timer, self._loop.call_later(config.timeout_s, self.interrupt, whole)]
-        request = upstream.session.post(
-            upstream.base_url + self._path, data=self._body, headers=self._headers, allow_redirects=False
-        )
-        self._waiting = asyncio.ensure_future(request)
-        self.worked = True
-        response = self._response = await self._guarded(self._waiting)
-        if response.status != 200:
+        upstream = self._upstream
+        begun_at = self._loop.time()
+        self._ends_at = begun_at + upstream.config.timeout_s
+        self._watch_until(begun_at + upstream.config.first_token_timeout_s)
+        try:
+            head = upstream.head(self._path, self._headers)
+            self._connection = upstream.pool.take() or await self._connected()
+            self.worked = True
+            answer = self._answer = self._connection.send(head, self._body)
+            await answer.head()
+        except FAULTS as error:
+            raise upstream.failure(error) from None
+        if answer.status != 200:
             self.worked = False
             try:
-                content = await self._guarded(_read(response, _MAX_ERROR_BYTES, ""))
-            except MillicentError:
-                if self._why is not None:
-                    raise
+                content = await _read(answer, _MAX_ERROR_BYTES, "")
+            except FAULTS:
                 content = b""  # the status alone says enough
-            raise upstream.refused(response.status, response.headers, content)
+            raise upstream.refused(answer.status, answer.headers, content)
 
     async def body(self) -> bytes:
         """All of it."""
-        assert self._response is not None
-        content = await self._guarded(_read(self._response, MAX_BODY_BYTES, self._upstream.who))
+        assert self._answer is not None
+        try:
+            content = await _read(self._answer, MAX_BODY_BYTES, self._upstream.who)
+        except FAULTS as error:
+            raise self._upstream.failure(error) from None
         self.progressed()
         return content
 
     async def events(self) -> AsyncIterator[list[Event]]:
         """Server-sent events, until the body ends; those that came together, together."""
-        assert self._response is not None
-        reader, size = EventReader(), 0
-        content = self._response.content
+        assert self._answer is not None
+        reader, size, read = EventReader(), 0, self._answer.read
         try:
-            while piece := await self._guarded(content.readany()):
+            while piece := await read():
                 size += len(piece)
                 if events := reader.feed(piece):
                     yield events
@@ -225,6 +231,8 @@ class Exchange:
                     raise self._upstream.garbled(f"sent more than {_MAX_STREAM_BYTES >> 20} MB")
             if events := reader.finish():
                 yield events
+        except FAULTS as error:
+            raise self._upstream.failure(error) from None
         except UpstreamError as error:
             if error.code == "upstream_garbled" and not error.message.startswith(self._upstream.who):
                 raise self._upstream.garbled(f"made no sense: {error.message}") from None
@@ -232,73 +240,80 @@ class Exchange:
 
     def progressed(self) -> None:
         """A token came: the limit between tokens begins anew."""
-        if self._progressed_at is None and self._first_timer is not None:
-            self._first_timer.cancel()
-            self._watch(self._upstream.config.between_tokens_timeout_s)
+        begins = self._progressed_at is None
         self._progressed_at = self._loop.time()
+        if begins and self._timer is not None:
+            self._watch_until(self._progressed_at + self._upstream.config.between_tokens_timeout_s)
 
     def interrupt(self, why: MillicentError) -> None:
         """End it now. Safe at any time; the first reason counts."""
         if self._why is not None:
             return
         self._why = why
-        if self._response is not None:
-            self._response.close()
-        elif self._waiting is not None:
-            self._waiting.cancel()
+        if self._answer is not None:
+            self._answer.fail(why, now=True)
+        elif self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.abort()
 
     def close(self, *, whole: bool = False) -> None:
         """`whole`: the answer was read to its end, so the connection is kept."""
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-        if self._response is None:
-            if self._waiting is not None:
-                self._waiting.cancel()
-        elif not whole or self._why is not None:
-            self._response.close()
-        elif self._response.content.at_eof():
-            self._response.release()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # From now on it may be another call's.
+        connection, self._connection = self._connection, None
+        if connection is None:
+            if self._connecting is not None:
+                self._connecting.cancel()
+        elif whole and self._why is None:
+            connection.release(_TRAILING_S)
         else:
-            self._upstream.let_trail(self._response)
+            connection.abort()
 
-    def _watch(self, after_s: float) -> None:
-        self._timers.append(self._loop.call_later(after_s, self._look))
-
-    def _look(self) -> None:
-        """Has anything come lately? One timer looks, rather than each token setting its own."""
-        limit_s = self._upstream.config.between_tokens_timeout_s
-        self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()]
-        left_s = (self._progressed_at or 0) + limit_s - self._loop.time()
-        if left_s > 0:
-            self._watch(left_s)
-        else:
-            self.interrupt(self._upstream.timeout("go on with its answer", limit_s, "between_tokens_timeout_s"))
-
-    async def _guarded(self, waiting: Awaitable[T]) -> T:
+    async def _connected(self) -> Connection:
+        """A new connection, or one that another call is done with."""
+        self._connecting = asyncio.ensure_future(self._upstream.pool.connect())
         try:
-            return await waiting
+            connection = await self._connecting
         except asyncio.CancelledError:
             if self._why is None:
                 raise
             raise self._why from None
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            if self._why is not None:
-                raise self._why from None
-            if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL):
-                self.worked = False
-            raise self._upstream.failure(error) from None
+        if self._why is not None:  # it came about at the same moment
+            connection.release(0.0)
+            raise self._why
+        return connection
+
+    def _watch_until(self, at: float) -> None:
+        """One timer looks now and then, rather than each token setting its own."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(min(at, self._ends_at), self._look)
+
+    def _look(self) -> None:
+        upstream, config, now = self._upstream, self._upstream.config, self._loop.time()
+        if now >= self._ends_at:
+            self.interrupt(upstream.timeout("finish", config.timeout_s, "timeout_s"))
+        elif self._progressed_at is None:
+            limit_s = config.first_token_timeout_s
+            self.interrupt(upstream.timeout("begin to answer", limit_s, "first_token_timeout_s"))
+        elif now >= (quiet_at := self._progressed_at + config.between_tokens_timeout_s):
+            limit_s = config.between_tokens_timeout_s
+            self.interrupt(upstream.timeout("go on with its answer", limit_s, "between_tokens_timeout_s"))
+        else:
+            self._watch_until(quiet_at)
 
 
-async def _read(response: aiohttp.ClientResponse, most_bytes: int, who: str) -> bytes:
+async def _read(answer: Answer, most_bytes: int, who: str) -> bytes:
     """The whole body. Raises UpstreamError where it is longer; an error's (no `who`) is cut instead."""
     parts, size = [], 0
-    while piece := await response.content.readany():
+    while piece := await answer.read():
         parts.append(piece)
         size += len(piece)
         if size > most_bytes:
             if not who:
-                response.close()
                 break
             raise UpstreamError(f"{who} sent more than {most_bytes >> 20} MB.", code="upstream_garbled")
     return b"".join(parts)
@@ -358,7 +373,7 @@ def retry_after_s(headers: Mapping[str, str], now_ns: int) -> int | None:
     with contextlib.suppress(ValueError, OverflowError):
         if (ms := headers.get("retry-after-ms")) is not None:
             return _bounded(float(ms) / 1000)
-    said = headers.get("Retry-After")
+    said = headers.get("retry-after")
     if said is None:
         return None
     try:

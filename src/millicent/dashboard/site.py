@@ -22,6 +22,7 @@ from millicent.core.clock import NS_PER_HOUR, Clock, iso_utc
 from millicent.core.errors import Forbidden, InvalidRequest, MillicentError, NotFound
 from millicent.core.money import ZERO, Money
 from millicent.core.receipts import Receipt, Status
+from millicent.core.steps import SeenStep
 from millicent.core.usage import Provenance, weakest
 from millicent.dashboard import figures, zones
 from millicent.dashboard.charts import Chart, Drawing, draw
@@ -115,7 +116,8 @@ class Shown(NamedTuple):
 
 class Site:
     """The pages, together. `models` names those that can be chatted with, the default first; `refresh` asks the writer
-    for a checkpoint, so that accounts reach up to now; `demo`: nothing here really happened, and every page says so."""
+    for a checkpoint, so that accounts reach up to now; `steps` are those of a receipt that are still remembered;
+    `demo`: nothing here really happened, and every page says so."""
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class Site:
         clock: Clock,
         refresh: Callable[[], Awaitable[None]],
         visitor: Callable[[Scope], Visitor] = lambda _: Alone(),
+        steps: Callable[[str], Sequence[SeenStep]] = lambda _: (),
         demo: bool = False,
     ) -> None:
         self.queries = queries
@@ -132,6 +135,7 @@ class Site:
         self.clock = clock
         self.refresh = refresh
         self.visitor = visitor
+        self.steps = steps
         self.demo = demo
         self.pages: list[Page] = []
         self._templates = environment()

@@ -77,6 +77,12 @@ def api_named(name: str, prices: PriceBook, at_ns: int) -> ApiModel:
     return ApiModel(name)
 
 
+def apis_compared(setup: Setup, compared: Sequence[str], at_ns: int) -> tuple[ApiModel, ...]:
+    """Those configured and those named; without any, the well-known ones."""
+    named = compared or (() if setup.apis else (*WELL_KNOWN, WELL_KNOWN_OPEN))
+    return (*setup.apis, *(api_named(name, setup.prices, at_ns) for name in named))
+
+
 def where(
     queries: LedgerQueries,
     clock: Clock,
@@ -91,15 +97,14 @@ def where(
     """`compared` names more APIs; without any, and without one configured, well-known ones are."""
     traffic = read_traffic(queries, clock, chosen)
     accounts = queries.accounts(traffic.from_ns, traffic.to_ns)
-    named = compared or (() if setup.apis else (*WELL_KNOWN, WELL_KNOWN_OPEN))
     given = Candidates(
         _seen(accounts) | dict(setup.placements),
-        (*setup.apis, *(api_named(name, setup.prices, clock.now_ns()) for name in named)),
+        apis_compared(setup, compared, clock.now_ns()),
         setup.machines,
         setup.slots,
         _busy(accounts),
     )
-    fits = queries.fits([each.fit_version for each in traffic.ran if each.fit_version is not None])
+    fits = queries.fits_named([each.fit_version for each in traffic.ran if each.fit_version is not None])
     comparing = Comparing(traffic, asked, given, setup.prices, fits)
     places = comparing.places()
     curves = [each.curve for each in places if each.curve is not None]

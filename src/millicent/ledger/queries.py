@@ -16,6 +16,7 @@ import msgspec
 from millicent.core.accounts import Account, HourTime
 from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR
+from millicent.core.entries import Entry, Kind
 from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
@@ -23,8 +24,12 @@ from millicent.core.receipts import Receipt
 from millicent.core.tallies import Tally
 from millicent.core.usage import Provenance
 from millicent.ledger import tallies, waste
+from millicent.ledger.answers import Answer as Answer  # noqa: PLC0414 - for rooms that may import only this module
+from millicent.ledger.answers import newest_answers
 from millicent.ledger.budgets import read_balances, read_budgets
-from millicent.ledger.late import fits_of
+from millicent.ledger.entries import latest_tiers, read_entries
+from millicent.ledger.hits import CacheUse, cache_use
+from millicent.ledger.late import fits_of, latest_fits
 from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
 from millicent.ledger.prompts import AskedPage, asked
@@ -37,13 +42,13 @@ from millicent.ledger.verification import problems
 from millicent.ledger.worth import (
     ROLE_COSTS,
     USEFULNESS,
-    RoleCosts,
-    Usefulness,
     in_time,
     role_costs_of,
     usefulness_of,
     verdicts,
 )
+from millicent.ledger.worth import RoleCosts as RoleCosts  # noqa: PLC0414 - rooms that may import only this module
+from millicent.ledger.worth import Usefulness as Usefulness  # noqa: PLC0414 - name what it answers with
 from millicent.ledger.zones import labels
 
 T = TypeVar("T")
@@ -86,9 +91,6 @@ class ReceiptFilter(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
     from_ns: int | None = None
     to_ns: int | None = None
-
-
-_EVERYTHING = ReceiptFilter()
 
 
 class ReceiptPage(msgspec.Struct, frozen=True):
@@ -195,18 +197,23 @@ class LedgerQueries:
                 values = [*values, *_place_of(connection, after)]
             return asked(connection, condition, values, limit)
 
-    def recent(self, limit: int, where: ReceiptFilter = _EVERYTHING) -> list[Receipt]:
+    def recent(self, limit: int) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
-        attempts."""
-        condition, values = _condition(where)
+        attempts. What the response cache answered is not among them."""
         sql = (
-            f"SELECT * FROM receipts WHERE status = 'succeeded' AND {condition}"  # noqa: S608 - columns are ours
+            "SELECT * FROM receipts WHERE status = 'succeeded'"
             " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
-            " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+            " AND backend IS NOT 'response_cache' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
         )
         with self._snapshot() as connection:
-            found = [] if connection is None else select(connection, sql, (*values, limit))
+            found = [] if connection is None else select(connection, sql, (limit,))
         return [receipt_of(row) for row in reversed(found)]
+
+    def answers(self, where: ReceiptFilter, limit: int) -> list[Answer]:
+        """The newest that the model which was asked for gave at once, oldest first: what they used, and how long they
+        took."""
+        with self._snapshot() as connection:
+            return [] if connection is None else newest_answers(connection, *_condition(where), limit)
 
     def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
         """Dearest first; months, days and hours in order, as the clocks of `zone` (an IANA name) show them.
@@ -285,6 +292,19 @@ class LedgerQueries:
         """When the first day (UTC) began on which this feature was asked for, "" for none; any where it is None."""
         return self.ask(lambda connection: tallies.first_day_ns(connection, feature))
 
+    def newest_fits(self, device: str) -> list[StepTimeFit]:
+        """The newest of each model on this device."""
+        return self.ask(lambda connection: latest_fits(connection, device)) or []
+
+    def entries(self, kind: Kind | None, from_ns: int, to_ns: int, limit: int = -1) -> list[Entry]:
+        """Revenue, outside costs or, without a kind, both, of times that overlap [from_ns, to_ns), in their order."""
+        times = (_storable(from_ns), _storable(to_ns))
+        return self.ask(lambda connection: read_entries(connection, kind, *times, limit)) or []
+
+    def latest_tiers(self, users: Sequence[str], to_ns: int) -> dict[str, str | None]:
+        """The tier of each user's latest request created before this; None where it had none."""
+        return self.ask(lambda connection: latest_tiers(connection, users, _storable(to_ns))) or {}
+
     def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
         """Of each of these features' answers: how many had a latency target, and how many met it."""
         with self._snapshot() as connection:
@@ -294,6 +314,11 @@ class LedgerQueries:
         """How much each routing policy was asked for, and what it did. Of receipts whose detail is kept."""
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
+
+    def cache_use(self, where: ReceiptFilter) -> list[CacheUse]:
+        """What the response cache gave, of what it was asked for. Of receipts whose detail is kept."""
+        with self._snapshot() as connection:
+            return [] if connection is None else cache_use(connection, *_condition(where))
 
     def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
         """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the
@@ -364,7 +389,7 @@ class LedgerQueries:
             sums[account] = [total + part for total, part in zip(sums.get(account, [0] * 5), parts, strict=True)]
         return [account.of(*sums[account]) for account in sorted(sums)]
 
-    def fits(self, versions: Sequence[str]) -> list[StepTimeFit]:
+    def fits_named(self, versions: Sequence[str]) -> list[StepTimeFit]:
         """The versions of the step-time model that receipts name, in no order."""
         with self._snapshot() as connection:
             return [] if connection is None else fits_of(connection, versions)

@@ -40,8 +40,8 @@ class _Usage(msgspec.Struct):
 _usage_decoder = msgspec.json.Decoder(_Usage)
 
 _FIGURES = """
-    r.created_at_ns, r.status, r.stream, r.usage, r.queue_ns, r.ttft_ns, r.tpot_ns, r.total_ns, r.prefill_ns, r.decode_ns,
-    r.joules,    coalesce(json_extract(r.policy, '$.routing') IS NOT NULL, 0),
+    r.created_at_ns, r.status, r.stream, r.usage, r.queue_ns, r.ttft_ns, r.tpot_ns, r.total_ns, r.prefill_ns,
+    r.decode_ns, r.joules, coalesce(json_extract(r.policy, '$.routing') IS NOT NULL, 0),
     (SELECT json_group_array(json_array(l.ordinal, l.role, l.meter, l.amount_nanousd)) FROM lines AS l
         WHERE l.receipt = r.id AND l.book = 'actual')
 """
@@ -88,9 +88,14 @@ def is_complete(connection: sqlite3.Connection) -> bool:
 
 def first_day_ns(connection: sqlite3.Connection, feature: str | None) -> int | None:
     """When the first day began on which this feature was asked for, or any where it is None."""
-    sql = "SELECT min(start_ns) FROM tallies WHERE span_s = ?" + ("" if feature is None else " AND feature = ?")
-    (start_ns,) = connection.execute(sql, (DAY_S, *([] if feature is None else [feature]))).fetchone()
-    return None if start_ns is None else int(start_ns)
+    only = {None: "", "": " AND ifnull(feature, '') = ''"}.get(feature, " AND feature = ?")
+    values = [feature] if feature else []
+    sql = (
+        f"SELECT min(at_ns) FROM (SELECT min(start_ns) AS at_ns FROM tallies WHERE span_s = {DAY_S}{only} UNION ALL"
+        f" SELECT min(created_at_ns) FROM receipts WHERE status IS NOT NULL{only})"
+    )
+    (at_ns,) = connection.execute(sql, [*values, *values]).fetchone()
+    return None if at_ns is None else _down(at_ns, DAY_S)
 
 
 def read(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from millicent.caching.cache import Lookup
 from millicent.core.chunks import End, FinishReason, Text, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.money import ZERO
@@ -71,6 +72,7 @@ class Answer:
         self.tokens_before = 0  # of attempts that have ended
         self.decision: Decision | None = None  # where a policy chose the model
         self.answered_by = opened.model  # or stands to be the one that did
+        self.lookup: Lookup | None = None  # its way through the response cache, where that is on
         self.standing: Receipt | None = None  # as it would be if the attempt that is verified now were the last
         self._run: Run | None = None
         self._cancelled = False
@@ -93,7 +95,11 @@ class Answer:
         """The whole answer, where it is kept: what `KeptAnswer.read` reads."""
         if self._kept is None:
             return None
-        return msgspec.json.encode(KeptAnswer(merge_texts(self._kept, in_order=True), _reasons(end))).decode()
+        return msgspec.json.encode(KeptAnswer(self.texts(), _reasons(end))).decode()
+
+    def texts(self) -> tuple[Text, ...]:
+        """The whole answer in order, where it is kept."""
+        return merge_texts(self._kept or (), in_order=True)
 
     def outputs(self) -> list[str]:
         """The whole text of each choice, where it is kept."""
@@ -141,6 +147,10 @@ class Answer:
     def begun(self) -> bool:
         """Some of it is out, or may be: it can't be begun anew."""
         return self._begun
+
+    async def until_ending(self) -> None:
+        """Until it is cancelled or stopped."""
+        await self._ending.wait()
 
     async def pause(self, seconds: float) -> bool:
         """Wait so long; False, at once, when the answer is to end before that."""

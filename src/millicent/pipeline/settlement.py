@@ -66,6 +66,11 @@ class Bookkeeper:
         )
         return self._with_attempt(receipt, leg, _total(lines), now_ns)
 
+    def joined(self, opened: Receipt, leg: Leg, told: Mapping[str, str]) -> Receipt:
+        """A receipt that was opened without an attempt, with its first; `told` as in `opened`."""
+        receipt = msgspec.structs.replace(opened, policy=_policy(opened.policy, told))
+        return self._with_attempt(receipt, leg, _total(opened.lines), self._clock.now_ns())
+
     def followed(self, answer: Answer, leg: Leg, end: End, reading: Reading) -> tuple[Receipt, Money]:
         """The receipt with its attempt ended and the next one begun; and what is reserved for attempts whose cost
         nobody knows."""

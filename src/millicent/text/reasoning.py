@@ -12,6 +12,14 @@ def reasons(template: str) -> bool:
     return _CLOSING in template
 
 
+def without_reasoning(prompt: str) -> str:
+    """The prompt with a thought that is over before it began, so that the answer comes at once. One that the template
+    has closed already stays as it is."""
+    if prompt.rstrip().endswith(_CLOSING):
+        return prompt
+    return f"{prompt}{'' if opens_reasoning(prompt) else _OPENING}\n\n{_CLOSING}\n\n"
+
+
 def opens_reasoning(prompt: str) -> bool:
     """Whether the prompt ends where the model is to think."""
     return prompt.rstrip().endswith(_OPENING)

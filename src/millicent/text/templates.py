@@ -32,14 +32,19 @@ class ChatTemplate:
         self._clock = clock
         self._compiled: jinja2.Template | None = None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool = True
+    ) -> str:
+        """Without `thinking`, the template is told so by the name that most know; others ignore it."""
         import jinja2
+
+        switch = {} if thinking else {"enable_thinking": False}
 
         if self._compiled is None:
             self._compiled = self._compile()
         try:
             return self._compiled.render(
-                messages=messages, tools=tools or None, add_generation_prompt=True, **self._tokens
+                messages=messages, tools=tools or None, add_generation_prompt=True, **switch, **self._tokens
             )
         except jinja2.TemplateError as error:
             reason = error.message or type(error).__name__

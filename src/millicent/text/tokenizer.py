@@ -12,7 +12,7 @@ from millicent.core.errors import InvalidRequest, ModelError
 from millicent.core.request import Message, Tool
 from millicent.text.gguf import find_gguf, read_gguf_head
 from millicent.text.grammars import vocabulary
-from millicent.text.reasoning import reasons
+from millicent.text.reasoning import reasons, without_reasoning
 from millicent.text.templates import ChatTemplate, SpecialTokens
 from millicent.text.tools import CALL_TOKENS, ToolFormat, message_entries, tool_entries, tool_format
 
@@ -76,8 +76,13 @@ class Tokenizer:
         """Whether this model thinks before it answers."""
         return reasons(self._template.source if self._template else "")
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """Tokens of a conversation, up to where the assistant speaks. Only the template's own control tokens count."""
+    def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, thinking: bool = True
+    ) -> list[int]:
+        """Tokens of a conversation, up to where the assistant speaks. Only the template's own control tokens count.
+
+        Without `thinking`, a model that thinks before it answers is made to answer at once.
+        """
         if self._template is None:
             raise InvalidRequest(
                 "messages: this model has no chat template; send its text to /v1/completions", param="messages"
@@ -86,7 +91,9 @@ class Tokenizer:
         entries = message_entries(messages, tools, form)
         told = tool_entries(tools) if form.in_template else []
         guard, (guarded, guarded_tools) = self._specials.guard((entries, told))
-        text = self._template.render(guarded, guarded_tools)
+        text = self._template.render(guarded, guarded_tools, thinking=thinking)
+        if not thinking and self.reasons:
+            text = without_reasoning(text)
         if guard not in text:
             tokens: list[int] = self._parsing.encode(text, add_special_tokens=False).ids
             return tokens

@@ -27,14 +27,14 @@ def webhooks_of(rules: Mapping[str, AlertConfig]) -> dict[str, Webhook]:
 @contextlib.asynccontextmanager
 async def alerting(
     rules: Mapping[str, AlertConfig],
-    webhooks: Mapping[str, Webhook],
     *,
     ledger: Writes,
     queries: Ledger,
     clock: Clock,
     ids: Ids,
 ) -> AsyncIterator[None]:
-    """For as long as this lasts. What isn't sent by then waits in the ledger."""
+    """For as long as this lasts. What isn't sent by then waits in the ledger. Raises ConfigError as `webhooks_of`."""
+    webhooks = webhooks_of(rules)
     notifier = Notifier(webhooks, ledger=ledger, clock=clock)
     watcher = Watcher(
         rules,

@@ -127,11 +127,20 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         truncate_prompt_tokens=chat.truncate_prompt_tokens,
         priority=chat.priority or 0,
         attribution=read_attribution(headers, user=chat.user, metadata=chat.metadata),
-        thinking=Thinking(chat.reasoning_effort) if chat.reasoning_effort in _EFFORTS else None,
+        thinking=_thinking(chat, unknown.get("chat_template_kwargs")),
         extra=_extra(chat) | generation.known_elsewhere(unknown),
         restated=chat.restated(),
     )
     return request, common.StreamShape.of(stream=stream, options=chat.stream_options, choices=request.choices)
+
+
+def _thinking(chat: ChatBody, template: Extra | None) -> Thinking | None:
+    """As OpenAI's field says, or as vLLM's clients do: by the switch that models' chat templates have."""
+    if chat.reasoning_effort in _EFFORTS:
+        return Thinking(chat.reasoning_effort)
+    if template is not None and msgspec.json.decode(template.json) == {"enable_thinking": False}:
+        return Thinking("none")
+    return None
 
 
 def _extra(chat: ChatBody) -> dict[str, Extra]:

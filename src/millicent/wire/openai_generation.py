@@ -53,7 +53,7 @@ _NEUTRAL_ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "add_special_tokens": (),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
+    "chat_template_kwargs": ({}, {"enable_thinking": True}, {"enable_thinking": False}),
     "cache_prompt": (True,),
     "stream_interval": (1,),
 }
