@@ -169,7 +169,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
-        traffic, answers = Traffic(config.features), open_cache(config.cache, home, clock, deployed=_deployed(options))
+        traffic, answers = Traffic(config.features), _answers(options, clock)
         pipeline = Pipeline(
             backends=backends,
             ledger=ledger,
@@ -368,6 +368,11 @@ async def _watching(
         for watching in watches:
             watching.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
+
+
+def _answers(options: ServeOptions, clock: Clock) -> ResponseCache | None:
+    config = options.config
+    return open_cache(config.cache, options.home, clock, deployed=_deployed(options), policies=config.routing)
 
 
 def _deployed(options: ServeOptions) -> bytes:

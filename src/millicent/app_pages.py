@@ -14,20 +14,34 @@ import msgspec
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from millicent.config import FILE_NAME, SECRET_NAME, WRITTEN_IN, Config, line_of, load, plan_setup
+from millicent.config import (
+    FILE_NAME,
+    SECRET_NAME,
+    WRITTEN_IN,
+    Config,
+    configured,
+    economics_setting,
+    line_of,
+    load,
+    plan_setup,
+)
 from millicent.control.budgets import standing
 from millicent.control.keys import ApiKey
 from millicent.control.keys import Scope as KeyScope
 from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR, Clock
 from millicent.core.errors import InvalidRequest
+from millicent.dashboard.changed import changes_page
 from millicent.dashboard.configuration import Setting, settings_page
+from millicent.dashboard.earnings import margin_page
+from millicent.dashboard.features import features_page
 from millicent.dashboard.models import models_page
 from millicent.dashboard.plan import Planning
 from millicent.dashboard.plans import plan_pages
 from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import Site
 from millicent.dashboard.users import users_page
+from millicent.economics.reports import Reports
 from millicent.economics.scenarios import Scenarios
 from millicent.ledger.queries import LedgerQueries
 from millicent.meter.meter import Meter
@@ -70,9 +84,11 @@ def page_routes(
         demo=options.demo is not None,
     )
     fleet = _Fleet(path, (options.placement, *options.providers), pipeline, health, clock)
+    reports = Reports(queries, clock, economics_setting(options.config))
     return dashboard_routes(
         site,
         [
+            *(partial(page, reports=reports) for page in (features_page, margin_page, changes_page)),
             partial(users_page, control=_Control(queries, keys, clock)),
             partial(models_page, fleet=fleet),
             partial(settings_page, path=path, settings=effective(options.config, path)),
@@ -100,14 +116,16 @@ def marked_as_demo(app: ASGIApp) -> ASGIApp:
 
 
 def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Planning:
-    config = options.config
+    config, scenarios = options.config, Scenarios(options.home)
     targets = {name: each.latency_target_ms for name, each in config.features.items()}
     return Planning(
         queries,
         clock,
         lambda: plan_setup(config, clock.now_ns()),
-        Scenarios(options.home),
+        scenarios,
         {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
+        lambda: configured(config, queries, scenarios),
+        economics_setting(config).books,
     )
 
 

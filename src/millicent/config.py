@@ -19,6 +19,7 @@ from millicent.caching.config import CacheConfig
 from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
 from millicent.core.money import Money
+from millicent.economics.alternatives import AlternativeConfig
 from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
 from millicent.economics.machines import MachineConfig
 from millicent.economics.margin import Books
@@ -36,7 +37,10 @@ from millicent.routing.config import PolicyConfig
 from millicent.server.config import ServerConfig
 
 if TYPE_CHECKING:
+    from millicent.economics.scenarios import Scenarios
+    from millicent.economics.standing import Configured
     from millicent.economics.where import Setup
+    from millicent.ledger.queries import LedgerQueries
 
 FILE_NAME = "millicent.toml"
 
@@ -44,7 +48,7 @@ SECRET_NAME = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)
 
 
 # Two rooms' halves of one section: the settings of the former are written in the latter's tables.
-WRITTEN_IN = {"policies": "models", "upstreams": "placements", "earnings": "features"}
+WRITTEN_IN = {"policies": "models", "upstreams": "placements", "earnings": "features", "alternatives": "features"}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +62,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machines: dict[str, MachineConfig] = {}
     upstreams: dict[str, UpstreamConfig] = {}
     features: dict[str, FeatureConfig] = {}
+    alternatives: dict[str, AlternativeConfig] = {}
     earnings: dict[str, EarningsConfig] = {}
     plans: dict[str, PlanConfig] = {}
     costs: dict[str, CostConfig] = {}
@@ -114,6 +119,7 @@ def load(path: Path) -> Config:
         *((("plans", name), partial(each.check, name)) for name, each in config.plans.items()),
         *((("plans", name), partial(plans_by_tier, config.plans)) for name in config.plans),
         *((("costs", name), partial(each.check, name)) for name, each in config.costs.items()),
+        *((("features", name), partial(each.check, name)) for name, each in config.alternatives.items()),
         *((("routing", name), partial(_check_policy, name, each)) for name, each in config.routing.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
@@ -143,6 +149,26 @@ def economics_setting(config: Config) -> Setting:
             if each.standard_utilization is not None
         },
         max_sequences=config.engine.max_sequences,
+    )
+
+
+def configured(config: Config, queries: LedgerQueries, scenarios: Scenarios) -> Configured:
+    """What `millicent plan standing` asks of the configuration, and of what was set up beside it."""
+    from millicent.economics.standing import Configured
+    from millicent.ledger.budgets import read_budgets
+
+    features = config.features.items()
+    second = {name for name, model in config.models.items() if len(model.deployed) > 1}
+    second |= {name for name, policy in config.policies.items() if policy.fallbacks}
+    return Configured(
+        alternatives={
+            name: each.alternative for name, each in config.alternatives.items() if each.alternative is not None
+        },
+        cost_targets=tuple(name for name, each in features if each.cost_target_usd is not None),
+        latency_targets=tuple(name for name, each in features if each.latency_target_ms is not None),
+        budgets=tuple(budget.name for budget in queries.ask(read_budgets) or ()),
+        second_places=tuple(sorted(second)),
+        scenarios=tuple(scenarios.names()),
     )
 
 
@@ -182,12 +208,12 @@ def _halved(table: dict[str, Any]) -> dict[str, Any]:
     halved = dict(table)
     for half, section in WRITTEN_IN.items():
         theirs = set(_settings_of(get_args(get_type_hints(Config)[half])[1]))
-        entries = {name: each for name, each in _tables(table.get(section)) if theirs & each.keys()}
+        entries = {name: each for name, each in _tables(halved.get(section)) if theirs & each.keys()}
         if entries:
             rest = {
                 name: {key: value for key, value in each.items() if key not in theirs} for name, each in entries.items()
             }
-            halved[section] = table[section] | rest
+            halved[section] = halved[section] | rest
             halved[half] = {
                 name: {key: value for key, value in each.items() if key in theirs} for name, each in entries.items()
             }

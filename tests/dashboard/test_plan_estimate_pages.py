@@ -19,7 +19,9 @@ from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import Alone, Site
 from millicent.economics.capacity import Slots
 from millicent.economics.estimate import Scenario
+from millicent.economics.margin import Books
 from millicent.economics.scenarios import Scenarios
+from millicent.economics.standing import Configured
 from millicent.economics.where import Setup
 from millicent.ledger.queries import LedgerQueries
 from millicent.meter.prices import PriceBook, PriceConfig
@@ -34,7 +36,7 @@ def planning(tmp_path_factory: pytest.TempPathFactory) -> Planning:
     home = tmp_path_factory.mktemp("home")
     clock = write(home, two_hours())
     setup = Setup({}, (), {}, PriceBook(PRICES), Slots(8, 512))
-    return Planning(LedgerQueries(home / "ledger.db"), clock, lambda: setup, Scenarios(home), {})
+    return Planning(LedgerQueries(home / "ledger.db"), clock, lambda: setup, Scenarios(home), {}, Configured, Books())
 
 
 @pytest.fixture(scope="module")

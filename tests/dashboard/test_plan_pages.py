@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,10 +19,13 @@ from millicent.dashboard.plan import Planning
 from millicent.dashboard.plans import plan_pages
 from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import Site
+from millicent.economics.alternatives import Alternative
 from millicent.economics.capacity import Slots
 from millicent.economics.machines import MachineConfig
+from millicent.economics.margin import Books
 from millicent.economics.places import ApiModel
 from millicent.economics.scenarios import Scenarios
+from millicent.economics.standing import Configured
 from millicent.economics.where import Setup
 from millicent.ledger.queries import LedgerQueries
 from millicent.meter.placements import PlacementConfig
@@ -43,7 +47,9 @@ def planning_of(home: Path, clock: ManualClock, **machines: MachineConfig) -> Pl
         PriceBook({"big": PriceConfig(input=Decimal(1), input_cached=Decimal("0.1"), output=Decimal(4))}),
         Slots(8, 512),
     )
-    return Planning(LedgerQueries(home / "ledger.db"), clock, lambda: setup, Scenarios(home), {"search": 1500})
+    return Planning(
+        LedgerQueries(home / "ledger.db"), clock, lambda: setup, Scenarios(home), {"search": 1500}, Configured, Books()
+    )
 
 
 def client_of(planning: Planning, clock: ManualClock) -> TestClient:
@@ -126,8 +132,33 @@ def test_the_same_question_is_not_computed_twice_within_a_minute(ledger: tuple[P
         asked.append(planning.setup())
         return asked[-1]
 
-    watched = Planning(planning.queries, clock, setup, planning.scenarios, planning.latency_targets_ms)
-    with client_of(watched, clock) as pages:
+    with client_of(replace(planning, setup=setup), clock) as pages:
         for path in ("/plan", "/plan", "/plan?csv=places", "/v1/plan/where", "/plan?spares=1"):
             assert pages.get(path).status_code == 200
     assert len(asked) == 2
+
+
+def test_the_page_of_standing_shows_bands_the_checklist_and_doing_without(ledger: tuple[Path, ManualClock]) -> None:
+    home, clock = ledger
+    planning = planning_of(home, clock)
+    agent = Configured(alternatives={"search": Alternative(usd=Decimal(3), what="an <agent>")})
+    told = replace(planning, configured=lambda: agent)
+    with client_of(told, clock) as pages:
+        page = pages.get("/plan/standing").text
+        body = pages.get("/v1/plan/standing").json()
+    assert "an &lt;agent&gt;" in page
+    for text in ("AI-first SaaS", "under $0.005", "Next:", "40 of 40 name one"):
+        assert text in words(page)
+    stands = {each["measure"]: each for each in body["stands"]}
+    assert stands["AI cost / revenue"]["value"] is None
+    assert stands["cost per request"] == {
+        "measure": "cost per request",
+        "industry": "enterprise",
+        "unit": "usd",
+        "value": "0.000277778",
+        "stands": "leading",
+        "bands": {"behind": "over $0.10", "typical": "$0.01 to $0.05", "leading": "under $0.005"},
+        "evidence": "1.11 cents for 40 priced requests",
+    }
+    assert body["next_step"]["stage"] == "measure"
+    assert body["without_model"][0]["saved_usd"] == "2.999722222"

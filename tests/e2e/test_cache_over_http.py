@@ -32,6 +32,10 @@ retries = 0
 input = 1
 input_cached = 0.5
 output = 2
+[prices.newer]
+input = 1
+input_cached = 0.5
+output = 2
 """
 QUESTION = "How warm is it in {}?"
 
@@ -203,7 +207,6 @@ def test_what_is_kept_survives_a_restart_until_it_is_purged(server: LiveServer, 
     ann = {"X-Millicent-User": "ann"}
     post(server, chat(question), ann)
     assert server.get("/admin/cache")[1]["entries"] >= 1
-    server.command("cache", "purge", "--user", "nobody")
     assert post(server, chat(question), ann)[2]["x-millicent-cache"] == "hit"
     server.stop()
     hits = json.loads(server.command("cache", "show", "--json"))["hits"]
@@ -211,7 +214,13 @@ def test_what_is_kept_survives_a_restart_until_it_is_purged(server: LiveServer, 
     server.start()
     assert post(server, chat(question), ann)[2]["x-millicent-cache"] == "hit"
     assert server.get("/admin/cache")[1]["hits"] == hits + 1
-    assert server.command("cache", "purge", "--user", "ann") == "1 answers forgotten."
+    # Another model behind the same name: its answers are others.
+    server.stop()
+    config = server.home / "millicent.toml"
+    config.write_text(config.read_text().replace("retries = 0", 'retries = 0\nmodel = "newer"'))
+    server.start()
+    assert post(server, chat(question), ann)[2]["x-millicent-cache"] == "miss"
+    assert server.command("cache", "purge", "--user", "ann") == "2 answers forgotten."
     assert post(server, chat(question), ann)[2]["x-millicent-cache"] == "miss"
     status, purged, _ = server.request("DELETE", "/admin/cache?user=ann")
     assert (status, purged["purged"]) == (200, 1)
@@ -219,17 +228,22 @@ def test_what_is_kept_survives_a_restart_until_it_is_purged(server: LiveServer, 
     server.command("ledger", "purge", "--user", "ann")
     assert server.request("DELETE", "/admin/cache")[0] == 200
     assert server.get("/admin/cache")[1]["entries"] == 0
-    assert asked(upstream, question) == 2
+    assert asked(upstream, question) == 3
 
 
 def test_two_keys_never_get_each_others_answers_unless_a_feature_shares_them(
     server: LiveServer, upstream: FakeUpstream
 ) -> None:
     """Every call after this one needs a key, which the server's own calls then bring."""
-    server.token = server.command("keys", "create", "admin", "--scope", "admin").split()[-1]
-    keys = [server.command("keys", "create", name).split()[-1] for name in ("one", "two")]
-    pinned = server.command("keys", "create", "three", "--feature", "other").split()[-1]
     question = QUESTION.format("Visp")
+
+    def key(**made: str) -> str:
+        status, body, _ = server.request("POST", "/admin/keys", json.dumps(made).encode())
+        assert status == 201
+        return str(body["token"])
+
+    server.token = key(scope="admin")
+    keys, pinned = [key(), key()], key(feature="other")
 
     def outcome(token: str, **headers: str) -> str:
         return post(server, chat(question), headers, token=token)[2]["x-millicent-cache"]

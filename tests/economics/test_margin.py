@@ -41,7 +41,7 @@ NOVEMBER = parse_period("2026-11")
 PRO = PlanConfig(price_usd_per_month=Decimal(20), margin_target=Decimal("0.75"))
 
 
-def usd(amount: str | int) -> Money:
+def usd(amount: str | int | Decimal) -> Money:
     return Money.from_usd(amount)
 
 
@@ -202,7 +202,7 @@ BOOKS = Books(
 def test_rows_sum_to_the_same_total_whatever_they_are_by() -> None:
     ledger = business()
     add(ledger, entry("r1", "70", feature="search"), entry("c1", "9.99", kind="cost", user="eve"))
-    reports = {by: margins(ledger.queries, by, NOVEMBER, BOOKS) for by in ("feature", "tier", "user")}  # type: ignore[arg-type]
+    reports = {by: margins(ledger.queries, by, NOVEMBER, BOOKS) for by in ("feature", "tier", "user")}
     totals = [report.total for report in reports.values()]
     assert totals[0] == totals[1] == totals[2]
     # Two users of pro pay $20, three chats earn 50 cents, and $70 were recorded; $31 for models, $139.99 for the rest.

@@ -81,7 +81,7 @@ def test_figures_are_those_of_the_exported_receipts_added_up_by_hand(ledger: Mem
         assert unit.unpriced == len(own) - len(costs)
         assert unit.cost.usd == sum(costs)
         assert unit.cost_per_request is not None
-        assert abs(unit.cost_per_request.usd - sum(costs) / len(costs)) <= Decimal("5e-10")
+        assert abs(unit.cost_per_request.usd - sum(costs, Decimal(0)) / len(costs)) <= Decimal("5e-10")
         rated = [verdicts[row["id"]] for row in own if verdicts[row["id"]] is not None]
         assert unit.rated == len(rated)
         assert unit.tokens_per_useful is not None
@@ -130,7 +130,7 @@ def test_what_is_unattributed_or_unpriced_is_told_with_what_to_do(ledger: Memory
 def test_targets_are_met_or_missed_by_what_was_measured(ledger: MemoryLedger) -> None:
     own = [row for row in exported(ledger) if row["feature"] == "chat"]
     costs = [Decimal(row["total_usd"]) for row in own if row["total_usd"]]
-    mean = sum(costs) / len(costs)
+    mean = sum(costs, Decimal(0)) / len(costs)
     aims = {
         "chat": Aim("ada", Money.from_usd(mean + 1), 100_000),
         "search": Aim(None, Money.from_usd("0.0000001"), 1),
@@ -139,7 +139,7 @@ def test_targets_are_met_or_missed_by_what_was_measured(ledger: MemoryLedger) ->
     }
     chat, idle, search = targets(ledger.queries, aims, ReceiptFilter())
     assert (chat.feature, chat.owner, chat.cost_verdict, chat.latency_verdict) == ("chat", "ada", "met", "met")
-    assert (chat.cost_share, chat.latency_share) == (1, 1)
+    assert (chat.cost_share, chat.latency_share) == (Decimal(1), Decimal(1))
     assert (search.cost_verdict, search.latency_verdict) == ("missed", "missed")
     assert search.latency_share == 0
     assert (idle.cost_verdict, idle.latency_verdict, idle.requests) == ("unknown", "unknown", 0)
@@ -203,10 +203,10 @@ def test_a_machines_idle_time_is_borne_by_use_and_busy_is_told_from_fast() -> No
     assert device.busy == Decimal(1200) / 14_400
     # 7,200 output tokens in four hours; a step of 8 sequences takes 10 ms: 800 tokens a second.
     assert device.output_tokens_per_s == Decimal("0.5")
-    assert (device.maximum_tokens_per_s, device.maximum_from) == (800, "step-time model")
+    assert (device.maximum_tokens_per_s, device.maximum_from) == (Decimal(800), "step-time model")
     assert device.throughput == Decimal("0.000625")
     seen = units(made.queries, "user", ReceiptFilter(), NOW).devices[0]
-    assert (seen.maximum_tokens_per_s, seen.maximum_from) == (1, "fastest hour")
+    assert (seen.maximum_tokens_per_s, seen.maximum_from) == (Decimal(1), "fastest hour")
     # Half the period's use bears half of what the month left over, whenever it is asked.
     later = units(made.queries, "user", ReceiptFilter(from_ns=start_ns + NS_PER_HOUR), NOW)
     assert later.total.fully_loaded == Money(83_333_333 + 916_666_667)

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from millicent.backends.fake import FakeAnswer, FakeScript
 from millicent.caching.config import CacheConfig, FeatureCacheConfig
@@ -202,6 +204,18 @@ def test_an_answer_from_a_placement_that_a_feature_may_not_use_is_not_given_to_i
     run(story)
 
 
+def test_behind_a_policy_each_feature_has_its_own_since_each_may_get_another_model() -> None:
+    async def story() -> None:
+        cases: list[tuple[tuple[str, ...], str]] = [((), "hit"), (("fake",), "miss")]
+        for policies, expected in cases:
+            world = World(cached_behind=policies)
+            await world.ask(who=Attribution(feature="hard"))
+            assert await world.outcome(who=Attribution(feature="easy")) == expected
+            assert await world.outcome(who=Attribution(feature="hard")) == "hit"
+
+    run(story)
+
+
 def test_only_whole_answers_that_ended_well_are_kept() -> None:
     async def story() -> None:
         broken = FakeAnswer(WORDS[:1], error=UpstreamError("on fire", retryable=False))
@@ -299,6 +313,7 @@ def test_what_the_cache_answers_teaches_nobody_how_quick_a_model_is() -> None:
         ran, hit = await world.ask(), await world.ask()
         assert learnable(ran) == ran
         assert learnable(hit) is None
+        assert [each.id for each in world.ledger.queries.recent(9)] == [ran.id]
 
     run(story)
 
@@ -366,5 +381,36 @@ def test_a_request_that_waited_when_its_gateway_died_is_closed_at_no_cost() -> N
         assert world.ledger.queries.verify() == []
         now_ns = world.clock.now_ns()
         assert await world.ledger.write(lambda connection: find_claim(connection, "", "second", now_ns)) is None
+
+    run(story)
+
+
+CHUNKS = st.lists(
+    st.builds(
+        Text,
+        st.text(max_size=4),
+        st.integers(0, 2),
+        choice=st.integers(0, 1),
+        reasoning=st.sampled_from(["", "", "hm", "so"]),
+        signature=st.sampled_from(["", "", "", "seal"]),
+        calls=st.lists(st.builds(CallPiece, st.integers(0, 1), st.just("f"), st.sampled_from(["{", "}"])), max_size=1)
+        .map(tuple),
+    ),
+    min_size=1,
+    max_size=8,
+)  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(CHUNKS, st.booleans())
+def test_what_is_given_again_adds_up_to_the_same_answer(chunks: list[Text], stream: bool) -> None:
+    async def story() -> None:
+        world = World(FakeAnswer((*chunks, Text("end", 1)), provenance=Provenance.REPORTED))
+        first = await world.pipeline.admit(world.request(choices=2))
+        said = await read(first)
+        again = await world.pipeline.admit(world.request(choices=2, stream=stream))
+        assert await read(again) == said
+        assert again.reasons == first.reasons
+        assert world.calls == 1
 
     run(story)

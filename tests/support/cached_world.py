@@ -45,6 +45,7 @@ class World:
         *,
         features: dict[str, FeatureConfig] | None = None,
         policies: dict[str, ModelPolicy] | None = None,
+        cached_behind: tuple[str, ...] = (),
     ) -> None:
         self.clock = ManualClock()
         self.ids = SequentialIds()
@@ -62,7 +63,7 @@ class World:
             sleep=self._work,
         )
         store = AnswerStore(None, max_bytes=1 << 20, max_entries=100)
-        self.cache = ResponseCache(config, store, self.clock, secret=b"s" * 32, deployed=b"")
+        self.cache = ResponseCache(config, store, self.clock, secret=b"s" * 32, deployed=b"", policies=cached_behind)
         self.told: list[Receipt] = []
         self.pipeline = Pipeline(
             backends=[self.backend],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -95,9 +96,8 @@ def ledger_of(receipts: Sequence[Receipt]) -> MemoryLedger:
 
 
 def write_ledger(path: Path, receipts: Sequence[Receipt]) -> None:
-    write_once(
-        path,
-        LedgerConfig(),
-        ManualClock(),
-        lambda connection: [close_receipt(connection, receipt, (), "gw") for receipt in receipts],
-    )
+    def fill(connection: sqlite3.Connection) -> None:
+        for receipt in receipts:
+            close_receipt(connection, receipt, (), "gw")
+
+    write_once(path, LedgerConfig(), ManualClock(), fill)

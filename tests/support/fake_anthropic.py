@@ -54,10 +54,12 @@ def called(index: int, name: str, *pieces: str) -> list[dict[str, Any]]:
     return block(index, opened, *({"type": "input_json_delta", "partial_json": piece} for piece in pieces))
 
 
-def answer(blocks: list[dict[str, Any]], reason: str = "end_turn", stop: str | None = None) -> bytes:
+def answer(
+    blocks: list[dict[str, Any]], reason: str = "end_turn", stop: str | None = None, usage: dict[str, Any] = USAGE
+) -> bytes:
     """A whole stream."""
     return events(
-        {"type": "message_start", "message": message([], USAGE)},
+        {"type": "message_start", "message": message([], usage)},
         {"type": "ping"},
         *blocks,
         {"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": stop}, "usage": ENDED},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from functools import partial
 from hashlib import blake2b
@@ -76,16 +76,25 @@ class Lookup:
 
 class ResponseCache:
     """`secret` is the installation's; `deployed` says what answers besides the request: with other models behind the
-    same names, nothing that was kept is found."""
+    same names, nothing that was kept is found. `policies` are names behind which a model is chosen for each request,
+    also by its feature: what one feature was answered isn't given to another there."""
 
     def __init__(
-        self, config: CacheConfig, store: AnswerStore, clock: Clock, *, secret: bytes, deployed: bytes
+        self,
+        config: CacheConfig,
+        store: AnswerStore,
+        clock: Clock,
+        *,
+        secret: bytes,
+        deployed: bytes,
+        policies: Collection[str] = (),
     ) -> None:
         self._config = config
         self._store = store
         self._clock = clock
         self._secret = secret
         self._deployed = deployed
+        self._policies = frozenset(policies)
         self._flights: dict[bytes, Flight] = {}
         self._fresh: dict[bytes, Entry] = {}  # until they are written
         self._writing: asyncio.Task[None] | None = None
@@ -177,7 +186,8 @@ class ResponseCache:
     def _key(self, request: Request, config: CacheConfig, allowed: frozenset[str] | None) -> bytes:
         """Whose, of what, where. Callers without a key are one tenant."""
         tenant = None if config.scope == "shared" else (request.attribution.key or "",)
-        told = msgspec.msgpack.encode((tenant, self._deployed, None if allowed is None else sorted(allowed)))
+        feature = request.attribution.feature if request.model in self._policies else None
+        told = msgspec.msgpack.encode((tenant, feature, self._deployed, None if allowed is None else sorted(allowed)))
         hashed = request.hashed
         digest = request_digest(request, self._secret) if hashed is None else hashed.digest
         return blake2b(told + digest, key=self._secret, digest_size=DIGEST_BYTES).digest()
@@ -237,7 +247,9 @@ class ResponseCache:
         self._failing = True
 
 
-def open_cache(config: CacheConfig, home: Path, clock: Clock, *, deployed: bytes) -> ResponseCache | None:
+def open_cache(
+    config: CacheConfig, home: Path, clock: Clock, *, deployed: bytes, policies: Collection[str] = ()
+) -> ResponseCache | None:
     """None where nobody uses it; then it leaves nothing in `home` either. Raises ConfigError."""
     if not config.is_used:
         return None
@@ -246,7 +258,8 @@ def open_cache(config: CacheConfig, home: Path, clock: Clock, *, deployed: bytes
         store = AnswerStore(path, max_bytes=config.max_mb << 20, max_entries=config.max_entries)
     except (sqlite3.Error, OSError) as error:
         raise ConfigError(f'{path}: {error}: make it writable, or set [cache] store = "memory".') from error
-    return ResponseCache(config, store, clock, secret=installation_secret(home), deployed=deployed)
+    secret = installation_secret(home)
+    return ResponseCache(config, store, clock, secret=secret, deployed=deployed, policies=policies)
 
 
 def worth_keeping(request: Request, receipt: Receipt, answer: KeptAnswer, *, cut: bool) -> bool:

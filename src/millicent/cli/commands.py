@@ -16,6 +16,7 @@ from millicent.cli.ledger import receipts, report
 from millicent.cli.models import models, pull, quantize
 from millicent.cli.plan import plan
 from millicent.cli.prices import quote, reprice
+from millicent.cli.replay import replay
 from millicent.cli.router import router
 from millicent.cli.serving import serve
 from millicent.cli.upkeep import ledger
@@ -30,7 +31,7 @@ def millicent() -> None:
 for _command in (
     *(serve, demo, chat, run, pull, models, quantize, quote),
     *(receipts, report, reprice, export, import_, reconcile, ledger),
-    *(router, evaluate, plan, cache),
+    *(router, evaluate, plan, replay, cache),
     *(keys, budgets, config, doctor),
 ):
     millicent.add_command(_command)

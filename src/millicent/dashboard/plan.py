@@ -26,8 +26,10 @@ from millicent.dashboard.tables import Cell, Column, Table
 from millicent.economics.breakeven import BreakEven, machines
 from millicent.economics.curves import Curve
 from millicent.economics.machines import machine_from
+from millicent.economics.margin import Books
 from millicent.economics.places import Asked, Place
 from millicent.economics.scenarios import Scenarios
+from millicent.economics.standing import Configured
 from millicent.economics.where import Setup, Where, where
 from millicent.ledger.queries import LedgerQueries
 
@@ -45,14 +47,16 @@ _GRID = 24
 
 @dataclass(frozen=True)
 class Planning:
-    """What the plans are made from. `setup` is what is configured, as of now; `latency_targets_ms` are the features'
-    own."""
+    """What the plans are made from. `setup` and `configured` are what is, as of now; `latency_targets_ms` are the
+    features' own, `books` what the configuration says of revenue."""
 
     queries: LedgerQueries
     clock: Clock
     setup: Callable[[], Setup]
     scenarios: Scenarios
     latency_targets_ms: Mapping[str, int]
+    configured: Callable[[], Configured]
+    books: Books
 
 
 def where_page(planning: Planning, site: Site) -> Page:

@@ -59,22 +59,12 @@ _WHOLE = ("users", "input_tokens", "output_tokens", "spread_percent", "cache_per
 
 
 def estimate_page(planning: Planning, site: Site) -> Page:
-    def given(request: Request, also: frozenset[str] = frozenset()) -> dict[str, str]:
-        return site.selection(request, _NAMES | TIMES | also, default_range="30d").params
-
-    def computed(params: Mapping[str, str]) -> tuple[Scenario, list[Estimated]] | None:
-        """None while the form is empty."""
-        if not _NAMES & params.keys():
-            return None
-        scenario = scenario_from(planning, params)
-        return scenario, estimate(scenario, planning.setup(), planning.clock.now_ns())
-
     async def show(request: Request) -> Response:
-        params = given(request, frozenset({"scenario"}))
+        params = _given(site, request, frozenset({"scenario"}))
         name = params.get("scenario")
-        kept = await site.read(lambda: [planning.scenarios.load(each) for each in planning.scenarios.names()])
+        kept = await site.read(lambda: _kept(planning))
         beside = None if name is None else await site.read(lambda: _outcome(planning, name))
-        found = None if beside is not None else await site.read(lambda: computed(params))
+        found = None if beside is not None else await site.read(lambda: _computed(planning, params))
         shown = [_saved(kept)]
         notes: dict[str, list[str]] = {}
         if found is not None:
@@ -99,7 +89,7 @@ def estimate_page(planning: Planning, site: Site) -> Page:
 
     async def save(_: Request, form: Mapping[str, str]) -> Response:
         params = {name: value.strip() for name, value in form.items() if name in _NAMES and value.strip()}
-        found = await site.read(lambda: computed(params))
+        found = await site.read(lambda: _computed(planning, params))
         if found is None:
             raise InvalidRequest("the scenario is empty: say how many users and how long a call is")
         await site.read(lambda: planning.scenarios.save(form.get("name", ""), *found, planning.clock))
@@ -109,30 +99,48 @@ def estimate_page(planning: Planning, site: Site) -> Page:
         await site.read(lambda: planning.scenarios.remove(form.get("name", "")))
         return site.redirect(PATH)
 
-    async def estimate_json(request: Request) -> Response:
-        found = await site.read(lambda: computed(given(request)))
+    routes = [site.get(PATH, show), site.post(PATH, save), site.post(f"{PATH}/remove", remove)]
+    return Page("Plan", "Before it is built", PATH, [*routes, *_json_routes(planning, site)], period=False)
+
+
+def _json_routes(planning: Planning, site: Site) -> list[Route]:
+    async def estimated(request: Request) -> Response:
+        params = _given(site, request)
+        found = await site.read(lambda: _computed(planning, params))
         if found is None:
             raise InvalidRequest("users: say how many, and how long a call is: input_tokens and output_tokens")
         return _json(estimate_body(*found))
 
-    async def scenarios_json(request: Request) -> Response:
+    async def scenarios(request: Request) -> Response:
         site.selection(request, frozenset())
-        kept = await site.read(lambda: [planning.scenarios.load(each) for each in planning.scenarios.names()])
+        kept = await site.read(lambda: _kept(planning))
         return _json({"object": "list", "data": [saved_body(each) for each in kept]})
 
-    async def scenario_json(request: Request) -> Response:
+    async def scenario(request: Request) -> Response:
         name = request.path_params["name"]
         return _json(outcome_body(await site.read(lambda: _outcome(planning, name))))
 
-    routes = [
-        site.get(PATH, show),
-        site.post(PATH, save),
-        site.post(f"{PATH}/remove", remove),
-        Route("/v1/plan/estimate", estimate_json, methods=["GET"]),
-        Route("/v1/plan/scenarios", scenarios_json, methods=["GET"]),
-        Route("/v1/plan/scenarios/{name}", scenario_json, methods=["GET"]),
+    return [
+        Route("/v1/plan/estimate", estimated, methods=["GET"]),
+        Route("/v1/plan/scenarios", scenarios, methods=["GET"]),
+        Route("/v1/plan/scenarios/{name}", scenario, methods=["GET"]),
     ]
-    return Page("Plan", "Before it is built", PATH, routes, period=False)
+
+
+def _given(site: Site, request: Request, also: frozenset[str] = frozenset()) -> dict[str, str]:
+    return site.selection(request, _NAMES | TIMES | also, default_range="30d").params
+
+
+def _computed(planning: Planning, params: Mapping[str, str]) -> tuple[Scenario, list[Estimated]] | None:
+    """None while the form is empty."""
+    if not _NAMES & params.keys():
+        return None
+    scenario = scenario_from(planning, params)
+    return scenario, estimate(scenario, planning.setup(), planning.clock.now_ns())
+
+
+def _kept(planning: Planning) -> list[Saved]:
+    return [planning.scenarios.load(each) for each in planning.scenarios.names()]
 
 
 def scenario_from(planning: Planning, params: Mapping[str, str]) -> Scenario:

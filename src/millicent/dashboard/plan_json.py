@@ -13,6 +13,7 @@ from millicent.core.money import Money
 from millicent.economics.estimate import Estimated, Scenario
 from millicent.economics.places import Place
 from millicent.economics.scenarios import Outcome, Saved
+from millicent.economics.standing import Standing, Tick, band_words
 from millicent.economics.traffic import Spread, Traffic
 from millicent.economics.where import Where
 
@@ -181,3 +182,41 @@ def _scenario_body(scenario: Scenario) -> dict[str, Any]:
 def _figure(unit: str, value: Fraction | None) -> str | float | None:
     """Money as a decimal string, to a nano-dollar."""
     return usd(Money(round(value * 10**9))) if unit == "usd" and value is not None else ratio(value)
+
+
+def standing_body(found: Standing) -> dict[str, Any]:
+    return {
+        "object": "plan.standing",
+        "traffic": traffic_body(found.traffic),
+        "stands": [
+            {
+                "measure": each.band.measure,
+                "industry": each.band.industry,
+                "unit": each.band.unit,
+                "value": _figure(each.band.unit, each.value),
+                "stands": each.where,
+                "bands": dict(zip(("behind", "typical", "leading"), band_words(each.band), strict=True)),
+                "evidence": each.evidence,
+            }
+            for each in found.stands
+        ],
+        "checklist": [_tick_body(each) for each in found.ticks],
+        "next_step": None if found.next_step is None else _tick_body(found.next_step),
+        "without_model": [
+            {
+                "feature": each.feature,
+                "what": each.what,
+                "without_usd": usd(each.without),
+                "with_usd": usd(each.with_model),
+                "of": each.of,
+                "saved_usd": usd(each.saved),
+                "outcomes": each.outcomes,
+            }
+            for each in found.without
+        ],
+    }
+
+
+def _tick_body(tick: Tick) -> dict[str, Any]:
+    body: dict[str, Any] = msgspec.to_builtins(tick)
+    return body

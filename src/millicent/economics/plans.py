@@ -129,7 +129,8 @@ def mends(
     limit = largest_limit([use.cost for use in uses], allowed) if allowed.nanousd > 0 else None
     monthly = None if limit is None else Money(int(limit.nanousd / part_of_month // _CENT) * _CENT)
     if monthly is not None and monthly.nanousd > 0:
-        over = [use.user for use in sorted(uses, key=lambda use: -use.cost.nanousd) if use.cost > (limit or use.cost)]
+        dearest = sorted(uses, key=lambda use: -use.cost.nanousd)
+        over = list(dict.fromkeys(use.user for use in dearest if limit is not None and use.cost > limit))
         text = f"a limit of ${monthly.usd:.2f} a month on each of {len(over):,} users"
         found.append(Mend(text, monthly, tuple(_limit_lines(name, monthly, over, everyone=only_plan))))
     return found

@@ -27,11 +27,11 @@ _usage = msgspec.json.Decoder(Usage)
 
 
 def newest_answers(connection: sqlite3.Connection, where: str, values: Sequence[object], limit: int) -> list[Answer]:
-    """Those that the model which was asked for gave at once, oldest first."""
+    """Those that the model which was asked for gave at once, oldest first; none from the response cache."""
     sql = (
         f"SELECT {_COLUMNS} FROM receipts WHERE status = 'succeeded' AND {where}"  # noqa: S608 - our own text
         " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
-        " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+        " AND backend IS NOT 'response_cache' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
     )
     return [
         Answer(at_ns, model, placement, _usage.decode(usage), total_ns, None if known == _UNKNOWN else serving_ns, fit)

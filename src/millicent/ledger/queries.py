@@ -180,11 +180,11 @@ class LedgerQueries:
 
     def recent(self, limit: int) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
-        attempts."""
+        attempts. What the response cache answered is not among them."""
         sql = (
             "SELECT * FROM receipts WHERE status = 'succeeded'"
             " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
-            " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+            " AND backend IS NOT 'response_cache' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
         )
         with self._snapshot() as connection:
             found = [] if connection is None else select(connection, sql, (limit,))

@@ -83,10 +83,8 @@ ARCHIVE = "archive"
 _SELECTIVE = ("run", "conversation", "user")
 # Receipts of an older version that one checkpoint takes in: some tens of milliseconds.
 _BACKFILL = 2_000
-# Receipts folded at a time while nobody waits: a few milliseconds, should somebody come.
-_SLICE = 50
-# When so many wait because somebody always does, they are folded with a commit: the more at once, the less for each.
-_CROWD = 4_096
+# Receipts folded at a time where nobody waits for anything else.
+_MANY = 4_096
 
 _COLUMNS = ", ".join((*DIMENSIONS, *MEASURES))
 _ROLLED = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
@@ -94,19 +92,12 @@ _ROLLED = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
 
 def fold(connection: sqlite3.Connection) -> None:
     """Bring the rollups up to date with every closed receipt, but for those of an older version."""
-    while fold_some(connection, _CROWD):
+    while fold_some(connection, _MANY):
         pass
 
 
-def fold_crowd(connection: sqlite3.Connection) -> None:
-    """To be called with every commit that closes receipts, so that what reports must make up for stays bounded."""
-    (waiting,) = connection.execute("SELECT count(*) FROM (SELECT 1 FROM unrolled LIMIT ?)", (_CROWD,)).fetchone()
-    if waiting == _CROWD:
-        fold_some(connection, _CROWD)
-
-
-def fold_some(connection: sqlite3.Connection, most: int = _SLICE) -> bool:
-    """Whether there was anything to fold."""
+def fold_some(connection: sqlite3.Connection, most: int) -> bool:
+    """So many receipts, the more at once the less for each. Whether there was anything to fold."""
     (last,) = connection.execute(
         "SELECT max(receipt) FROM (SELECT receipt FROM unrolled ORDER BY receipt LIMIT ?)", (most,)
     ).fetchone()

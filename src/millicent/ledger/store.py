@@ -92,7 +92,6 @@ def close_receipts(connection: sqlite3.Connection, closings: Sequence[Closing]) 
     if budgeted:
         budgets.settle(connection, receipts)
     claims.answer_claims(connection, [(each.receipt, each.answer) for each in closing.values()])
-    rollups.fold_crowd(connection)
     return [None] * len(closings)
 
 

@@ -48,7 +48,7 @@ class Advice(NamedTuple):
 ADVICE = {
     "cut": Advice(
         "the limit ended the output",
-        "raise max_tokens where a whole answer is needed, or ask for a shorter one: a cut answer costs like a whole",
+        "raise max_tokens where a whole answer is needed, or ask for a shorter one: what was cut is paid for too",
     ),
     "unread": Advice(
         "its caller had left",
@@ -70,7 +70,7 @@ ADVICE = {
     ),
     "growing": Advice(
         "prompts are longer than they were",
-        "compare the example with an early receipt of the feature: what was added since, and is it read?",
+        "compare the example with an early receipt of the feature: what was added since may not be needed",
     ),
 }
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -30,6 +31,14 @@ class Kind(NamedTuple):
 
 # While the ledger cannot be written, try again this often, so that it heals without a request having to fail first.
 _RETRY_S = 0.5
+# What was written is tidied in pieces: they cost less for each write the larger they are, and who comes meanwhile waits
+# for one. A small piece is due after so many writes, or when nothing was written for a while; where somebody always
+# waits, a large one is once so many writes are owed.
+_PIECE = 64
+_PIECE_DUE = 2 * _PIECE
+_LARGE_PIECE = 512
+_LARGE_PIECE_DUE = 4 * _LARGE_PIECE
+_QUIET_S = 0.5
 
 
 @dataclass(slots=True)
@@ -44,20 +53,21 @@ class _Queued:
 class Writer:
     """Runs what was submitted in order, in one transaction: neighbours of one kind together, in a savepoint.
 
-    While nothing is queued, `tidy` is called in transactions of its own that wait for no disk, until it returns False.
+    Between commits `tidy` is called now and then, in transactions of its own that wait for no disk: it is told how much
+    to do, and says whether there was anything.
 
     What fails by itself is undone alone. What stops the whole transaction (disk full, read-only, locked,
     damaged) fails all of it, undone, as LedgerUnavailable; the connection is then opened afresh.
     """
 
     def __init__(
-        self, path: Path, config: LedgerConfig, clock: Clock, tidy: Callable[[sqlite3.Connection], bool]
+        self, path: Path, config: LedgerConfig, clock: Clock, tidy: Callable[[sqlite3.Connection, int], bool]
     ) -> None:
         self._path = path
         self._config = config
         self._clock = clock
         self._tidy = tidy
-        self._untidy = True
+        self._owed = _PIECE_DUE  # writes that weren't tidied, about
         self._journal = Journal(path, config)
         self._connection: sqlite3.Connection | None = None
         self._queue: list[_Queued] = []
@@ -111,16 +121,14 @@ class Writer:
     def _run(self) -> None:
         try:
             while True:
-                with self._wake:
-                    while not self._queue and self._loop is not None and not self._untidy:
-                        if not self._wake.wait(None if self._problem is None else _RETRY_S):
-                            break
-                    batch, self._queue = self._queue, []
-                    stopped = self._loop is None
+                batch, stopped = self._next()
                 if batch:
-                    self._untidy = self._write(batch, self._commit)
-                elif self._untidy:
-                    self._untidy = self._write([], self._clean)
+                    self._write(batch, self._commit)
+                    self._owed += len(batch)
+                    if self._owed >= _LARGE_PIECE_DUE:
+                        self._write([], partial(self._clean, most=_LARGE_PIECE))
+                elif self._owed:
+                    self._write([], partial(self._clean, most=_PIECE))
                 elif stopped:
                     return
                 else:
@@ -129,13 +137,22 @@ class Writer:
             self._journal.stop()
             self._disconnect()
 
-    def _write(self, batch: list[_Queued], commit: Callable[[sqlite3.Connection, list[_Queued]], bool]) -> bool:
-        """Commit the batch, or undo it whole; then tell those who wait. Whether there may be something to tidy."""
-        untidy = False
+    def _next(self) -> tuple[list[_Queued], bool]:
+        """What is queued, as soon as there is something to do, and whether it is the last."""
+        with self._wake:
+            while not self._queue and self._loop is not None and self._owed < _PIECE_DUE:
+                quiet_s = _QUIET_S if self._owed else None
+                if not self._wake.wait(quiet_s if self._problem is None else _RETRY_S):
+                    break
+            batch, self._queue = self._queue, []
+            return batch, self._loop is None
+
+    def _write(self, batch: list[_Queued], commit: Callable[[sqlite3.Connection, list[_Queued]], None]) -> None:
+        """Commit the batch, or undo it whole; then tell those who wait."""
         try:
             if self._connection is None:
                 self._connection = self._connect()
-            untidy = commit(self._connection, batch)
+            commit(self._connection, batch)
         except Exception as error:  # noqa: BLE001 - told to everyone who waits; this thread must not end
             problem = error if isinstance(error, LedgerUnavailable) else unavailable(self._path, error)
             self._disconnect()
@@ -149,14 +166,13 @@ class Writer:
             with suppress(RuntimeError):
                 batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch)
             self._journal.grew(len(batch), self._connection)
-        return untidy
 
     def _note(self, problem: str | None) -> None:
         with self._wake:
             if self._loop is not None:
                 self._problem = problem
 
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Queued]) -> bool:
+    def _commit(self, connection: sqlite3.Connection, batch: list[_Queued]) -> None:
         """An empty batch probes whether writing works."""
         connection.execute("BEGIN IMMEDIATE")
         if not batch:
@@ -165,20 +181,20 @@ class Writer:
         for group in _groups(batch):
             _run_group(connection, group)
         connection.execute("COMMIT")
-        return True
 
-    def _clean(self, connection: sqlite3.Connection, _: list[_Queued]) -> bool:
+    def _clean(self, connection: sqlite3.Connection, _: list[_Queued], *, most: int) -> None:
         """Without a sync: should it be lost, what it tidied is as it was. The next commit makes it durable."""
+        owed, self._owed = self._owed, 0  # should it fail, the next write owes something again
         connection.execute("PRAGMA synchronous = NORMAL")
         try:
             connection.execute("BEGIN IMMEDIATE")
-            untidy = self._tidy(connection)
+            if self._tidy(connection, most):
+                self._owed = max(1, owed - 2 * most)
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             connection.execute(synchronous(self._config))
-        return untidy
 
     def _connect(self) -> sqlite3.Connection:
         connection = None

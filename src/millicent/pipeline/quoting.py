@@ -8,6 +8,7 @@ import msgspec
 
 from millicent.core.clock import Clock
 from millicent.core.errors import InvalidRequest, MillicentError
+from millicent.core.protocols import CountsInput
 from millicent.core.quotes import Quote
 from millicent.core.request import Request
 from millicent.core.usage import Provenance
@@ -72,6 +73,11 @@ class Quotes:
         for asked in await self._prepared(request, allowed, needed=True):
             if asked.input_provenance is Provenance.COUNTED:
                 return asked.input_tokens
+        for each in self._deployments.of(request.model):
+            if may_run(each.placement, allowed):
+                call = await each.backend.prepare(request)
+                if isinstance(call, CountsInput):
+                    return await call.count_input()
         raise InvalidRequest(
             f"Nobody here can count tokens for model `{request.model}`: ask its provider.",
             param="model",
