@@ -26,6 +26,8 @@ ASKED = [
     "/receipts?by=user&status=failed",
     "/sign-in",
     "/receipts/rcpt_none",
+    "/receipts/search?q=a",
+    "/receipts/search?q=a",
 ]
 
 

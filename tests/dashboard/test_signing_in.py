@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -75,7 +76,7 @@ def with_keys(story: Story, home: Path) -> None:
             tokens = {}
             for scope in Scope:
                 key, made = new_key(SystemIds(clock), clock, name=scope.value, scope=scope)
-                await app.ledger.write(lambda connection, key=key: insert_key(connection, key))
+                await app.ledger.write(partial(insert_key, key=key))
                 tokens[scope.value] = made
             await story(Server(httpx.ASGITransport(app.server.asgi), tokens))
 
