@@ -90,7 +90,7 @@ async def send(target: Target, arrivals: list[Arrival], vocabulary: int, seed: i
 def learned(queries: LedgerQueries, until_ns: int | None = None) -> Machine:
     """With the newest step-time fit that was there by then and that a receipt names."""
     versions = {each.receipt.accelerator.step_time_version for each in recorded(queries, 0)} - {None}
-    fits = queries.fits([version for version in versions if version])
+    fits = queries.fits_named([version for version in versions if version])
     newest = max(
         (each for each in fits if until_ns is None or each.fitted_at_ns < until_ns), key=lambda each: each.fitted_at_ns
     )

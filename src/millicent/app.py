@@ -194,24 +194,23 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         policies.check_models(pipeline.deployed())
 
         health = _Health(ledger, backend, elsewhere)
-        server = Server(
-            config=config.server,
-            pipeline=pipeline,
-            queries=queries,
-            health=health,
-            tokenizers=backend,
-            clock=clock,
-            ids=ids,
-            late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
-            ledger=ledger,
-            keys=keys,
-            limiter=limiter,
-            sign_in_page=sign_in_page,
-            pages=_more_routes(
-                _Wired(options, ledger, queries, pipeline, meter, health, backend, keys, traffic, answers, clock, ids)
-            ),
+        wired = _Wired(
+            options,
+            ledger,
+            queries,
+            pipeline,
+            meter,
+            health,
+            backend,
+            keys,
+            limiter,
+            features,
+            traffic,
+            answers,
+            clock,
+            ids,
         )
-        app = App(ledger, backend, pipeline, server)
+        app = App(ledger, backend, pipeline, _server(wired))
         async with (
             _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
             _watching(elsewhere, estimated),
@@ -223,7 +222,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
 
 @dataclass(frozen=True)
 class _Wired:
-    """What routes besides the API's own are made of."""
+    """What the server and its routes are made of."""
 
     options: ServeOptions
     ledger: SqliteLedger
@@ -233,10 +232,31 @@ class _Wired:
     health: _Health
     backend: LocalBackend | None
     keys: KeyRing
+    limiter: RateLimiter
+    features: Features
     traffic: Traffic
     answers: ResponseCache | None
     clock: Clock
     ids: Ids
+
+
+def _server(wired: _Wired) -> Server:
+    ledger, queries, clock, config = wired.ledger, wired.queries, wired.clock, wired.options.config.server
+    return Server(
+        config=config,
+        pipeline=wired.pipeline,
+        queries=queries,
+        health=wired.health,
+        tokenizers=wired.backend,
+        clock=clock,
+        ids=wired.ids,
+        late=LateEntries(ledger=ledger, queries=queries, features=wired.features, clock=clock, config=config),
+        ledger=ledger,
+        keys=wired.keys,
+        limiter=wired.limiter,
+        sign_in_page=sign_in_page,
+        pages=_more_routes(wired),
+    )
 
 
 def _more_routes(wired: _Wired) -> list[BaseRoute]:

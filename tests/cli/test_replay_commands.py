@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from millicent.cli import run
-from replay_ledgers import keep, machine, recorded, traffic
+from support.replay_ledgers import keep, machine, recorded, traffic
 
 SINCE = ["--since", "2025-12-31"]
 TOML = """

@@ -23,8 +23,8 @@ from millicent.economics.replaying import Change, replay
 from millicent.economics.scaling import Limits, scale
 from millicent.economics.simulator import Machine, simulate
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
-from plan_ledgers import T0, answer
-from replay_ledgers import COSTS, keep, machine, recorded, traffic
+from support.plan_ledgers import T0, answer
+from support.replay_ledgers import COSTS, keep, machine, recorded, traffic
 
 SHAPE = EngineShape(
     kv_blocks=2048,

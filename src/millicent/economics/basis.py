@@ -111,7 +111,7 @@ def basis_of(
 
 def _newest_fit(queries: LedgerQueries, recorded: Sequence[Recorded], model: str) -> StepTimeFit:
     versions = {each.receipt.accelerator.step_time_version for each in recorded}
-    fits = queries.fits(sorted(version for version in versions if version is not None))
+    fits = queries.fits_named(sorted(version for version in versions if version is not None))
     if not fits:
         raise InvalidRequest(f"nobody knows yet what steps of {model} take: answer some requests first", param="model")
     return max(fits, key=lambda fit: fit.fitted_at_ns)

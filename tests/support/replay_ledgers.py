@@ -18,7 +18,7 @@ from millicent.core.usage import Provenance, Usage
 from millicent.economics.arrivals import Arrival
 from millicent.economics.simulator import Fate, Machine, simulate
 from millicent.step_time import Coefficients
-from plan_ledgers import RATE, T0, answer, write
+from support.plan_ledgers import RATE, T0, answer, write
 
 # A small model on a few cores, in whole nanoseconds.
 COSTS = Coefficients(200_000, 4_000_000, 500_000, 30_000, 300, 40)
