@@ -27,7 +27,6 @@ ASKED = [
     "/sign-in",
     "/receipts/rcpt_none",
     "/receipts/search?q=a",
-    "/receipts/search?q=a",
 ]
 
 

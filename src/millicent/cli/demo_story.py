@@ -227,7 +227,7 @@ class Story:
         self.start_ns = hour_start_ns(end_ns) - days * DAY_NS
         self._end_ns = end_ns
         self._jump_ns = _tuesday_before(end_ns)
-        self._outage_ns = hour_start_ns(end_ns) - min(9, days) * DAY_NS + 14 * NS_PER_HOUR
+        self._outage_ns = (end_ns // DAY_NS - min(9, days - 1)) * DAY_NS + 14 * NS_PER_HOUR
         self._users = [f"user-{number:03d}" for number in range(1, _USERS + 1)]
         self._tier_of = {user: random.choices(TIERS, (60, 30, 10))[0] for user in self._users}
         self._number = 0

@@ -173,6 +173,10 @@ class Site:
         asked = [(name, value) for name, value in request.query_params.multi_items() if name != CSV]
         return parse(asked, known, now_ns=self.clock.now_ns(), default_range=default_range)
 
+    def exporting(self, request: Request) -> bool:
+        """Whether a table is asked for whole, as CSV."""
+        return CSV in request.query_params
+
     def answer(
         self, request: Request, template: str, *, shown: Sequence[Chart | Table] = (), status: int = 200, **values: Any
     ) -> Response:
