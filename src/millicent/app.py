@@ -15,24 +15,29 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import uvicorn
 from starlette.routing import BaseRoute
 
+from millicent.app_pages import marked_as_demo, page_routes
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
 from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
+from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
-from millicent.config import Config, cache
+from millicent.config import Config, cache, economics_setting
 from millicent.control.access import KeyRing
 from millicent.control.budgets import follow_config
 from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
-from millicent.core.identifiers import SystemIds
-from millicent.dashboard.routes import dashboard_routes, sign_in_page
-from millicent.dashboard.site import Site
+from millicent.core.identifiers import Ids, SystemIds
+from millicent.core.protocols import Backend
+from millicent.dashboard.routes import sign_in_page
+from millicent.economics.reports import ANSWERS, Reports
 from millicent.engine.machine import usable_cores
+from millicent.ledger.entries import add_entries
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
@@ -49,15 +54,19 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.pipeline.prompts import Prompts
 from millicent.routing.policies import Policies, learnable
 from millicent.server.application import EngineReport, Server, UpstreamReport
+from millicent.server.cache import CacheAdmin
 from millicent.server.config import ServerConfig
-from millicent.server.forms import visitor_of
+from millicent.server.economics import economics_routes
 from millicent.server.garbage import settle_collector
 from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
+from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
+from millicent.watch.alerting import alerting
 from millicent.watch.metrics import Metrics, Traffic
 
 log = logging.getLogger(__name__)
@@ -68,10 +77,15 @@ _LOG_FILES = 3
 _LEARNED_AT_START = 2000
 
 
+StandIns = Callable[[Meter, Clock], tuple[Sequence[Backend], dict[str, list[Place]]]]
+"""Backends in the place of real ones, and where each model runs."""
+
+
 @dataclass(frozen=True)
 class ServeOptions:
     """What to serve, from where; `models` maps public names to files that are here, on `placement`. Without any there
-    is no engine. `elsewhere` are placements that are called; models at `providers` can be quoted beside them."""
+    is no engine. `elsewhere` are placements that are called; models at `providers` can be quoted beside them.
+    `demo` stands in for all of them: its backends show the meter made-up steps, and nothing is real."""
 
     home: Path
     config: Config
@@ -79,6 +93,7 @@ class ServeOptions:
     placement: Placement
     providers: tuple[Placement, ...] = ()
     elsewhere: tuple[Elsewhere, ...] = ()
+    demo: StandIns | None = None
 
 
 @dataclass(frozen=True)
@@ -150,13 +165,14 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
         estimated = _estimated(options, meter, clock)
+        backends, places = _backends(options, backend, elsewhere, meter, clock)
         queries = LedgerQueries(home / "ledger.db")
         await ledger.write(partial(follow_config, configured=config.budgets))
         keys = KeyRing(queries, clock, open_without_keys=is_loopback(config.server.host))
         limiter = RateLimiter(clock, lambda key: keys.rates(key).or_else(config.limits))
-        traffic = Traffic(config.features)
+        traffic, answers = Traffic(config.features), _answers(options, clock)
         pipeline = Pipeline(
-            backends=[*([] if backend is None else [backend]), *elsewhere],
+            backends=backends,
             ledger=ledger,
             meter=meter,
             placements={each.name: each for each in (options.placement, *options.providers)},
@@ -168,79 +184,114 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limiter=limiter,
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             estimated=estimated,
-            places=_places(options, backend, elsewhere),
+            places=places,
             policies=config.policies,
             routing=policies,
-            secret=installation_secret(home),
+            cache=answers,
+            prompts=_prompts(options, clock),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)
         policies.check_models(pipeline.deployed())
 
         health = _Health(ledger, backend, elsewhere)
-        server = Server(
-            config=config.server,
-            pipeline=pipeline,
-            queries=queries,
-            health=health,
-            tokenizers=backend,
-            clock=clock,
-            ids=ids,
-            late=LateEntries(ledger=ledger, queries=queries, features=features, clock=clock, config=config.server),
-            ledger=ledger,
-            keys=keys,
-            limiter=limiter,
-            sign_in_page=sign_in_page,
-            pages=[
-                _metrics(traffic, pipeline, queries, health, clock).route,
-                *_more_routes(pipeline, queries, health, backend, clock, config.server),
-            ],
+        wired = _Wired(
+            options,
+            ledger,
+            queries,
+            pipeline,
+            meter,
+            health,
+            backend,
+            keys,
+            limiter,
+            features,
+            traffic,
+            answers,
+            clock,
+            ids,
         )
-        app = App(ledger, backend, pipeline, server)
+        app = App(ledger, backend, pipeline, _server(wired))
         async with (
-            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config),
+            _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
             _watching(elsewhere, estimated),
+            alerting(config.alerts, ledger=ledger, queries=queries, clock=clock, ids=SystemIds(clock)),
         ):
             yield app
     finally:
         await ledger.stop()
 
 
-def _metrics(
-    traffic: Traffic, pipeline: Pipeline, queries: LedgerQueries, health: _Health, clock: SystemClock
-) -> Metrics:
-    began_ns = hour_start_ns(clock.now_ns())
-    return Metrics(
-        traffic,
-        pipeline,
-        accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
-        trouble=health.trouble,
+@dataclass(frozen=True)
+class _Wired:
+    """What the server and its routes are made of."""
+
+    options: ServeOptions
+    ledger: SqliteLedger
+    queries: LedgerQueries
+    pipeline: Pipeline
+    meter: Meter
+    health: _Health
+    backend: LocalBackend | None
+    keys: KeyRing
+    limiter: RateLimiter
+    features: Features
+    traffic: Traffic
+    answers: ResponseCache | None
+    clock: Clock
+    ids: Ids
+
+
+def _server(wired: _Wired) -> Server:
+    ledger, queries, clock, config = wired.ledger, wired.queries, wired.clock, wired.options.config.server
+    return Server(
+        config=config,
+        pipeline=wired.pipeline,
+        queries=queries,
+        health=wired.health,
+        tokenizers=wired.backend,
+        clock=clock,
+        ids=wired.ids,
+        late=LateEntries(ledger=ledger, queries=queries, features=wired.features, clock=clock, config=config),
+        ledger=ledger,
+        keys=wired.keys,
+        limiter=wired.limiter,
+        sign_in_page=sign_in_page,
+        pages=_more_routes(wired),
     )
 
 
-def _more_routes(
-    pipeline: Pipeline,
-    queries: LedgerQueries,
-    health: _Health,
-    backend: LocalBackend | None,
-    clock: Clock,
-    config: ServerConfig,
-) -> list[BaseRoute]:
-    """Ollama's addresses that run no model, and the pages."""
-
-    def chat_models() -> list[str]:
-        return [model for model in pipeline.models() if not _makes_vectors(backend, model)]
-
+def _more_routes(wired: _Wired) -> list[BaseRoute]:
+    """The metrics, Ollama's addresses that run no model, the response cache's, the economics, and the pages."""
+    pipeline, queries, clock, backend = wired.pipeline, wired.queries, wired.clock, wired.backend
+    began_ns = hour_start_ns(clock.now_ns())
+    metrics = Metrics(
+        wired.traffic,
+        pipeline,
+        accounts=lambda: queries.accounts(began_ns, clock.now_ns() + 1),
+        trouble=wired.health.trouble,
+    )
     ollama = Ollama(
         pipeline=pipeline,
-        health=health,
+        health=wired.health,
         makes_vectors=partial(_makes_vectors, backend),
         cache=cache(),
         clock=clock,
-        config=config,
+        config=wired.options.config.server,
     )
-    site = Site(queries, models=chat_models, clock=clock, refresh=pipeline.checkpoint, visitor=visitor_of)
-    return [*ollama.routes, *dashboard_routes(site)]
+    pages = page_routes(
+        wired.options,
+        queries=queries,
+        pipeline=pipeline,
+        meter=wired.meter,
+        health=wired.health,
+        keys=KeyChanges(ledger=wired.ledger, queries=queries, ring=wired.keys, clock=clock, ids=wired.ids),
+        chat_models=lambda: [model for model in pipeline.models() if not _makes_vectors(backend, model)],
+        clock=clock,
+    )
+    reports = Reports(queries, clock, economics_setting(wired.options.config))
+    economics = economics_routes(reports, ANSWERS, add=add_entries, ledger=wired.ledger, queries=queries, clock=clock)
+    return [metrics.route, *ollama.routes, *CacheAdmin(wired.answers).routes, *economics, *pages]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
@@ -249,9 +300,10 @@ def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def _running(
-    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config
+    pipeline: Pipeline, backends: Sequence[LocalBackend | UpstreamBackend], config: Config, queries: LedgerQueries
 ) -> AsyncIterator[None]:
     """Until what runs is finished or settled, and the backends are closed."""
+    pipeline.remember(await asyncio.to_thread(queries.recent, _LEARNED_AT_START))
     await pipeline.start()
     try:
         yield
@@ -271,6 +323,18 @@ async def _estimates(queries: LedgerQueries, shares: StepTimeShares, config: Con
     return Estimates(quoter, PriceBook(config.prices, published_prices))
 
 
+def _backends(
+    options: ServeOptions,
+    local: LocalBackend | None,
+    elsewhere: Sequence[UpstreamBackend],
+    meter: Meter,
+    clock: Clock,
+) -> tuple[Sequence[Backend], dict[str, list[Place]]]:
+    if options.demo is not None:
+        return options.demo(meter, clock)
+    return [*([] if local is None else [local]), *elsewhere], _places(options, local, elsewhere)
+
+
 def _places(
     options: ServeOptions, local: LocalBackend | None, elsewhere: Sequence[UpstreamBackend]
 ) -> dict[str, list[Place]]:
@@ -285,6 +349,15 @@ def _places(
             place = Place(backend, each.placement, each.weight, backend.upstream.config.max_connections)
             places.setdefault(name, []).append(place)
     return places
+
+
+def _prompts(options: ServeOptions, clock: Clock) -> Prompts:
+    marked_at = [
+        each.placement
+        for each in options.elsewhere
+        if each.config.spoken(each.provider) == "anthropic" and each.config.prompt_caching == "auto"
+    ]
+    return Prompts(installation_secret(options.home), clock, marked_at)
 
 
 def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[str, EstimatedDevice]:
@@ -317,6 +390,23 @@ async def _watching(
         for watching in watches:
             watching.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
+
+
+def _answers(options: ServeOptions, clock: Clock) -> ResponseCache | None:
+    config = options.config
+    return open_cache(config.cache, options.home, clock, deployed=_deployed(options), policies=config.routing)
+
+
+def _deployed(options: ServeOptions) -> bytes:
+    """What answers behind each name, beside the request: where it differs, a kept answer isn't the same one."""
+    config = options.config
+    here = [
+        (name, str(model.path) if isinstance(model.path, Path) else "", model.dtype, model.quantize)
+        for name, model in sorted(options.models.items())
+    ]
+    there = [(name, each.base_url) for name, each in sorted(config.upstreams.items())]
+    engine = (config.engine.dtype, config.engine.quantize)
+    return msgspec.msgpack.encode((here, there, engine, config.models, config.routing, config.policies))
 
 
 def _check_fallbacks(models: Sequence[str], config: Config) -> None:
@@ -378,7 +468,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
     async with open_app(options) as app:
         http = _HttpServer(
             uvicorn.Config(
-                app.server.asgi,
+                app.server.asgi if options.demo is None else marked_as_demo(app.server.asgi),
                 http=HttpProtocol,
                 lifespan="off",
                 log_config=None,

@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 import msgspec
 
 from millicent.backends.config import ModelConfig, UpstreamConfig
+from millicent.caching.config import CacheConfig
 from millicent.control.config import BudgetConfig
 from millicent.core.errors import ConfigError
+from millicent.core.money import Money
+from millicent.economics.alternatives import AlternativeConfig
+from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
 from millicent.economics.machines import MachineConfig
+from millicent.economics.margin import Books
+from millicent.economics.plans import plans_by_tier
+from millicent.economics.reports import Setting
+from millicent.economics.targets import Aim
 from millicent.engine.config import EngineConfig
 from millicent.ledger.config import LedgerConfig
 from millicent.meter.placements import ASSUMED_PLACEMENT, PlacementConfig
@@ -27,17 +35,21 @@ from millicent.pipeline.features import FeatureConfig, Features
 from millicent.routing.checks import Checks
 from millicent.routing.config import PolicyConfig
 from millicent.server.config import ServerConfig
+from millicent.watch.config import AlertConfig
 
 if TYPE_CHECKING:
+    from millicent.economics.scenarios import Scenarios
+    from millicent.economics.standing import Configured
     from millicent.economics.where import Setup
+    from millicent.ledger.queries import LedgerQueries
 
 FILE_NAME = "millicent.toml"
 
-_SECRET = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)")
+SECRET_NAME = re.compile(r"(?i)(.*_)?(api_?key|secret|secret_key|password|token)")
 
 
 # Two rooms' halves of one section: the settings of the former are written in the latter's tables.
-WRITTEN_IN = {"policies": "models", "upstreams": "placements"}
+WRITTEN_IN = {"policies": "models", "upstreams": "placements", "earnings": "features", "alternatives": "features"}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,11 +63,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machines: dict[str, MachineConfig] = {}
     upstreams: dict[str, UpstreamConfig] = {}
     features: dict[str, FeatureConfig] = {}
+    alternatives: dict[str, AlternativeConfig] = {}
+    earnings: dict[str, EarningsConfig] = {}
+    plans: dict[str, PlanConfig] = {}
+    costs: dict[str, CostConfig] = {}
     routing: dict[str, PolicyConfig] = {}
     prices: dict[str, PriceConfig] = {}
     budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
+    alerts: dict[str, AlertConfig] = {}
     ledger: LedgerConfig = LedgerConfig()
+    cache: CacheConfig = CacheConfig()
 
 
 def home() -> Path:
@@ -84,7 +102,7 @@ def load(path: Path) -> Config:
     sections = [section for section in get_type_hints(Config) if section not in WRITTEN_IN]
     for section in [section for section in table if section not in sections]:
         what = f"[{section}] is not a section{_suggestion(section, sections)}"
-        raise ConfigError(f"{path}:{_line_of(text, (section,))}: {what}")
+        raise ConfigError(f"{path}:{line_of(text, (section,))}: {what}")
     table = _halved(table)
     for section, value in table.items():
         _check_section(path, text, section, value)
@@ -99,15 +117,62 @@ def load(path: Path) -> Config:
         *((("budgets", name), partial(each.budget, name)) for name, each in config.budgets.items()),
         *((("features", name), partial(Features, {name: each})) for name, each in config.features.items()),
         *((("features", name), partial(_check_feature, name, each, config)) for name, each in config.features.items()),
+        *((("features", name), partial(each.check, name)) for name, each in config.earnings.items()),
+        *((("plans", name), partial(each.check, name)) for name, each in config.plans.items()),
+        *((("plans", name), partial(plans_by_tier, config.plans)) for name in config.plans),
+        *((("costs", name), partial(each.check, name)) for name, each in config.costs.items()),
+        *((("features", name), partial(each.check, name)) for name, each in config.alternatives.items()),
         *((("routing", name), partial(_check_policy, name, each)) for name, each in config.routing.items()),
+        *((("alerts", name), partial(each.check, name)) for name, each in config.alerts.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
     for where, check in checks:
         try:
             check()
         except ConfigError as error:
-            raise ConfigError(f"{path}:{_line_of(text, where)}: {error.message}") from error
+            raise ConfigError(f"{path}:{line_of(text, where)}: {error.message}") from error
     return config
+
+
+def economics_setting(config: Config) -> Setting:
+    """What the economics' reports rest on."""
+    return Setting(
+        books=Books(config.plans, config.earnings, config.costs),
+        aims={
+            name: Aim(
+                each.owner,
+                None if each.cost_target_usd is None else Money.from_usd(each.cost_target_usd),
+                each.latency_target_ms,
+            )
+            for name, each in config.features.items()
+        },
+        standard={
+            name: each.standard_utilization
+            for name, each in config.placements.items()
+            if each.standard_utilization is not None
+        },
+        max_sequences=config.engine.max_sequences,
+    )
+
+
+def configured(config: Config, queries: LedgerQueries, scenarios: Scenarios) -> Configured:
+    """What `millicent plan standing` asks of the configuration, and of what was set up beside it."""
+    from millicent.economics.standing import Configured
+    from millicent.ledger.budgets import read_budgets
+
+    features = config.features.items()
+    second = {name for name, model in config.models.items() if len(model.deployed) > 1}
+    second |= {name for name, policy in config.policies.items() if policy.fallbacks}
+    return Configured(
+        alternatives={
+            name: each.alternative for name, each in config.alternatives.items() if each.alternative is not None
+        },
+        cost_targets=tuple(name for name, each in features if each.cost_target_usd is not None),
+        latency_targets=tuple(name for name, each in features if each.latency_target_ms is not None),
+        budgets=tuple(budget.name for budget in queries.ask(read_budgets) or ()),
+        second_places=tuple(sorted(second)),
+        scenarios=tuple(scenarios.names()),
+    )
 
 
 def plan_setup(config: Config, now_ns: int, machines: Mapping[str, MachineConfig] | None = None) -> Setup:
@@ -146,12 +211,12 @@ def _halved(table: dict[str, Any]) -> dict[str, Any]:
     halved = dict(table)
     for half, section in WRITTEN_IN.items():
         theirs = set(_settings_of(get_args(get_type_hints(Config)[half])[1]))
-        entries = {name: each for name, each in _tables(table.get(section)) if theirs & each.keys()}
+        entries = {name: each for name, each in _tables(halved.get(section)) if theirs & each.keys()}
         if entries:
             rest = {
                 name: {key: value for key, value in each.items() if key not in theirs} for name, each in entries.items()
             }
-            halved[section] = table[section] | rest
+            halved[section] = halved[section] | rest
             halved[half] = {
                 name: {key: value for key, value in each.items() if key in theirs} for name, each in entries.items()
             }
@@ -200,7 +265,7 @@ def _check_section(path: Path, text: str, section: str, value: Any) -> None:
         _check(path, text, (section,), value, hints[section])
         return
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}:{_line_of(text, (section,))}: `{section}` holds tables: write [{section}.NAME].")
+        raise ConfigError(f"{path}:{line_of(text, (section,))}: `{section}` holds tables: write [{section}.NAME].")
     written = WRITTEN_IN.get(section, section)
     others = [get_args(hints[half])[1] for half, whole in WRITTEN_IN.items() if whole == section]
     for name, entry in value.items():
@@ -214,14 +279,14 @@ def _check(path: Path, text: str, where: tuple[str, ...], value: Any, kind: Any,
     for key in value if isinstance(value, dict) else ():
         if key not in known:
             what = f"[{'.'.join(where)}] has no setting `{key}`{_suggestion(key, known)}"
-            raise ConfigError(f"{path}:{_line_of(text, (*where, key))}: {what}")
+            raise ConfigError(f"{path}:{line_of(text, (*where, key))}: {what}")
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         problem, _, inner = str(error).partition(" - at `$")
         keys = re.findall(r"\w+", inner)
         what = " ".join((f"[{'.'.join(where)}]", *keys))
-        raise ConfigError(f"{path}:{_line_of(text, (*where, *keys[:1]))}: {what}: {problem}.") from error
+        raise ConfigError(f"{path}:{line_of(text, (*where, *keys[:1]))}: {what}: {problem}.") from error
 
 
 def _settings_of(kind: Any) -> list[str]:
@@ -242,8 +307,8 @@ def _refuse_secrets(path: Path, text: str, table: dict[str, Any], where: tuple[s
     for key, value in table.items():
         if isinstance(value, dict):
             _refuse_secrets(path, text, value, (*where, key))
-        elif _SECRET.fullmatch(key):
-            line = _line_of(text, (*where, key))
+        elif SECRET_NAME.fullmatch(key):
+            line = line_of(text, (*where, key))
             raise ConfigError(
                 f"{path}:{line}: `{key}` looks like a secret: keep it in an environment variable or a file, not here."
             )
@@ -256,7 +321,7 @@ def _syntax_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> Conf
     return ConfigError(f"{path}:{line}: not TOML: {problem}.")
 
 
-def _line_of(text: str, keys: tuple[str, ...]) -> int:
+def line_of(text: str, keys: tuple[str, ...]) -> int:
     """The line on which `keys` gets its value.
 
     The parser gives no lines, so it is asked: the place is where the first beginning of the file that has these keys

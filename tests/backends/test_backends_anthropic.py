@@ -87,6 +87,41 @@ def test_a_server_that_answers_whole_is_understood() -> None:
     assert ("".join(text.text for text in texts), end.reason) == ("Tokyo", FinishReason.LENGTH)
 
 
+def counted(handler: Handler) -> tuple[int, FakeUpstream]:
+    async def run() -> tuple[int, FakeUpstream]:
+        async with asyncio.timeout(20), fake_upstream(handler) as upstream:
+            backend = backend_at(upstream.url)
+            try:
+                messages = (Message("system", "Be brief."), Message("user", "Where?"))
+                asked = msgspec.structs.replace(ASKED, messages=messages)
+                return await (await backend.prepare(asked)).count_input(), upstream
+            finally:
+                await backend.close()
+
+    return asyncio.run(run())
+
+
+def test_anthropic_counts_what_it_would_read() -> None:
+    async def handler(call: Call) -> None:
+        await call.whole(b'{"input_tokens": 2095}')
+
+    tokens, upstream = counted(handler)
+    assert tokens == 2095
+    (call,) = upstream.calls
+    assert call.path == "/v1/messages/count_tokens"
+    assert call.headers["x-api-key"] == KEY
+    assert set(call.json) == {"model", "system", "messages"}
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"{}", "200 OK"), (b"[", "200 OK"), (b"{}", "529 Overloaded")])
+def test_a_count_that_makes_no_sense_is_an_error(body: bytes, status: str) -> None:
+    async def handler(call: Call) -> None:
+        await call.whole(body, status=status)
+
+    with pytest.raises(UpstreamError):
+        counted(handler)
+
+
 def test_betas_go_as_a_header() -> None:
     asked = msgspec.structs.replace(ASKED, extra={"anthropic-beta": Extra('"a-1,b-2"', None)})
     _, _, upstream = answered(streaming(ANSWER), asked)

@@ -101,6 +101,7 @@ OTHERS = {
     "thinking": changed(thinking=Thinking("high")),
     "going on": changed(continues=True),
     "a field of the dialect's own": changed(extra={"verbosity": Extra('"low"', "no")}),
+    "a provider's trial": changed(extra={"anthropic-beta": Extra('"tokens-2"', None)}),
     "a picture": said(role="user", content=(TextPart("Hello"), ImagePart("image/png", "aaaa"))),
     "another picture": said(role="user", content=(TextPart("Hello"), ImagePart("image/png", "bbbb"))),
     "a sound": said(role="user", content=(OtherPart("sound", '{"a":1}', "messages[0]"),)),
@@ -124,7 +125,7 @@ def test_every_field_of_a_request_was_thought_of() -> None:
     }  # fmt: skip
     others = {
         "id", "dialect", "stream", "priority", "attribution", "latency_target_ms", "max_cost", "outside_costs",
-        "hashed", "cache_key",
+        "hashed",
     }  # fmt: skip
     assert set(Request.__struct_fields__) == determine | others
     assert Message.__struct_fields__ == (
@@ -242,6 +243,38 @@ def test_only_the_same_conversation_has_the_same_digest(one: list[Message], othe
     """Whatever the words are: none can pass for a border between messages."""
     same = digest(changed(messages=tuple(one))) == digest(changed(messages=tuple(other)))
     assert same == (one == other)
+
+
+TURNS = st.lists(st.text(min_size=1, max_size=8).filter(str.strip), min_size=1, max_size=5)
+
+
+def in_each_dialect(system: str, turns: list[str], tokens: int, temperature: float, stop: list[str]) -> list[Request]:
+    """The same conversation, as three dialects write it."""
+    said = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(turns)]
+    shared = {"model": "fake", "temperature": temperature, "top_p": 0.5, "top_k": 5}
+    chat = {**shared, "messages": [{"role": "system", "content": system}, *said], "max_tokens": tokens, "stop": stop}
+    parts = [{"role": each["role"], "content": [{"type": "text", "text": each["content"]}]} for each in said]
+    messages = {**shared, "system": system, "messages": parts, "max_tokens": tokens, "stop_sequences": stop}
+    options = {"temperature": temperature, "top_p": 0.5, "top_k": 5, "num_predict": tokens, "repeat_penalty": 1.0}
+    ollama = {"model": "fake", "messages": chat["messages"], "options": {**options, "stop": stop}}
+    return [
+        openai_chat.decode(msgspec.json.encode(chat), {}, "rcpt_1")[0],
+        anthropic_messages.decode(msgspec.json.encode(messages), {}, "rcpt_2")[0],
+        ollama_requests.decode_chat(msgspec.json.encode(ollama), {}, "rcpt_3")[0],
+    ]
+
+
+ASKED = st.tuples(st.integers(1, 99), st.sampled_from([0, 0.25]), st.sampled_from([[], ["x"], ["x", "y"]]))
+
+
+@given(st.text(min_size=1, max_size=8), TURNS, ASKED)
+def test_whatever_is_said_every_dialect_says_it_with_the_same_digest(
+    system: str, turns: list[str], asked: tuple[int, float, list[str]]
+) -> None:
+    turns = turns if len(turns) % 2 else turns[:-1]  # a user's is the last
+    (one,) = {digest(request) for request in in_each_dialect(system, turns, *asked)}
+    (other,) = {digest(request) for request in in_each_dialect(system, [*turns[:-1], turns[-1] + "?"], *asked)}
+    assert one != other
 
 
 def test_the_secret_is_made_once_and_only_this_user_can_read_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millicent.backends.config import Deployment, UpstreamConfig
-from millicent.config import WRITTEN_IN, Config, _line_of, home, load
+from millicent.config import WRITTEN_IN, Config, home, line_of, load
 from millicent.core.errors import ConfigError
 
 
@@ -185,7 +185,7 @@ def test_lines_are_found_whatever_stands_before(before: list[str]) -> None:
     head = "\n".join(before)
     text = f"{head}\n[b]\n# about the key\nkey = 7\n"
     expected = text.splitlines().index("key = 7") + 1
-    assert _line_of(text, ("b", "key")) == expected
+    assert line_of(text, ("b", "key")) == expected
 
 
 def test_a_price_keeps_the_digits_it_was_written_with(tmp_path: Path) -> None:

@@ -69,11 +69,13 @@ def test_64_calls_at_once_on_a_nearly_empty_hard_budget_never_overspend(server: 
     hold = usual_hold(server)
     before = {one["id"] for one in server.receipts()}
     admin(server, "POST", "/budgets", {"name": "small", "limit_usd": str(hold * Decimal("2.5"))})
+    results: list[Any] = []
     with ThreadPoolExecutor(64) as pool:
-        results = list(pool.map(lambda _: post(server, SHORT), range(64)))
+        # Where the machine is so busy that calls come one by one, it takes more of them to use the budget up.
+        while all(status == 200 for status, _, _ in results):
+            results += pool.map(lambda _: post(server, SHORT), range(64))
     refused = [answer for status, answer, _ in results if status == 402]
-    assert refused
-    assert len(refused) < 64
+    assert len(refused) < len(results)
     assert {status for status, _, _ in results} == {200, 402}
     error = refused[0]["error"]
     assert error["code"] == "budget_exceeded"
@@ -82,7 +84,7 @@ def test_64_calls_at_once_on_a_nearly_empty_hard_budget_never_overspend(server: 
     now = balance(server)
     assert now["held"] == 0
     paid = [one for one in server.receipts() if one["id"] not in before]
-    assert len(paid) == 64 - len(refused)
+    assert len(paid) == len(results) - len(refused)
     assert now["spent"] == sum(Decimal(one["total_usd"]) for one in paid)
     assert now["left"] >= 0
     assert all(Decimal(one["total_usd"]) <= Decimal(one["hold_usd"]) for one in paid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import anthropic
@@ -29,6 +30,10 @@ base_url = "{gpt}"
 placement = "claude"
 model = "claude-sonnet-4-20250514"
 
+[models.kept]
+placement = "claude"
+model = "claude-sonnet-4-5"
+
 [models.gpt]
 placement = "gpt"
 model = "gpt-4o-mini"
@@ -38,7 +43,18 @@ THOUGHT = fake_anthropic.thought(0, "Let me think.", "c2VhbA==")
 SAID = [*THOUGHT, *fake_anthropic.text(1, "Looking."), *fake_anthropic.called(2, "weather", '{"city": ', '"Rome"}')]
 
 
+# Its prompts are cached as Anthropic's are; no time passes.
+KEPT = fake_anthropic.PromptCache()
+
+
 async def claude(call: Call) -> None:
+    if call.path.endswith("/count_tokens"):
+        await call.whole(b'{"input_tokens": 17}')
+        return
+    if call.json["model"] == "claude-sonnet-4-5":
+        said = fake_anthropic.answer(fake_anthropic.text(0, "Yes."), usage=KEPT.usage(call.json, 0))
+        await call.stream([said])
+        return
     await call.stream(split(fake_anthropic.answer(SAID, "tool_use"), 5))
 
 
@@ -156,3 +172,51 @@ def test_a_sealed_thought_comes_back_to_its_maker(
     assert back["messages"][1]["content"][0] == {
         "type": "thinking", "thinking": "Let me think.", "signature": "c2VhbA==",
     }  # fmt: skip
+
+
+def test_the_maker_of_a_model_counts_its_tokens(server: LiveServer) -> None:
+    asked: Any = {"messages": [{"role": "user", "content": "Where?"}]}
+    with anthropic.Anthropic(base_url=server.url, api_key="unused", max_retries=0) as client:
+        assert client.messages.count_tokens(model="sonnet", **asked).input_tokens == 17
+        with pytest.raises(anthropic.BadRequestError, match="Nobody here can count"):
+            client.messages.count_tokens(model="gpt", **asked)
+
+
+def test_a_long_conversation_is_marked_for_the_makers_cache_and_its_receipts_show_what_that_saved(
+    server: LiveServer, upstreams: tuple[FakeUpstream, FakeUpstream]
+) -> None:
+    talk: list[dict[str, Any]] = [{"role": "system", "content": "x" * 20_000}]
+    receipts = []
+    for turn in range(20):
+        talk.append({"role": "user", "content": f"And {turn}?"})
+        body = json.dumps({"model": "kept", "messages": talk}).encode()
+        status, answer, headers = server.request("POST", "/v1/chat/completions", body)
+        assert status == 200, answer
+        talk.append({"role": "assistant", "content": "Yes."})
+        receipts.append(server.get(f"/v1/receipts/{headers['x-millicent-receipt']}")[1])
+    saved = sum(Decimal(each["saved_usd"].get("prefix_cache", "0")) for each in receipts)
+    cost = sum(Decimal(each["total_usd"]) for each in receipts)
+    listed = sum(Decimal(each["list_usd"]) for each in receipts)
+    # 20 x 5,000 tokens at $3 a million; once written at $3.75, and 18 times read at $0.30.
+    assert Decimal("0.30") < listed < Decimal("0.35")
+    assert saved == listed - cost
+    assert Decimal("0.23") < saved < Decimal("0.25")
+    marked = [json.dumps(call.json).count("cache_control") for call in upstreams[0].calls[-20:]]
+    assert marked[0] == 0
+    assert all(1 <= marks <= 4 for marks in marked[1:])
+
+
+def test_long_prompts_that_begin_alike_have_one_cache_key_at_openai(
+    server: LiveServer, upstreams: tuple[FakeUpstream, FakeUpstream]
+) -> None:
+    def sent(*texts: str, **more: Any) -> Any:
+        messages = [{"role": "system" if i == 0 else "user", "content": text} for i, text in enumerate(texts)]
+        body = json.dumps({"model": "gpt", "messages": messages, **more}).encode()
+        assert server.request("POST", "/v1/chat/completions", body)[0] == 200
+        return upstreams[1].calls[-1].json.get("prompt_cache_key")
+
+    alike = {sent("x" * 5000, "one"), sent("x" * 5000, "two")}
+    assert len(alike) == 1
+    assert sent("y" * 5000, "one") not in alike
+    assert sent("short", "one") is None
+    assert sent("x" * 5000, "one", prompt_cache_key="mine") == "mine"

@@ -27,7 +27,7 @@ score = 0.8
 [features.weather]
 owner = "ada"
 cost_target_usd = 0.01
-latency_target_ms = 60000
+latency_target_ms = 3600000
 useful = { tool_succeeded = true }
 """
 RETRIEVAL = {"role": "retrieval", "meter": "other", "quantity": 3, "unit": "query", "amount_usd": "0.0015"}
@@ -181,5 +181,5 @@ def test_the_next_turn_tells_whether_a_called_tool_succeeded(server: LiveServer)
     assert row["rated"] == 2
     assert row["owner"] == "ada"
     targets = row["targets"]
-    assert (targets["cost_usd"], targets["latency_ms"], targets["in_time"]) == ("0.01", 60000, 1)
+    assert (targets["cost_usd"], targets["latency_ms"], targets["in_time"]) == ("0.01", 3600000, 1)
     assert float(targets["mean_cost_usd"]) == pytest.approx(float(row["cost_usd"]) / row["requests"], abs=1e-9)

@@ -16,6 +16,7 @@ from millicent.core.receipts import Line, Meter, Receipt, Role
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
 from millicent.ledger.config import LedgerConfig
+from millicent.ledger.hits import CacheUse
 from millicent.ledger.levers import Coverage
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.sqlite import SqliteLedger
@@ -78,6 +79,27 @@ def test_coverage_counts_what_was_routed_what_was_cheaper_and_what_that_saved(tm
     assert queries.coverage(ReceiptFilter()) == [Coverage("auto", 3, 2, 1, 2, Money(400), 4)]
     assert queries.coverage(ReceiptFilter(feature="other")) == []
     assert LedgerQueries(tmp_path / "none.db").coverage(ReceiptFilter()) == []
+
+
+def test_what_the_response_cache_gave_is_counted_by_model_and_is_no_waste(tmp_path: Path) -> None:
+    def cached(number: int, outcome: str, written: int = 10, **given: object) -> Receipt:
+        made = receipt(number, written=written)
+        return msgspec.structs.replace(made, policy={"response_cache": outcome}, **given)
+
+    queries = ledger_of(
+        tmp_path,
+        receipt(1),
+        cached(2, "miss", finish_reason="length", written=50),
+        cached(3, "hit", backend="response_cache", finish_reason="length", written=50, lines=(),
+               saved={"response_cache": Money(700)}),
+        cached(4, "hit", backend="response_cache", lines=()),
+        cached(5, "bypass"),
+        receipt(6, model="uncached"),
+    )  # fmt: skip
+    assert queries.cache_use(ReceiptFilter()) == [CacheUse(receipt(1).model, 5, 2, 1, 1, 60, 1, Money(700))]
+    assert LedgerQueries(tmp_path / "none.db").cache_use(ReceiptFilter()) == []
+    (cut,) = queries.waste(ReceiptFilter()).found
+    assert (cut.kind, cut.requests, cut.tokens, cut.cost) == ("cut", 1, 50, Money(10_000))
 
 
 def test_the_reports_show_both(

@@ -137,6 +137,11 @@ def test_without_a_price_for_cached_input_a_repeated_prefix_counts_in_full() -> 
     assert only(report, "repeated").cost == Money(2000 * FRESH)
 
 
+def test_what_the_response_cache_answered_was_not_paid_for_again() -> None:
+    hit = receipt(2, read=3000, parts="aac", backend="response_cache", lines=())
+    assert kinds(wasted(receipt(1, read=3000, parts="aab"), hit)) == []
+
+
 @pytest.mark.parametrize(
     "second",
     [

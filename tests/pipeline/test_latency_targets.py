@@ -24,7 +24,7 @@ from millicent.meter.placements import assumed_placement
 from millicent.meter.waits import Beside, Waits
 from millicent.pipeline.config import LimitsConfig
 from millicent.pipeline.features import FeatureConfig, Features
-from millicent.pipeline.latency import check_target
+from millicent.pipeline.latency import Trials, check_target
 from millicent.pipeline.pipeline import Pipeline
 from millicent.step_time import Coefficients
 
@@ -73,6 +73,13 @@ def test_the_refusal_says_when_to_come_again() -> None:
     assert hopeless.value.retry_after_s == 60
     assert hopeless.value.code == "latency_target_unreachable"
     check_target(10_000, wait, 1)
+
+
+def test_what_is_hopeless_is_tried_again_once_a_minute_for_each_model() -> None:
+    trials = Trials()
+    tried = [second for second in range(200) if trials.due("m", second * NS_PER_S)]
+    assert tried == [60, 120, 180]
+    assert [trials.due("other", second * NS_PER_S) for second in (200, 259, 260)] == [False, False, True]
 
 
 def test_prompts_that_caches_hold_take_less_time() -> None:
@@ -161,3 +168,18 @@ def test_a_feature_has_a_target_for_requests_without_one() -> None:
         "latency_target_ms": "1000",
         "latency_target_met": "true",
     }
+
+
+def test_what_a_spoiled_fit_calls_hopeless_runs_again_after_a_minute() -> None:
+    world = World()
+
+    async def go() -> Receipt:
+        with pytest.raises(RateLimited):
+            await world.ask(50)
+        world.clock.advance(61 * NS_PER_S)
+        receipt = await world.ask(50)
+        with pytest.raises(RateLimited):
+            await world.ask(50)
+        return receipt
+
+    assert (asyncio.run(go()).policy or {})["latency_target_met"] == "false"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 USAGE = {
@@ -52,12 +54,90 @@ def called(index: int, name: str, *pieces: str) -> list[dict[str, Any]]:
     return block(index, opened, *({"type": "input_json_delta", "partial_json": piece} for piece in pieces))
 
 
-def answer(blocks: list[dict[str, Any]], reason: str = "end_turn", stop: str | None = None) -> bytes:
+def answer(
+    blocks: list[dict[str, Any]], reason: str = "end_turn", stop: str | None = None, usage: dict[str, Any] = USAGE
+) -> bytes:
     """A whole stream."""
     return events(
-        {"type": "message_start", "message": message([], USAGE)},
+        {"type": "message_start", "message": message([], usage)},
         {"type": "ping"},
         *blocks,
         {"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": stop}, "usage": ENDED},
         {"type": "message_stop"},
     )
+
+
+@dataclass
+class PromptCache:
+    """Anthropic's prompt cache: what a request's `usage` is, by its marks and what was sent before.
+
+    Prefixes are cut at blocks, of tools, then the system prompt, then messages; a token is four bytes of text. A prefix
+    is kept where a mark stands, if it has `least_tokens`, for the mark's time after it was last used, and found from a
+    mark up to 20 blocks before it. At most four marks, longer-lived ones first.
+    """
+
+    least_tokens: int = 1024
+    kept: dict[str, tuple[int, int]] = field(default_factory=dict)  # until when, and for how long after each use
+
+    def usage(
+        self, body: dict[str, Any], now_ns: int, writing: dict[str, tuple[int, int]] | None = None
+    ) -> dict[str, Any]:
+        """`writing` takes what will be kept, for those who keep it when the answer has ended."""
+        kept = self.kept if writing is None else writing
+        blocks = _blocks(body)
+        ends, names = [], []
+        name, length = hashlib.sha256(), 0
+        for block, text_bytes in blocks:
+            name.update(json.dumps(_unmarked(block), sort_keys=True).encode())
+            length += text_bytes
+            names.append(name.hexdigest())
+            ends.append(length // 4)
+        marks = [(i, _TTL_S[block["cache_control"].get("ttl", "5m")]) for i, (block, _) in enumerate(blocks)
+                 if "cache_control" in block]  # fmt: skip
+        assert len(marks) <= 4, "at most 4 blocks may have cache_control"
+        assert [ttl for _, ttl in marks] == sorted((ttl for _, ttl in marks), reverse=True), (
+            "ttl 1h must come before 5m"
+        )
+        marks = [(i, ttl_s) for i, ttl_s in marks if ends[i] >= self.least_tokens]
+        hit = max((self._hit(names, i, now_ns) for i, _ in marks), default=-1)
+        read = ends[hit] if hit >= 0 else 0
+        if hit >= 0:
+            ttl_ns = self.kept[names[hit]][1]
+            self.kept[names[hit]] = (now_ns + ttl_ns, ttl_ns)
+        written, so_far = {300: 0, 3600: 0}, read
+        for i, ttl_s in marks:
+            if i > hit:
+                written[ttl_s] += ends[i] - so_far
+                so_far = ends[i]
+                kept[names[i]] = (now_ns + ttl_s * 10**9, ttl_s * 10**9)
+        return {
+            "input_tokens": (ends[-1] if ends else 0) - so_far,
+            "cache_read_input_tokens": read,
+            "cache_creation_input_tokens": sum(written.values()),
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": written[300],
+                "ephemeral_1h_input_tokens": written[3600],
+            },
+            "output_tokens": 1,
+        }
+
+    def _hit(self, names: list[str], mark: int, now_ns: int) -> int:
+        found = (i for i in range(mark, max(-1, mark - 21), -1) if self.kept.get(names[i], (0, 0))[0] > now_ns)
+        return next(found, -1)
+
+
+_TTL_S = {"5m": 300, "1h": 3600}
+
+
+def _blocks(body: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
+    """With the bytes of text in each."""
+    system = body.get("system", [])
+    found = [*body.get("tools", []), *([{"type": "text", "text": system}] if isinstance(system, str) else system)]
+    for message in body["messages"]:
+        content = message["content"]
+        found += [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [(block, len(str(block.get("text", json.dumps(_unmarked(block)))).encode())) for block in found]
+
+
+def _unmarked(block: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if name != "cache_control"}

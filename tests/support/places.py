@@ -33,6 +33,7 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import FeatureConfig, Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.pipeline.prompts import Prompts
 from millicent.routing.config import PolicyConfig
 from millicent.routing.policies import Policies
 from support.virtual_time import LoopClock
@@ -93,6 +94,8 @@ class World:
         seed: int = 0,
         concurrent: int = 256,
         routing: Mapping[str, PolicyConfig] | None = None,
+        marked_at: tuple[str, ...] = (),
+        prices: PriceConfig = PRICE,
     ) -> None:
         self.clock = LoopClock()
         self.ids = SequentialIds()
@@ -114,12 +117,12 @@ class World:
             clock=self.clock,
             limits=LimitsConfig(max_concurrent=concurrent),
             features=Features(features or {}),
-            estimates=Estimates(Quoter(lambda _: None), PriceBook({"main": PRICE, "spare": PRICE})),
+            estimates=Estimates(Quoter(lambda _: None), PriceBook({"main": prices, "spare": PRICE})),
             places={"main": places},
             policies={} if policy is None else {"main": policy},
             random=Random(seed),
             routing=Policies(routing or {}, Path()),
-            secret=SECRET,
+            prompts=Prompts(SECRET, self.clock, marked_at),
         )
         self.budget: Budget | None = None
 

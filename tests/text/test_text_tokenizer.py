@@ -155,8 +155,11 @@ def test_templates_have_what_they_expect(tiny_path: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("template", "thinks", "answers"),
     [
-        ("{{ 'a:' }}{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}"
-         "{% endif %}", "a:", "a:<think>\n\n</think>\n\n"),
+        (
+            "{{ 'a:' }}{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}",
+            "a:",
+            "a:<think>\n\n</think>\n\n",
+        ),
         ("{{ 'a:<think>\n' }}{# </think> #}", "a:<think>\n", "a:<think>\n\n\n</think>\n\n"),
         ("{{ 'a:' }}", "a:", "a:"),
     ],

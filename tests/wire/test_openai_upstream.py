@@ -16,7 +16,9 @@ from millicent.backends.config import ServerName
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, merge_texts
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
+from millicent.core.prompts import Prompt, Segment
 from millicent.core.request import (
+    Attribution,
     Embedding,
     Extra,
     ImagePart,
@@ -395,3 +397,33 @@ def test_what_only_an_upstream_knows_is_kept_from_an_incoming_request() -> None:
     assert there["messages"][0] == body["messages"][0]  # type: ignore[index]
     with pytest.raises(InvalidRequest, match=r"`messages\[0\].content\[2\]` is a `file` part"):
         msgspec.structs.replace(asked, extra={}).refuse_foreign()
+
+
+@pytest.mark.parametrize(
+    ("server", "cache_key", "length", "keyed"),
+    [
+        ("openai", True, 4096, True),
+        ("openai", False, 4096, False),
+        ("openai", True, 4095, False),
+        ("azure", True, 4096, False),
+        ("vllm", True, 4096, False),
+    ],
+)
+def test_only_openai_is_told_a_cache_key_for_long_prompts_and_where_that_is_on(
+    server: str, cache_key: bool, length: int, keyed: bool
+) -> None:
+    asked = request(hashed=Prompt(b"", (Segment("system", length, b"12345678"),)))
+    body = json.loads(encode(asked, "there", SERVERS[server], "It", cache_key=cache_key).body)
+    assert ("prompt_cache_key" in body) is keyed
+
+
+def test_a_cache_key_tells_tenants_and_beginnings_apart_and_gives_way_to_the_callers() -> None:
+    def key(chain: bytes, **more: Any) -> Any:
+        asked = request(hashed=Prompt(b"", (Segment("system", 9000, chain), Segment("user", 1, b"other  1"))), **more)
+        return json.loads(encode(asked, "there", SERVERS["openai"], "It", cache_key=True).body)["prompt_cache_key"]
+
+    ours = key(b"12345678")
+    assert len(ours) == 32
+    assert ours != key(b"12345679")
+    assert ours != key(b"12345678", attribution=Attribution(key="ann"))
+    assert key(b"12345678", extra={"prompt_cache_key": Extra('"mine"', None)}) == "mine"

@@ -14,7 +14,7 @@ from millicent.core.clock import Clock
 from millicent.core.errors import MillicentError, ModelNotFound
 from millicent.core.request import Request
 from millicent.core.usage import Usage
-from millicent.wire.anthropic_upstream import Sent, encode
+from millicent.wire.anthropic_upstream import Sent, counting, encode, read_count
 from millicent.wire.anthropic_upstream_answers import AnswerReader
 
 _BASE_URL = "https://api.anthropic.com"
@@ -82,6 +82,19 @@ class AnthropicCall:
         self._upstream = backend.upstream
         self._request = request
         self._sent = sent
+
+    async def count_input(self) -> int:
+        exchange = self._upstream.post(f"{_PATH}/count_tokens", counting(self._sent), self._sent.headers)
+        whole = False
+        try:
+            await exchange.open()
+            body = await exchange.body()
+            whole = True
+            return read_count(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._upstream.garbled(f"counted tokens in a way that can't be read ({error})") from None
+        finally:
+            exchange.close(whole=whole)
 
     def start(self) -> AnthropicRun:
         return AnthropicRun(self._upstream, self._request, self._sent)

@@ -102,6 +102,9 @@ class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     Time limits are for the connection, from the call to the first token, from each token to the next, and for all of
     it. More calls than `max_connections` wait for each other, as many again; beyond that callers get 429.
+
+    `prompt_caching`: at Anthropic marks for its cache are placed where they pay, at OpenAI a tenant's prompts that
+    begin alike get one `prompt_cache_key`; what the caller set itself always stands.
     """
 
     base_url: str | None = None
@@ -115,6 +118,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     between_tokens_timeout_s: _Seconds = 60
     timeout_s: _Seconds = 600
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    prompt_caching: Literal["auto", "off"] = "auto"
 
     def spoken(self, provider: str | None) -> ServerName:
         """Whose dialect is spoken there."""

@@ -81,7 +81,8 @@ class OpenAIBackend:
         if model is None:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"model: {request.model} is not at {self.upstream.who}: {known}", param="model")
-        sent = encode(request, model, self._server, self.upstream.who, self._service_tier)
+        cache_key = self.upstream.config.prompt_caching == "auto"
+        sent = encode(request, model, self._server, self.upstream.who, self._service_tier, cache_key=cache_key)
         call = OpenAICall(self, request, model, sent)
         tokenizer = await self._tokenizer(request.model)
         if tokenizer is not None and request.embedding is None and not holds_images(request):

@@ -25,8 +25,8 @@ def installation_secret(home: Path) -> bytes:
         raise ConfigError(f"{path}: {error.strerror}: give this user permission to read and write it.") from error
     if len(secret) != SECRET_BYTES:
         raise ConfigError(
-            f"{path}: has {len(secret)} bytes instead of {SECRET_BYTES}: restore it from a backup, or delete it to have "
-            "a new one made, with which nothing that was cached is found again."
+            f"{path}: has {len(secret)} bytes instead of {SECRET_BYTES}: restore it from a backup, or delete it: a new "
+            "one is made then, with which nothing is found that was cached before."
         )
     return secret
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import click
 
 from millicent import __version__
+from millicent.cli.alerts import alerts
+from millicent.cli.cache import cache
 from millicent.cli.checks import config, doctor
 from millicent.cli.control import budgets, keys
 from millicent.cli.conversation import chat, run
+from millicent.cli.demo import demo
 from millicent.cli.evaluation import evaluate
 from millicent.cli.exchange import export, import_, reconcile
 from millicent.cli.ledger import receipts, report
 from millicent.cli.models import models, pull, quantize
 from millicent.cli.plan import plan
 from millicent.cli.prices import quote, reprice
+from millicent.cli.replay import replay
 from millicent.cli.router import router
 from millicent.cli.serving import serve
 from millicent.cli.upkeep import ledger
@@ -26,9 +30,9 @@ def millicent() -> None:
 
 
 for _command in (
-    *(serve, chat, run, pull, models, quantize, quote),
+    *(serve, demo, chat, run, pull, models, quantize, quote),
     *(receipts, report, reprice, export, import_, reconcile, ledger),
-    *(router, evaluate, plan),
-    *(keys, budgets, config, doctor),
+    *(router, evaluate, plan, replay, cache),
+    *(alerts, keys, budgets, config, doctor),
 ):
     millicent.add_command(_command)

@@ -120,7 +120,10 @@ def _focus(queries: LedgerQueries, where: ReceiptFilter, target: Any, out: Path 
 @click.command(name="import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--format", "name", type=click.Choice(("openai", "anthropic", "litellm", "table")), help="Else recognised."
+    "--format",
+    "name",
+    type=click.Choice(("openai", "anthropic", "litellm", "table", "revenue", "costs")),
+    help="Else recognised.",
 )
 @click.option("--placement", help="Under which placement it is filed; else the format's name.")
 @click.option("--dry-run", is_flag=True, help="Check every row and write nothing.")
@@ -132,6 +135,9 @@ def import_(
 
     Every row becomes a receipt, so that reports are useful before the first request. Importing a row again adds
     nothing. For a CSV of your own, name its columns: --time, --model and what else there is.
+
+    With --format revenue or costs: what came in, or was spent elsewhere, with columns period, amount_usd, and what of
+    id, user, tier, feature and note there is.
     """
     from millicent import config as configuration
     from millicent.cli import show
@@ -140,6 +146,11 @@ def import_(
     from millicent.ledger.schema import write_once
 
     rows = importing.read_table(file.read_text(encoding="utf-8-sig"))
+    if name in {"revenue", "costs"}:
+        from millicent.cli.economics import import_entries
+
+        import_entries(rows, "revenue" if name == "revenue" else "cost", dry_run=dry_run, json_=json_)
+        return
     form = _format(rows, name, {field: column for field, column in columns.items() if column})
     receipts = list(importing.receipts_of(rows, form, placement or form.name))
     added = 0

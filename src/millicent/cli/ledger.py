@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from millicent.ledger.worth import RoleCosts, Usefulness
 
 # What `report` can group by: `millicent.ledger.queries.GroupBy`, written out so that help needn't load it.
-GROUPS = ("feature", "user", "team", "model", "key", "tier", "placement", "day", "hour", "status")
-_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "placement", "status")
+GROUPS = (
+    *("feature", "user", "team", "model", "key", "tier", "placement", "conversation", "run"),
+    *("month", "day", "hour", "status"),
+)
+_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "placement", "conversation", "run", "status")
 
 
 def filters(command: Callable[..., None]) -> Callable[..., None]:
@@ -76,24 +79,46 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
     "--predictivity", is_flag=True, help="Split the cost by what it was for: inference, retries, checks, retrieval..."
 )
 @click.option("--routing", is_flag=True, help="How much was routed by policies, and what that saved.")
+@click.option("--cache", is_flag=True, help="How much the response cache answered, and what that saved.")
 @click.option("--waste", is_flag=True, help="What was paid for that nobody had any use of.")
+@click.option(
+    "--units", is_flag=True, help="What one request and one useful output cost, how long they take, and gaps."
+)
+@click.option("--targets", is_flag=True, help="Each feature's cost and latency targets beside what it does.")
+@click.option("--margin", is_flag=True, help="What is earned beside what is spent, by feature, tier or user.")
+@click.option("--change", metavar="BEFORE..AFTER", help="Why the cost changed: 2026-10..2026-11, 2026-W46..2026-W47.")
+@click.option("--drift", is_flag=True, help="This week beside the last one and beside each feature's baseline.")
 @filters
 @click.option("--timezone", default="UTC", show_default=True, help="Whose days and hours: Europe/Berlin, say.")
 @click.option("--book", default="actual", show_default=True, help="Prices of this book: see `millicent reprice`.")
 @_json
 def report(
-    by: str, predictivity: bool, routing: bool, waste: bool, timezone: str, book: str, json_: bool, **given: Any
+    by: str,
+    predictivity: bool,
+    routing: bool,
+    cache: bool,
+    waste: bool,
+    change: str | None,
+    timezone: str,
+    book: str,
+    json_: bool,
+    **given: Any,
 ) -> None:
     """Sum up what was spent, by whatever it was spent on; and what a useful output costs, where any was rated."""
-    from millicent.cli import show, worth
+    from millicent.cli import economics, show, worth
 
-    if routing + waste + predictivity > 1:
-        raise click.UsageError("--routing, --waste and --predictivity are reports of their own: ask for one")
+    asked = [name for name in economics.FLAGS if given.pop(name)] + (["change"] if change else [])
+    if routing + cache + waste + predictivity + len(asked) > 1:
+        raise click.UsageError("each of these options is a report of its own: ask for one")
     ledger, where = open_ledger(), where_of(given)
-    if routing or waste:
+    if asked:
+        economics.show_report(asked[0], ledger, by, where, timezone, change, json_=json_)
+        return
+    if routing or waste or cache:
         from millicent.cli import levers
 
-        levers.show_coverage(ledger, where, json_=json_) if routing else levers.show_waste(ledger, where, json_=json_)
+        shown = levers.show_coverage if routing else levers.show_waste if waste else levers.show_cache
+        shown(ledger, where, json_=json_)
         return
     # Looking for books reads every line; the one that stands is always there.
     if book != "actual" and book not in (books := ledger.books()):
@@ -132,6 +157,11 @@ def report(
         show.note("Assumed costs rest on a rate that nobody has confirmed: set yours in [placements].")
 
 
+def _cache_told(receipt: Receipt) -> str | None:
+    policy = receipt.policy or {}
+    return policy.get("response_cache_filled_by") or policy.get("response_cache_why")
+
+
 def card(receipt: Receipt) -> str:
     """One receipt, as it is read: the amount, who and what, then the lines that add up to it."""
     from millicent.cli import show
@@ -144,12 +174,13 @@ def card(receipt: Receipt) -> str:
         ("Created", f"{show.moment(receipt.created_at_ns)} UTC", None),
         ("Model", receipt.model, receipt.served_model if receipt.served_model != receipt.model else None),
         ("Routed", (receipt.policy or {}).get("chosen"), (receipt.policy or {}).get("why")),
+        ("Response cache", (receipt.policy or {}).get("response_cache"), _cache_told(receipt)),
         ("Placement", receipt.placement or "none", receipt.backend),
         ("For", ", ".join(f"{name} {value}" for name, value in given.items()) or "unattributed", None),
         *((leaf.value, show.count(count.tokens), count.provenance) for leaf, count in receipt.usage.leaves.items()),
         ("First token", show.duration(took.ttft_ns), None),
         ("Total time", show.duration(took.total_ns), None),
-        ("Accelerator", show.duration(ran.serving_ns) if ran.steps else "unknown", ran.provenance),
+        ("Accelerator", "unknown" if ran.provenance == "unknown" else show.duration(ran.serving_ns), ran.provenance),
         ("Provider says", None if receipt.reported is None else f"${receipt.reported}", _residual(receipt)),
         *((f"Attempt {each.ordinal}", *_attempt(each)) for each in receipt.attempts if len(receipt.attempts) > 1),
     ]

@@ -1,4 +1,4 @@
-"""The parts of `report` about levers: what routing did, and what was wasted."""
+"""The parts of `report` about levers: what routing and the response cache did, and what was wasted."""
 
 from __future__ import annotations
 
@@ -38,6 +38,53 @@ def show_coverage(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -
             f"{each.routed / each.requests:.1%}",
             f"{each.cheaper / each.routed:.1%}",
             f"{each.escalated / each.routed:.1%}",
+            each.saved.human(),
+            f"{each.counted:,}",
+        )
+        for each in found
+    ]
+    print(show.table(header, cells, right=frozenset(header[1:])))
+
+
+def show_cache(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -> None:
+    found = ledger.cache_use(where)
+    if json_:
+        rows = [
+            {
+                "model": each.model,
+                "requests": each.requests,
+                "hits": each.hits,
+                "misses": each.misses,
+                "bypassed": each.bypassed,
+                "output_tokens": each.tokens,
+                "saved_usd": str(each.saved),
+                "saved_counted": each.counted,
+                "saved_provenance": "estimated",
+            }
+            for each in found
+        ]
+        show.as_json({"object": "list", "data": rows})
+        return
+    header = (
+        "MODEL",
+        "REQUESTS",
+        "HITS",
+        "OF ALL",
+        "MISSES",
+        "BYPASSED",
+        "TOKENS GIVEN",
+        "SAVED (ESTIMATED)",
+        "COUNTED",
+    )
+    cells = [
+        (
+            each.model,
+            f"{each.requests:,}",
+            f"{each.hits:,}",
+            f"{each.hits / each.requests:.1%}",
+            f"{each.misses:,}",
+            f"{each.bypassed:,}",
+            f"{each.tokens:,}",
             each.saved.human(),
             f"{each.counted:,}",
         )

@@ -44,7 +44,9 @@ def restore(file: Path, yes: bool) -> None:
 @ledger.command()
 @click.option("--user", required=True, help="The user as receipts name them.")
 def purge(user: str) -> None:
-    """Take a person off every receipt; the amounts stay. Backups made before still have them."""
+    """Take a person off every receipt, and forget what was answered to them; the amounts stay. Backups made before
+    still have them."""
+    from millicent.cli.cache import forget
     from millicent.core.clock import SystemClock
     from millicent.core.errors import NotFound
     from millicent.ledger.maintenance import purge_user
@@ -54,6 +56,7 @@ def purge(user: str) -> None:
         raise NotFound(f"no ledger at {_path()}: set MILLICENT_HOME to where it is.")
     purged = write_once(_path(), _settings(), SystemClock(), lambda connection: purge_user(connection, user))
     print(f"{purged:,} receipts no longer name {show.printable(user)}.")
+    forget(user=user)
 
 
 @ledger.command()

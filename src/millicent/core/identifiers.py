@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Protocol
 
 from millicent.core.clock import NS_PER_MS, Clock
@@ -22,13 +23,14 @@ class SystemIds:
     """ULIDs: 48 bits of milliseconds, 80 random bits, in lower-case Crockford base 32. The bits are fetched from the
     system for many at a time: each time it is asked, another thread may go first. Belongs to one thread."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._clock = clock
+        self._fetch = random_bytes
         self._random: list[bytes] = []
 
     def new(self, prefix: str) -> str:
         if not self._random:
-            fetched = secrets.token_bytes(_RANDOM_BYTES * _FETCHED_AT_ONCE)
+            fetched = self._fetch(_RANDOM_BYTES * _FETCHED_AT_ONCE)
             self._random = [fetched[at : at + _RANDOM_BYTES] for at in range(0, len(fetched), _RANDOM_BYTES)]
         random = int.from_bytes(self._random.pop())
         return f"{prefix}_{_encode((self._clock.now_ns() // NS_PER_MS) << 80 | random)}"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from millicent.core.accounts import Checkpoint
 from millicent.core.chunks import Chunk
@@ -46,6 +46,15 @@ class Call(Protocol):
 
     def start(self) -> Run:
         """Begin. Doesn't block; no step is reported before it returns."""
+        ...
+
+
+@runtime_checkable
+class CountsInput(Protocol):
+    """A call whose input can be counted by who would run it. Costs nothing."""
+
+    async def count_input(self) -> int:
+        """Raises what goes wrong on the way there."""
         ...
 
 

@@ -203,6 +203,9 @@ class Energy(msgspec.Struct, frozen=True):
     provenance: Provenance = Provenance.UNKNOWN
 
 
+# Key of `Receipt.policy`: what the response cache did, where it is on: hit, miss, wait or bypass.
+RESPONSE_CACHE = "response_cache"
+
 # Key of `PriceSource.snapshot`: the dollars per accelerator-hour that the receipt's device time is priced at.
 RATE_KEY = "rate_usd_per_hour"
 

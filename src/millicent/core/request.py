@@ -211,8 +211,7 @@ class Request(msgspec.Struct, frozen=True):
     `restated` names sampling's fields that were written out with the value they have anyway: an upstream's own default
     may be another.
 
-    `hashed` is its prompt without its words, from admission on. `cache_key` is what an upstream that keeps prompts by a
-    key is told, where the caller has none.
+    `hashed` is its prompt without its words, from admission on.
     """
 
     id: str
@@ -242,7 +241,6 @@ class Request(msgspec.Struct, frozen=True):
     restated: tuple[str, ...] = ()
     continues: bool = False
     hashed: Prompt | None = None
-    cache_key: str | None = None
 
     def refuse_foreign(self) -> None:
         """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one; or

@@ -47,6 +47,24 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True):
     sequences: tuple[SequenceWork, ...]
 
 
+class SeenWork(msgspec.Struct, frozen=True):
+    """What one sequence had of a step that is looked at afterwards. `receipt` None: nobody's any more."""
+
+    receipt: str | None
+    prefill_rows: int
+    decode_rows: int
+    share_ns: int
+
+
+class SeenStep(msgspec.Struct, frozen=True):
+    """A step that is looked at afterwards. `start_ns` is UTC."""
+
+    index: int
+    start_ns: int
+    wall_ns: int
+    work: tuple[SeenWork, ...]
+
+
 class OverheadKind(StrEnum):
     LOAD = "load"
     UNLOAD = "unload"

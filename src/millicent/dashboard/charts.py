@@ -74,7 +74,9 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
             head = Cell(_x_label(x), x, None, href)
             cells = (Cell(tell(each[i], self.unit), each[i], self._known(each[i])) for each in values)
             rows.append((head, *cells))
-        return Table(name=self.name, title=self.title, columns=tuple(columns), rows=tuple(rows), note=self.note)
+        return Table(
+            name=self.name, title=self.title, columns=tuple(columns), rows=tuple(rows), note=self.note, most=10_000
+        )
 
     def _known(self, value: Value) -> Provenance | None:
         return None if value is None else self.provenance

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import msgspec
+
 from millicent.core.clock import iso_utc
 from millicent.core.money import Money
+from millicent.economics.estimate import Estimated, Scenario
 from millicent.economics.places import Place
+from millicent.economics.scenarios import Outcome, Saved
+from millicent.economics.standing import Standing, Tick, band_words
 from millicent.economics.traffic import Spread, Traffic
 from millicent.economics.where import Where
 
@@ -95,6 +101,7 @@ def _place_body(place: Place) -> dict[str, Any]:
         },
         "utilization": ratio(place.utilization),
         "unused_usd": usd(place.unused),
+        "rented_when_needed_usd": usd(place.when_needed),
         "busy": ratio(place.busy),
         "latency_ms": {
             "p50": _ms(place.p50_ns),
@@ -120,3 +127,97 @@ def ratio(value: Fraction | None) -> float | None:
 
 def _ms(duration_ns: int | None) -> float | None:
     return None if duration_ns is None else round(duration_ns / 1_000_000, 3)
+
+
+def estimate_body(scenario: Scenario, found: Sequence[Estimated]) -> dict[str, Any]:
+    return {
+        "object": "plan.estimate",
+        "scenario": _scenario_body(scenario),
+        "data": [
+            {
+                "name": each.name,
+                "monthly_usd": {"low": usd(each.low), "expected": usd(each.expected), "high": usd(each.high)},
+                "per_call_usd": usd(each.per_call),
+                "per_user_usd": usd(each.per_user),
+                "machines": each.machines,
+                "provenance": each.provenance,
+                "source": each.source,
+                "notes": list(each.notes),
+            }
+            for each in found
+        ],
+    }
+
+
+def saved_body(saved: Saved) -> dict[str, Any]:
+    return {
+        "name": saved.name,
+        "object": "plan.scenario",
+        "saved_at": iso_utc(saved.saved_at_ns),
+        "scenario": _scenario_body(saved.scenario),
+        "expected_usd": {name: f"{amount:f}" for name, amount in saved.expected_usd.items()},
+    }
+
+
+def outcome_body(found: Outcome) -> dict[str, Any]:
+    return saved_body(found.saved) | {
+        "traffic": traffic_body(found.traffic),
+        "beside": [
+            {
+                "what": each.what,
+                "unit": each.unit,
+                "expected": _figure(each.unit, each.expected),
+                "happened": _figure(each.unit, each.happened),
+                "change": ratio(each.change),
+            }
+            for each in found.beside
+        ],
+    }
+
+
+def _scenario_body(scenario: Scenario) -> dict[str, Any]:
+    body: dict[str, Any] = msgspec.to_builtins(scenario)
+    return body | {"calls_per_month": ratio(scenario.calls_per_month)}
+
+
+def _figure(unit: str, value: Fraction | None) -> str | float | None:
+    """Money as a decimal string, to a nano-dollar."""
+    return usd(Money(round(value * 10**9))) if unit == "usd" and value is not None else ratio(value)
+
+
+def standing_body(found: Standing) -> dict[str, Any]:
+    return {
+        "object": "plan.standing",
+        "traffic": traffic_body(found.traffic),
+        "stands": [
+            {
+                "measure": each.band.measure,
+                "industry": each.band.industry,
+                "unit": each.band.unit,
+                "value": _figure(each.band.unit, each.value),
+                "stands": each.where,
+                "bands": dict(zip(("behind", "typical", "leading"), band_words(each.band), strict=True)),
+                "evidence": each.evidence,
+            }
+            for each in found.stands
+        ],
+        "checklist": [_tick_body(each) for each in found.ticks],
+        "next_step": None if found.next_step is None else _tick_body(found.next_step),
+        "without_model": [
+            {
+                "feature": each.feature,
+                "what": each.what,
+                "without_usd": usd(each.without),
+                "with_usd": usd(each.with_model),
+                "of": each.of,
+                "saved_usd": usd(each.saved),
+                "outcomes": each.outcomes,
+            }
+            for each in found.without
+        ],
+    }
+
+
+def _tick_body(tick: Tick) -> dict[str, Any]:
+    body: dict[str, Any] = msgspec.to_builtins(tick)
+    return body

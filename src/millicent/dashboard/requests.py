@@ -12,8 +12,10 @@ from millicent.core.clock import iso_utc
 from millicent.core.errors import NotFound
 from millicent.dashboard import exports
 from millicent.dashboard.overview import sum_of, totals
+from millicent.dashboard.search import SEARCH, search
 from millicent.dashboard.selection import GROUPED, PAGED
 from millicent.dashboard.site import Page, Site
+from millicent.dashboard.timeline import steps_table, timeline
 from millicent.ledger.queries import ReceiptPage, Totals
 
 PAGE_ROWS = 50
@@ -26,6 +28,7 @@ def requests_page(site: Site) -> Page:
         site.get("/receipts", receipts.list),
         site.get("/receipts.csv", receipts.as_csv),
         site.get("/receipts.json", receipts.as_json),
+        site.get(SEARCH, search(site)),
         site.get("/receipts/{id}", receipts.one),
     ]
     return Page("Requests", "Receipts", "/receipts", routes)
@@ -62,7 +65,12 @@ class _Receipts:
             raise NotFound(
                 f"there is no receipt {receipt_id!r} in this ledger; check the identifier, or find it under Receipts"
             )
-        return self._site.answer(request, "receipt.html", receipt=receipt, selection=selection)
+        steps = self._site.steps(receipt_id)
+        line = await self._site.read(lambda: timeline(receipt_id, steps))
+        shown = [steps_table(receipt_id, steps)]
+        return self._site.answer(
+            request, "receipt.html", shown=shown, receipt=receipt, timeline=line, selection=selection
+        )
 
     async def as_csv(self, request: Request) -> Response:
         name = f'attachment; filename="receipts-{iso_utc(self._site.clock.now_ns())[:10]}.csv"'

@@ -22,11 +22,13 @@ from millicent.core.clock import NS_PER_HOUR, Clock, iso_utc
 from millicent.core.errors import Forbidden, InvalidRequest, MillicentError, NotFound
 from millicent.core.money import ZERO, Money
 from millicent.core.receipts import Receipt, Status
+from millicent.core.steps import SeenStep
 from millicent.core.usage import Provenance, weakest
 from millicent.dashboard import figures, zones
 from millicent.dashboard.charts import Chart, Drawing, draw
 from millicent.dashboard.selection import FIELDS, GROUPS, RANGES, TIMES, Selection, parse
 from millicent.dashboard.tables import Table, as_csv
+from millicent.economics.forecast import Forecast
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
 
 T = TypeVar("T")
@@ -115,7 +117,9 @@ class Shown(NamedTuple):
 
 class Site:
     """The pages, together. `models` names those that can be chatted with, the default first; `refresh` asks the writer
-    for a checkpoint, so that accounts reach up to now; `demo`: nothing here really happened, and every page says so."""
+    for a checkpoint, so that accounts reach up to now; `steps` are those of a receipt that are still remembered;
+    `forecast` is the month's cost of what a filter selects; `demo`: nothing here really happened, and every page says
+    so."""
 
     def __init__(
         self,
@@ -125,6 +129,8 @@ class Site:
         clock: Clock,
         refresh: Callable[[], Awaitable[None]],
         visitor: Callable[[Scope], Visitor] = lambda _: Alone(),
+        steps: Callable[[str], Sequence[SeenStep]] = lambda _: (),
+        forecast: Callable[[ReceiptFilter], Forecast | None] = lambda _: None,
         demo: bool = False,
     ) -> None:
         self.queries = queries
@@ -132,6 +138,8 @@ class Site:
         self.clock = clock
         self.refresh = refresh
         self.visitor = visitor
+        self.steps = steps
+        self.forecast = forecast
         self.demo = demo
         self.pages: list[Page] = []
         self._templates = environment()
@@ -164,6 +172,10 @@ class Site:
         """What the address asks for; a parameter that isn't `known` is refused by name."""
         asked = [(name, value) for name, value in request.query_params.multi_items() if name != CSV]
         return parse(asked, known, now_ns=self.clock.now_ns(), default_range=default_range)
+
+    def exporting(self, request: Request) -> bool:
+        """Whether a table is asked for whole, as CSV."""
+        return CSV in request.query_params
 
     def answer(
         self, request: Request, template: str, *, shown: Sequence[Chart | Table] = (), status: int = 200, **values: Any

@@ -1,4 +1,4 @@
-"""One struct, one JSON: money is a decimal string under a name that ends in `_usd`; times are RFC 3339; ratios numbers."""
+"""One struct, one JSON: money is a decimal string named `..._usd`, times are RFC 3339, ratios are numbers."""
 
 from __future__ import annotations
 

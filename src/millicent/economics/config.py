@@ -36,8 +36,8 @@ class PlanConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class CostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is spent beside the models, each month: hosting, a vector database, people. Of one `feature` or `tier`, or of
-    all together."""
+    """What is spent beside the models, each month: hosting, a vector database, people. Of one `feature` or `tier`, or
+    of all together."""
 
     usd_per_month: Decimal
     feature: str | None = None

@@ -13,11 +13,11 @@ from fractions import Fraction
 import msgspec
 
 from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns, parse_time_ns
-from millicent.core.receipts import Receipt, Status
+from millicent.core.receipts import Status
 from millicent.core.usage import Provenance, Usage
-from millicent.ledger.queries import LedgerQueries, ReceiptFilter, Totals
+from millicent.ledger.queries import Answer, LedgerQueries, ReceiptFilter, Totals
 
-LOOKED_AT = 10_000
+LOOKED_AT = 5_000
 # A year's twelfth: what a machine that is paid by the hour is paid for in a month.
 HOURS_PER_MONTH = 730
 DEFAULT_DAYS = 30
@@ -55,7 +55,8 @@ class Ran(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """`hours` are whole UTC hours from the first request to the last, `requests` those in them that weren't refused.
+    """`hours` are whole UTC hours from the first request to the last, `requests` those in them that weren't refused,
+    `by_hour` hour by hour where there were any.
 
     `usages` are of the answers looked at whose tokens are known; `unknown` of the others. `whole` says whether those
     are all there are.
@@ -65,7 +66,7 @@ class Traffic(msgspec.Struct, frozen=True):
     to_ns: int
     hours: int
     requests: int
-    busiest: int
+    by_hour: tuple[int, ...]
     cost_nanousd: int
     unpriced: int
     usages: tuple[Usage, ...]
@@ -74,6 +75,10 @@ class Traffic(msgspec.Struct, frozen=True):
     input_tokens: Spread | None
     output_tokens: Spread | None
     ran: tuple[Ran, ...]
+
+    @property
+    def busiest(self) -> int:
+        return max(self.by_hour, default=0)
 
     @property
     def monthly(self) -> int:
@@ -91,22 +96,25 @@ class Traffic(msgspec.Struct, frozen=True):
         return Provenance.MEASURED if self.whole and not self.unknown else Provenance.ESTIMATED
 
 
-def read_traffic(queries: LedgerQueries, clock: Clock, where: ReceiptFilter) -> Traffic:
-    """Of the period asked for; by default the last 30 days."""
-    now_ns = clock.now_ns()
-    if where.from_ns is None:
-        where = msgspec.structs.replace(where, from_ns=hour_start_ns(now_ns) - DEFAULT_DAYS * 24 * NS_PER_HOUR)
+def lately(clock: Clock, where: ReceiptFilter) -> ReceiptFilter:
+    """The last 30 days of it, where nothing says from when."""
+    if where.from_ns is not None:
+        return where
+    return msgspec.structs.replace(where, from_ns=hour_start_ns(clock.now_ns()) - DEFAULT_DAYS * 24 * NS_PER_HOUR)
+
+
+def read_traffic(queries: LedgerQueries, where: ReceiptFilter) -> Traffic:
     hourly = _requests_by_hour(queries, where)
-    answers = queries.recent(LOOKED_AT, where)
+    answers = queries.answers(where, LOOKED_AT)
     usages = [each.usage for each in answers if _known(each.usage)]
     everything = list(_totals(queries, where))
-    first_ns, last_ns = (min(hourly), max(hourly)) if hourly else (where.from_ns or 0, where.from_ns or 0)
+    first_ns, last_ns = (min(hourly), max(hourly)) if hourly else (where.from_ns or 0, 0)
     return Traffic(
         from_ns=first_ns,
         to_ns=last_ns + NS_PER_HOUR if hourly else first_ns,
         hours=(last_ns - first_ns) // NS_PER_HOUR + 1 if hourly else 0,
         requests=sum(hourly.values()),
-        busiest=max(hourly.values(), default=0),
+        by_hour=tuple(hourly.values()),
         cost_nanousd=sum(each.cost.nanousd for each in everything),
         unpriced=sum(each.unpriced for each in everything),
         usages=tuple(usages),
@@ -114,7 +122,7 @@ def read_traffic(queries: LedgerQueries, clock: Clock, where: ReceiptFilter) -> 
         whole=len(answers) < LOOKED_AT,
         input_tokens=spread([each.input_tokens or 0 for each in usages]),
         output_tokens=spread([each.output_tokens or 0 for each in usages]),
-        ran=tuple(_ran(answers, whole=len(answers) < LOOKED_AT)),
+        ran=tuple(_ran(queries, where, answers)),
     )
 
 
@@ -133,48 +141,55 @@ def _totals(queries: LedgerQueries, where: ReceiptFilter) -> Sequence[Totals]:
 
 def _requests_by_hour(queries: LedgerQueries, where: ReceiptFilter) -> dict[int, int]:
     """By the hour's start. What was refused ran nowhere."""
-    hours = Counter({each.group or "": each.requests for each in queries.totals("hour", where)})
+    hours = Counter(_by_hour(queries, where))
     if where.status is None:
-        refused = msgspec.structs.replace(where, status=Status.REFUSED.value)
-        hours.subtract({each.group or "": each.requests for each in queries.totals("hour", refused)})
-    return {parse_time_ns(label): requests for label, requests in hours.items() if requests > 0}
+        hours.subtract(_by_hour(queries, msgspec.structs.replace(where, status=Status.REFUSED.value)))
+    return {start_ns: requests for start_ns, requests in hours.items() if requests > 0}
+
+
+def _by_hour(queries: LedgerQueries, where: ReceiptFilter) -> dict[int, int]:
+    return {parse_time_ns(each.group or ""): each.requests for each in queries.totals("hour", where)}
 
 
 def _known(usage: Usage) -> bool:
     return usage.input_tokens is not None and usage.output_tokens is not None
 
 
-def _ran(answers: Sequence[Receipt], *, whole: bool) -> list[Ran]:
-    """Of each placement and model, busiest first. Where not all answers were looked at, the oldest hour is cut."""
-    cut_ns = None if whole or not answers else hour_start_ns(answers[0].created_at_ns)
-    by_place: dict[tuple[str, str], list[Receipt]] = defaultdict(list)
+def _ran(queries: LedgerQueries, where: ReceiptFilter, answers: Sequence[Answer]) -> list[Ran]:
+    """Of each placement and model, busiest first. Hours are counted whole; what they took is known of those that the
+    answers cover. Where not all were looked at, the oldest hour is cut."""
+    cut_ns = hour_start_ns(answers[0].created_at_ns) if len(answers) == LOOKED_AT else None
+    by_place: dict[tuple[str, str], list[Answer]] = defaultdict(list)
     for each in answers:
         if each.placement is not None:
             by_place[each.placement, each.model].append(each)
     found = []
     for (placement, model), those in by_place.items():
-        by_hour: dict[int, list[Receipt]] = defaultdict(list)
+        here = msgspec.structs.replace(where, placement=placement, model=model, status=Status.SUCCEEDED.value)
+        by_hour: dict[int, list[Answer]] = defaultdict(list)
         for each in those:
             by_hour[hour_start_ns(each.created_at_ns)].append(each)
-        hours = tuple(Hour(start, len(in_it), _p95_ns(in_it)) for start, in_it in by_hour.items() if start != cut_ns)
-        versions = [each.accelerator.step_time_version for each in those]
-        newest = next((version for version in reversed(versions) if version is not None), None)
+        hours = tuple(
+            Hour(start_ns, count, None if start_ns == cut_ns else _p95_ns(by_hour[start_ns]))
+            for start_ns, count in _by_hour(queries, here).items()
+        )
+        newest = next((each.fit for each in reversed(those) if each.fit is not None), None)
         found.append(Ran(placement, model, len(those), _took(those), _serving_ns(those), hours, newest))
     return sorted(found, key=lambda each: (-each.answers, each.placement, each.model))
 
 
-def _serving_ns(answers: Sequence[Receipt]) -> Fraction | None:
+def _serving_ns(answers: Sequence[Answer]) -> Fraction | None:
     """Its mean, where anybody knows."""
-    known = [each.accelerator.serving_ns for each in answers if each.accelerator.provenance is not Provenance.UNKNOWN]
+    known = [each.serving_ns for each in answers if each.serving_ns is not None]
     return Fraction(sum(known), len(known)) if known else None
 
 
-def _took(answers: Sequence[Receipt]) -> Spread | None:
+def _took(answers: Sequence[Answer]) -> Spread | None:
     """Their times; None of too few."""
-    times = [each.timing.total_ns for each in answers if each.timing.total_ns is not None]
+    times = [each.total_ns for each in answers if each.total_ns is not None]
     return spread(times) if len(times) >= LEAST_FOR_PERCENTILES else None
 
 
-def _p95_ns(answers: Sequence[Receipt]) -> int | None:
+def _p95_ns(answers: Sequence[Answer]) -> int | None:
     took = _took(answers)
     return None if took is None else took.p95

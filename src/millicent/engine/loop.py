@@ -16,6 +16,7 @@ from millicent.engine.batch import Encoder
 from millicent.engine.config import EngineConfig
 from millicent.engine.connection import Connection
 from millicent.engine.encoder_runner import EncoderRunner
+from millicent.engine.machine import kv_blocks
 from millicent.engine.protocol import (
     Cancel,
     Costs,
@@ -35,7 +36,6 @@ from millicent.engine.protocol import (
 from millicent.engine.runner import OpenModel, Runner
 
 _log = logging.getLogger(__name__)
-_LEAST_CONTEXT_TOKENS = 2048  # a model that has no room for this is refused rather than loaded
 # What part of the file weights may shrink to on their way from it: fp32 to bf16 is half.
 _SHRINKS_BY: dict[str, int] = {"int8": 4, "int4": 8}
 
@@ -201,29 +201,13 @@ class Engine:
                 raise OutOfMemory(_does_not_fit(frame.model, opened.weight_bytes, left))
             return EncoderRunner(opened, self._config)
         left -= opened.weight_bytes + opened.working_bytes
-        blocks, least = self._kv_blocks(opened, left)
+        blocks, least = kv_blocks(self._config, opened.model.context_tokens, opened.kv_bytes_per_token, left)
         if blocks < least:
             kv_bytes = least * self._config.block_tokens * opened.kv_bytes_per_token
             weight_bytes = opened.weight_bytes
             raise OutOfMemory(_does_not_fit(frame.model, weight_bytes + kv_bytes, weight_bytes + left))
         make = opened.make_runner or Runner
         return make(opened, self._config, blocks=blocks, wake=self._connection.wake)
-
-    def _kv_blocks(self, opened: OpenModel, left_bytes: int) -> tuple[int, int]:
-        """How many KV blocks the model gets, and the fewest it can work with.
-
-        It gets `max_sequences` whole contexts, or as many blocks as fit half of what is left, so that other models
-        find room too; but one whole context if that fits at all, and never more than fits.
-        """
-        config = self._config
-        per_context = -(-opened.model.context_tokens // config.block_tokens)
-        wanted = config.max_sequences * per_context
-        least = min(per_context, -(-_LEAST_CONTEXT_TOKENS // config.block_tokens))
-        block_bytes = config.block_tokens * opened.kv_bytes_per_token
-        if block_bytes == 0:
-            return wanted, least
-        fitting = max(0, left_bytes) // block_bytes
-        return min(wanted, fitting, max(fitting // 2, per_context)), least
 
     def _unload(self, frame: Unload) -> None:
         start_ns = self._clock.monotonic_ns()

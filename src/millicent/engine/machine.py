@@ -9,6 +9,7 @@ from millicent.engine.config import EngineConfig
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _GIB = 1 << 30
+_LEAST_CONTEXT_TOKENS = 2048  # a model that has no room for this is refused rather than loaded
 
 
 def memory_budget_bytes(config: EngineConfig) -> int:
@@ -24,6 +25,22 @@ def memory_budget_bytes(config: EngineConfig) -> int:
             limits += _numbers(group / name)[:1]
     memory = min(limits)
     return max(memory - max(memory // 8, _GIB), memory // 4)
+
+
+def kv_blocks(config: EngineConfig, context_tokens: int, kv_bytes_per_token: int, left_bytes: int) -> tuple[int, int]:
+    """How many KV blocks a model gets of so much memory, and the fewest it can work with.
+
+    It gets `max_sequences` whole contexts, or as many blocks as fit half of what is left, so that other models
+    find room too; but one whole context if that fits at all, and never more than fits.
+    """
+    per_context = -(-context_tokens // config.block_tokens)
+    wanted = config.max_sequences * per_context
+    least = min(per_context, -(-_LEAST_CONTEXT_TOKENS // config.block_tokens))
+    block_bytes = config.block_tokens * kv_bytes_per_token
+    if block_bytes == 0:
+        return wanted, least
+    fitting = max(0, left_bytes) // block_bytes
+    return min(wanted, fitting, max(fitting // 2, per_context)), least
 
 
 def usable_cores(config: EngineConfig) -> int:

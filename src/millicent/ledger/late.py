@@ -74,11 +74,12 @@ def save_fits(connection: sqlite3.Connection, fits: Iterable[StepTimeFit]) -> No
         connection.execute(rows.insert("step_time_fits", row, "ON CONFLICT DO NOTHING"), row)
 
 
-def latest_fits(connection: sqlite3.Connection, device: str, configuration: str) -> list[StepTimeFit]:
-    """The newest of each model."""
+def latest_fits(connection: sqlite3.Connection, device: str, configuration: str | None = None) -> list[StepTimeFit]:
+    """The newest of each model, in this configuration or, without one, in any."""
     found = select(
         connection,
-        "SELECT *, max(fitted_at_ns) FROM step_time_fits WHERE device = ? AND configuration = ? GROUP BY model",
+        "SELECT *, max(fitted_at_ns) FROM step_time_fits WHERE device = ? AND configuration = ifnull(?, configuration)"
+        " GROUP BY model",
         (device, configuration),
     )
     return [_fit_of(row) for row in found]

@@ -14,7 +14,9 @@ from urllib.parse import quote
 import msgspec
 
 from millicent.core.accounts import Account, HourTime
+from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR
+from millicent.core.entries import Entry, Kind
 from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
@@ -22,25 +24,31 @@ from millicent.core.receipts import Receipt
 from millicent.core.tallies import Tally
 from millicent.core.usage import Provenance
 from millicent.ledger import tallies, waste
-from millicent.ledger.late import fits_of
+from millicent.ledger.answers import Answer as Answer  # noqa: PLC0414 - for rooms that may import only this module
+from millicent.ledger.answers import newest_answers
+from millicent.ledger.budgets import read_balances, read_budgets
+from millicent.ledger.entries import latest_tiers, read_entries
+from millicent.ledger.hits import CacheUse, cache_use
+from millicent.ledger.late import fits_of, latest_fits
 from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
 from millicent.ledger.prompts import AskedPage, asked
 from millicent.ledger.reading import read_receipts, select, wall_covering
 from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql, sums_sql
 from millicent.ledger.rows import receipt_of
+from millicent.ledger.samples import sample_rows
 from millicent.ledger.schema import refuse_other_version, unavailable
 from millicent.ledger.verification import problems
 from millicent.ledger.worth import (
     ROLE_COSTS,
     USEFULNESS,
-    RoleCosts,
-    Usefulness,
     in_time,
     role_costs_of,
     usefulness_of,
     verdicts,
 )
+from millicent.ledger.worth import RoleCosts as RoleCosts  # noqa: PLC0414 - rooms that may import only this module
+from millicent.ledger.worth import Usefulness as Usefulness  # noqa: PLC0414 - name what it answers with
 from millicent.ledger.zones import labels
 
 T = TypeVar("T")
@@ -85,9 +93,6 @@ class ReceiptFilter(msgspec.Struct, frozen=True, kw_only=True):
     to_ns: int | None = None
 
 
-_EVERYTHING = ReceiptFilter()
-
-
 class ReceiptPage(msgspec.Struct, frozen=True):
     """Newest first. `next` is the `after` of the following page, None on the last."""
 
@@ -109,6 +114,22 @@ class Totals(msgspec.Struct, frozen=True):
     unpriced: int
     assumed: int
     unknown_usage: int
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One closed receipt. Tokens are None where unknown; `met` is None where it had no latency target."""
+
+    created_at_ns: int
+    feature: str | None
+    key: str | None
+    user: str | None
+    model: str
+    failed: bool
+    total_ns: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    met: bool | None
 
 
 # The fields of Totals, as sums of closed receipts.
@@ -176,18 +197,23 @@ class LedgerQueries:
                 values = [*values, *_place_of(connection, after)]
             return asked(connection, condition, values, limit)
 
-    def recent(self, limit: int, where: ReceiptFilter = _EVERYTHING) -> list[Receipt]:
+    def recent(self, limit: int) -> list[Receipt]:
         """The newest that the model which was asked for answered at once, oldest first, without their lines and
-        attempts."""
-        condition, values = _condition(where)
+        attempts. What the response cache answered is not among them."""
         sql = (
-            f"SELECT * FROM receipts WHERE status = 'succeeded' AND {condition}"  # noqa: S608 - columns are ours
+            "SELECT * FROM receipts WHERE status = 'succeeded'"
             " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
-            " ORDER BY created_at_ns DESC, id DESC LIMIT ?"
+            " AND backend IS NOT 'response_cache' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
         )
         with self._snapshot() as connection:
-            found = [] if connection is None else select(connection, sql, (*values, limit))
+            found = [] if connection is None else select(connection, sql, (limit,))
         return [receipt_of(row) for row in reversed(found)]
+
+    def answers(self, where: ReceiptFilter, limit: int) -> list[Answer]:
+        """The newest that the model which was asked for gave at once, oldest first: what they used, and how long they
+        took."""
+        with self._snapshot() as connection:
+            return [] if connection is None else newest_answers(connection, *_condition(where), limit)
 
     def totals(self, by: GroupBy, where: ReceiptFilter, book: str = ACTUAL, *, zone: str = "UTC") -> list[Totals]:
         """Dearest first; months, days and hours in order, as the clocks of `zone` (an IANA name) show them.
@@ -238,14 +264,16 @@ class LedgerQueries:
         return [(label, figures) for label, figures in sums.items() if figures[0]]
 
     def tallies(
-        self, by: Sequence[GroupBy], where: ReceiptFilter, *, zone: str = "UTC"
+        self, by: Sequence[GroupBy], where: ReceiptFilter, *, zone: str = "UTC", requests: int = 0
     ) -> dict[tuple[str | None, ...], Tally] | None:
         """What requests took, by several things at once; a month, day or hour comes last. Features and models are
         answered from what is kept for it; anything else is read from receipts, and is None where that would be more
-        than `tallies.MOST_DETAIL`."""
+        than `tallies.MOST_DETAIL`: at once where the number of `requests` is known."""
         time = next((name for name in by if name in _TIMES), None)
         label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
-        coarsest_s = DAY_S if time is None or (time != "hour" and zone == "UTC") else QUARTER_S
+        coarsest_s = (
+            DAY_S if time is None or (time != "hour" and zone == "UTC") else 3600 if zone == "UTC" else QUARTER_S
+        )
         with self._snapshot() as connection:
             if connection is None:
                 return {}
@@ -257,14 +285,30 @@ class LedgerQueries:
                 _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
                 label_of,
                 coarsest_s,
+                requests,
             )
         if found is None:
             return None
         return {tuple(member or None for member in key): tally for key, tally in found.items() if tally.requests}
 
-    def first_day_ns(self, feature: str | None = None) -> int | None:
-        """When the first day (UTC) began on which this feature was asked for, "" for none; any where it is None."""
-        return self.ask(lambda connection: tallies.first_day_ns(connection, feature))
+    def first_days_ns(self) -> dict[str | None, int]:
+        """When the first day (UTC) began on which each feature was asked for, None for none. Receipts of an older
+        version that are still being taken in aren't seen."""
+        found = self.ask(tallies.first_days_ns) or {}
+        return {feature or None: at_ns for feature, at_ns in found.items()}
+
+    def newest_fits(self, device: str) -> list[StepTimeFit]:
+        """The newest of each model on this device."""
+        return self.ask(lambda connection: latest_fits(connection, device)) or []
+
+    def entries(self, kind: Kind | None, from_ns: int, to_ns: int, limit: int = -1) -> list[Entry]:
+        """Revenue, outside costs or, without a kind, both, of times that overlap [from_ns, to_ns), in their order."""
+        times = (_storable(from_ns), _storable(to_ns))
+        return self.ask(lambda connection: read_entries(connection, kind, *times, limit)) or []
+
+    def latest_tiers(self, users: Sequence[str], to_ns: int) -> dict[str, str | None]:
+        """The tier of each user's latest request created before this; None where it had none."""
+        return self.ask(lambda connection: latest_tiers(connection, users, _storable(to_ns))) or {}
 
     def in_time(self, features: Sequence[str], where: ReceiptFilter) -> dict[str, tuple[int, int]]:
         """Of each of these features' answers: how many had a latency target, and how many met it."""
@@ -275,6 +319,11 @@ class LedgerQueries:
         """How much each routing policy was asked for, and what it did. Of receipts whose detail is kept."""
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
+
+    def cache_use(self, where: ReceiptFilter) -> list[CacheUse]:
+        """What the response cache gave, of what it was asked for. Of receipts whose detail is kept."""
+        with self._snapshot() as connection:
+            return [] if connection is None else cache_use(connection, *_condition(where))
 
     def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
         """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the
@@ -296,6 +345,25 @@ class LedgerQueries:
 
         of = sum(each.requests for each in self.totals("status", where))
         return waste.report(reads, of, waste.growth(inputs, from_ns, reads[-1].at_ns + 1))
+
+    def samples(self, where: ReceiptFilter, *, most: int) -> list[Sample]:
+        """Single receipts, oldest first: all, or where there are more than `most` every so-manyth."""
+        requests = sum(each.requests for each in self.totals("status", where))
+        with self._snapshot() as connection:
+            found = [] if connection is None else sample_rows(connection, *_condition(where), requests, most)
+            return [Sample(*row) for row in found]
+
+    def budgets(self, at_ns: int) -> list[tuple[Budget, list[Balance]]]:
+        """Every budget, with where its subjects stand in the period of `at_ns`."""
+        with self._snapshot() as connection:
+            found = [] if connection is None else read_budgets(connection)
+            return [(budget, read_balances(connection, budget, at_ns)) for budget in found if connection is not None]
+
+    def first_created_ns(self) -> int | None:
+        """When the oldest receipt whose detail is kept was created."""
+        with self._snapshot() as connection:
+            found = None if connection is None else connection.execute("SELECT min(created_at_ns) FROM receipts")
+            return None if found is None else found.fetchone()[0]
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""
@@ -326,7 +394,7 @@ class LedgerQueries:
             sums[account] = [total + part for total, part in zip(sums.get(account, [0] * 5), parts, strict=True)]
         return [account.of(*sums[account]) for account in sorted(sums)]
 
-    def fits(self, versions: Sequence[str]) -> list[StepTimeFit]:
+    def fits_named(self, versions: Sequence[str]) -> list[StepTimeFit]:
         """The versions of the step-time model that receipts name, in no order."""
         with self._snapshot() as connection:
             return [] if connection is None else fits_of(connection, versions)

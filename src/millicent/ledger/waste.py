@@ -48,7 +48,7 @@ class Advice(NamedTuple):
 ADVICE = {
     "cut": Advice(
         "the limit ended the output",
-        "raise max_tokens where a whole answer is needed, or ask for a shorter one: a cut answer costs like a whole",
+        "raise max_tokens where a whole answer is needed, or ask for a shorter one: what was cut is paid for too",
     ),
     "unread": Advice(
         "its caller had left",
@@ -70,7 +70,7 @@ ADVICE = {
     ),
     "growing": Advice(
         "prompts are longer than they were",
-        "compare the example with an early receipt of the feature: what was added since, and is it read?",
+        "compare the example with an early receipt of the feature: what was added since may not be needed",
     ),
 }
 
@@ -150,7 +150,8 @@ _READ = """
     WITH chosen AS MATERIALIZED (
         SELECT id, created_at_ns, feature, key, model, conversation, status, finish_reason, input_tokens,
             output_tokens, segments, usage, price_snapshot
-        FROM receipts WHERE status IS NOT NULL AND {where} ORDER BY created_at_ns DESC, id DESC LIMIT ?
+        FROM receipts WHERE status IS NOT NULL AND backend IS NOT 'response_cache' AND {where}
+        ORDER BY created_at_ns DESC, id DESC LIMIT ?
     )
     SELECT c.id, created_at_ns, feature, key, model, conversation, status, finish_reason, input_tokens, output_tokens,
         segments, json_extract(price_snapshot, '$.input'), json_extract(price_snapshot, '$.input_cached'),

@@ -20,6 +20,7 @@ from millicent.core.usage import Provenance, Usage, weakest
 from millicent.meter.attribution import StepTimeShares
 from millicent.meter.energy import EnergyAccount, EnergyShare, EnergySource
 from millicent.meter.placements import Placement
+from millicent.meter.step_log import StepLog
 
 Shares = Callable[[StepRecord], Sequence[int]]
 """A step's sequences to the weights by which its time is split: whole numbers, none negative. Those that learn
@@ -59,6 +60,7 @@ class Meter:
         self._ended: list[DeviceSession] = []  # and not known to be written yet
         self._receipts: dict[str, _Receipt] = {}
         self._sequences: dict[int, tuple[_Receipt, int]] = {}
+        self.steps = StepLog(clock)
 
     def add_device(
         self,
@@ -132,7 +134,10 @@ class Meter:
         session = self._session(record.device)
         # Before the shares: they learn from this step, and may go on with another fit.
         version = None if self._fits is None else self._fits.version(record.device, record.model)
-        self._split(session, record, self._shares(record), version)
+        weights = self._shares(record)
+        self._split(session, record, weights, version)
+        entries = (self._sequences.get(work.sequence) for work in record.sequences)
+        self.steps.add(record, [None if entry is None else entry[0].id for entry in entries], weights)
 
     def stretch(self, record: StepRecord, weights: Sequence[int], steps: int) -> None:
         """About so many steps of a device that doesn't show them, taken together, and how to split their time. Work of

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from millicent.caching.cache import Lookup
 from millicent.core.chunks import End, FinishReason, Text, Vector, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.money import ZERO
@@ -79,11 +80,11 @@ class KeptAnswer(msgspec.Struct, frozen=True):
 class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
-    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, for
-    the ledger or to be judged. `beside` is how others' latency targets see it.
+    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, to
+    be judged or cached; with `claimed`, for the ledger too. `beside` is how others' latency targets see it.
     """
 
-    def __init__(self, opened: Receipt, beside: Beside, *, keep: bool = False) -> None:
+    def __init__(self, opened: Receipt, beside: Beside, *, keep: bool = False, claimed: bool = False) -> None:
         self.opened = opened
         self.beside = beside
         self.model = opened.model  # that is asked now
@@ -96,6 +97,7 @@ class Answer:
         self.tokens_before = 0  # of attempts that have ended
         self.decision: Decision | None = None  # where a policy chose the model
         self.answered_by = opened.model  # or stands to be the one that did
+        self.lookup: Lookup | None = None  # its way through the response cache, where that is on
         self.standing: Receipt | None = None  # as it would be if the attempt that is verified now were the last
         self._run: Run | None = None
         self._cancelled = False
@@ -106,7 +108,8 @@ class Answer:
         self._waiting: list[Text] = []
         self._held: list[Text] | None = None
         self._reasons: tuple[FinishReason, ...] = ()
-        self._kept: list[Text] | None = [] if keep else None
+        self._kept: list[Text] | None = [] if keep or claimed else None
+        self._claimed = claimed
         self._error: MillicentError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._wants_all = False
@@ -116,10 +119,14 @@ class Answer:
         return self.opened.id
 
     def kept(self, end: End) -> str | None:
-        """The whole answer, where it is kept: what `KeptAnswer.read` reads."""
-        if self._kept is None:
+        """The whole answer, for the claim that was made on it: what `KeptAnswer.read` reads."""
+        if not self._claimed:
             return None
-        return msgspec.json.encode(KeptAnswer(merge_texts(self._kept, in_order=True), _reasons(end))).decode()
+        return msgspec.json.encode(KeptAnswer(self.texts(), _reasons(end))).decode()
+
+    def texts(self) -> tuple[Text, ...]:
+        """The whole answer in order, where it is kept."""
+        return merge_texts(self._kept or (), in_order=True)
 
     def outputs(self) -> list[str]:
         """The whole text of each choice, where it is kept."""
@@ -169,6 +176,10 @@ class Answer:
     def begun(self) -> bool:
         """Some of it is out, or may be: it can't be begun anew."""
         return self._begun
+
+    async def until_ending(self) -> None:
+        """Until it is cancelled or stopped."""
+        await self._ending.wait()
 
     async def pause(self, seconds: float) -> bool:
         """Wait so long; False, at once, when the answer is to end before that."""

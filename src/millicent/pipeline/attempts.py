@@ -77,6 +77,11 @@ class Journey:
         """How much is left of the time for everything; None without a limit."""
         return None if self._ends_at_ns is None else (self._ends_at_ns - self._clock.monotonic_ns()) / NS_PER_S
 
+    def began_earlier(self, by_ns: int) -> None:
+        """So much of the time for everything had passed before there was anything to try."""
+        if self._ends_at_ns is not None:
+            self._ends_at_ns -= by_ns
+
     def _turn_to(self, model: str) -> None:
         """From now on it is this model that is asked, as its own policy says."""
         policy = self._deployments.policy(model)
@@ -171,7 +176,7 @@ class Journey:
         refusals: list[MillicentError] = []
         quoted: list[tuple[Deployment, Plan]] = []
         cheapest = self.policy.balance == "cheapest"
-        for deployment in self._deployments.in_order(self._model, self._allowed, feature, among):
+        for deployment in self._deployments.in_order(self._model, self._allowed, feature, among, request):
             try:
                 plan = await self._planner(request, deployment)
             except MillicentError as error:

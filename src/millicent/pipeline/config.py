@@ -39,7 +39,8 @@ class ModelPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     A call that fails before any of its answer is out is made again, `retries` times at most; then `fallbacks`, other
     models of this file or of this server, get one call each, in order. `timeout_s` is for all of that together,
     `first_token_timeout_s` and `between_tokens_timeout_s` for each call; without them there is no limit here. `breaker`
-    says when a deployment is left alone.
+    says when a deployment is left alone. With `prefix_affinity` a conversation goes on where its turn before was
+    answered, and its beginning is in a cache, unless that deployment is much busier than another.
     """
 
     balance: Literal["weighted", "least_busy", "cheapest"] = "weighted"
@@ -49,6 +50,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     first_token_timeout_s: _Seconds | None = None
     between_tokens_timeout_s: _Seconds | None = None
     breaker: BreakerConfig = BreakerConfig()
+    prefix_affinity: bool = True
 
     def check(self, name: str) -> None:
         """Raises ConfigError for a chain that leads back or repeats itself."""

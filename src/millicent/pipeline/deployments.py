@@ -11,11 +11,17 @@ import msgspec
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import Forbidden, MillicentError, ModelNotFound, RateLimited, Unavailable
 from millicent.core.protocols import Backend
+from millicent.core.receipts import Receipt
+from millicent.core.request import Request
 from millicent.pipeline.breaker import Breaker, State, Verdict, verdict_of
 from millicent.pipeline.config import ModelPolicy
+from millicent.pipeline.prompts import Affinity
 
 # Beside the calls that a deployment takes at once, as many may wait for one of them to end.
 _CALLS_PER_CONNECTION = 2
+# A deployment that holds a conversation's beginning is passed over when it has so many more calls than twice the least
+# busy's.
+_MUCH_BUSIER = 4
 # What a caller is told where nobody knows how long: a probe runs, or others' calls do.
 _SOON_S = 1
 
@@ -52,6 +58,10 @@ class Deployment:
         self.running = 0
         self.breaker = breaker
         self._most = None if place.max_connections is None else place.max_connections * _CALLS_PER_CONNECTION
+
+    @property
+    def place(self) -> str:
+        return self.placement or self.backend.name
 
     @property
     def is_full(self) -> bool:
@@ -110,6 +120,7 @@ class Deployments:
         self._random = random
         self._policies = policies or {}
         self._configured = places or {}
+        self._affinity = Affinity()
         self._known: dict[str, list[Deployment]] = {
             model: [self._deployment(model, place) for place in found] for model, found in self._configured.items()
         }
@@ -138,10 +149,27 @@ class Deployments:
     def reports(self) -> list[DeploymentReport]:
         return [each.report() for model in self.models() for each in self.of(model)]
 
+    def held(self, request: Request, deployment: Deployment) -> None:
+        """The request was answered there."""
+        if len(self._known[deployment.model]) > 1 and self.policy(deployment.model).prefix_affinity:
+            self._affinity.held(deployment.model, request.attribution.key, request.hashed, deployment.place)
+
+    def remember(self, receipts: Iterable[Receipt]) -> None:
+        """Those of before the start, oldest first."""
+        for each in receipts:
+            if each.placement is not None and len(self._configured.get(each.model, ())) > 1:
+                self._affinity.held(each.model, each.attribution.key, each.prompt, each.placement)
+
     def in_order(
-        self, model: str, allowed: frozenset[str] | None, feature: str | None, among: Iterable[Deployment] | None = None
+        self,
+        model: str,
+        allowed: frozenset[str] | None,
+        feature: str | None,
+        among: Iterable[Deployment] | None = None,
+        request: Request | None = None,
     ) -> list[Deployment]:
-        """Those that may be asked now, the next one first; `among` narrows it. Never empty.
+        """Those that may be asked now, the next one first; `among` narrows it, and the one that holds the beginning of
+        `request` comes before others. Never empty.
 
         Raises ModelNotFound; Forbidden where the feature may use none of them; Unavailable where all that it may use
         are left alone after failures; RateLimited where they are full.
@@ -164,7 +192,16 @@ class Deployments:
                 code="deployments_full",
                 retry_after_s=_SOON_S,
             )
-        return self._ordered(model, free)
+        return self._held_first(model, self._ordered(model, free), request)
+
+    def _held_first(self, model: str, ordered: list[Deployment], request: Request | None) -> list[Deployment]:
+        if len(ordered) == 1 or request is None or not self.policy(model).prefix_affinity:
+            return ordered
+        place = self._affinity.holder(model, request.attribution.key, request.hashed)
+        holder = next((each for each in ordered if each.place == place and each.weight), None)
+        if holder is None or holder.running > 2 * min(each.running for each in ordered) + _MUCH_BUSIER:
+            return ordered
+        return [holder, *(each for each in ordered if each is not holder)]
 
     def _ordered(self, model: str, free: list[Deployment]) -> list[Deployment]:
         if len(free) == 1:

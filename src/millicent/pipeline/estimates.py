@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from millicent.caching.prompt_caching import Marks
 from millicent.core.errors import PaymentRequired
 from millicent.core.money import Money
 from millicent.core.protocols import Backend, Call
@@ -25,13 +26,14 @@ _CHARACTERS_PER_TOKEN = 4
 
 class Plan(msgspec.Struct, frozen=True):
     """A request that may run: its call, what was quoted and what is held. `maximum` is the caller's, where it is kept
-    while it runs."""
+    while it runs; `marks` are those for the provider's cache."""
 
     call: Call
     asked: Asked
     quote: Quote
     hold: Money | None
     maximum: Money | None = None
+    marks: Marks | None = None
 
 
 class Estimates:

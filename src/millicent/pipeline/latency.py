@@ -14,6 +14,22 @@ TARGET_HEADER = "x-millicent-latency-target-ms"
 _TARGET, _MET = "latency_target_ms", "latency_target_met"
 # Where not even an idle machine would do, what could change that takes longer than a queue.
 _HOPELESS_RETRY_S = 60
+_TRIAL_EVERY_NS = 60 * NS_PER_S
+
+
+class Trials:
+    """Second chances. What a fit makes hopeless would never run again, so nothing would ever correct a fit that a bad
+    moment of the machine's has spoiled: now and then one request that meets an idle model runs all the same."""
+
+    def __init__(self) -> None:
+        self._last_ns: dict[str, int] = {}
+
+    def due(self, model: str, now_ns: int) -> bool:
+        """Whether this hopeless request is the one that runs. `now_ns` is monotonic."""
+        if now_ns - self._last_ns.setdefault(model, now_ns) < _TRIAL_EVERY_NS:
+            return False
+        self._last_ns[model] = now_ns
+        return True
 
 
 def check_target(target_ms: int, wait: Wait, beside: int) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from random import Random, SystemRandom
 
 import msgspec
 
-from millicent.caching.segments import prompt_of
+from millicent.caching.cache import Lookup, ResponseCache
+from millicent.caching.store import KeptAnswer
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
 from millicent.core.errors import (
-    InvalidRequest,
     LedgerUnavailable,
     MillicentError,
     PaymentRequired,
@@ -24,7 +24,6 @@ from millicent.core.errors import (
     Unavailable,
 )
 from millicent.core.idempotency import Claim
-from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
 from millicent.core.receipts import HourShare, Receipt, Role
@@ -34,18 +33,22 @@ from millicent.meter.attribution import StepTimeShares
 from millicent.meter.estimated import EstimatedDevice
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
-from millicent.meter.prices import PriceBook
+from millicent.meter.prices import PriceBook, Prices
 from millicent.meter.quotes import Asked, Quoter
 from millicent.meter.waits import Beside, Waits
 from millicent.pipeline.answer import Answer, Progress
 from millicent.pipeline.attempts import Journey, Leg, Watchdog
+from millicent.pipeline.cached import CachedAnswers, told
 from millicent.pipeline.cascade import Cascade
 from millicent.pipeline.config import LimitsConfig, ModelPolicy
-from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place, may_run, not_allowed
+from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
-from millicent.pipeline.latency import check_target
+from millicent.pipeline.latency import Trials, check_target
+from millicent.pipeline.prompts import Prompts, with_surcharge
+from millicent.pipeline.quoting import Quotes
+from millicent.pipeline.reckoning import as_told, beside_others, cost_so_far, explained, most_tokens, tokens_of
 from millicent.pipeline.routes import Routes
 from millicent.pipeline.settlement import Bookkeeper, cut_short
 from millicent.routing.policies import Decision, Policies, learnable
@@ -61,8 +64,8 @@ class Pipeline:
     """Owns what runs. `start` and `close` bracket its life; `admit` is the only way in.
 
     `places` says where the models that have deployments run, `policies` what to do when those fail; `estimated` has the
-    devices of placements that are paid for by time and show no steps. `secret` is what hashes of prompts are keyed
-    with; without it there are none. `settled` is told of every receipt, once, when it is durable.
+    devices of placements that are paid for by time and show no steps. `prompts` hashes
+    prompts, and marks them. `settled` is told of every receipt, once, when it is durable.
     """
 
     def __init__(
@@ -85,7 +88,8 @@ class Pipeline:
         policies: Mapping[str, ModelPolicy] | None = None,
         random: Random | None = None,
         routing: Policies | None = None,
-        secret: bytes | None = None,
+        cache: ResponseCache | None = None,
+        prompts: Prompts | None = None,
         settled: Callable[[Receipt], None] = lambda _: None,
     ) -> None:
         self._random = random or SystemRandom()
@@ -101,12 +105,17 @@ class Pipeline:
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._routes = Routes(routing or Policies({}, Path()), self._deployments, self._look, self._estimates)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
+        self._quotes = Quotes(self._routes.policies, self._deployments, placements, self._features, self._estimates,
+                              self._look, clock)  # fmt: skip
+        self._cached = CachedAnswers(cache, self._features, clock)
         self._waits = waits
+        self._trials = Trials()
         self._estimated = estimated or {}
         self._told = settled
-        self._secret = secret
+        self._prompts = prompts or Prompts(None, clock)
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
+        self._waiting: set[Answer] = set()  # for the answer of another request, that asks the same
         self._unsettled: dict[str, tuple[Receipt, tuple[HourShare, ...], str | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoints: asyncio.Task[None] | None = None
@@ -130,6 +139,11 @@ class Pipeline:
             (answer.opened.model, answer.progress.first_token_at_ns is not None) for answer in self._answers.values()
         ]
 
+    def remember(self, receipts: Sequence[Receipt]) -> None:
+        """What was asked lately, oldest first, before the start: prompts go on from it."""
+        self._prompts.remember(receipts)
+        self._deployments.remember(receipts)
+
     async def start(self) -> None:
         """The first checkpoint tells the ledger of the devices, so that even a crash at once is accounted for."""
         await self.checkpoint()
@@ -140,7 +154,7 @@ class Pipeline:
         self._draining = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
-        for answer in list(self._answers.values()):
+        for answer in [*self._answers.values(), *self._waiting]:
             answer.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -150,6 +164,7 @@ class Pipeline:
         if self._checkpoints is not None:
             self._checkpoints.cancel()
             await asyncio.gather(self._checkpoints, return_exceptions=True)
+        await self._cached.close()
         await self._close_unsettled()
         await self._ledger.checkpoint(self._meter.stop())
 
@@ -161,8 +176,9 @@ class Pipeline:
         await self._ledger.checkpoint(checkpoint)
         self._meter.written(checkpoint)
 
-    async def admit(self, request: Request, claim: Claim | None = None) -> Answer:
-        """Start answering. Returns once the open receipt, its hold and its claim are durable and the work is under way.
+    async def admit(self, request: Request, claim: Claim | None = None, *, cache_control: str | None = None) -> Answer:
+        """Start answering. Returns once the open receipt, its hold and its claim are durable and the work is under way,
+        or with an answer from the response cache, which `cache_control` may forbid.
 
         Raises what a client should be told: RateLimited, PaymentRequired, Forbidden, ModelNotFound, InvalidRequest,
         Conflict, Unavailable, LedgerUnavailable. Nothing was spent then, and there is no receipt.
@@ -176,88 +192,119 @@ class Pipeline:
             )
         ticket = self._limiter.enter(request.attribution.key)
         self._admitted += 1
+        lookup = None
         try:
-            request = self._hashed(self._aimed(request))
-            journey, decision = await self._journey(request)
-            leg = await journey.first()
-            try:
-                receipt = self._books.opened(request, leg, None if decision is None else decision.explained())
-                ticket.reserve(_most_tokens(leg.plan.call), receipt.hold)
-                bounded = await self._open(receipt, claim, leg.plan)
-            except BaseException:
-                leg.lease.give_back()
-                raise
+            request = self._prompts.hashed(self._aimed(request))
+            lookup = self._cached.look(request, cache_control)
+            if lookup is not None and (lookup.answer is not None or lookup.follows is not None):
+                return await self._await_same(lookup, claim, ticket)
+            return await self._run(request, claim, lookup, ticket)
         except BaseException:
+            self._cached.withdraw(lookup)
             self._admitted -= 1
             ticket.withdraw()
             raise
+
+    async def _run(self, request: Request, claim: Claim | None, lookup: Lookup | None, ticket: Ticket) -> Answer:
+        journey, decision = await self._journey(request)
+        leg = await journey.first()
+        try:
+            receipt = self._books.opened(request, leg, explained(decision) | told(lookup))
+            ticket.reserve(most_tokens(leg.plan.call), receipt.hold)
+            bounded = await self._open(receipt, claim, leg.plan)
+        except BaseException:
+            leg.lease.give_back()
+            raise
         judged = self._features.judges_output(receipt.attribution.feature)
-        answer = Answer(receipt, _beside(leg.plan), keep=judged or claim is not None)
-        answer.decision = decision
-        self._answers[receipt.id] = answer
+        kept = lookup is not None and lookup.writes
+        answer = Answer(receipt, beside_others(leg.plan), keep=judged or kept, claimed=claim is not None)
+        answer.decision, answer.lookup = decision, lookup
         self._begin(answer, journey, leg)
-        task = asyncio.create_task(self._drive(answer, journey, leg, ticket, bounded=bounded))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._drive(answer, journey, leg, ticket, bounded=bounded))
         return answer
 
+    async def _await_same(self, lookup: Lookup, claim: Claim | None, ticket: Ticket) -> Answer:
+        """The answer that the cache has, or will have: of a request that runs and asks the same. Where nothing has to
+        be held, claimed or waited for, the receipt is written whole when it closes."""
+        receipt, bounded = self._cached.opened(lookup), False
+        if lookup.answer is None or claim is not None or lookup.request.outside_costs:
+            bounded = await self._ledger.open(receipt, claim)
+        answer = Answer(receipt, Beside(0, 0), keep=lookup.answer is None, claimed=claim is not None)
+        answer.lookup = lookup
+        if lookup.answer is not None:
+            await self._give(answer, lookup.answer)
+            self._admitted -= 1
+            ticket.leave(0, receipt.total)
+        else:
+            self._waiting.add(answer)
+            self._spawn(self._wait(answer, lookup, ticket, bounded=bounded))
+        return answer
+
+    async def _give(self, answer: Answer, found: KeptAnswer) -> None:
+        for text in found.texts:
+            answer.push(text)
+        await self._finish(answer, *self._cached.hit(answer.opened, found))
+
+    async def _wait(self, answer: Answer, lookup: Lookup, ticket: Ticket, *, bounded: bool) -> None:
+        """For the answer of the request that asks the same; where it has none, this one runs after all."""
+        joined: tuple[Journey, Leg] | None = None
+        try:
+            await self._cached.wait(answer, self._deployments.policy(lookup.request.model).timeout_s)
+            if lookup.answer is not None:
+                await self._give(answer, lookup.answer)
+            elif answer.ending:
+                await self._finish(answer, *self._cached.refused(answer.opened, None))
+            else:
+                joined = await self._join(answer, lookup, ticket)
+        except Exception as error:
+            if not isinstance(error, MillicentError):
+                log.exception("receipt %s: what waited could not be run", answer.receipt_id)
+            await self._finish(answer, *self._cached.refused(answer.opened, as_told(error)))
+        finally:
+            self._waiting.discard(answer)
+            if joined is None:
+                self._cached.land(answer)
+                self._admitted -= 1
+                ticket.leave(0, answer.opened.total)
+        if joined is not None:
+            await self._drive(answer, *joined, ticket, bounded=bounded)
+
+    async def _join(self, answer: Answer, lookup: Lookup, ticket: Ticket) -> tuple[Journey, Leg]:
+        """Begin what has waited in vain. Raises as `admit`."""
+        journey, decision = await self._journey(lookup.request)
+        journey.began_earlier(self._clock.now_ns() - answer.opened.created_at_ns)
+        leg = await journey.first()
+        try:
+            receipt = self._books.joined(answer.opened, leg, explained(decision) | told(lookup))
+            ticket.reserve(most_tokens(leg.plan.call), receipt.hold)
+            begun = await self._ledger.begin(receipt)
+        except BaseException:
+            leg.lease.give_back()
+            raise
+        if not begun:
+            leg.lease.give_back()
+            raise PaymentRequired("A budget lacks the money for this request: raise it.", quote=leg.plan.quote)
+        answer.opened, answer.decision = receipt, decision
+        self._begin(answer, journey, leg)
+        return journey, leg
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def quotes(self, request: Request, models: Sequence[str]) -> list[Quote]:
-        """What the request would be on each of these models, wherever one is placed. Nothing is spent, though a model
-        may have to be loaded for its tokenizer. Raises as `admit` does."""
-        prepared: list[Asked] = []
-        allowed = self._features.placements(request.attribution.feature)
-        places = [place for place in self._placements.values() if may_run(place.name, allowed)]
-        models = list(dict.fromkeys(model for name in models for model in self._routes.policies.models_of(name)))
-        for model in models:
-            elsewhere = any(model in place.models for place in places)
-            if not elsewhere or model in self.models():
-                wanted = msgspec.structs.replace(request, model=model)
-                prepared += await self._prepared(wanted, allowed, needed=not elsewhere)
-        asked: list[Asked] = []
-        for model in models:
-            wanted = msgspec.structs.replace(request, model=model)
-            asked += [each for each in prepared if each.model == model]
-            for place in places:
-                if model in place.models and all(
-                    each.placement.name != place.name for each in asked if each.model == model
-                ):
-                    asked.append(self._estimates.asked_elsewhere(wanted, place, prepared, self._clock.now_ns()))
-        return [self._estimates.quote(each) for each in asked]
+        """As `Quotes.quotes`."""
+        return await self._quotes.quotes(request, models)
 
     async def count(self, request: Request) -> int:
-        """The request's input in tokens. Nothing is spent. Raises as `admit` does, and InvalidRequest where nobody can
-        count them."""
-        allowed = self._features.placements(request.attribution.feature)
-        request = msgspec.structs.replace(request, model=self._routes.policies.models_of(request.model)[-1])
-        for asked in await self._prepared(request, allowed, needed=True):
-            if asked.input_provenance is Provenance.COUNTED:
-                return asked.input_tokens
-        raise InvalidRequest(
-            f"Nobody here can count tokens for model `{request.model}`: ask its provider.",
-            param="model",
-            code="unsupported_parameter",
-        )
-
-    async def _prepared(self, request: Request, allowed: frozenset[str] | None, *, needed: bool) -> list[Asked]:
-        """As each deployment would run it that may and can. Raises why none can, where one is `needed`."""
-        found: list[Asked] = []
-        why: MillicentError | None = None
-        deployments = self._deployments.of(request.model)
-        for each in deployments:
-            if may_run(each.placement, allowed):
-                try:
-                    found.append(self._asked(request, await each.backend.prepare(request)))
-                except MillicentError as error:
-                    why = why or error
-        if found or not needed:
-            return found
-        where = [each.placement or "" for each in deployments]
-        raise why or not_allowed(request.attribution.feature, allowed, request.model, where)
+        """As `Quotes.count`."""
+        return await self._quotes.count(request)
 
     def running(self, answer: Answer) -> Receipt:
         """The receipt as it stands, priced so far."""
-        if answer.closing is not None:
-            return answer.closing
+        if answer.closing is not None or not answer.opened.attempts:
+            return answer.closing or answer.opened
         return self._books.running(answer, self._meter.reading(answer.receipt_id))
 
     async def _journey(self, request: Request) -> tuple[Journey, Decision | None]:
@@ -277,20 +324,19 @@ class Pipeline:
         return self._asked(request, await deployment.backend.prepare(request))
 
     async def _plan(self, request: Request, deployment: Deployment) -> Plan:
-        call = await deployment.backend.prepare(request)
+        request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of)
         plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call))
         self._check_target(request, plan)
-        return plan
+        return msgspec.structs.replace(plan, marks=marks, hold=with_surcharge(plan.hold, marks))
+
+    def _prices_of(self, call: Call) -> Prices | None:
+        now_ns = self._clock.now_ns()
+        return self._estimates.prices(call.served_model, self._placements[call.placement].at(now_ns), now_ns)
 
     def _asked(self, request: Request, call: Call) -> Asked:
         beside = sum(answer.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
         return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
-
-    def _hashed(self, request: Request) -> Request:
-        if self._secret is None:
-            return request
-        return msgspec.structs.replace(request, hashed=prompt_of(request, self._secret))
 
     def _aimed(self, request: Request) -> Request:
         """With its feature's latency target, else its policy's, where it has none of its own."""
@@ -311,9 +357,14 @@ class Pipeline:
             for answer in self._answers.values()
             if answer.model == request.model
         ]
-        wait = self._waits.forecast(request.model, _beside(plan), others, streamed=request.stream)
-        if wait is not None:
+        wait = self._waits.forecast(request.model, beside_others(plan), others, streamed=request.stream)
+        if wait is None:
+            return
+        try:
             check_target(request.latency_target_ms, wait, len(others))
+        except RateLimited:
+            if others or not self._trials.due(request.model, self._clock.monotonic_ns()):
+                raise
 
     async def _open(self, receipt: Receipt, claim: Claim | None, plan: Plan) -> bool:
         """As `Ledger.open`; who is refused for want of budget is shown what it would have cost."""
@@ -326,6 +377,7 @@ class Pipeline:
     def _begin(self, answer: Answer, journey: Journey, leg: Leg) -> None:
         """The attempt is durable: count for it from now on."""
         call, opened = leg.plan.call, answer.opened
+        self._answers[opened.id] = answer
         attempt = opened.attempts[-1]
         device = None if call.sequences else self._estimated.get(attempt.placement)
         sequences = call.sequences
@@ -342,10 +394,11 @@ class Pipeline:
         # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
         known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
         answer.progress = Progress(known, call.input_tokens)
-        answer.model, answer.beside = leg.request.model, _beside(leg.plan)
+        answer.model, answer.beside = leg.request.model, beside_others(leg.plan)
         if leg.role is not Role.VERIFICATION:
             answer.answered_by = leg.request.model
         journey.begun(answer, leg)
+        self._prompts.begun(opened.id, leg.plan.marks)
         estimated_on = None if device is None else device.name
         self._meter.open(opened.id, attempt.ordinal, sequences, estimated_on=estimated_on)
         self._meter.follow_usage(opened.id, answer.progress.usage)
@@ -361,11 +414,13 @@ class Pipeline:
             if [each.role for each in answer.opened.attempts] == [Role.INFERENCE]:  # else it tells of other models too
                 self._learn(answer, leg.plan)
         finally:
+            self._cached.land(answer)
             leg.lease.give_back()
+            self._prompts.settled(answer.receipt_id, answer.closing if answer.standing is None else None)
             del self._answers[answer.receipt_id]
             self._admitted -= 1
             used = answer.closing or answer.opened
-            tokens = _tokens(used.usage)
+            tokens = tokens_of(used.usage)
             ticket.leave(None if tokens is None else answer.tokens_before + tokens, used.total)
 
     async def _attempt(self, answer: Answer, journey: Journey, leg: Leg, *, bounded: bool) -> End:
@@ -374,10 +429,9 @@ class Pipeline:
             end = await self._consume(answer, journey, leg.plan.call, purse)
         except MillicentError as error:  # the backend went away between prepare and start
             end = End(FinishReason.ERROR, Usage(), error)
-        except Exception:
+        except Exception as error:
             log.exception("receipt %s: the backend failed in a way it should not", answer.receipt_id)
-            bug = MillicentError("The server failed while answering: retry, and report this if it happens again.")
-            end = End(FinishReason.ERROR, Usage(), bug)
+            end = End(FinishReason.ERROR, Usage(), as_told(error))
         if answer.flight is not None:
             answer.flight.leave(answered=end.error is None)
         await purse.settle()
@@ -385,6 +439,8 @@ class Pipeline:
             leg.lease.give_back()
         else:
             leg.lease.end(end.error)
+            if end.error is None:
+                self._deployments.held(leg.request, leg.lease.deployment)
         if end.usage.leaves or end.reason not in {FinishReason.CANCELLED, FinishReason.ERROR}:
             self._meter.note_usage(answer.receipt_id, end.usage)
         return end
@@ -414,9 +470,9 @@ class Pipeline:
         try:
             receipt, reserved = self._books.followed(answer, following, end, reading)
             standing = self._books.ended(answer, end, reading) if end.error is None else answer.standing
-            used = _tokens(reading.usage)
-            before = answer.tokens_before + (_most_tokens(leg.plan.call) if used is None else used)
-            ticket.reserve(before + _most_tokens(following.plan.call), receipt.hold)
+            used = tokens_of(reading.usage)
+            before = answer.tokens_before + (most_tokens(leg.plan.call) if used is None else used)
+            ticket.reserve(before + most_tokens(following.plan.call), receipt.hold)
             begun = await self._ledger.begin(receipt)
         except (RateLimited, LedgerUnavailable):
             begun = False
@@ -445,7 +501,7 @@ class Pipeline:
                 answer.progress.note(chunk, self._clock.now_ns())
                 answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
                 if purse.watches_pieces and not answer.stopped_at_limit:
-                    await purse.spent(_cost_so_far(self.running(answer), answer))
+                    await purse.spent(cost_so_far(self.running(answer), answer))
         finally:
             watchdog.close()
         message = "The backend stopped without saying how the answer ended: retry."
@@ -461,15 +517,19 @@ class Pipeline:
         left = end.error is not None and answer.cancelled and not answer.begun
         final = End(FinishReason.CANCELLED, end.usage) if left else journey.concluded(answer, end)
         receipt = self._books.closed(answer, end, final, reading, journey.notes())
-        receipt = answer.closing = self._routes.with_savings(receipt, answer)
+        await self._finish(answer, self._routes.with_savings(receipt, answer), final, reading.shares)
+
+    async def _finish(self, answer: Answer, receipt: Receipt, end: End, shares: tuple[HourShare, ...] = ()) -> None:
+        """Close it; the answer ends when that is durable."""
+        answer.closing = receipt
         try:
             await self._save_fits()
-            await self._ledger.close(receipt, reading.shares, answer.kept(final))
+            await self._ledger.close(receipt, shares, answer.kept(end))
         except LedgerUnavailable as error:
-            self._unsettled[receipt.id] = (receipt, reading.shares, answer.kept(final))
+            self._unsettled[receipt.id] = (receipt, shares, answer.kept(end))
             answer.fail(error)
             return
-        answer.finish(receipt, final)
+        answer.finish(receipt, end)
         self._told(receipt)
 
     def _learn(self, answer: Answer, plan: Plan) -> None:
@@ -487,6 +547,7 @@ class Pipeline:
                 await self.checkpoint()
                 if number % CHECKPOINTS_PER_MAINTENANCE == 0:
                     await self._ledger.maintain()
+                    await self._cached.maintain()
                 failing = False
             except LedgerUnavailable as error:
                 if not failing:
@@ -504,27 +565,3 @@ class Pipeline:
             await self._ledger.close(*closing)
             del self._unsettled[receipt_id]
             self._told(closing[0])
-
-
-def _beside(plan: Plan) -> Beside:
-    sequences = max(1, len(plan.call.sequences))
-    return Beside(plan.asked.input_tokens, plan.quote.output_tokens.expected, sequences=sequences)
-
-
-def _tokens(usage: Usage) -> int | None:
-    read, written = usage.input_tokens, usage.output_tokens
-    return None if read is None or written is None else read + written
-
-
-def _most_tokens(call: Call) -> int:
-    return (call.input_tokens or 0) + (call.max_output_tokens or 0)
-
-
-def _cost_so_far(receipt: Receipt, answer: Answer) -> Money | None:
-    """With what is reserved for ended attempts of which nobody knows; None where nobody knows of the one that runs."""
-    last = receipt.attempts[-1].ordinal
-    ours = [line for line in receipt.lines if line.book == "actual"]
-    amounts = [line.amount for line in ours if line.amount is not None or line.attempt == last]
-    if not amounts or any(amount is None for amount in amounts):
-        return None
-    return Money.total(amount or ZERO for amount in amounts) + answer.reserved

@@ -24,6 +24,7 @@ from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf
 from millicent.pipeline.latency import policy_of, with_verdict
+from millicent.pipeline.prompts import told_of
 
 _UNFINISHED = (FinishReason.ERROR, FinishReason.CANCELLED)
 
@@ -65,6 +66,11 @@ class Bookkeeper:
             prompt=request.hashed,
         )
         return self._with_attempt(receipt, leg, _total(lines), now_ns)
+
+    def joined(self, opened: Receipt, leg: Leg, told: Mapping[str, str]) -> Receipt:
+        """A receipt that was opened without an attempt, with its first; `told` as in `opened`."""
+        receipt = msgspec.structs.replace(opened, policy=_policy(opened.policy, told))
+        return self._with_attempt(receipt, leg, _total(opened.lines), self._clock.now_ns())
 
     def followed(self, answer: Answer, leg: Leg, end: End, reading: Reading) -> tuple[Receipt, Money]:
         """The receipt with its attempt ended and the next one begun; and what is reserved for attempts whose cost
@@ -123,6 +129,7 @@ class Bookkeeper:
             hold=None if hold is None else hold + before,
             prices=placement.prices,
             basis=placement.basis,
+            policy=_policy(receipt.policy, told_of(leg.plan.marks)),
         )
 
     def ended(self, answer: Answer, end: End, reading: Reading) -> Receipt:

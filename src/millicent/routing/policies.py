@@ -12,7 +12,7 @@ from millicent.core.clock import NS_PER_MS
 from millicent.core.errors import ConfigError, InvalidRequest, MillicentError, PaymentRequired, RateLimited, Unavailable
 from millicent.core.money import Money
 from millicent.core.quotes import Quote
-from millicent.core.receipts import Receipt
+from millicent.core.receipts import RESPONSE_CACHE, Receipt
 from millicent.core.request import Message, Request
 from millicent.meter.quotes import Asked
 from millicent.routing.checks import Checks
@@ -184,9 +184,9 @@ class Policies:
 
 def learnable(receipt: Receipt) -> Receipt | None:
     """A receipt as one of the model that answered it, for what is learned from answers of a model; None where its
-    times are those of a verification too."""
+    times are those of a verification too, or of no model."""
     policy = receipt.policy or {}
-    if VERIFIED in policy:
+    if VERIFIED in policy or policy.get(RESPONSE_CACHE) == "hit":
         return None
     return msgspec.structs.replace(receipt, model=policy[CHOSEN]) if CHOSEN in policy else receipt
 

@@ -12,17 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from millicent.control.access import Asks, KeyRing, Writes
+from millicent.control.access import Asks, Writes
 from millicent.control.budgets import drop_budget, set_budget, standing
 from millicent.control.config import BudgetConfig, Rates
 from millicent.control.idempotency import purge_answers
-from millicent.control.keys import ApiKey, Scope, insert_key, new_key, read_keys, revoke_key, rotate_key
+from millicent.control.keys import Scope
 from millicent.control.showing import key_body
 from millicent.control.stored_responses import purge as purge_responses
 from millicent.core.clock import NS_PER_S, Clock, parse_time_ns
-from millicent.core.errors import ConfigError, InvalidRequest, NotFound
-from millicent.core.identifiers import Ids
+from millicent.core.errors import ConfigError, InvalidRequest
 from millicent.server.bodies import read_body
+from millicent.server.keys import KeyChanges
 from millicent.wire import control as wire
 from millicent.wire import receipts as receipts_wire
 
@@ -32,12 +32,11 @@ T = TypeVar("T")
 class Admin:
     """A change is durable before it is answered, and holds here from then on."""
 
-    def __init__(self, *, ledger: Writes, queries: Asks, keys: KeyRing, clock: Clock, ids: Ids) -> None:
+    def __init__(self, *, ledger: Writes, queries: Asks, keys: KeyChanges, clock: Clock) -> None:
         self._ledger = ledger
         self._queries = queries
         self._keys = keys
         self._clock = clock
-        self._ids = ids
         self.routes: list[BaseRoute] = [
             Route("/admin/keys", self._list_keys),
             Route("/admin/keys", self._create_key, methods=["POST"]),
@@ -50,36 +49,22 @@ class Admin:
         ]
 
     async def _list_keys(self, _: Request) -> Response:
-        keys = await self._read(read_keys)
+        keys = await asyncio.to_thread(self._keys.all)
         return _json(receipts_wire.list_body([key_body(key, self._clock.now_ns()) for key in keys], None))
 
     async def _create_key(self, request: Request) -> Response:
         asked = wire.decode_key(await _body(request))
-        key, token = new_key(self._ids, self._clock, **_key_fields(asked))
-        await self._ledger.write(partial(insert_key, key=key))
-        await self._keys.refresh()
+        key, token = await self._keys.create(**_key_fields(asked))
         return _json(key_body(key, self._clock.now_ns()) | {"token": token}, status=201)
 
     async def _rotate_key(self, request: Request) -> Response:
         overlap_ns = wire.decode_rotation(await _body(request)).overlap_s * NS_PER_S
-        key_id = request.path_params["id"]
-        token = await self._ledger.write(
-            partial(rotate_key, key_id=key_id, now_ns=self._clock.now_ns(), overlap_ns=overlap_ns)
-        )
-        await self._keys.refresh()
-        return _json(key_body(await self._key(key_id), self._clock.now_ns()) | {"token": token})
+        key, token = await self._keys.rotate(request.path_params["id"], overlap_ns)
+        return _json(key_body(key, self._clock.now_ns()) | {"token": token})
 
     async def _revoke_key(self, request: Request) -> Response:
-        key_id = request.path_params["id"]
-        await self._ledger.write(partial(revoke_key, key_id=key_id, now_ns=self._clock.now_ns()))
-        await self._keys.refresh()
-        return _json(key_body(await self._key(key_id), self._clock.now_ns()))
-
-    async def _key(self, key_id: str) -> ApiKey:
-        for key in await self._read(read_keys):
-            if key.id == key_id:
-                return key
-        raise NotFound(f"There is no key `{key_id[:60]}`.")
+        key = await self._keys.revoke(request.path_params["id"])
+        return _json(key_body(key, self._clock.now_ns()))
 
     async def _list_budgets(self, _: Request) -> Response:
         now_ns = self._clock.now_ns()

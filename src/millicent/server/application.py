@@ -33,6 +33,7 @@ from millicent.server.config import ServerConfig
 from millicent.server.families import family_of, is_anthropic
 from millicent.server.guard import Guard
 from millicent.server.inference import DIALECTS, RESPONSES, InferenceEndpoint
+from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.sessions import Sessions
 from millicent.server.shortcut import Shortcut
@@ -131,7 +132,8 @@ class Server:
         # They are routes too, for whoever asks with another method.
         routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
         sessions = Sessions(clock)
-        routes += Admin(ledger=ledger, queries=queries, keys=keys, clock=clock, ids=ids).routes
+        key_changes = KeyChanges(ledger=ledger, queries=queries, ring=keys, clock=clock, ids=ids)
+        routes += Admin(ledger=ledger, queries=queries, keys=key_changes, clock=clock).routes
         routes += SignIn(keys, sessions, sign_in_page).routes
         middleware = [
             Middleware(Guard, config=config),
@@ -286,6 +288,7 @@ def _refuse_unknown(names: object, known: set[str]) -> None:
             )
 
 
+_OUR_HEADERS = ("X-Millicent-Receipt", "X-Millicent-Cost-USD", "X-Millicent-Cache")
 _RATE_HEADERS = [
     name
     for part in ("Limit", "Remaining", "Reset")
@@ -300,7 +303,14 @@ def _cors(config: ServerConfig) -> Middleware:
         allow_origins=list(config.allowed_origins),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["X-Millicent-Receipt", "X-Millicent-Cost-USD", "Request-Id", "Retry-After", *_RATE_HEADERS],
+        expose_headers=[
+            "X-Millicent-Receipt",
+            "X-Millicent-Cost-USD",
+            "X-Millicent-Cache",
+            "Request-Id",
+            "Retry-After",
+            *_RATE_HEADERS,
+        ],
     )
 
 

@@ -78,7 +78,7 @@ def bearer(headers: Mapping[str, str]) -> str | None:
 def _permit(caller: Caller, method: str, path: str) -> None:
     if path.startswith("/admin"):
         caller.demand(caller.administers, "administer this server")
-    elif path.startswith("/v1/accounts") or not path.startswith(_API):
+    elif path.startswith(("/v1/accounts", "/v1/plan")) or not path.startswith(_API):
         caller.demand(caller.reads_all, "read accounts and pages")
     elif method not in _READING:
         caller.demand(caller.runs_models, "run models")

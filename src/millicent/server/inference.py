@@ -20,7 +20,7 @@ from millicent.core.errors import Conflict, MillicentError
 from millicent.core.idempotency import Claim
 from millicent.core.identifiers import Ids
 from millicent.core.money import ZERO
-from millicent.core.receipts import Receipt
+from millicent.core.receipts import RESPONSE_CACHE, Receipt
 from millicent.core.request import Request
 from millicent.ledger.queries import LedgerQueries
 from millicent.pipeline.answer import Answer, KeptAnswer
@@ -205,7 +205,7 @@ class InferenceEndpoint:
             key = headers.get("idempotency-key")
             claim = None if key is None else claim_of(key, caller.id, request, shape)
             await self._late.hear_tools(request.messages or (), caller)
-            answer = await self._begin(request, claim)
+            answer = await self._begin(request, claim, headers.get("cache-control"))
         except ClientDisconnect:
             return
         except MillicentError as error:
@@ -244,7 +244,7 @@ class InferenceEndpoint:
             outside_costs=costs,
         )
 
-    async def _begin(self, request: Request, claim: Claim | None) -> Answer | Replay:
+    async def _begin(self, request: Request, claim: Claim | None, cache_control: str | None) -> Answer | Replay:
         """The answer that this claim got before, or a new one. Only a stream doesn't wait for one that still runs: it
         begins, and its heartbeats tell that somebody is at work."""
         while True:
@@ -253,7 +253,7 @@ class InferenceEndpoint:
                 assert receipt is not None
                 return Replay(receipt, lambda: self._finished(claim))
             try:
-                return await self._pipeline.admit(request, claim)
+                return await self._pipeline.admit(request, claim, cache_control=cache_control)
             except Conflict as error:
                 if error.code != RACE:
                     raise
@@ -279,13 +279,14 @@ class InferenceEndpoint:
 
     def _receipt_headers(self, answer: Answer | Replay) -> dict[str, str]:
         theirs = self._dialect.family.receipt_header
-        return {"x-millicent-receipt": answer.receipt_id} | ({theirs: answer.receipt_id} if theirs else {})
+        ours = {"x-millicent-receipt": answer.receipt_id} | _cache_header(answer)
+        return ours | ({theirs: answer.receipt_id} if theirs else {})
 
     async def _whole(self, send: Send, answer: Answer | Replay, shape: object, headers: dict[str, str]) -> None:
         try:
             pieces = await answer.rest()
         except MillicentError as error:
-            told = headers | _cost_header(answer)
+            told = headers | _end_headers(answer)
             await send_error(send, self._dialect.family, error, headers=told, receipt_id=answer.receipt_id)
             return
         receipt = answer.settled
@@ -296,7 +297,7 @@ class InferenceEndpoint:
         body = self._dialect.answer_body(receipt, texts, answer.reasons, shape)
         if not isinstance(answer, Replay):
             await self._answered(receipt, shape, body)
-        await send_json(send, encode(body), headers=headers | _cost_header(answer))
+        await send_json(send, encode(body), headers=headers | _end_headers(answer))
 
     async def _stream(self, send: Send, answer: Answer | Replay, shape: object, headers: dict[str, str]) -> None:
         assert self._dialect.stream is not None, "its requests don't stream"
@@ -335,9 +336,16 @@ class InferenceEndpoint:
         return self._dialect.family.error_event(error, answer.receipt_id)
 
 
-def _cost_header(answer: Answer | Replay) -> dict[str, str]:
+def _end_headers(answer: Answer | Replay) -> dict[str, str]:
+    """What is known once the answer is whole."""
     total = answer.settled.total if answer.settled is not None else None
-    return {} if total is None else {"x-millicent-cost-usd": str(total)}
+    return _cache_header(answer) | ({} if total is None else {"x-millicent-cost-usd": str(total)})
+
+
+def _cache_header(answer: Answer | Replay) -> dict[str, str]:
+    """As the receipt says now: a stream that waits for another's answer doesn't know yet."""
+    outcome = ((answer.settled or answer.opened).policy or {}).get(RESPONSE_CACHE)
+    return {} if outcome is None else {"x-millicent-cache": outcome}
 
 
 class _Heart:

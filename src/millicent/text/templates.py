@@ -35,7 +35,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool = True
     ) -> str:
-        """Without `thinking`, the template is told so by the name that most know; one that doesn't know it ignores it."""
+        """Without `thinking`, the template is told so by the name that most know; others ignore it."""
         import jinja2
 
         switch = {} if thinking else {"enable_thinking": False}

@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from millicent.core.accounts import Account
 from millicent.core.clock import NS_PER_MS, NS_PER_S
-from millicent.core.receipts import Receipt, Status
+from millicent.core.receipts import RESPONSE_CACHE, Receipt, Status
 from millicent.core.usage import Provenance
 
 _OTHER = "other"
@@ -102,6 +102,7 @@ class Traffic:
         self._read: Counter[tuple[str, ...]] = Counter()
         self._written: Counter[tuple[str, ...]] = Counter()
         self._finished: Counter[tuple[str, ...]] = Counter()
+        self._cached: Counter[tuple[str, ...]] = Counter()
         self._took: dict[str, dict[str, _Histogram]] = {
             name: defaultdict(_Histogram) for name in ("queue", "ttft", "tpot", "total")
         }
@@ -111,14 +112,19 @@ class Traffic:
         feature = receipt.attribution.feature or ""
         who = (model, receipt.placement or "", feature if feature in {"", *self._features} else _OTHER)
         self._requests[*who, str(receipt.status)] += 1
-        for leaf, count in receipt.usage.leaves.items():
-            self._tokens[*who, leaf.value] += count.tokens or 0
         for line in receipt.lines:
             if line.book == "actual" and line.amount is not None:
                 self._cost_nanousd[*who, line.role.value] += line.amount.nanousd
         self._unpriced[who] += receipt.total is None
+        outcome = (receipt.policy or {}).get(RESPONSE_CACHE)
+        if outcome is not None:
+            self._cached[model, outcome] += 1
         for lever, saved in receipt.saved.items():
             self._saved_nanousd[model, lever] += saved.nanousd
+        if outcome == "hit":  # no model has worked, and none is quicker for it
+            return
+        for leaf, count in receipt.usage.leaves.items():
+            self._tokens[*who, leaf.value] += count.tokens or 0
         # What nobody knows is no series, rather than a zero.
         if receipt.accelerator.provenance is not Provenance.UNKNOWN:
             self._device_ns[who] += receipt.accelerator.serving_ns
@@ -150,6 +156,7 @@ class Traffic:
         yield _counter("millicent_accelerator_seconds", "Device time attributed.", who, self._device_ns, _NANO)
         yield _counter("millicent_energy_joules", "Joules attributed, where known.", who, self._nanojoules, _NANO)
         yield _counter("millicent_guessed_tokens", "Speculative decoding.", ("model", "outcome"), self._drafts)
+        yield _counter("millicent_response_cache_requests", "What the cache did.", ("model", "outcome"), self._cached)
         yield _counter("vllm:prompt_tokens", "Input tokens.", ("model_name",), self._read)
         yield _counter("vllm:generation_tokens", "Output tokens.", ("model_name",), self._written)
         yield _counter(

@@ -19,6 +19,8 @@ _encoder = msgspec.json.Encoder()
 _MEDIA_TYPES = get_args(MediaType)
 _TAKEN = ("temperature", "top_p", "top_k")
 _EFFORTS = {"minimal": "low"}
+# What of a call counts as input.
+_COUNTED = ("model", "system", "messages", "tools", "tool_choice", "thinking")
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -30,6 +32,21 @@ class Sent(msgspec.Struct, frozen=True):
 def encode(request: Request, model: str, who: str, *, priority: bool = False) -> Sent:
     """The call for this request. Raises InvalidRequest for what `who`, the upstream, can't do."""
     return _Encoding(request, who).made(model, priority=priority)
+
+
+def counting(sent: Sent) -> bytes:
+    """The body that asks for the number of this call's input tokens."""
+    fields = msgspec.json.decode(sent.body, type=dict[str, msgspec.Raw])
+    return _encoder.encode({field: fields[field] for field in _COUNTED if field in fields})
+
+
+def read_count(body: bytes) -> int:
+    """Raises msgspec.DecodeError for what is no answer to that."""
+    return msgspec.json.decode(body, type=_Counted).input_tokens
+
+
+class _Counted(msgspec.Struct, frozen=True):
+    input_tokens: int
 
 
 class _Encoding:

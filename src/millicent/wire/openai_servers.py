@@ -24,6 +24,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     `effort` is the field that says how much to think, and `efforts` the words it takes there. `thoughts` is the field
     of a message that holds what was thought before it. `running_usage`: each chunk can have the usage so far.
+    `cache_key`: prompts of one `prompt_cache_key` are sent where their beginning is cached.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     thoughts: Literal["reasoning_content", "reasoning"] | None = None
     required: Literal["required", "any"] = "required"
     call_id_length: int | None = None  # it takes only identifiers of so many letters and digits
+    cache_key: bool = False
     completions: bool = True
     embeddings: bool = True
 
@@ -56,6 +58,7 @@ SERVERS: dict[str, Server] = {
         max_tokens="max_completion_tokens",
         effort="reasoning_effort",
         efforts=_EFFORTS,
+        cache_key=True,
     ),
     "azure": Server(
         title="Azure OpenAI",

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from millicent.core.errors import InvalidRequest
+from millicent.core.prompts import BYTES_PER_TOKEN
 from millicent.core.request import FAILED_CALL, ImagePart, Message, OtherPart, OutputFormat, Request, TextPart, Tool
 from millicent.wire.openai_servers import Server
 
@@ -34,10 +35,21 @@ class Sent(msgspec.Struct, frozen=True):
     body: bytes
 
 
-def encode(request: Request, model: str, server: Server, who: str, service_tier: str | None = None) -> Sent:
+# Shorter prompts aren't cached at OpenAI: 1,024 tokens.
+_LEAST_CACHED_BYTES = 1024 * BYTES_PER_TOKEN
+
+
+def encode(
+    request: Request, model: str, server: Server, who: str, service_tier: str | None = None, *, cache_key: bool = False
+) -> Sent:
     """The call for this request. Raises InvalidRequest for what `who`, the upstream, can't do. `service_tier` is what
-    the placement is charged at, where it isn't the usual."""
+    the placement is charged at, where it isn't the usual. With `cache_key`, a tenant's prompts that begin alike are
+    sent to one cache, unless the caller says to which."""
     encoding = _Encoding(request, model, server, who)
+    if cache_key and server.cache_key and request.hashed is not None and request.hashed.length >= _LEAST_CACHED_BYTES:
+        tenant = (request.attribution.key or "").encode()
+        begins = blake2b(tenant, key=request.hashed.segments[0].chain, digest_size=16)
+        encoding.body["prompt_cache_key"] = begins.hexdigest()
     if service_tier is not None:
         encoding.body["service_tier"] = service_tier
     return Sent(*encoding.made())

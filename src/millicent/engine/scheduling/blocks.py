@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
@@ -30,7 +31,8 @@ class BlockPool:
         self._holders = [0] * total
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
-        self._cached: dict[int, None] = {}  # in the order of last use
+        # In the order of last use. Taking the first of a plain dict passes by all that were taken before it.
+        self._cached: OrderedDict[int, None] = OrderedDict()
 
     @property
     def free(self) -> int:
@@ -57,8 +59,7 @@ class BlockPool:
             if self._free:
                 block = self._free.pop()
             else:
-                block = next(iter(self._cached))
-                del self._cached[block]
+                block, _ = self._cached.popitem(last=False)
                 del self._block_of[self._key_of.pop(block)]
             self._holders[block] = 1
             blocks.append(block)

@@ -81,15 +81,16 @@ def parse_period(text: str) -> Period:
         first_text, _, last_text = text.partition("/")
         first = date.fromisoformat(first_text)
         last = date.fromisoformat(last_text) if last_text else first
-        if last < first:
-            raise ValueError(text)
-        return Period(start_ns(first), start_ns(last + timedelta(days=1)))
+        found = Period(start_ns(first), start_ns(last + timedelta(days=1)))
     except (ValueError, OverflowError):
         raise InvalidRequest(
             f"`{text[:40]}` is no period: write a month 2026-11, a week 2026-W47, a day 2026-11-03, or days"
             " 2026-11-03/2026-11-09.",
             param="period",
         ) from None
+    if found.ns <= 0:
+        raise InvalidRequest(f"`{text[:40]}` ends before it begins: write the earlier day first.", param="period")
+    return found
 
 
 def parse_two(text: str) -> tuple[Period, Period]:

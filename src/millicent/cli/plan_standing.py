@@ -1,0 +1,87 @@
+"""`plan standing`: published bands, a checklist, and what outcomes cost without a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from millicent.cli import ledger
+from millicent.cli.show import utc_ns
+
+if TYPE_CHECKING:
+    from millicent.economics.standing import Stand, Standing
+
+
+@click.command()
+@click.option("--since", metavar="TIME", callback=utc_ns, help="From this time on; by default the last 30 days.")
+@click.option("--until", metavar="TIME", callback=utc_ns, help="Only before this time.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+def standing(since: int | None, until: int | None, json_: bool) -> None:
+    """Say where you stand: beside published bands, and on a checklist that evidence ticks, with the next step.
+
+    And what the same outcome costs without a model, where [features.NAME.alternative] says it.
+    """
+    from millicent import config
+    from millicent.cli import show
+    from millicent.core.clock import SystemClock
+    from millicent.dashboard.plan_json import standing_body
+    from millicent.economics.scenarios import Scenarios
+    from millicent.economics.standing import standing as stand
+    from millicent.economics.traffic import lately
+    from millicent.ledger.queries import ReceiptFilter
+
+    home = config.home()
+    settings = config.load(home / config.FILE_NAME)
+    queries = ledger.open_ledger()
+    what = config.configured(settings, queries, Scenarios(home))
+    chosen = lately(SystemClock(), ReceiptFilter(from_ns=since, to_ns=until))
+    found = stand(queries, SystemClock(), chosen, what, config.economics_setting(settings).books)
+    if json_:
+        show.as_json(standing_body(found))
+        return
+    header = ("MEASURE", "INDUSTRY", "HERE", "STANDS", "BEHIND", "TYPICAL", "LEADING", "EVIDENCE")
+    rows = [_stand(each) for each in found.stands]
+    print(show.table(header, rows, right=frozenset({"HERE"})))
+    print("\n" + _checklist(found))
+    if found.without:
+        print("\n" + _without(found))
+    if found.next_step is not None:
+        show.note(f"Next: {found.next_step.then}")
+
+
+def _stand(stand: Stand) -> tuple[str, ...]:
+    from millicent.economics.standing import band_words, told
+
+    band = stand.band
+    here = "unknown" if stand.value is None else told(band, stand.value)
+    return (band.measure, band.industry, here, stand.where or "unknown", *band_words(band), stand.evidence)
+
+
+def _checklist(found: Standing) -> str:
+    from millicent.cli import show
+
+    rows = [
+        ("[x]" if each.done else "[ ]", each.stage, each.what, each.evidence, "" if each.done else each.then)
+        for each in found.ticks
+    ]
+    return show.table(("", "STAGE", "WHAT", "EVIDENCE", "THEN"), rows)
+
+
+def _without(found: Standing) -> str:
+    from millicent.cli import show
+
+    header = ("FEATURE", "WITHOUT A MODEL", "WITH IT", "OF", "SAVED EACH", "OUTCOMES", "HOW")
+    rows = [
+        (
+            each.feature,
+            each.without.human(),
+            "unknown" if each.with_model is None else each.with_model.human(),
+            each.of,
+            "unknown" if each.saved is None else each.saved.human(),
+            f"{each.outcomes:,}",
+            each.what or "-",
+        )
+        for each in found.without
+    ]
+    return show.table(header, rows, right=frozenset({"WITHOUT A MODEL", "WITH IT", "SAVED EACH", "OUTCOMES"}))

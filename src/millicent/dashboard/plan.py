@@ -1,0 +1,306 @@
+"""Plan: where to run it. The page, and the same as JSON; and what all plans are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from millicent.core.clock import NS_PER_S, Clock
+from millicent.core.errors import InvalidRequest
+from millicent.core.money import Money
+from millicent.core.usage import Provenance
+from millicent.dashboard import figures, tables
+from millicent.dashboard.charts import Chart, Series
+from millicent.dashboard.figures import Figure
+from millicent.dashboard.plan_json import where_body
+from millicent.dashboard.selection import FILTERS
+from millicent.dashboard.site import Page, Site
+from millicent.dashboard.tables import Cell, Column, Table
+from millicent.economics.breakeven import BreakEven, machines
+from millicent.economics.curves import Curve
+from millicent.economics.machines import machine_from
+from millicent.economics.margin import Books
+from millicent.economics.places import Asked, Place
+from millicent.economics.scenarios import Scenarios
+from millicent.economics.standing import Configured
+from millicent.economics.where import Setup, Where, where
+from millicent.ledger.queries import LedgerQueries
+
+# What the address may ask, beside the traffic's filters.
+WHERE = FILTERS | {"latency_target_ms", "spares", "volume", "compare", "machine"}
+
+# The same question is answered from what was found for as long; its traffic has hardly changed.
+_KEPT_NS = 60 * NS_PER_S
+_MOST_KEPT = 16
+# A chart's lines and places.
+_MOST_CURVES = 5
+_MOST_STEPS = 40
+_GRID = 24
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What the plans are made from. `setup` and `configured` are what is, as of now; `latency_targets_ms` are the
+    features' own, `books` what the configuration says of revenue."""
+
+    queries: LedgerQueries
+    clock: Clock
+    setup: Callable[[], Setup]
+    scenarios: Scenarios
+    latency_targets_ms: Mapping[str, int]
+    configured: Callable[[], Configured]
+    books: Books
+
+
+def where_page(planning: Planning, site: Site) -> Page:
+    kept: dict[tuple[tuple[str, str], ...], tuple[int, Where]] = {}
+
+    async def found_for(request: Request) -> tuple[Any, Where]:
+        selection = site.selection(request, WHERE, default_range="30d")
+        key = tuple(sorted(selection.params.items()))
+        now_ns = planning.clock.now_ns()
+        at_ns, found = kept.get(key, (0, None))
+        if found is None or not 0 <= now_ns - at_ns < _KEPT_NS:
+            found = await site.read(lambda: _compared(planning, selection.params, selection.where))
+            while len(kept) >= _MOST_KEPT:
+                del kept[next(iter(kept))]
+            kept[key] = now_ns, found
+        return selection, found
+
+    async def show(request: Request) -> Response:
+        selection, found = await found_for(request)
+        shown: list[Chart | Table] = [_places(found), _break_evens(found), _sensitivities(found), _ranges(found)]
+        if (chart := _staircases(found)) is not None:
+            shown.append(chart)
+        notes = {
+            note: [each.name for each in found.places if note in each.notes]
+            for note in dict.fromkeys(note for each in found.places for note in each.notes)
+        }
+        return site.answer(request, "plan_where.html", shown=shown, selection=selection, found=found, notes=notes)
+
+    async def as_json(request: Request) -> Response:
+        _, found = await found_for(request)
+        encoded = msgspec.json.Encoder(decimal_format="number").encode(where_body(found))
+        return Response(encoded, media_type="application/json")
+
+    routes = [site.get("/plan", show), Route("/v1/plan/where", as_json, methods=["GET"])]
+    return Page("Plan", "Where to run it", "/plan", routes)
+
+
+def _compared(planning: Planning, params: Mapping[str, str], chosen: Any) -> Where:
+    """Raises InvalidRequest naming the parameter."""
+    target = _whole(params, "latency_target_ms", 1)
+    if target is None and chosen.feature:
+        target = planning.latency_targets_ms.get(chosen.feature)
+    stated = dict(machine_from(text) for text in _listed(params.get("machine", ""), ";"))
+    setup = planning.setup()
+    if stated:
+        setup = Setup(setup.placements, setup.apis, {**setup.machines, **stated}, setup.prices, setup.slots)
+    asked = Asked(latency_target_ms=target, spares=_whole(params, "spares", 0) or 0, volume=_whole(params, "volume", 1))
+    compared = _listed(params.get("compare", ""), ",")
+    return where(planning.queries, planning.clock, setup, chosen, asked, compared=compared)
+
+
+def _whole(params: Mapping[str, str], name: str, least: int) -> int | None:
+    text = params.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= 10**9):
+        raise InvalidRequest(f"{name}={text!r} must be a whole number from {least} to 1000000000", param=name)
+    return int(text)
+
+
+def _listed(text: str, between: str) -> list[str]:
+    return [part.strip() for part in text.split(between) if part.strip()]
+
+
+def _places(found: Where) -> Table:
+    columns = (
+        Column("Place", "place", number=False),
+        Column("Kind", "kind", number=False, wide=True),
+        Column("A month", "monthly_usd"),
+        Column("A request", "per_request_usd", wide=True),
+        Column("A million tokens", "per_million_tokens_usd", wide=True),
+        Column("Machines", "machines", wide=True),
+        Column("Used", "utilization", wide=True),
+        Column("Only when needed", "rented_when_needed_usd", wide=True),
+        Column("Median time", "p50_ns", wide=True),
+        Column("95th percentile", "p95_ns"),
+    )
+    return Table(
+        name="places",
+        title=f"{found.volume:,} requests a month, place by place",
+        columns=columns,
+        rows=tuple(_place(each) for each in found.places),
+        empty="Nothing to compare: name an API's model or a machine below.",
+    )
+
+
+def _place(place: Place) -> tuple[Cell, ...]:
+    late = place.in_time is False
+    p95 = _time(place.p95_ns, place)
+    if late:
+        p95 = p95._replace(figure=p95.figure._replace(unit=f"{p95.figure.unit}, late"))
+    return (
+        tables.text(place.name),
+        tables.text(place.kind),
+        _money(place.monthly, place.provenance),
+        _money(place.per_request, place.provenance),
+        _money(place.per_million_tokens, place.provenance),
+        Cell(Figure("—", "", "") if place.machines is None else figures.count(place.machines), place.machines),
+        _part(place.utilization),
+        _unless(place.when_needed, place.provenance),
+        _time(place.p50_ns, place),
+        p95,
+    )
+
+
+def _time(duration_ns: int | None, place: Place) -> Cell:
+    return tables.duration(duration_ns, None if duration_ns is None else place.latency_provenance)
+
+
+def _money(amount: Money | None, provenance: Provenance) -> Cell:
+    """What nobody knows is no price that is missing: it is said so."""
+    if amount is None:
+        return Cell(Figure("unknown", "", "see the notes below; it is not zero"), None)
+    return tables.money(amount, provenance)
+
+
+def _unless(amount: Money | None, provenance: Provenance) -> Cell:
+    """What only some have."""
+    return Cell(Figure("—", "", ""), None) if amount is None else tables.money(amount, provenance)
+
+
+def _part(part: Fraction | None) -> Cell:
+    value = None if part is None else round(float(part), 6)
+    return Cell(figures.percent(value), value)
+
+
+def _volume(volume: int | None) -> Cell:
+    return Cell(
+        Figure("never", "", "at no volume up to a billion a month") if volume is None else figures.count(volume), volume
+    )
+
+
+def _break_evens(found: Where) -> Table:
+    return Table(
+        name="break-evens",
+        title="From which volume a machine pays, in requests a month",
+        columns=(
+            Column("Machine", "machine", number=False),
+            Column("Against", "api", number=False, wide=True),
+            Column("Pays from", "pays_from_requests"),
+            Column("Always from", "pays_always_from_requests"),
+            Column("One pays when used", "one_machine_pays_from_utilization", wide=True),
+        ),
+        rows=tuple(
+            (
+                tables.text(each.machine),
+                tables.text(each.api),
+                _volume(each.pays_from),
+                _volume(each.pays_always_from),
+                _used(each),
+            )
+            for each in found.break_evens
+        ),
+        empty="It takes an API and a machine whose costs are known.",
+        note="Between the two columns further machines cost more than they carry, step by step.",
+    )
+
+
+def _used(even: BreakEven) -> Cell:
+    if even.utilization is None or even.utilization > 1:
+        return Cell(Figure("never", "", "even a full machine costs more"), None)
+    return _part(even.utilization)
+
+
+def _sensitivities(found: Where) -> Table:
+    machine = found.break_evens[0].machine if found.break_evens else "a machine"
+    return Table(
+        name="sensitivities",
+        title=f"What moves that, for {machine}",
+        columns=(
+            Column("If", "what", number=False),
+            Column("Pays from", "pays_from_requests"),
+            Column("Always from", "pays_always_from_requests"),
+        ),
+        rows=tuple(
+            (tables.text(each.what), _volume(each.pays_from), _volume(each.pays_always_from))
+            for each in found.sensitivities
+        ),
+        empty="It takes an API and a machine whose costs are known.",
+    )
+
+
+def _ranges(found: Where) -> Table:
+    return Table(
+        name="cheapest",
+        title="Cheapest by requests a month",
+        columns=(
+            Column("From", "from_requests"),
+            Column("To", "to_requests"),
+            Column("Place", "place", number=False),
+        ),
+        rows=tuple(
+            (
+                Cell(figures.count(each.from_volume), each.from_volume),
+                Cell(figures.count(each.to_volume), each.to_volume),
+                tables.text(each.name),
+            )
+            for each in found.cheapest
+        ),
+        empty="No place's cost is known.",
+    )
+
+
+def _staircases(found: Where) -> Chart | None:
+    """The cheapest API and the machines that pay somewhere, else the cheapest one, as far as that is seen; both ends of
+    every step."""
+    apis = [each.curve for each in found.places if each.kind == "api" and each.curve is not None][:1]
+    pays = {each.machine: each.pays_always_from or each.pays_from for each in found.break_evens}
+    others = machines(found.places)
+    others = [each for each in others if pays.get(each.name)][: _MOST_CURVES - 1] or others[:1]
+    if not others:
+        return None
+    first = min(others, key=lambda curve: pays.get(curve.name) or 0)
+    step = _round_up(max(2 * found.volume, (pays.get(first.name) or 0) * 3 // 2, (first.capacity or 0) * 2) // _GRID)
+    volumes = _drawn_at([*apis, *others], step)
+    return Chart(
+        name="staircases",
+        title="A month's cost by volume",
+        kind="line",
+        x_title="Requests a month",
+        x=tuple(volumes),
+        series=tuple(
+            Series(name=each.name, values=tuple(Money(round(each.cost(volume))) for volume in volumes))
+            for each in [*apis, *others]
+        ),
+        unit="usd",
+        scale="linear",
+        provenance=Provenance.ESTIMATED,
+        note="Machines are whole: each step is one more. An API's cost is a straight line.",
+    )
+
+
+def _drawn_at(curves: Sequence[Curve], step: int) -> list[int]:
+    """A grid, and both sides of each step of staircases that have few enough."""
+    end = step * _GRID
+    volumes = set(range(0, end + 1, step))
+    for each in curves:
+        if each.capacity is not None and end // each.capacity <= _MOST_STEPS:
+            for start in each.step_starts(end):
+                volumes |= {start - 1, start}
+    return sorted(volumes)
+
+
+def _round_up(volume: int) -> int:
+    """The next of 1, 2, 2.5 and 5 times a power of ten, from 10 on."""
+    power: int = 10 ** max(len(str(volume)) - 1, 1)
+    return next(power * tenths // 10 for tenths in (10, 20, 25, 50, 100) if power * tenths // 10 >= volume)

@@ -1,0 +1,346 @@
+"""What is earned beside what is spent, by feature, tier or user, and what would mend it.
+
+Every amount is counted once, under what it was recorded for; what isn't known by the thing that is asked for is a row
+of its own, so that rows always sum to the same total. Revenue that was recorded stands instead of what the
+configuration would make of that user, tier or feature in that month.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Literal
+
+import msgspec
+
+from millicent.core.entries import Entry
+from millicent.core.money import ZERO, Money
+from millicent.core.periods import Period, months_of
+from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
+from millicent.economics.plans import Mend, UserUse, allowance, bill, feature_mends, mends, needed, plans_by_tier
+from millicent.ledger.queries import LedgerQueries, ReceiptFilter, Totals
+
+By = Literal["feature", "tier", "user"]
+# Rows of users that are told; all of them count.
+MOST_USERS = 200
+
+
+class Books(msgspec.Struct, frozen=True):
+    """What the configuration says of money that comes in and goes out."""
+
+    plans: dict[str, PlanConfig] = {}
+    features: dict[str, EarningsConfig] = {}
+    costs: dict[str, CostConfig] = {}
+
+
+class MarginRow(msgspec.Struct, frozen=True, kw_only=True):
+    """`margin` = revenue - AI cost - other costs; the shares are of revenue, None without any. `needed` is the least
+    revenue that would leave the target's part. `unpriced` requests may have cost something nobody can price."""
+
+    group: str | None
+    requests: int
+    revenue: Money
+    ai_cost: Money
+    other_cost: Money
+    margin: Money
+    margin_share: Decimal | None
+    ai_share: Decimal | None
+    unpriced: int
+    target: Decimal | None
+    needed: Money | None
+
+
+class PayingUser(msgspec.Struct, frozen=True, kw_only=True):
+    """A user whose AI cost is more than the plan's target leaves for it; `losing` where it is more than they pay."""
+
+    user: str
+    tier: str
+    paid: Money
+    cost: Money
+    allowed: Money
+    losing: bool
+
+
+class PlanMargin(msgspec.Struct, frozen=True, kw_only=True):
+    """`users` made requests in the period; those who pay and made none aren't known here."""
+
+    plan: str
+    tier: str
+    users: int
+    revenue: Money
+    ai_cost: Money
+    other_cost: Money
+    over: int
+    losing: int
+    mends: tuple[Mend, ...]
+
+
+class MarginReport(msgspec.Struct, frozen=True):
+    """Least margin first. `mends` says, by feature, what would bring one that earns something to its target. `over` are
+    the users that cost more than their plan leaves, worst first, up to `MOST_USERS` of them."""
+
+    by: By
+    from_ns: int
+    to_ns: int
+    rows: tuple[MarginRow, ...]
+    total: MarginRow
+    mends: dict[str, tuple[Mend, ...]]
+    plans: tuple[PlanMargin, ...]
+    over: tuple[PayingUser, ...]
+
+
+class _Posting(msgspec.Struct, frozen=True, kw_only=True):
+    """An amount, and all that is known of what it is for."""
+
+    revenue: Money = ZERO
+    cost: Money = ZERO
+    feature: str | None = None
+    tier: str | None = None
+    user: str | None = None
+
+
+class _Member(msgspec.Struct, frozen=True):
+    """A user of a plan in `inside`, the part of one month that is asked for. `paid` is what was recorded of them, else
+    what the plan bills."""
+
+    plan: str
+    tier: str
+    use: UserUse
+    paid: Money
+    inside: Period
+    month: Period
+
+
+def margins(ledger: LedgerQueries, by: By, period: Period, books: Books) -> MarginReport:
+    """Of the requests created in the period, and of what accrues in it."""
+    plans = plans_by_tier(books.plans)
+    entries = ledger.entries(None, period.from_ns, period.to_ns)
+    members = list(_members(ledger, period, plans, entries))
+    postings = [
+        *_recorded(ledger, entries, period),
+        *_billed(members, entries),
+        *_of_features(ledger, period, books.features, entries),
+        *_running_costs(books.costs, period),
+    ]
+    where = ReceiptFilter(from_ns=period.from_ns, to_ns=period.to_ns)
+    spent = {each.group: each for each in ledger.totals(by, where)}
+    sums: dict[str | None, list[Money]] = {group: [ZERO, ZERO] for group in spent}
+    for posting in postings:
+        have = sums.setdefault(getattr(posting, by), [ZERO, ZERO])
+        have[0] += posting.revenue
+        have[1] += posting.cost
+    targets = _targets(by, books, members)
+    rows = [_row(group, spent.get(group), revenue, cost, targets.get(group)) for group, (revenue, cost) in sums.items()]
+    rows.sort(key=lambda row: (row.margin, row.group is None, row.group or ""))
+    total = _row(
+        None,
+        None,
+        Money.total(row.revenue for row in rows),
+        Money.total(row.other_cost for row in rows),
+        None,
+        ai_cost=Money.total(row.ai_cost for row in rows),
+        requests=sum(row.requests for row in rows),
+        unpriced=sum(row.unpriced for row in rows),
+    )
+    return MarginReport(
+        by,
+        period.from_ns,
+        period.to_ns,
+        tuple(rows[:MOST_USERS] if by == "user" else rows),
+        total,
+        _feature_mends(rows, period) if by == "feature" else {},
+        tuple(_plans(plans, members, postings)),
+        tuple(_over(members, plans)[:MOST_USERS]),
+    )
+
+
+def _row(
+    group: str | None,
+    spent: Totals | None,
+    revenue: Money,
+    other_cost: Money,
+    target: Decimal | None,
+    *,
+    ai_cost: Money = ZERO,
+    requests: int = 0,
+    unpriced: int = 0,
+) -> MarginRow:
+    if spent is not None:
+        ai_cost, requests, unpriced = spent.cost, spent.requests, spent.unpriced
+    left = revenue - ai_cost - other_cost
+    least = None if target is None else needed(ai_cost + other_cost, target)
+    return MarginRow(
+        group=group,
+        requests=requests,
+        revenue=revenue,
+        ai_cost=ai_cost,
+        other_cost=other_cost,
+        margin=left,
+        margin_share=_part(left, revenue),
+        ai_share=_part(ai_cost, revenue),
+        unpriced=unpriced,
+        target=target,
+        needed=None if least is None or revenue >= least else least,
+    )
+
+
+def _feature_mends(rows: Sequence[MarginRow], period: Period) -> dict[str, tuple[Mend, ...]]:
+    months = sum(
+        (Fraction(each.ns, month.ns) for month in months_of(period) if (each := period.common(month))), Fraction(0)
+    )
+    found = {}
+    for row in rows:
+        if row.group is not None and row.needed is not None and row.revenue > ZERO and months:
+            allowed = allowance(row.revenue, row.target or Decimal(0)) - row.other_cost
+            found[row.group] = tuple(feature_mends(row.group, row.needed - row.revenue, row.requests, allowed, months))
+    return found
+
+
+def _part(amount: Money, whole: Money) -> Decimal | None:
+    return Decimal(amount.nanousd) / whole.nanousd if whole > ZERO else None
+
+
+def _members(
+    ledger: LedgerQueries, period: Period, plans: Mapping[str, tuple[str, PlanConfig]], entries: Sequence[Entry]
+) -> Iterator[_Member]:
+    """Who made requests, month by month, and is on a plan by the tier of their latest request in it."""
+    if not plans:
+        return
+    for month in months_of(period):
+        inside = period.common(month)
+        if inside is None:
+            continue
+        totals = ledger.totals("user", ReceiptFilter(from_ns=inside.from_ns, to_ns=inside.to_ns))
+        recorded: dict[str, Money] = {}
+        for entry in _revenue(entries, inside):
+            if entry.user is not None:
+                recorded[entry.user] = recorded.get(entry.user, ZERO) + inside.accrued(entry.amount, _time(entry))
+        tiers = ledger.latest_tiers([each.group for each in totals if each.group is not None], inside.to_ns)
+        for each in totals:
+            tier = tiers.get(each.group or "")
+            if each.group is None or tier is None or tier not in plans:
+                continue
+            name, plan = plans[tier]
+            use = UserUse(
+                each.group, each.requests, each.input_tokens + each.output_tokens, each.cost, recorded.get(each.group)
+            )
+            paid = bill(plan, use, inside, month) if use.recorded is None else use.recorded
+            yield _Member(name, tier, use, paid, inside, month)
+
+
+def _recorded(ledger: LedgerQueries, entries: Sequence[Entry], period: Period) -> Iterator[_Posting]:
+    """As it accrues. What a user paid is of the tier of their latest request, where nothing else is said."""
+    unknown = sorted({each.user for each in entries if each.user is not None and each.tier is None})
+    tiers = ledger.latest_tiers(unknown, period.to_ns) if unknown else {}
+    for each in entries:
+        amount = period.accrued(each.amount, _time(each))
+        tier = each.tier or tiers.get(each.user or "")
+        yield _Posting(
+            revenue=amount if each.kind == "revenue" else ZERO,
+            cost=amount if each.kind == "cost" else ZERO,
+            feature=each.feature,
+            tier=tier,
+            user=each.user,
+        )
+
+
+def _billed(members: Sequence[_Member], entries: Sequence[Entry]) -> Iterator[_Posting]:
+    recorded = {
+        inside: {each.tier for each in _revenue(entries, inside) if each.user is None}
+        for inside in {member.inside for member in members}
+    }
+    for member in members:
+        if member.use.recorded is None and member.tier not in recorded[member.inside]:
+            yield _Posting(revenue=member.paid, tier=member.tier, user=member.use.user)
+
+
+def _of_features(
+    ledger: LedgerQueries, period: Period, features: Mapping[str, EarningsConfig], entries: Sequence[Entry]
+) -> Iterator[_Posting]:
+    earning = {
+        name: each for name, each in features.items() if each.revenue_usd_per_month or each.revenue_usd_per_request
+    }
+    for month in months_of(period) if earning else ():
+        inside = period.common(month)
+        if inside is None:
+            continue
+        where = ReceiptFilter(status="succeeded", from_ns=inside.from_ns, to_ns=inside.to_ns)
+        answered = {each.group: each.requests for each in ledger.totals("feature", where)}
+        recorded = {each.feature for each in _revenue(entries, inside)}
+        for name, each in earning.items():
+            if name not in recorded:
+                fixed = inside.accrued(Money.from_usd(each.revenue_usd_per_month), month)
+                yield _Posting(
+                    revenue=fixed + Money.price(answered.get(name, 0), each.revenue_usd_per_request), feature=name
+                )
+
+
+def _running_costs(costs: Mapping[str, CostConfig], period: Period) -> Iterator[_Posting]:
+    for each in costs.values():
+        amount = Money.from_usd(each.usd_per_month)
+        accrued = Money.total(period.accrued(amount, month) for month in months_of(period))
+        yield _Posting(cost=accrued, feature=each.feature, tier=each.tier)
+
+
+def _plans(
+    plans: Mapping[str, tuple[str, PlanConfig]], members: Sequence[_Member], postings: Sequence[_Posting]
+) -> Iterator[PlanMargin]:
+    for tier, (name, plan) in plans.items():
+        ours = [member for member in members if member.tier == tier]
+        other = Money.total(posting.cost for posting in postings if posting.tier == tier)
+        parts = sum((Fraction(member.inside.ns, member.month.ns) for member in ours), Fraction(0))
+        over = [each for each in _over(ours, plans) if each.tier == tier]
+        yield PlanMargin(
+            plan=name,
+            tier=tier,
+            users=len({member.use.user for member in ours}),
+            revenue=Money.total(posting.revenue for posting in postings if posting.tier == tier),
+            ai_cost=Money.total(member.use.cost for member in ours),
+            other_cost=other,
+            over=len(over),
+            losing=sum(each.losing for each in over),
+            mends=tuple(
+                mends(
+                    name,
+                    plan,
+                    [member.use for member in ours],
+                    [member.paid for member in ours],
+                    other,
+                    parts / len(ours),
+                    only_plan=len(plans) == 1,
+                )
+            )
+            if ours
+            else (),
+        )
+
+
+def _over(members: Sequence[_Member], plans: Mapping[str, tuple[str, PlanConfig]]) -> list[PayingUser]:
+    """The users that cost more than their plan's target leaves, those with the greatest excess first."""
+    sums: dict[tuple[str, str], tuple[Money, Money]] = {}
+    for member in members:
+        paid, cost = sums.get((member.use.user, member.tier), (ZERO, ZERO))
+        sums[member.use.user, member.tier] = (paid + member.paid, cost + member.use.cost)
+    found = []
+    for (user, tier), (paid, cost) in sums.items():
+        allowed = allowance(paid, plans[tier][1].margin_target)
+        if cost > allowed:
+            found.append(PayingUser(user=user, tier=tier, paid=paid, cost=cost, allowed=allowed, losing=cost > paid))
+    return sorted(found, key=lambda each: (each.allowed.nanousd - each.cost.nanousd, each.user))
+
+
+def _targets(by: By, books: Books, members: Sequence[_Member]) -> dict[str | None, Decimal]:
+    if by == "feature":
+        return {name: each.margin_target for name, each in books.features.items()}
+    if by == "tier":
+        return {plan.tier or name: plan.margin_target for name, plan in books.plans.items()}
+    return {member.use.user: books.plans[member.plan].margin_target for member in members}
+
+
+def _revenue(entries: Sequence[Entry], inside: Period) -> Iterator[Entry]:
+    return (each for each in entries if each.kind == "revenue" and inside.common(_time(each)) is not None)
+
+
+def _time(entry: Entry) -> Period:
+    return Period(entry.from_ns, entry.to_ns)

@@ -1,0 +1,298 @@
+"""Ten and a hundred times the traffic: what it costs, how long answers take, how many machines it needs, what breaks.
+
+The traffic is the busiest stretch of what was recorded, and copies of it begun at other points (`arrivals.superposed`).
+First it grows on what there is now, until something breaks; then machines are added until the latency target is met.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
+
+import msgspec
+
+from millicent.core.budgets import Budget
+from millicent.core.clock import NS_PER_HOUR
+from millicent.core.money import Money
+from millicent.core.usage import Provenance
+from millicent.economics.arrivals import Arrival, busiest, span_of, superposed
+from millicent.economics.basis import Basis
+from millicent.economics.outcomes import Outcome, latency_of
+from millicent.economics.recorded import Recorded
+from millicent.economics.simulator import Course, Gate
+
+# So many requests are simulated at the largest multiple, more or less; the stretch has at least _LEAST.
+MOST_SIMULATED = 10_000
+_LEAST = 100
+_LADDER = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
+# Without a target: as long as 95 in 100 take at most twice what they take now.
+_ASSUMED_TARGET = 2
+_HOURS_PER_MONTH = 730
+_MOST_MACHINES = 4096
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What may stand in the way. `gate` is the keys' rates; `connections` how many calls each placement elsewhere
+    takes at once."""
+
+    machines: int = 1
+    max_concurrent: int | None = None
+    budgets: tuple[Budget, ...] = ()
+    connections: dict[str, int] = {}
+
+
+class Break(msgspec.Struct, frozen=True):
+    """`what` is latency, concurrency, rate, memory, budget or connections. It breaks at `multiple`, and held at
+    `held_at`; None where it didn't hold at 1."""
+
+    what: str
+    name: str
+    multiple: float
+    held_at: float | None
+    why: str
+
+
+class Rung(msgspec.Struct, frozen=True):
+    """So many times the traffic on what there is now."""
+
+    multiple: int
+    outcome: Outcome
+    p95_wait_ns: int | None
+
+
+class Scaled(msgspec.Struct, frozen=True, kw_only=True):
+    """So many times the traffic on as few machines as meet the target; None where none do. Monthly amounts are at the
+    recorded pace times the multiple, the machines being up all the time."""
+
+    multiple: int
+    machines: int | None
+    outcome: Outcome | None
+    p95_wait_ns: int | None
+    requests_per_month: int
+    busy_cost_per_month: Money | None
+    wall_cost_per_month: Money | None
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """`target_ns` is what 95 in 100 may wait: for the first token where they stream, else for the whole answer."""
+
+    model: str
+    placement: str
+    recorded: int
+    stretch: int
+    stretch_ns: int
+    requests_per_month: int
+    target_ns: int
+    target_provenance: Provenance
+    ladder: tuple[Rung, ...]
+    breaks: tuple[Break, ...]
+    scaled: tuple[Scaled, ...]
+
+
+def scale(
+    basis: Basis,
+    everything: Sequence[Recorded],
+    limits: Limits,
+    *,
+    multiples: Sequence[int] = (10, 100),
+    target_ns: int | None = None,
+    gate: Callable[[], Gate] | None = None,
+    most: int = MOST_SIMULATED,
+    progress: Callable[[str], object] = str,
+) -> Scale:
+    """`everything` also has what ran elsewhere, which counts towards budgets and connections."""
+    stretch = busiest(basis.arrivals, max(_LEAST, most // max(multiples)))
+    monthly = _per_month(basis.arrivals)
+    now, wait_ns = _climb(basis, stretch, 1, limits.machines)
+    provenance = Provenance.MEASURED
+    if target_ns is None:
+        target_ns, provenance = _ASSUMED_TARGET * (wait_ns or 0), Provenance.ASSUMED
+    ladder, breaks = _grow(basis, stretch, limits, max(multiples), target_ns, gate, progress)
+    breaks += [*_budget_breaks(everything, limits.budgets), *_connection_breaks(everything, limits.connections)]
+    return Scale(
+        model=basis.model,
+        placement=basis.placement,
+        recorded=len(basis.recorded),
+        stretch=len(stretch),
+        stretch_ns=span_of(stretch),
+        requests_per_month=monthly,
+        target_ns=target_ns,
+        target_provenance=provenance,
+        ladder=tuple(ladder),
+        breaks=tuple(sorted(breaks, key=lambda each: (each.multiple, each.what, each.name))),
+        scaled=tuple(
+            _scaled(basis, stretch, multiple, target_ns, monthly * multiple, now, progress) for multiple in multiples
+        ),
+    )
+
+
+def wait_p95(course: Course) -> int | None:
+    """Of what callers wait for."""
+    waits = [fate.ttft_ns if fate.arrival.streamed else fate.total_ns for fate in course.fates if fate.refused is None]
+    found = latency_of(waits)
+    return None if found is None else found.p95
+
+
+def _climb(
+    basis: Basis,
+    stretch: Sequence[Arrival],
+    multiple: int,
+    machines: int,
+    max_concurrent: int | None = None,
+    gate: Callable[[], Gate] | None = None,
+) -> tuple[Outcome, int | None]:
+    arrivals = superposed(stretch, multiple)
+    course, found = basis.run(arrivals, machines=machines, max_concurrent=max_concurrent, gate=gate)
+    return found, wait_p95(course)
+
+
+def _grow(
+    basis: Basis,
+    stretch: Sequence[Arrival],
+    limits: Limits,
+    largest: int,
+    target_ns: int,
+    gate: Callable[[], Gate] | None,
+    progress: Callable[[str], object],
+) -> tuple[list[Rung], list[Break]]:
+    """More and more on what there is, until the machines are full and nothing new can be seen."""
+    ladder: list[Rung] = []
+    breaks: dict[str, Break] = {}
+    for multiple in [each for each in _LADDER if each < largest] + [largest]:
+        progress(f"{multiple} times the traffic on what there is now")
+        found, wait_ns = _climb(basis, stretch, multiple, limits.machines, limits.max_concurrent, gate)
+        held_at = ladder[-1].multiple if ladder else None
+        for what, name, why in _broken(found, wait_ns, target_ns, limits):
+            breaks.setdefault(name, Break(what, name, multiple, held_at, why))
+        ladder.append(Rung(multiple, found, wait_ns))
+        if found.utilization > 0.99 and any(each.what == "latency" for each in breaks.values()):
+            break
+    return ladder, list(breaks.values())
+
+
+def _broken(found: Outcome, wait_ns: int | None, target_ns: int, limits: Limits) -> list[tuple[str, str, str]]:
+    """What, its name, and what is seen of it."""
+    broken = []
+    if wait_ns is not None and wait_ns > target_ns:
+        seen = f"95 in 100 wait up to {wait_ns / 1e9:.2f} s, and the target is {target_ns / 1e9:.2f} s"
+        broken.append(("latency", "latency target", seen))
+    for reason, count in found.refused.items():
+        if reason == "context_length_exceeded":
+            continue
+        part = f"{count} of {found.requests} requests are refused ({reason})"
+        if reason == "too_many_requests":
+            broken.append(("concurrency", f"[limits] max_concurrent = {limits.max_concurrent}", part))
+        else:
+            broken.append(("rate", "rate limits of keys", part))
+    if found.preemptions:
+        seen = f"KV memory is full: {found.preemptions} times a running answer was thrown out and computed again"
+        broken.append(("memory", "KV memory", seen))
+    return broken
+
+
+def _scaled(
+    basis: Basis,
+    stretch: Sequence[Arrival],
+    multiple: int,
+    target_ns: int,
+    requests: int,
+    alone: Outcome,
+    progress: Callable[[str], object],
+) -> Scaled:
+    """The fewest machines. `alone` is what comes of the traffic once, on what there is now."""
+
+    def tried(machines: int) -> tuple[bool, Outcome, int | None]:
+        progress(f"{multiple} times the traffic on {machines} machines")
+        found, wait_ns = _climb(basis, stretch, multiple, machines)
+        return wait_ns is not None and wait_ns <= target_ns, found, wait_ns
+
+    # As many as would be busy, did nothing get cheaper by being done together.
+    too_few, enough = 0, max(1, -(-alone.busy_ns * multiple // span_of(stretch)))
+    best = tried(enough)
+    while not best[0] and enough < min(_MOST_MACHINES, len(stretch) * multiple):
+        too_few = enough
+        # As many as are busy, at least: with so few a queue only grows.
+        enough = max(enough + 1, enough * 3 // 2, _busy_machines(best[1], span_of(stretch)))
+        best = tried(enough)
+    while best[0] and enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        found = tried(middle)
+        if found[0]:
+            enough, best = middle, found
+        else:
+            too_few = middle
+    met, found_outcome, wait_ns = best
+    if not met:
+        return Scaled(
+            multiple=multiple,
+            machines=None,
+            outcome=None,
+            p95_wait_ns=wait_ns,
+            requests_per_month=requests,
+            busy_cost_per_month=None,
+            wall_cost_per_month=None,
+        )
+    hour = basis.rates.hour
+    return Scaled(
+        multiple=multiple,
+        machines=enough,
+        outcome=found_outcome,
+        p95_wait_ns=wait_ns,
+        requests_per_month=requests,
+        busy_cost_per_month=_times(found_outcome.busy_cost, requests, found_outcome.answered),
+        wall_cost_per_month=None if hour is None else Money.of_time(enough * _HOURS_PER_MONTH * NS_PER_HOUR, hour),
+    )
+
+
+def _busy_machines(found: Outcome, span_ns: int) -> int:
+    return -(-found.busy_ns // span_ns)
+
+
+def _times(amount: Money | None, requests: int, answered: int) -> Money | None:
+    """What so many requests cost when so many of them cost this."""
+    if amount is None or not answered:
+        return None
+    return Money.price(Decimal(requests), amount.usd / answered)
+
+
+def _per_month(arrivals: Sequence[Arrival]) -> int:
+    return round(Fraction(len(arrivals) * _HOURS_PER_MONTH * NS_PER_HOUR, span_of(arrivals)))
+
+
+def _budget_breaks(everything: Sequence[Recorded], budgets: Sequence[Budget]) -> list[Break]:
+    """A hard budget refuses when the dearest period of its dearest subject has grown to its limit."""
+    breaks = []
+    for budget in budgets:
+        spent: dict[tuple[str, int], int] = defaultdict(int)
+        for each in everything:
+            subject = budget.subject(each.receipt.attribution)
+            if subject is not None and each.cost is not None:
+                spent[subject, budget.every.period_ns(each.arrival.at_ns)[0]] += each.cost.nanousd
+        dearest = max(spent.values(), default=0)
+        if not budget.hard or dearest <= 0:
+            continue
+        multiple = float(Fraction(budget.limit.nanousd, dearest))
+        seen = f"the dearest {budget.every.value} came to {Money(dearest).human()} of {budget.limit.human()}"
+        breaks.append(Break("budget", f"[budgets.{budget.name}]", round(multiple, 2), None, seen))
+    return breaks
+
+
+def _connection_breaks(everything: Sequence[Recorded], connections: dict[str, int]) -> list[Break]:
+    """As many calls as there are connections may run, and as many again wait."""
+    breaks = []
+    for placement, most in connections.items():
+        moments: list[tuple[int, int]] = []
+        for each in everything:
+            if each.place[0] == placement and each.receipt.timing.total_ns is not None:
+                moments += [(each.arrival.at_ns, 1), (each.arrival.at_ns + each.receipt.timing.total_ns, -1)]
+        running = peak = 0
+        for _, change in sorted(moments):
+            running += change
+            peak = max(peak, running)
+        if peak:
+            seen = f"up to {peak} calls ran at once, and {2 * most} may run or wait"
+            name = f"[placements.{placement}] max_connections = {most}"
+            breaks.append(Break("connections", name, round(2 * most / peak, 2), None, seen))
+    return breaks

@@ -1,0 +1,144 @@
+"""The pages of features, margin and changes: the reports' figures, safe to show, each with its CSV."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections.abc import Iterator
+from decimal import Decimal
+from functools import partial
+
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from millicent.core.clock import ManualClock
+from millicent.core.money import Money
+from millicent.core.periods import parse_period
+from millicent.dashboard.changed import changes_page
+from millicent.dashboard.earnings import margin_page
+from millicent.dashboard.features import features_page
+from millicent.dashboard.routes import dashboard_routes
+from millicent.dashboard.site import Site
+from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
+from millicent.economics.margin import Books
+from millicent.economics.reports import Reports, Setting
+from millicent.economics.targets import Aim
+from millicent.ledger.memory import MemoryLedger
+from support.economy import DAY_NS, answered, ledger_of
+
+HOSTILE = "<img src=x onerror=alert(1)>/a b"
+NOW = parse_period("2026-11-20").from_ns
+SETTING = Setting(
+    books=Books(
+        plans={"pro": PlanConfig(price_usd_per_month=Decimal("0.03"), margin_target=Decimal("0.5"))},
+        features={"chat": EarningsConfig(revenue_usd_per_request=Decimal("0.01"))},
+        costs={"database": CostConfig(usd_per_month=Decimal(3), feature="chat")},
+    ),
+    aims={"chat": Aim("ada", Money.from_usd("0.001"), 2000), "idle": Aim(None, None, 100)},
+)
+
+
+def pages(ledger: MemoryLedger) -> TestClient:
+    clock = ManualClock(NOW)
+
+    async def refresh() -> None:
+        return None
+
+    site = Site(ledger.queries, models=lambda: ["small"], clock=clock, refresh=refresh)
+    reports = Reports(ledger.queries, clock, SETTING)
+    makers = [partial(page, reports=reports) for page in (features_page, margin_page, changes_page)]
+    return TestClient(Starlette(routes=dashboard_routes(site, makers)))
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    ledger = ledger_of(
+        [
+            answered(
+                number,
+                NOW - (number + 1) * DAY_NS // 2,
+                feature=(HOSTILE, "chat", None)[number % 3],
+                user=f"u{number % 2}",
+                tier="pro",
+                fresh=1000 + 100 * number,
+                priced=number != 5,
+            )
+            for number in range(30)
+        ]
+    )
+    with pages(ledger) as made:
+        yield made
+    asyncio.run(ledger.stop())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/features",
+        "/features?range=30d&zone=Europe/Berlin",
+        "/features/chat",
+        "/features/idle",
+        "/features/%3Cimg%20src=x%20onerror=alert(1)%3E%2Fa%20b?range=24h",
+        "/margin",
+        "/margin?by=user&range=all",
+        "/margin?by=tier&from=2026-11-01",
+        "/changes",
+        "/changes?before=2026-11-10&after=2026-11-11",
+    ],
+)
+def test_the_economics_pages_answer_and_names_stay_text(client: TestClient, path: str) -> None:
+    found = client.get(path)
+    assert found.status_code == 200, found.text
+    assert "<img src=x" not in found.text
+    assert "default-src 'self'" in found.headers["content-security-policy"]
+
+
+def test_every_feature_has_a_line_with_its_targets_and_leads_to_its_page(client: TestClient) -> None:
+    text = client.get("/features?range=30d").text
+    assert "missed: 100 millicents" in text
+    assert "met: 2,000 ms, 100.0% within" in text
+    assert "/features/%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E%2Fa%20b?range=30d" in text
+    assert "no price for large" in text
+    assert "ada answers for it" in client.get("/features/chat").text
+
+
+def test_the_tables_are_exported_as_they_are_computed(client: TestClient) -> None:
+    rows = {
+        row["feature"]: row for row in csv.DictReader(io.StringIO(client.get("/features?range=30d&csv=features").text))
+    }
+    assert int(rows["chat"]["requests"]) == 10
+    change = list(csv.DictReader(io.StringIO(client.get("/changes?csv=changes").text)))
+    for row in change:
+        parts = [
+            Decimal(row[name]) for name in row if name not in {"feature", "before_usd", "after_usd", "difference_usd"}
+        ]
+        assert sum(parts) == Decimal(row["difference_usd"])
+    margin = list(csv.DictReader(io.StringIO(client.get("/margin?by=tier&range=30d&csv=margin").text)))
+    assert {row["tier"] for row in margin} == {"pro", "no tier"}
+
+
+def test_a_plan_that_loses_money_is_shown_with_what_would_mend_it(client: TestClient) -> None:
+    text = client.get("/margin?by=tier&from=2026-11-01").text
+    assert "What would mend pro" in text
+    assert "[plans.pro]" in text
+    assert "costs more than they pay" in text
+
+
+def test_what_was_never_asked_for_or_makes_no_sense_is_told_so(client: TestClient) -> None:
+    missing = client.get("/features/nobody")
+    assert missing.status_code == 404
+    assert "No request has named the feature" in missing.text
+    assert client.get("/margin?by=model").status_code == 400
+    assert "names one" not in client.get("/changes?before=soon").text
+    assert client.get("/changes?before=soon").status_code == 400
+
+
+def test_an_empty_ledger_says_what_to_do() -> None:
+    ledger = MemoryLedger()
+    with pages(ledger) as client:
+        assert "X-Millicent-Feature" in client.get("/features").text
+        assert "No revenue is known" in client.get("/margin?by=tier").text
+        assert client.get("/changes").status_code == 200
+    asyncio.run(ledger.stop())
