@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from millicent.core.receipts import RESPONSE_CACHE
 from millicent.core.usage import Provenance, Usage
 
 
@@ -31,7 +30,6 @@ def newest_answers(connection: sqlite3.Connection, where: str, values: Sequence[
     """Those that the model which was asked for gave at once, oldest first; none from the response cache."""
     sql = (
         f"SELECT {_COLUMNS} FROM receipts WHERE status = 'succeeded' AND {where}"  # noqa: S608 - our own text
-        f" AND coalesce(json_extract(policy, '$.{RESPONSE_CACHE}'), '') != 'hit'"
         " AND NOT EXISTS (SELECT 1 FROM attempts WHERE receipt = receipts.id AND role != 'inference')"
         " AND backend IS NOT 'response_cache' ORDER BY created_at_ns DESC, id DESC LIMIT ?"
     )
