@@ -66,6 +66,7 @@ from millicent.server.http import HttpProtocol
 from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
+from millicent.watch.alerting import alerting
 from millicent.watch.metrics import Metrics, Traffic
 
 log = logging.getLogger(__name__)
@@ -194,26 +195,13 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         policies.check_models(pipeline.deployed())
 
         health = _Health(ledger, backend, elsewhere)
-        wired = _Wired(
-            options,
-            ledger,
-            queries,
-            pipeline,
-            meter,
-            health,
-            backend,
-            keys,
-            limiter,
-            features,
-            traffic,
-            answers,
-            clock,
-            ids,
-        )
+        doors = (keys, limiter, features)
+        wired = _Wired(options, ledger, queries, pipeline, meter, health, backend, *doors, traffic, answers, clock, ids)
         app = App(ledger, backend, pipeline, _server(wired))
         async with (
             _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
             _watching(elsewhere, estimated),
+            alerting(config.alerts, ledger=ledger, queries=queries, clock=clock, ids=SystemIds(clock)),
         ):
             yield app
     finally:
