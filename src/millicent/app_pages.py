@@ -42,6 +42,7 @@ from millicent.dashboard.plans import plan_pages
 from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import Site
 from millicent.dashboard.users import users_page
+from millicent.economics.forecast import month_end
 from millicent.economics.reports import Reports
 from millicent.economics.scenarios import Scenarios
 from millicent.ledger.queries import LedgerQueries
@@ -83,6 +84,7 @@ def page_routes(
         refresh=pipeline.checkpoint,
         visitor=visitor_of,
         steps=meter.steps.around,
+        forecast=lambda where: month_end(queries, where, clock.now_ns()),
         demo=options.demo is not None,
     )
     fleet = _Fleet(path, (options.placement, *options.providers), pipeline, health, clock)

@@ -357,3 +357,28 @@ def test_what_names_no_feature_can_be_selected_by_its_row(client: TestClient) ->
     assert "remove this filter" in page.text
     assert client.get("/receipts?none=feature&feature=search").status_code == 400
     assert client.get("/receipts?none=weather").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("words", "leads"),
+    [
+        (f"rcpt_{41:026d}", f"/receipts/rcpt_{41:026d}"),
+        ("GRACE", "/receipts?user=grace"),
+        ("nightly", "/receipts?feature=nightly-eval"),
+        ("key_web", "/receipts?key=key_web"),
+    ],
+)
+def test_a_search_with_one_answer_goes_there(client: TestClient, words: str, leads: str) -> None:
+    response = client.get("/receipts/search", params={"q": words}, follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (303, leads)
+
+
+def test_a_search_with_several_answers_lists_them_and_one_with_none_says_so(client: TestClient) -> None:
+    page = client.get("/receipts/search?q=a").text
+    assert 'href="/receipts?user=ada"' in page
+    assert 'href="/receipts?feature=answers"' in page
+    assert 'href="/receipts?team=search"' in page
+    assert "Nothing is called so." in words(client.get("/receipts/search?q=zebra").text)
+    assert 'action="/receipts/search"' in client.get("/receipts").text
+    hostile = client.get("/receipts/search", params={"q": "<script>x"}).text
+    assert "<script>x" not in hostile

@@ -102,23 +102,29 @@ output = 2
 owner = "support@example.com"
 cost_target_usd = 0.006
 latency_target_ms = 20000
+revenue_usd_per_request = 0.02
+margin_target = 0.6
 
 [features.search-answers]
 owner = "search@example.com"
 cost_target_usd = 0.002
 latency_target_ms = 15000
+revenue_usd_per_request = 0.005
 
 [features.code-review]
 owner = "platform@example.com"
 cost_target_usd = 0.02
+revenue_usd_per_request = 0.03
 
 [features.meeting-notes]
 owner = "notes@example.com"
 cost_target_usd = 0.02
+revenue_usd_per_request = 0.025
 
 [features.doc-extraction]
 owner = "data@example.com"
 cost_target_usd = 0.002
+revenue_usd_per_request = 0.004
 
 [features.doc-extraction.useful]
 pattern = "total: [0-9]+"
@@ -127,6 +133,22 @@ pattern = "total: [0-9]+"
 owner = "editor@example.com"
 cost_target_usd = 0.0002
 latency_target_ms = 1500
+revenue_usd_per_request = 0.0006
+
+# What the assistant is sold for, by tier.
+[plans.free]
+
+[plans.pro]
+price_usd_per_month = 2
+margin_target = 0.7
+
+[plans.business]
+price_usd_per_month = 6
+margin_target = 0.7
+
+[costs.vector-database]
+usd_per_month = 8
+feature = "search-answers"
 
 [budgets.company]
 limit_usd = 400
@@ -205,7 +227,7 @@ class Story:
         self.start_ns = hour_start_ns(end_ns) - days * DAY_NS
         self._end_ns = end_ns
         self._jump_ns = _tuesday_before(end_ns)
-        self._outage_ns = hour_start_ns(end_ns) - min(9, days) * DAY_NS + 14 * NS_PER_HOUR
+        self._outage_ns = (end_ns // DAY_NS - min(9, days - 1)) * DAY_NS + 14 * NS_PER_HOUR
         self._users = [f"user-{number:03d}" for number in range(1, _USERS + 1)]
         self._tier_of = {user: random.choices(TIERS, (60, 30, 10))[0] for user in self._users}
         self._number = 0

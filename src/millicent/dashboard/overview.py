@@ -27,10 +27,18 @@ def overview_page(site: Site) -> Page:
         selection = site.selection(request, FILTERS)
         found = await site.read(lambda: figures_of(site, selection))
         by: GroupBy = "hour" if _hourly(selection) else "day"
+        forecast = await site.read(lambda: site.forecast(selection.where))
         times = await site.read(lambda: site.queries.totals(by, selection.where, zone=selection.zone))
         origin = str(request.base_url).rstrip("/")
         return site.answer(
-            request, "overview.html", shown=over_time(times, by, selection), origin=origin, path_here="/", **found
+            request,
+            "overview.html",
+            shown=over_time(times, by, selection),
+            origin=origin,
+            path_here="/",
+            forecast=forecast,
+            estimated=Provenance.ESTIMATED,
+            **found,
         )
 
     return Page("Overview", "Overview", "/", [site.get("/", show)])

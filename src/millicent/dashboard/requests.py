@@ -12,6 +12,7 @@ from millicent.core.clock import iso_utc
 from millicent.core.errors import NotFound
 from millicent.dashboard import exports
 from millicent.dashboard.overview import sum_of, totals
+from millicent.dashboard.search import SEARCH, search
 from millicent.dashboard.selection import GROUPED, PAGED
 from millicent.dashboard.site import Page, Site
 from millicent.dashboard.timeline import steps_table, timeline
@@ -27,6 +28,7 @@ def requests_page(site: Site) -> Page:
         site.get("/receipts", receipts.list),
         site.get("/receipts.csv", receipts.as_csv),
         site.get("/receipts.json", receipts.as_json),
+        site.get(SEARCH, search(site)),
         site.get("/receipts/{id}", receipts.one),
     ]
     return Page("Requests", "Receipts", "/receipts", routes)

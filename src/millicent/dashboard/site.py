@@ -28,6 +28,7 @@ from millicent.dashboard import figures, zones
 from millicent.dashboard.charts import Chart, Drawing, draw
 from millicent.dashboard.selection import FIELDS, GROUPS, RANGES, TIMES, Selection, parse
 from millicent.dashboard.tables import Table, as_csv
+from millicent.economics.forecast import Forecast
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
 
 T = TypeVar("T")
@@ -117,7 +118,8 @@ class Shown(NamedTuple):
 class Site:
     """The pages, together. `models` names those that can be chatted with, the default first; `refresh` asks the writer
     for a checkpoint, so that accounts reach up to now; `steps` are those of a receipt that are still remembered;
-    `demo`: nothing here really happened, and every page says so."""
+    `forecast` is the month's cost of what a filter selects; `demo`: nothing here really happened, and every page says
+    so."""
 
     def __init__(
         self,
@@ -128,6 +130,7 @@ class Site:
         refresh: Callable[[], Awaitable[None]],
         visitor: Callable[[Scope], Visitor] = lambda _: Alone(),
         steps: Callable[[str], Sequence[SeenStep]] = lambda _: (),
+        forecast: Callable[[ReceiptFilter], Forecast | None] = lambda _: None,
         demo: bool = False,
     ) -> None:
         self.queries = queries
@@ -136,6 +139,7 @@ class Site:
         self.refresh = refresh
         self.visitor = visitor
         self.steps = steps
+        self.forecast = forecast
         self.demo = demo
         self.pages: list[Page] = []
         self._templates = environment()
@@ -168,6 +172,10 @@ class Site:
         """What the address asks for; a parameter that isn't `known` is refused by name."""
         asked = [(name, value) for name, value in request.query_params.multi_items() if name != CSV]
         return parse(asked, known, now_ns=self.clock.now_ns(), default_range=default_range)
+
+    def exporting(self, request: Request) -> bool:
+        """Whether a table is asked for whole, as CSV."""
+        return CSV in request.query_params
 
     def answer(
         self, request: Request, template: str, *, shown: Sequence[Chart | Table] = (), status: int = 200, **values: Any

@@ -49,7 +49,8 @@ class Cell(NamedTuple):
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
     """The first cell of a row is its heading. `total` is a last row that isn't sorted; `empty` is said where there are
-    no rows. Of more than `most` rows a page shows the first; the export has all."""
+    no rows. Of more than `most` rows a page shows the first; the export has all. `count`: so many there would be, where
+    not all were made (`site.exporting` says whether they are needed)."""
 
     name: str
     title: str
@@ -59,6 +60,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     empty: str = "Nothing here in this period."
     note: str = ""
     most: int = 100
+    count: int | None = None
 
     def table(self) -> Table:
         return self

@@ -21,6 +21,7 @@ from millicent.ledger.queries import GroupBy, Totals
 
 PINS = ("user", "team", "feature", "tier")
 SCOPES = ("client", "viewer", "admin")
+SHOWN = 100
 _MAX_NAME = 256
 
 
@@ -109,7 +110,7 @@ class _Users:
         keys = await self._site.read(self._control.keys)
         budgets = await self._site.read(self._control.budgets)
         shown = [
-            _spenders("user", by_user, selection),
+            _spenders("user", by_user, selection, None if self._site.exporting(request) else SHOWN),
             _keys(keys, by_key, selection, self._site.clock.now_ns()),
             _budgets(budgets, self._site.clock.now_ns()),
         ]
@@ -128,7 +129,8 @@ class _Users:
         return response
 
 
-def _spenders(by: GroupBy, totals: Sequence[Totals], selection: Selection) -> Table:
+def _spenders(by: GroupBy, totals: Sequence[Totals], selection: Selection, most: int | None) -> Table:
+    """The dearest, or all."""
     whole = sum(each.cost.nanousd for each in totals)
     rows = [
         (
@@ -144,7 +146,7 @@ def _spenders(by: GroupBy, totals: Sequence[Totals], selection: Selection) -> Ta
             tables.share(each.cost.nanousd, whole),
             tables.count(each.unpriced),
         )
-        for each in sorted(totals, key=lambda each: (-each.cost.nanousd, -each.requests))
+        for each in sorted(totals, key=lambda each: (-each.cost.nanousd, -each.requests))[:most]
     ]
     columns = (
         Column(by.capitalize(), by, number=False),
@@ -155,7 +157,14 @@ def _spenders(by: GroupBy, totals: Sequence[Totals], selection: Selection) -> Ta
         Column("Of all", "share"),
         Column("Unpriced", "unpriced_requests", wide=True),
     )
-    return Table(name=f"{by}s", title=f"{by.capitalize()}s", columns=columns, rows=tuple(rows))
+    return Table(
+        name=f"{by}s",
+        title=f"{by.capitalize()}s",
+        columns=columns,
+        rows=tuple(rows),
+        most=SHOWN,
+        count=len(totals),
+    )
 
 
 def _keys(keys: Sequence[Key], totals: Sequence[Totals], selection: Selection, now_ns: int) -> Table:

@@ -264,14 +264,16 @@ class LedgerQueries:
         return [(label, figures) for label, figures in sums.items() if figures[0]]
 
     def tallies(
-        self, by: Sequence[GroupBy], where: ReceiptFilter, *, zone: str = "UTC"
+        self, by: Sequence[GroupBy], where: ReceiptFilter, *, zone: str = "UTC", requests: int = 0
     ) -> dict[tuple[str | None, ...], Tally] | None:
         """What requests took, by several things at once; a month, day or hour comes last. Features and models are
         answered from what is kept for it; anything else is read from receipts, and is None where that would be more
-        than `tallies.MOST_DETAIL`."""
+        than `tallies.MOST_DETAIL`: at once where the number of `requests` is known."""
         time = next((name for name in by if name in _TIMES), None)
         label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
-        coarsest_s = DAY_S if time is None or (time != "hour" and zone == "UTC") else QUARTER_S
+        coarsest_s = (
+            DAY_S if time is None or (time != "hour" and zone == "UTC") else 3600 if zone == "UTC" else QUARTER_S
+        )
         with self._snapshot() as connection:
             if connection is None:
                 return {}
@@ -283,14 +285,17 @@ class LedgerQueries:
                 _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
                 label_of,
                 coarsest_s,
+                requests,
             )
         if found is None:
             return None
         return {tuple(member or None for member in key): tally for key, tally in found.items() if tally.requests}
 
-    def first_day_ns(self, feature: str | None = None) -> int | None:
-        """When the first day (UTC) began on which this feature was asked for, "" for none; any where it is None."""
-        return self.ask(lambda connection: tallies.first_day_ns(connection, feature))
+    def first_days_ns(self) -> dict[str | None, int]:
+        """When the first day (UTC) began on which each feature was asked for, None for none. Receipts of an older
+        version that are still being taken in aren't seen."""
+        found = self.ask(tallies.first_days_ns) or {}
+        return {feature or None: at_ns for feature, at_ns in found.items()}
 
     def newest_fits(self, device: str) -> list[StepTimeFit]:
         """The newest of each model on this device."""
