@@ -33,16 +33,22 @@ import results
 from millicent.core.clock import NS_PER_S, SystemClock
 from millicent.core.identifiers import SystemIds
 from millicent.core.money import Money
+from millicent.core.periods import Period
 from millicent.core.prompts import Prompt, Segment
 from millicent.core.receipts import Accelerator, Attempt, HourShare, Line, Meter, Receipt, Role, Status
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
-from millicent.ledger import rollups, rows
+from millicent.economics.changes import changes
+from millicent.economics.config import PlanConfig
+from millicent.economics.margin import Books, margins
+from millicent.economics.unit import units
+from millicent.ledger import rollups, rows, tallies
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.schema import migrate, open_writer
 from millicent.ledger.sqlite import SqliteLedger
 
+BOOKS = Books(plans={"tier-1": PlanConfig(price_usd_per_month=Decimal(20), margin_target=Decimal("0.75"))})
 DAYS = 90
 DAY_NS = 86_400 * NS_PER_S
 FIRST_NS = 1_767_225_600 * NS_PER_S
@@ -61,7 +67,8 @@ def make(path: Path, receipts: int) -> dict[str, float]:
         connection.execute(f"DROP {'INDEX' if ' INDEX ' in sql.split('(')[0] else 'TRIGGER'} {name}")
     took = {"rows": timed(lambda: _fill(connection, receipts))}
     took["indices"] = timed(lambda: [connection.execute(sql) for _, sql in statements])
-    connection.execute("UPDATE rollup_progress SET raw_before_ns = (SELECT max(created_at_ns) + 1 FROM receipts)")
+    for progress in ("rollup_progress", "tally_progress"):
+        connection.execute(f"UPDATE {progress} SET raw_before_ns = (SELECT max(created_at_ns) + 1 FROM receipts)")
     took["rollups"] = timed(lambda: _take_in(connection))
     connection.execute("PRAGMA journal_mode = WAL")
     connection.close()
@@ -129,9 +136,10 @@ def _pattern() -> tuple[tuple[str, ...], dict[str, object], tuple[object, ...], 
 
 def _take_in(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA cache_size = -1048576")
-    while not rollups.is_complete(connection):
+    while not (rollups.is_complete(connection) and tallies.is_complete(connection)):
         connection.execute("BEGIN")
         rollups.backfill(connection, 50_000)
+        tallies.backfill(connection, 50_000)
         connection.execute("COMMIT")
 
 
@@ -163,6 +171,12 @@ def ask(queries: LedgerQueries, receipts: int) -> dict[str, float]:
         ),
         "waste, all": lambda: queries.waste(ReceiptFilter()),
         "waste of a feature, 7 days": lambda: queries.waste(msgspec.structs.replace(week, feature="feature-3")),
+        "unit economics by feature, 7 days": lambda: units(queries, "feature", week, end_ns),
+        "unit economics by user, 7 days": lambda: units(queries, "user", week, end_ns),
+        "why it changed, 7 days": lambda: changes(
+            queries, Period(end_ns - 14 * DAY_NS, end_ns - 7 * DAY_NS), Period(end_ns - 7 * DAY_NS, end_ns)
+        ),
+        "margin by user, 7 days": lambda: margins(queries, "user", Period(end_ns - 7 * DAY_NS, end_ns), BOOKS),
         "newest page": lambda: queries.receipts(ReceiptFilter()),
         "page in the middle": lambda: queries.receipts(ReceiptFilter(), after=middle),
         "page of a user": lambda: queries.receipts(ReceiptFilter(user="user-3")),

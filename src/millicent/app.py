@@ -66,6 +66,7 @@ from millicent.server.http import HttpProtocol
 from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
+from millicent.watch.alerting import alerting
 from millicent.watch.metrics import Metrics, Traffic
 
 log = logging.getLogger(__name__)
@@ -214,6 +215,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         async with (
             _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
             _watching(elsewhere, estimated),
+            alerting(config.alerts, ledger=ledger, queries=queries, clock=clock, ids=SystemIds(clock)),
         ):
             yield app
     finally:

@@ -31,6 +31,7 @@ from millicent.control.keys import Scope as KeyScope
 from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR, Clock
 from millicent.core.errors import InvalidRequest
+from millicent.dashboard.alerts import alerts_page
 from millicent.dashboard.changed import changes_page
 from millicent.dashboard.configuration import Setting, settings_page
 from millicent.dashboard.earnings import margin_page
@@ -52,6 +53,7 @@ from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Health
 from millicent.server.forms import visitor_of
 from millicent.server.keys import KeyChanges
+from millicent.watch.alerting import watched, webhooks_of
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -74,7 +76,7 @@ def page_routes(
     clock: Clock,
 ) -> list[BaseRoute]:
     """A page that needs more than the site is handed in here."""
-    path = options.home / FILE_NAME
+    path, rules = options.home / FILE_NAME, options.config.alerts
     site = Site(
         queries,
         models=chat_models,
@@ -93,6 +95,7 @@ def page_routes(
             *(partial(page, reports=reports) for page in (features_page, margin_page, changes_page)),
             partial(users_page, control=_Control(queries, keys, clock)),
             partial(models_page, fleet=fleet),
+            partial(alerts_page, ask=queries.ask, rules=watched(rules), told=list(webhooks_of(rules))),
             partial(settings_page, path=path, settings=effective(options.config, path)),
             *plan_pages(_planning(options, queries, clock)),
         ],

@@ -35,6 +35,7 @@ from millicent.pipeline.features import FeatureConfig, Features
 from millicent.routing.checks import Checks
 from millicent.routing.config import PolicyConfig
 from millicent.server.config import ServerConfig
+from millicent.watch.config import AlertConfig
 
 if TYPE_CHECKING:
     from millicent.economics.scenarios import Scenarios
@@ -70,6 +71,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prices: dict[str, PriceConfig] = {}
     budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
+    alerts: dict[str, AlertConfig] = {}
     ledger: LedgerConfig = LedgerConfig()
     cache: CacheConfig = CacheConfig()
 
@@ -121,6 +123,7 @@ def load(path: Path) -> Config:
         *((("costs", name), partial(each.check, name)) for name, each in config.costs.items()),
         *((("features", name), partial(each.check, name)) for name, each in config.alternatives.items()),
         *((("routing", name), partial(_check_policy, name, each)) for name, each in config.routing.items()),
+        *((("alerts", name), partial(each.check, name)) for name, each in config.alerts.items()),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
     for where, check in checks:

@@ -101,6 +101,7 @@ OTHERS = {
     "thinking": changed(thinking=Thinking("high")),
     "going on": changed(continues=True),
     "a field of the dialect's own": changed(extra={"verbosity": Extra('"low"', "no")}),
+    "a provider's trial": changed(extra={"anthropic-beta": Extra('"tokens-2"', None)}),
     "a picture": said(role="user", content=(TextPart("Hello"), ImagePart("image/png", "aaaa"))),
     "another picture": said(role="user", content=(TextPart("Hello"), ImagePart("image/png", "bbbb"))),
     "a sound": said(role="user", content=(OtherPart("sound", '{"a":1}', "messages[0]"),)),

@@ -84,7 +84,8 @@ def test_a_machine_and_an_api_can_be_named_on_the_spot(capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     rows = first_cells(out)
     assert "$730.00" in rows["own"]
-    assert rows["gpt-5-mini"].endswith("estimated")
+    assert "estimated" in rows["gpt-5-mini"]
+    assert rows["gpt-5-mini"].endswith("openai/gpt-5-mini")
 
 
 def test_a_machine_that_is_no_machine_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,22 @@ def test_plan_scale_names_what_breaks(capsys: pytest.CaptureFixture[str]) -> Non
     assert "MACHINES/MONTH" in shown
 
 
+def test_plan_cheaper_ranks_levers_with_the_lines_that_switch_them_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "cheaper", *SINCE, "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    levers = {each["name"]: each for each in body["levers"]}
+    shorter = levers["shorter_output"]
+    assert 0 < float(shorter["capacity_freed_usd"]["low"]) <= float(shorter["capacity_freed_usd"]["expected"])
+    assert shorter["saved_usd"] is None
+    assert levers["response_cache"]["needs"].startswith("hashes of what was asked")
+    assert levers["response_cache"]["configuration"].startswith("[cache]")
+    assert run(["plan", "cheaper", *SINCE]) == 0
+    shown = capsys.readouterr().out
+    assert "Outputs a tenth shorter" in shown
+    assert "freed" in shown
+    assert "    [cache]" in shown
+
+
 def test_without_answers_it_is_said_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["replay", "--since", "2030-01-01"]) == 1
     assert "choose another model or time, or give a trace" in capsys.readouterr().err

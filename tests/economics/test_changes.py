@@ -32,7 +32,9 @@ tallies = st.builds(
     decode_ns=st.integers(0, 10**10),
     nanousd=st.dictionaries(kinds, st.integers(-(10**6), 10**13), max_size=6),
     priced_tokens=st.dictionaries(
-        st.sampled_from(["input_fresh", "input_cache_read", "input_cache_write_5m", "output_text", "output_reasoning"]),
+        st.sampled_from(
+            ["input_fresh", "input_cache_read", "input_cache_write_5m", "input_hit", "output_hit", "output_text"]
+        ),
         st.integers(0, 10**7),
         max_size=5,
     ),
@@ -156,3 +158,13 @@ def test_a_period_is_told_as_it_was_asked() -> None:
     assert found.total.became.cost_per_request == Money.from_usd("0.0065")
     assert found.total.became.input_tokens == Decimal(1000)
     assert Period(1, 3).common(Period(3, 4)) is None
+
+
+def test_what_the_response_cache_answers_is_laid_to_caches_and_not_to_prices() -> None:
+    """Four answers of a thousand tokens in and a hundred out, for $1 each; then every other one is a hit."""
+    tokens = {"input_fresh": 4000, "output_text": 400}
+    before = Tally(4, 4, nanousd={"inference input": 3 * 10**9, "inference output": 10**9}, priced_tokens=tokens)
+    after = Tally(4, 4, nanousd={"inference input": 15 * 10**8, "inference output": 5 * 10**8})
+    after.priced_tokens = {"input_fresh": 2000, "input_hit": 2000, "output_text": 200, "output_hit": 200}
+    parts = dict(zip(FACTORS, shapley({"m": before}, {"m": after}), strict=True))
+    assert {name: part for name, part in parts.items() if part} == {"cache": -2 * 10**9}

@@ -122,12 +122,12 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> tuple[LedgerQueries, Man
 
 def test_what_can_be_measured_need_not_be_stated(ledger: tuple[LedgerQueries, ManualClock]) -> None:
     """1,500 tokens in, a third of them cached, 100 out, a peak of 1.5."""
-    queries, clock = ledger
-    measured = like(SCENARIO, read_traffic(queries, clock, ReceiptFilter(feature="search")))
+    queries, _ = ledger
+    measured = like(SCENARIO, read_traffic(queries, ReceiptFilter(feature="search")))
     assert (measured.input_tokens, measured.output_tokens) == (1500, 100)
     assert (measured.cache_percent, measured.peak) == (33, Decimal("1.5"))
     with pytest.raises(InvalidRequest, match="state the tokens"):
-        like(SCENARIO, read_traffic(queries, clock, ReceiptFilter(feature="nobody's")))
+        like(SCENARIO, read_traffic(queries, ReceiptFilter(feature="nobody's")))
 
 
 def test_a_scenario_comes_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from millicent.economics.standing import (
     standing,
     told,
 )
-from millicent.ledger.queries import LedgerQueries
+from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from support.plan_ledgers import T0, answer, two_hours, write
 
 
@@ -88,7 +88,7 @@ def test_what_is_better_never_stands_worse(band: Band, one: Fraction, other: Fra
 def stand(home: Path, rows: list[Any], configured: Configured = Configured(), **earnings: EarningsConfig) -> Standing:  # noqa: B008 - frozen
     clock = write(home, rows)
     queries = LedgerQueries(home / "ledger.db")
-    return standing(queries, clock, T0, None, configured, Books(features=earnings))
+    return standing(queries, clock, ReceiptFilter(from_ns=T0), configured, Books(features=earnings))
 
 
 def done(found: Standing) -> dict[str, bool]:
@@ -118,7 +118,7 @@ def test_revenue_by_feature_gives_the_share_of_it_and_who_gains(tmp_path: Path) 
 
 
 def test_an_empty_ledger_ticks_nothing_and_stands_nowhere(tmp_path: Path) -> None:
-    found = standing(LedgerQueries(tmp_path / "ledger.db"), ManualClock(), None, None, Configured(), Books())
+    found = standing(LedgerQueries(tmp_path / "ledger.db"), ManualClock(), ReceiptFilter(), Configured(), Books())
     assert not any(done(found).values())
     assert {each.where for each in found.stands} == {None}
     assert found.next_step == found.ticks[0]

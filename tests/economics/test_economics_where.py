@@ -96,6 +96,32 @@ def test_a_machine_that_ran_here_carries_what_its_best_hour_did(compare: Callabl
     assert (box.p50_ns, box.p95_ns, box.latency_provenance) == (900 * NS_PER_MS, 900 * NS_PER_MS, Provenance.MEASURED)
 
 
+def test_a_rented_machine_can_be_given_back_between_hours(compare: Callable[..., Where]) -> None:
+    """Both hours need one machine: 730 machine-hours a month, with a spare twice that. Ten times the volume needs ten
+    in one hour and four in the other: seven on average."""
+    assert named(compare(), "box small").when_needed == Money.from_usd(730)
+    assert named(compare(Asked(spares=1)), "box small").when_needed == Money.from_usd(1460)
+    tenfold = named(compare(Asked(volume=146_000)), "box small")
+    assert (tenfold.machines, tenfold.when_needed) == (10, Money.from_usd(7 * 730))
+
+
+def test_an_api_that_is_known_to_be_late_is_not_the_cheapest(tmp_path: Path) -> None:
+    """Its answers took 900 ms here; the dearer one was never seen, and may be in time."""
+    rows = two_hours(placement="cloud", model="quick")
+    clock = write(tmp_path, rows)
+    prices = PRICES | {"dear": PriceConfig(input=Decimal(9), output=Decimal(9))}
+    setup = setup_of(
+        apis=(ApiModel("big", placement="cloud", asked="quick"), ApiModel("dear")), prices=PriceBook(prices)
+    )
+    queries = LedgerQueries(tmp_path / "ledger.db")
+    found = where(queries, clock, setup, EVERYTHING, Asked(latency_target_ms=800))
+    assert (named(found, "cloud big").in_time, found.cheapest[0].name) == (False, "dear")
+    assert {each.api for each in found.break_evens} == {"dear"}
+    in_time = where(queries, clock, setup, EVERYTHING, Asked(latency_target_ms=900))
+    assert (named(in_time, "cloud big").in_time, in_time.cheapest[0].name) == (True, "cloud big")
+    assert named(in_time, "cloud big").provenance is Provenance.MEASURED
+
+
 def test_a_stated_machine_is_assumed_and_breaks_even_where_the_arithmetic_says(compare: Callable[..., Where]) -> None:
     """200 tokens/s are 7,200 requests an hour and 3,504,000 a month at this peak, for $1,460. At $0.00145 that is
     1,006,896.6 requests; a full machine's would cost $5,080.80, so that 28.7% of it suffices."""

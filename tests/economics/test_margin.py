@@ -25,6 +25,7 @@ from millicent.economics.plans import (
     UserUse,
     allowance,
     bill,
+    feature_mends,
     largest_limit,
     mends,
     needed,
@@ -146,6 +147,14 @@ def test_one_heavy_user_of_a_twenty_dollar_plan_is_mended_by_a_price_or_by_a_lim
     assert mended(PRO, uses(10, 10, "5")) == []
 
 
+def test_a_feature_is_mended_by_what_it_earns_or_by_a_limit_on_its_models() -> None:
+    """Over half a month a feature misses $30 on 1,000 requests and may spend $20 on models: $40 a month."""
+    more, limit = feature_mends('a "b"/c', usd(30), 1000, usd("20.004"), Fraction(1, 2))
+    assert more.amount == usd("0.03")
+    (budget,) = tomllib.loads("\n".join(limit.lines))["budgets"].values()
+    assert (budget["only"], budget["limit_usd"]) == ('a "b"/c', 40.0)
+
+
 def test_what_other_costs_eat_up_no_limit_can_restore() -> None:
     (only,) = mended(PRO, uses(2, 1, "1"), outside=usd(1000))
     assert only.what.startswith("a price of")
@@ -215,6 +224,9 @@ def test_rows_sum_to_the_same_total_whatever_they_are_by() -> None:
     assert features["chat"].needed == usd(108)  # ($24 + $30) / (1 - 0.5)
     assert (features[None].revenue, features[None].other_cost) == (usd(40), usd("109.99"))
     assert features["search"].ai_share == Decimal("0.1")
+    # $106.50 are missing over three requests; of $1.50 half would be for models, and hosting takes $30: no limit helps.
+    (more,) = reports["feature"].mends["chat"]
+    assert more.amount == usd("35.5")
     asyncio.run(ledger.stop())
 
 

@@ -15,7 +15,7 @@ from millicent.core.money import Money
 from millicent.core.prompts import Prompt, Segment
 from millicent.core.usage import Provenance
 from millicent.economics.arrivals import Arrival
-from millicent.economics.basis import Basis, EngineShape, basis_of
+from millicent.economics.basis import Basis, basis_of
 from millicent.economics.calibration import calibrate, fidelity, slower
 from millicent.economics.outcomes import latency_of, outcome
 from millicent.economics.recorded import Recorded, prefix_of, read_recorded
@@ -24,17 +24,8 @@ from millicent.economics.scaling import Limits, scale
 from millicent.economics.simulator import Machine, simulate
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from support.plan_ledgers import T0, answer
-from support.replay_ledgers import COSTS, keep, machine, recorded, traffic
+from support.replay_ledgers import COSTS, SHAPE, keep, machine, recorded, traffic
 
-SHAPE = EngineShape(
-    kv_blocks=2048,
-    context_tokens=2048,
-    block_tokens=16,
-    max_sequences=32,
-    step_tokens=512,
-    prefix_cache="tenant",
-    memory_known=True,
-)
 # What the real machine has that the step-time model doesn't know of.
 REAL = machine(coefficients=slower(COSTS, 1.25), entry_ns=6 * NS_PER_MS, gap_ns=0.3 * NS_PER_MS, exit_ns=9 * NS_PER_MS)
 
@@ -80,11 +71,15 @@ def test_too_few_answers_teach_nothing(basis: Basis) -> None:
 
 
 def test_an_engine_that_nobody_saw_is_named_with_those_that_are_there(tmp_path: Path) -> None:
-    keep(tmp_path, [answer(1, T0)])
-    with pytest.raises(InvalidRequest, match="nobody knows yet what steps of small take"):
+    keep(tmp_path, [answer(1, T0)], fits=())
+    with pytest.raises(InvalidRequest, match=r"no answers of an engine that shows its steps .*: none"):
         basis_of(LedgerQueries(tmp_path / "ledger.db"), read(tmp_path), SHAPE)
+    keep(tmp_path / "more", recorded(traffic(1, every_ms=1), machine()))
+    found = read(tmp_path / "more")
     with pytest.raises(InvalidRequest, match=r"no answers of model large .*: small"):
-        basis_of(LedgerQueries(tmp_path / "ledger.db"), read(tmp_path), SHAPE, "large")
+        basis_of(LedgerQueries(tmp_path / "more" / "ledger.db"), found, SHAPE, "large")
+    with pytest.raises(InvalidRequest, match="nobody knows yet what steps of small take"):
+        basis_of(LedgerQueries(tmp_path / "ledger.db"), found, SHAPE)
 
 
 def test_the_newest_hours_are_read_where_there_are_too_many(tmp_path: Path) -> None:

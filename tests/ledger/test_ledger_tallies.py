@@ -54,7 +54,9 @@ closings = st.fixed_dictionaries(
         "took_ns": st.one_of(st.none(), st.integers(0, 10**13)),
         "joules": st.one_of(st.none(), st.sampled_from(["0.5", "3"])),
         "stream": st.booleans(),
-        "policy": st.sampled_from([None, {"routing": "smart"}, {"route": "x"}]),
+        "policy": st.sampled_from(
+            [None, {"routing": "smart"}, {"response_cache": "hit"}, {"response_cache": "miss"}, {"route": "x"}]
+        ),
     }
 )
 steps = st.lists(
@@ -143,6 +145,11 @@ def expected(receipts: list[Receipt], by: tuple[GroupBy, ...], where: ReceiptFil
 def tally_of(receipt: Receipt) -> Tally:
     tokens = {str(leaf): count.tokens for leaf, count in receipt.usage.leaves.items() if count.tokens}
     tally = Tally(requests=1, tokens=tokens, routed=int("routing" in (receipt.policy or {})))
+    found = (receipt.policy or {}).get("response_cache")
+    if found == "hit":
+        tally.tokens = {}
+        tokens = {"input_hit": sum(tokens.values())}
+    tally.cache_hits, tally.cache_misses = int(found == "hit"), int(found == "miss")
     if receipt.energy.joules is not None:
         tally.measured, tally.energy_uj = 1, int(receipt.energy.joules * 10**6)
     if receipt.status is Status.SUCCEEDED and receipt.timing.total_ns is not None:
@@ -242,7 +249,7 @@ def test_tallies_outlive_the_detail_and_what_needs_detail_says_when_there_is_too
     asyncio.run(ledger.write(partial(delete_expired, before_ns=T0 + 10)))
     assert ledger.queries.receipts(ReceiptFilter()).receipts == ()
     assert ledger.queries.tallies(("feature",), ReceiptFilter()) == whole
-    assert ledger.queries.first_day_ns() == T0
+    assert ledger.queries.first_days_ns() == {None: T0}
     assert ledger.queries.verify() == []
     asyncio.run(ledger.stop())
 

@@ -145,6 +145,17 @@ def test_what_has_outlived_its_time_is_asked_again() -> None:
     run(story)
 
 
+def test_a_feature_gets_nothing_that_is_older_than_its_own_time() -> None:
+    async def story() -> None:
+        world = World(config=msgspec.structs.replace(ON, features={"news": FeatureCacheConfig(ttl_s=60)}))
+        assert await world.outcome() == "miss"
+        world.clock.advance(61 * NS_PER_S)
+        assert await world.outcome(who=Attribution(feature="news")) == "miss"
+        assert await world.outcome(who=Attribution(feature="news")) == "hit"
+
+    run(story)
+
+
 def test_cache_control_is_honoured() -> None:
     async def story() -> None:
         world = World()

@@ -183,6 +183,9 @@ def test_twenty_turns_at_a_provider_that_keeps_what_is_marked_show_on_their_rece
         assert -3_800_000 < saved[1] < -3_700_000
         assert all(13_000_000 < each < 14_500_000 for each in saved[2:])
         assert sum(saved) > 240_000_000
+        told = [(each.policy or {}).get("prompt_cache_marks") for each in receipts]
+        assert told[:2] == [None, "3 for 5m"]
+        assert None not in told[1:]
         for each in receipts:
             assert each.list_price is not None
             assert each.total is not None

@@ -79,7 +79,11 @@ class PromptCache:
     least_tokens: int = 1024
     kept: dict[str, tuple[int, int]] = field(default_factory=dict)  # until when, and for how long after each use
 
-    def usage(self, body: dict[str, Any], now_ns: int) -> dict[str, Any]:
+    def usage(
+        self, body: dict[str, Any], now_ns: int, writing: dict[str, tuple[int, int]] | None = None
+    ) -> dict[str, Any]:
+        """`writing` takes what will be kept, for those who keep it when the answer has ended."""
+        kept = self.kept if writing is None else writing
         blocks = _blocks(body)
         ends, names = [], []
         name, length = hashlib.sha256(), 0
@@ -105,7 +109,7 @@ class PromptCache:
             if i > hit:
                 written[ttl_s] += ends[i] - so_far
                 so_far = ends[i]
-                self.kept[names[i]] = (now_ns + ttl_s * 10**9, ttl_s * 10**9)
+                kept[names[i]] = (now_ns + ttl_s * 10**9, ttl_s * 10**9)
         return {
             "input_tokens": (ends[-1] if ends else 0) - so_far,
             "cache_read_input_tokens": read,

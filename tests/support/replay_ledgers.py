@@ -16,6 +16,7 @@ from millicent.core.receipts import Accelerator, PriceSource, Receipt, Status, T
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
 from millicent.economics.arrivals import Arrival
+from millicent.economics.basis import EngineShape
 from millicent.economics.simulator import Fate, Machine, simulate
 from millicent.step_time import Coefficients
 from support.plan_ledgers import RATE, T0, answer, write
@@ -31,6 +32,16 @@ FIT = StepTimeFit(
     error=0.05,
     fitted_at_ns=T0,
     **msgspec.structs.asdict(COSTS),
+)
+
+SHAPE = EngineShape(
+    kv_blocks=2048,
+    context_tokens=2048,
+    block_tokens=16,
+    max_sequences=32,
+    step_tokens=512,
+    prefix_cache="tenant",
+    memory_known=True,
 )
 
 
@@ -95,7 +106,7 @@ def _receipt(number: int, fate: Fate, machine: Machine, prompt: Prompt | None) -
     )
 
 
-def keep(home: Path, receipts: Sequence[Receipt], hours: int = 2) -> None:
+def keep(home: Path, receipts: Sequence[Receipt], hours: int = 2, fits: Sequence[StepTimeFit] = (FIT,)) -> None:
     """In the ledger of this home, with the fit that they name."""
     home.mkdir(parents=True, exist_ok=True)
-    write(home, receipts, [FIT], hours)
+    write(home, receipts, fits, hours)

@@ -171,7 +171,7 @@ class Exchange:
         self._answer: Answer | None = None
         self._connecting: asyncio.Task[Connection] | None = None
         self._why: MillicentError | None = None
-        self._ends_at = 0.0
+        self._begun_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._progressed_at: float | None = None
         self.worked = False  # whether the server may have begun to work on it
@@ -189,9 +189,9 @@ class Exchange:
         if self._why is not None:
             raise self._why
         upstream = self._upstream
-        begun_at = self._loop.time()
-        self._ends_at = begun_at + upstream.config.timeout_s
-        self._watch_until(begun_at + upstream.config.first_token_timeout_s)
+        config, self._begun_at = upstream.config, self._loop.time()
+        # As early as either limit may be reached, so that the first token need not set it anew.
+        self._watch_for(min(config.first_token_timeout_s, config.between_tokens_timeout_s, config.timeout_s))
         try:
             head = upstream.head(self._path, self._headers)
             self._connection = upstream.pool.take() or await self._connected()
@@ -240,10 +240,7 @@ class Exchange:
 
     def progressed(self) -> None:
         """A token came: the limit between tokens begins anew."""
-        begins = self._progressed_at is None
         self._progressed_at = self._loop.time()
-        if begins and self._timer is not None:
-            self._watch_until(self._progressed_at + self._upstream.config.between_tokens_timeout_s)
 
     def interrupt(self, why: MillicentError) -> None:
         """End it now. Safe at any time; the first reason counts."""
@@ -286,24 +283,23 @@ class Exchange:
             raise self._why
         return connection
 
-    def _watch_until(self, at: float) -> None:
+    def _watch_for(self, seconds: float) -> None:
         """One timer looks now and then, rather than each token setting its own."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(min(at, self._ends_at), self._look)
+        self._timer = self._loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
         upstream, config, now = self._upstream, self._upstream.config, self._loop.time()
-        if now >= self._ends_at:
-            self.interrupt(upstream.timeout("finish", config.timeout_s, "timeout_s"))
-        elif self._progressed_at is None:
-            limit_s = config.first_token_timeout_s
-            self.interrupt(upstream.timeout("begin to answer", limit_s, "first_token_timeout_s"))
-        elif now >= (quiet_at := self._progressed_at + config.between_tokens_timeout_s):
-            limit_s = config.between_tokens_timeout_s
-            self.interrupt(upstream.timeout("go on with its answer", limit_s, "between_tokens_timeout_s"))
+        if self._progressed_at is None:
+            at, what, setting = self._begun_at, "begin to answer", "first_token_timeout_s"
         else:
-            self._watch_until(quiet_at)
+            at, what, setting = self._progressed_at, "go on with its answer", "between_tokens_timeout_s"
+        if self._begun_at + config.timeout_s < at + getattr(config, setting):
+            at, what, setting = self._begun_at, "finish", "timeout_s"
+        limit_s: float = getattr(config, setting)
+        if now >= at + limit_s:
+            self.interrupt(upstream.timeout(what, limit_s, setting))
+        else:
+            self._watch_for(at + limit_s - now)
 
 
 async def _read(answer: Answer, most_bytes: int, who: str) -> bytes:

@@ -21,7 +21,7 @@ from millicent.caching.secret import installation_secret
 from millicent.caching.store import FILE_NAME, AnswerStore, Entry, KeptAnswer, Standing
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_S, Clock
-from millicent.core.errors import ConfigError
+from millicent.core.errors import ConfigError, Unavailable
 from millicent.core.receipts import Receipt, Status
 from millicent.core.request import Request
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 # How many requests that ask the same someone waits for, one after another, before running alone.
 _MOST_LEADERS = 2
 # Answers that wait to be written.
-_MOST_UNWRITTEN = 1_000
+_MOST_UNWRITTEN = 256
 _WHOLE = (FinishReason.STOP, FinishReason.TOOL_CALLS)
 
 
@@ -119,8 +119,10 @@ class ResponseCache:
         if not directives.reads:
             lookup.outcome, lookup.why = Outcome.BYPASS, "no_cache"
             return lookup
-        found = self._found(lookup.key)
-        if found is not None and _is_young(found, self._clock.now_ns(), directives.max_age_s):
+        found, oldest_s = self._found(lookup.key), config.ttl_s
+        if directives.max_age_s is not None:
+            oldest_s = min(oldest_s, directives.max_age_s)
+        if found is not None and self._clock.now_ns() - found.created_at_ns <= oldest_s * NS_PER_S:
             lookup.outcome, lookup.answer = Outcome.HIT, found
         else:
             self._board(lookup)
@@ -169,14 +171,12 @@ class ResponseCache:
         await self._try(lambda: self._store.expire(self._clock.now_ns()))
 
     async def purge(self, *, user: str | None = None, model: str | None = None) -> int:
-        """Forget what is kept: all, one user's, one model's; how many. Raises sqlite3.Error."""
-        await self._written()
-        return await self._call(lambda: self._store.purge(user=user, model=model))
+        """Forget what is kept: all, one user's, one model's; how many. Raises Unavailable."""
+        return await self._asked(lambda: self._store.purge(user=user, model=model))
 
     async def standing(self) -> Standing:
-        """Raises sqlite3.Error."""
-        await self._written()
-        return await self._call(lambda: self._store.standing(self._clock.now_ns()))
+        """Raises Unavailable."""
+        return await self._asked(lambda: self._store.standing(self._clock.now_ns()))
 
     async def close(self) -> None:
         """Once nothing runs any more."""
@@ -229,6 +229,16 @@ class ResponseCache:
         if self._writing is not None:
             await asyncio.wait([self._writing])
 
+    async def _asked(self, work: Callable[[], T]) -> T:
+        """Of all that was kept until now."""
+        await self._written()
+        try:
+            return await self._call(work)
+        except sqlite3.Error as error:
+            raise Unavailable(
+                f"The response cache can't be read or written ({error}): see the disk, or retry."
+            ) from error
+
     async def _call(self, work: Callable[[], T]) -> T:
         """Off the event loop, where there is a disk to wait for."""
         return await asyncio.to_thread(work) if self._store.on_disk else work()
@@ -268,7 +278,3 @@ def worth_keeping(request: Request, receipt: Receipt, answer: KeptAnswer, *, cut
     whole = _WHOLE if cut or request.max_cost is not None else (*_WHOLE, FinishReason.LENGTH)
     says = any(text.text or text.calls for text in answer.texts)
     return receipt.status is Status.SUCCEEDED and says and all(reason in whole for reason in answer.reasons)
-
-
-def _is_young(answer: KeptAnswer, now_ns: int, max_age_s: int | None) -> bool:
-    return max_age_s is None or now_ns - answer.created_at_ns <= max_age_s * NS_PER_S

@@ -20,6 +20,7 @@ DIGEST_BYTES = 20
 _encode = msgspec.msgpack.Encoder(decimal_format="string").encode
 # At temperature 0 the likeliest token is taken: what narrows or seeds a draw decides nothing.
 _OF_A_DRAW = ("top_p", "top_k", "min_p", "typical_p", "seed")
+_TRIAL = "anthropic-beta"
 _GREEDY = {field: getattr(Sampling(), field) for field in _OF_A_DRAW}
 
 
@@ -56,11 +57,12 @@ def _canonical(request: Request) -> tuple[Any, ...]:
         request.truncate_prompt_tokens,
         None if request.thinking == Thinking() else request.thinking,
         request.continues,
-        # What only one family knows means there what it means. A harmless hint has no refusal, and changes nothing.
+        # What only one family knows means there what it means. A harmless hint has no refusal, and changes nothing: but
+        # for a provider's name of a trial, which may.
         [
             (family, field, _compact(extra.json))
             for field, extra in sorted(request.extra.items())
-            if extra.refusal is not None
+            if extra.refusal is not None or field == _TRIAL
         ],
     )
 

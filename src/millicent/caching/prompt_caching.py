@@ -144,7 +144,8 @@ class _Account:
 
 
 class Terms(NamedTuple):
-    """Dollars per million tokens: fresh, read from the cache, and written into it, for each time to live on sale."""
+    """Dollars per million tokens: fresh, read from the cache, and written into it, for each time to live on sale; five
+    minutes always are."""
 
     fresh: Decimal
     read: Decimal
@@ -154,11 +155,12 @@ class Terms(NamedTuple):
     def of(cls, prices: PriceList | None, input_tokens: int) -> Terms | None:
         """None where they aren't known, or nothing could be saved."""
         tier = None if prices is None else prices.tier(input_tokens)
-        if tier is None or tier.input is None or tier.input_cached is None or tier.input_cached >= tier.input:
+        if tier is None or tier.input is None or tier.input_cached is None or tier.cache_write_5m is None:
             return None
-        sold: dict[CacheMark, Decimal | None] = {"5m": tier.cache_write_5m, "1h": tier.cache_write_1h}
-        written = {ttl: price for ttl, price in sold.items() if price is not None}
-        return cls(tier.input, tier.input_cached, written) if written else None
+        written: dict[CacheMark, Decimal] = {"5m": tier.cache_write_5m}
+        if tier.cache_write_1h is not None:
+            written["1h"] = tier.cache_write_1h
+        return cls(tier.input, tier.input_cached, written) if tier.input_cached < tier.input else None
 
     def gain(self, ttl: CacheMark, chance: float) -> float:
         """Of a token marked each time it comes, per time, in fresh tokens: it is read with this chance, else written
@@ -374,7 +376,8 @@ class PromptCaching:
         running = self._running.pop(receipt_id, None)
         if running is not None:
             marks = running.marks
-            self._accounts.use(marks.place, _Account).at_risk -= marks.surcharge.nanousd
+            account = self._accounts.use(marks.place, _Account)
+            account.at_risk = max(0, account.at_risk - marks.surcharge.nanousd)  # it may have been forgotten meanwhile
             for index, _ in marks.at:
                 prefix = self._prefix(marks, index)
                 if prefix.writer == receipt_id:

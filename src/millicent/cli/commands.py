@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from millicent import __version__
+from millicent.cli.alerts import alerts
 from millicent.cli.cache import cache
 from millicent.cli.checks import config, doctor
 from millicent.cli.control import budgets, keys
@@ -32,6 +33,6 @@ for _command in (
     *(serve, demo, chat, run, pull, models, quantize, quote),
     *(receipts, report, reprice, export, import_, reconcile, ledger),
     *(router, evaluate, plan, replay, cache),
-    *(keys, budgets, config, doctor),
+    *(alerts, keys, budgets, config, doctor),
 ):
     millicent.add_command(_command)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from millicent.core.money import Money
     from millicent.economics.changes import Change, Rates
     from millicent.economics.margin import By, MarginRow
+    from millicent.economics.plans import Mend
     from millicent.economics.reports import Reports
     from millicent.economics.unit import Spread, Unit, UnitReport
     from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter
@@ -50,7 +51,7 @@ def show_report(
 
 def _show_units(report: UnitReport) -> None:
     costs = (report.by.upper(), "REQUESTS", "COST", "FULLY LOADED", "PER REQUEST", "PER USEFUL", "TOKENS PER USEFUL")
-    header = (*costs, "CACHED", "ROUTED", "JOULES")
+    header = (*costs, "CACHED", "CACHE HITS", "ROUTED", "JOULES")
     rows = [_unit_row(each, each.group or "unattributed") for each in report.units]
     print(show.table(header, [*rows, _unit_row(report.total, "total")], right=frozenset(header[1:])))
     if report.cost_per_group is not None and report.by in {"user", "conversation", "run", "key", "team"}:
@@ -104,6 +105,7 @@ def _unit_row(unit: Unit, name: str) -> tuple[str, ...]:
         _amount(unit.cost_per_useful),
         _number(unit.tokens_per_useful),
         _percent(unit.cached),
+        _percent(unit.cache_hits),
         _percent(unit.routed),
         _number(unit.joules),
     )
@@ -180,14 +182,15 @@ def _margin(reports: Reports, by: str, where: ReceiptFilter, *, json_: bool) -> 
     rows = [_margin_row(each, each.group or f"no {by}") for each in report.rows]
     print(show.table(header, [*rows, _margin_row(report.total, "total")], right=frozenset(header[1:])))
     print(f"\nFrom {show.moment(report.from_ns)} to {show.moment(report.to_ns)} UTC.")
+    for feature, mends in report.mends.items():
+        print()
+        _print_mends(feature, mends)
     for plan in report.plans:
         print(
             f"\n{plan.plan}: {plan.users:,} users, {plan.revenue.human()} revenue, {plan.ai_cost.human()} for models;"
             f" {plan.over:,} cost more than the plan leaves for them, {plan.losing:,} more than they pay."
         )
-        for mend in plan.mends:
-            print(f"  The target would be met by {mend.what}:")
-            print("\n".join(f"    {show.printable(line)}" for line in mend.lines))
+        _print_mends(plan.plan, plan.mends)
     if report.over:
         names = ("USER", "TIER", "PAYS", "COSTS", "MAY COST")
         over = [
@@ -199,6 +202,12 @@ def _margin(reports: Reports, by: str, where: ReceiptFilter, *, json_: bool) -> 
         show.note(f"{report.total.unpriced:,} unpriced requests are in no cost: the margin is at most this.")
     if not report.total.revenue.nanousd:
         show.note("No revenue is known: set it in [features.NAME] or [plans.NAME], or import it; see docs/margin.md.")
+
+
+def _print_mends(name: str, mends: Sequence[Mend]) -> None:
+    for mend in mends:
+        print(f"  {show.printable(name)} would meet its target with {mend.what}:")
+        print("\n".join(f"    {show.printable(line)}" for line in mend.lines))
 
 
 def _margin_row(row: MarginRow, name: str) -> tuple[str, ...]:

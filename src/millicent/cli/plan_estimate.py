@@ -88,7 +88,7 @@ def estimate(save: str | None, like: str | None, stated: tuple[str, ...], json_:
         f"{scenario.output_tokens:,} out, {scenario.spread_percent}% more or fewer; {scenario.cache_percent}% of the "
         f"input cached, {scenario.batch_percent}% of the calls in batches.\n"
     )
-    header = ("MODEL", "A MONTH", "FROM", "TO", "A CALL", "A USER", "MACHINES", "KNOWN BY")
+    header = ("MODEL", "A MONTH", "FROM", "TO", "A CALL", "A USER", "MACHINES", "PRICES FROM")
     print(show.table(header, [_row(each) for each in found], right=frozenset(header[1:-1])))
     for note in dict.fromkeys(note for each in found for note in each.notes):
         about = ", ".join(each.name for each in found if note in each.notes)
@@ -143,7 +143,7 @@ def _scenario(like: str | None, **given: Any) -> Scenario:
     from millicent.core.clock import SystemClock
     from millicent.economics.estimate import Scenario
     from millicent.economics.estimate import like as measured_like
-    from millicent.economics.traffic import read_traffic
+    from millicent.economics.traffic import lately, read_traffic
     from millicent.ledger.queries import ReceiptFilter
 
     tokens = given["input_tokens"], given["output_tokens"]
@@ -166,7 +166,9 @@ def _scenario(like: str | None, **given: Any) -> Scenario:
     )
     if like is None:
         return scenario
-    return measured_like(scenario, read_traffic(ledger.open_ledger(), SystemClock(), ReceiptFilter(feature=like)))
+    return measured_like(
+        scenario, read_traffic(ledger.open_ledger(), lately(SystemClock(), ReceiptFilter(feature=like)))
+    )
 
 
 def _row(each: Estimated) -> tuple[str, ...]:
@@ -175,7 +177,7 @@ def _row(each: Estimated) -> tuple[str, ...]:
         each.name,
         *("unknown" if amount is None else amount.human() for amount in amounts),
         "-" if each.machines is None else f"{each.machines:,}",
-        each.provenance,
+        each.source or "-",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from millicent.economics.outcomes import Latency
     from millicent.economics.recorded import Recorded
     from millicent.economics.scaling import Scale
-    from millicent.ledger.queries import LedgerQueries
+    from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 
 _DAYS = 30
 
@@ -85,29 +85,57 @@ def prepared(
     given: dict[str, Any], kv_tokens: int | None, trace: Path | None
 ) -> tuple[Config, LedgerQueries, list[Recorded], Basis]:
     """The configuration, the ledger, what it recorded, and the engine that it shows; with a trace's arrivals in place
-    of the recorded ones, where there is one."""
+    of the recorded ones, where there is one. Raises InvalidRequest where no engine was seen."""
     import msgspec
 
     from millicent import config
-    from millicent.cli.engine_shape import engine_shape
-    from millicent.core.clock import NS_PER_HOUR, SystemClock
     from millicent.economics.arrivals import read_trace
-    from millicent.economics.basis import basis_of
-    from millicent.economics.recorded import main_engine, read_recorded
+    from millicent.economics.recorded import main_engine
 
     settings = config.load(config.home() / config.FILE_NAME)
-    where = ledger.where_of(dict(given))
-    if where.from_ns is None:
-        where = msgspec.structs.replace(where, from_ns=SystemClock().now_ns() - _DAYS * 24 * NS_PER_HOUR)
     queries = ledger.open_ledger()
     with progress() as said:
-        recorded = read_recorded(queries, where, progress=lambda count: said(f"{count:,} receipts read"))
-        _, model = main_engine(recorded)
-        said(f"Learning how {model} behaves here")
-        basis = basis_of(queries, recorded, engine_shape(settings, model, kv_tokens=kv_tokens))
+        _, recorded = read_traffic(queries, given, said)
+        main_engine(recorded)
+        basis = engine_basis(settings, queries, recorded, said, kv_tokens)
+        assert basis is not None
     if trace is not None:
         basis = msgspec.structs.replace(basis, arrivals=tuple(read_trace(trace)))
     return settings, queries, recorded, basis
+
+
+def read_traffic(
+    queries: LedgerQueries, given: dict[str, Any], said: Callable[[str], object]
+) -> tuple[ReceiptFilter, list[Recorded]]:
+    """What was asked for; by default the last 30 days."""
+    import msgspec
+
+    from millicent.core.clock import NS_PER_HOUR, SystemClock
+    from millicent.economics.recorded import read_recorded
+
+    where = ledger.where_of(dict(given))
+    if where.from_ns is None:
+        where = msgspec.structs.replace(where, from_ns=SystemClock().now_ns() - _DAYS * 24 * NS_PER_HOUR)
+    return where, read_recorded(queries, where, progress=lambda count: said(f"{count:,} receipts read"))
+
+
+def engine_basis(
+    settings: Config,
+    queries: LedgerQueries,
+    recorded: Sequence[Recorded],
+    said: Callable[[str], object],
+    kv_tokens: int | None = None,
+) -> Basis | None:
+    """The engine that answered most of it; None where none shows its steps."""
+    from millicent.cli.engine_shape import engine_shape
+    from millicent.economics.basis import basis_of
+    from millicent.economics.recorded import main_engine
+
+    if not any(each.receipt.accelerator.step_time_version for each in recorded):
+        return None
+    _, model = main_engine(recorded)
+    said(f"Learning how {model} behaves here")
+    return basis_of(queries, recorded, engine_shape(settings, model, kv_tokens=kv_tokens))
 
 
 @contextlib.contextmanager

@@ -28,12 +28,15 @@ def standing(since: int | None, until: int | None, json_: bool) -> None:
     from millicent.dashboard.plan_json import standing_body
     from millicent.economics.scenarios import Scenarios
     from millicent.economics.standing import standing as stand
+    from millicent.economics.traffic import lately
+    from millicent.ledger.queries import ReceiptFilter
 
     home = config.home()
     settings = config.load(home / config.FILE_NAME)
     queries = ledger.open_ledger()
     what = config.configured(settings, queries, Scenarios(home))
-    found = stand(queries, SystemClock(), since, until, what, config.economics_setting(settings).books)
+    chosen = lately(SystemClock(), ReceiptFilter(from_ns=since, to_ns=until))
+    found = stand(queries, SystemClock(), chosen, what, config.economics_setting(settings).books)
     if json_:
         show.as_json(standing_body(found))
         return

@@ -65,11 +65,12 @@ def where(
     from millicent.dashboard.plan_json import where_body
     from millicent.economics.machines import machine_from
     from millicent.economics.places import Asked
+    from millicent.economics.traffic import lately
     from millicent.economics.where import where as compare_places
 
     settings = config.load(config.home() / config.FILE_NAME)
     setup = config.plan_setup(settings, SystemClock().now_ns(), dict(machine_from(text) for text in stated))
-    chosen = ledger.where_of(given)
+    chosen = lately(SystemClock(), ledger.where_of(given))
     if latency_target_ms is None and chosen.feature in settings.features:
         latency_target_ms = settings.features[chosen.feature].latency_target_ms
     found = compare_places(
@@ -90,6 +91,10 @@ def where(
         return
     print(f"Compared at {found.volume:,} requests a month{_spent(found)}.\n")
     print(_places(found))
+    for each in found.places:
+        if each.when_needed is not None:
+            told = f"{each.name}: {each.when_needed.human()} a month if rented only for the hours that need it."
+            show.note(show.printable(told))
     for note in dict.fromkeys(note for each in found.places for note in each.notes):
         about = ", ".join(each.name for each in found.places if note in each.notes)
         show.note(show.printable(f"{about}: {note}"))
@@ -126,9 +131,21 @@ def _spent(found: Where) -> str:
 def _places(found: Where) -> str:
     from millicent.cli import show
 
-    header = ("PLACE", "KIND", "A MONTH", "A REQUEST", "PER M TOKENS", "MACHINES", "USED", "P50", "P95", "KNOWN BY")
+    header = (
+        "PLACE",
+        "KIND",
+        "A MONTH",
+        "A REQUEST",
+        "PER M TOKENS",
+        "MACHINES",
+        "USED",
+        "P50",
+        "P95",
+        "KNOWN BY",
+        "FROM",
+    )
     rows = [_row(each) for each in found.places]
-    return show.table(header, rows, right=frozenset(header[2:-1]))
+    return show.table(header, rows, right=frozenset(header[2:-2]))
 
 
 def _row(place: Place) -> tuple[str, ...]:
@@ -145,6 +162,7 @@ def _row(place: Place) -> tuple[str, ...]:
         show.duration(place.p50_ns),
         show.duration(place.p95_ns) + late,
         place.provenance,
+        place.source or "-",
     )
 
 

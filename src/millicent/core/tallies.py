@@ -7,10 +7,12 @@ within 1/32 (3.2%) of the true one. Buckets never move: histograms of different 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import msgspec
 
 Histogram = dict[int, int]
+Key = TypeVar("Key")
 
 _SUB_BITS = 4
 _STEPS = 1 << _SUB_BITS
@@ -60,14 +62,17 @@ def count_at_most(histogram: Mapping[int, int], value: int) -> int:
 class Tally(msgspec.Struct, omit_defaults=True):
     """Closed receipts. `priced` have lines, all with an amount: `nanousd` (by "role meter") and `priced_tokens` (by
     leaf) are theirs, as are `prefill_ns` and `decode_ns`, which say how much of an accelerator's amount is for input.
-    `tokens` are of all of which they are known. Latencies are of those that succeeded, `cost` of the priced ones;
-    `wait` is what a caller waits for: the first token of what is streamed, else the whole answer.
-    Times are nanoseconds, `energy_uj` microjoules of the `measured` ones whose energy is known.
+    What the response cache answered is in the leaves `input_hit` and `output_hit`. `tokens` are of all others of which
+    they are known. Latencies are of those that succeeded, `cost` of the priced ones; `wait` is what a caller waits for:
+    the first token of what is streamed, else the whole answer. Times are nanoseconds, `energy_uj` microjoules of the
+    `measured` ones whose energy is known; `cache_hits` and `cache_misses` are of the response cache.
     """
 
     requests: int = 0
     priced: int = 0
     routed: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     prefill_ns: int = 0
     decode_ns: int = 0
     energy_uj: int = 0
@@ -84,17 +89,31 @@ class Tally(msgspec.Struct, omit_defaults=True):
 
     def add(self, other: Tally, sign: int = 1) -> None:
         """Take in the other's, or, with a sign of -1, take them off; what comes to nothing is dropped."""
-        for name in self.__struct_fields__:
-            theirs = getattr(other, name)
-            if isinstance(theirs, int):
-                setattr(self, name, getattr(self, name) + sign * theirs)
-                continue
-            ours = getattr(self, name)
-            for key, count in theirs.items():
-                if left := ours.get(key, 0) + sign * count:
-                    ours[key] = left
-                else:
-                    ours.pop(key, None)
+        # Written out: a report adds up thousands.
+        self.requests += sign * other.requests
+        self.priced += sign * other.priced
+        self.routed += sign * other.routed
+        self.cache_hits += sign * other.cache_hits
+        self.cache_misses += sign * other.cache_misses
+        self.prefill_ns += sign * other.prefill_ns
+        self.decode_ns += sign * other.decode_ns
+        self.energy_uj += sign * other.energy_uj
+        self.measured += sign * other.measured
+        for ours, theirs in (
+            (self.nanousd, other.nanousd),
+            (self.tokens, other.tokens),
+            (self.priced_tokens, other.priced_tokens),
+        ):
+            _add_up(ours, theirs, sign)
+        for have, more in (
+            (self.queue, other.queue),
+            (self.ttft, other.ttft),
+            (self.tpot, other.tpot),
+            (self.total, other.total),
+            (self.wait, other.wait),
+            (self.cost, other.cost),
+        ):
+            _add_up(have, more, sign)
 
     @property
     def input_tokens(self) -> int:
@@ -103,3 +122,11 @@ class Tally(msgspec.Struct, omit_defaults=True):
     @property
     def cost_nanousd(self) -> int:
         return sum(self.nanousd.values())
+
+
+def _add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:
+    for key, count in theirs.items():
+        if left := ours.get(key, 0) + sign * count:
+            ours[key] = left
+        else:
+            ours.pop(key, None)

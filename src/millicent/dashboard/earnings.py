@@ -44,8 +44,7 @@ def _period(site: Site, reports: Reports, selection: Selection) -> Period:
     to_ns = min(now_ns, selection.where.to_ns or now_ns)
     from_ns = selection.where.from_ns
     if from_ns is None:
-        first_ns = reports.ledger.first_day_ns()
-        from_ns = month_of(to_ns).from_ns if first_ns is None else first_ns
+        from_ns = min(reports.ledger.first_days_ns().values(), default=month_of(to_ns).from_ns)
     return Period(min(from_ns, to_ns), to_ns)
 
 

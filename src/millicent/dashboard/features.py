@@ -70,7 +70,7 @@ def _one(reports: Reports, name: str, selection: Selection) -> dict[str, Any]:
     report = reports.units("model", where, selection.zone)
     whole = report.total
     aim = next((each for each in reports.targets(where) if each.feature == name), None)
-    if not whole.requests and aim is None and reports.ledger.first_day_ns(name) is None:
+    if not whole.requests and aim is None and name not in reports.ledger.first_days_ns():
         raise NotFound(f"no request has named the feature {name!r}: see /features for those there are")
     now = Period(report.from_ns, report.to_ns)
     before = Period(now.from_ns - now.ns, now.from_ns)

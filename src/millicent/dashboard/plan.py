@@ -130,6 +130,7 @@ def _places(found: Where) -> Table:
         Column("A million tokens", "per_million_tokens_usd", wide=True),
         Column("Machines", "machines", wide=True),
         Column("Used", "utilization", wide=True),
+        Column("Only when needed", "rented_when_needed_usd", wide=True),
         Column("Median time", "p50_ns", wide=True),
         Column("95th percentile", "p95_ns"),
     )
@@ -155,6 +156,7 @@ def _place(place: Place) -> tuple[Cell, ...]:
         _money(place.per_million_tokens, place.provenance),
         Cell(Figure("—", "", "") if place.machines is None else figures.count(place.machines), place.machines),
         _part(place.utilization),
+        _unless(place.when_needed, place.provenance),
         _time(place.p50_ns, place),
         p95,
     )
@@ -169,6 +171,11 @@ def _money(amount: Money | None, provenance: Provenance) -> Cell:
     if amount is None:
         return Cell(Figure("unknown", "", "see the notes below; it is not zero"), None)
     return tables.money(amount, provenance)
+
+
+def _unless(amount: Money | None, provenance: Provenance) -> Cell:
+    """What only some have."""
+    return Cell(Figure("—", "", ""), None) if amount is None else tables.money(amount, provenance)
 
 
 def _part(part: Fraction | None) -> Cell:

@@ -25,7 +25,7 @@ from millicent.dashboard.tables import Cell, Column, Table
 from millicent.dashboard.zones import when
 from millicent.economics.estimate import Estimated, Scenario, estimate, like
 from millicent.economics.scenarios import Beside, Outcome, Saved, outcome
-from millicent.economics.traffic import read_traffic
+from millicent.economics.traffic import lately, read_traffic
 from millicent.ledger.queries import ReceiptFilter
 
 PATH = "/plan/estimate"
@@ -167,7 +167,7 @@ def scenario_from(planning: Planning, params: Mapping[str, str]) -> Scenario:
         raise InvalidRequest(f"the scenario: {error}") from None
     if not wanted:
         return scenario
-    return like(scenario, read_traffic(planning.queries, planning.clock, ReceiptFilter(feature=wanted)))
+    return like(scenario, read_traffic(planning.queries, lately(planning.clock, ReceiptFilter(feature=wanted))))
 
 
 def _outcome(planning: Planning, name: str) -> Outcome:

@@ -101,6 +101,7 @@ def _place_body(place: Place) -> dict[str, Any]:
         },
         "utilization": ratio(place.utilization),
         "unused_usd": usd(place.unused),
+        "rented_when_needed_usd": usd(place.when_needed),
         "busy": ratio(place.busy),
         "latency_ms": {
             "p50": _ms(place.p50_ns),

@@ -26,8 +26,7 @@ def standing_page(planning: Planning, site: Site) -> Page:
             lambda: standing(
                 planning.queries,
                 planning.clock,
-                chosen.from_ns,
-                chosen.to_ns,
+                chosen,
                 planning.configured(),
                 planning.books,
             )

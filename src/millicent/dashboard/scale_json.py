@@ -1,4 +1,4 @@
-"""Replays and growth as JSON: what `millicent replay --json` and `millicent plan scale --json` print."""
+"""What `millicent replay --json`, `millicent plan scale --json` and `millicent plan cheaper --json` print."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import msgspec
 
 from millicent.core.money import Money
 from millicent.economics.basis import Basis
+from millicent.economics.levers import Cheaper, Estimate, Lever
 from millicent.economics.outcomes import Latencies, Latency, Outcome
 from millicent.economics.scaling import Scale
 
@@ -84,6 +85,61 @@ def scale_body(found: Scale, basis: Basis) -> dict[str, Any]:
             }
             for each in found.scaled
         ],
+    }
+
+
+def cheaper_body(found: Cheaper, basis: Basis | None) -> dict[str, Any]:
+    return {
+        "object": "plan.cheaper",
+        "requests": found.requests,
+        "of": found.of,
+        "seconds": found.span_ns / 1e9,
+        "cost_usd": str(found.cost),
+        "device_seconds": found.device_ns / 1e9,
+        "engine": None if basis is None else basis_body(basis),
+        "levers": [_lever(found, each) for each in found.levers],
+        "realised": [
+            {"name": each.name, "requests": each.requests, "saved_usd": str(each.saved), "provenance": "estimated"}
+            for each in found.realised
+        ],
+    }
+
+
+def _lever(found: Cheaper, lever: Lever) -> dict[str, Any]:
+    latency = lever.latency
+    return {
+        "name": lever.name,
+        "title": lever.title,
+        "on": lever.on,
+        "requests": lever.requests,
+        "of": lever.of,
+        "saved_usd": _estimate(found, lever.saved),
+        "capacity_freed_usd": _estimate(found, lever.freed),
+        "capacity_freed_seconds": None if lever.freed_ns is None else lever.freed_ns / 1e9,
+        "share": lever.share,
+        "total_ms": None
+        if latency is None
+        else {
+            "mean": {"before": _ms(latency.mean_before_ns), "after": _ms(latency.mean_after_ns)},
+            "p95": {"before": _ms(latency.p95_before_ns), "after": _ms(latency.p95_after_ns)},
+        },
+        "quality": lever.quality,
+        "needs": lever.needs,
+        "how": lever.how,
+        "configuration": lever.configuration,
+        "notes": list(lever.notes),
+        "provenance": "unknown" if lever.needs is not None else "estimated",
+    }
+
+
+def _estimate(found: Cheaper, amount: Estimate | None) -> dict[str, str | None] | None:
+    if amount is None:
+        return None
+    return {
+        "expected": str(amount.expected),
+        "low": _usd(amount.low),
+        "high": _usd(amount.high),
+        "a_month": str(found.monthly(amount.expected)),
     }
 
 

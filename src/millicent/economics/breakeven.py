@@ -77,8 +77,14 @@ def break_evens(places: Sequence[Place]) -> list[BreakEven]:
 
 
 def cheapest_api(places: Sequence[Place]) -> Curve | None:
-    apis = [each.curve for each in places if each.kind == "api" and each.curve is not None]
-    return min(apis, key=lambda curve: curve.per_request, default=None)
+    return min(apis(places), key=lambda curve: curve.per_request, default=None)
+
+
+def apis(places: Sequence[Place]) -> list[Curve]:
+    """Of those whose cost is known and that aren't known to be too late."""
+    return [
+        each.curve for each in places if each.kind == "api" and each.curve is not None and each.in_time is not False
+    ]
 
 
 def machines(places: Sequence[Place]) -> list[Curve]:
@@ -119,15 +125,14 @@ def sensitivities(machine: Curve, api: Curve, peak: Fraction, falls_percent: Dec
 
 def rule_of_thumb(places: Sequence[Place]) -> Rule:
     """Each half holds if it does at every volume it speaks of, as far as volumes are compared."""
-    apis = [each.curve for each in places if each.kind == "api" and each.curve is not None]
-    others = machines(places)
+    offered, others = apis(places), machines(places)
     volumes = (RULE_BELOW, RULE_ABOVE)
-    api_at = tuple(_least(apis, volume) for volume in volumes)
+    api_at = tuple(_least(offered, volume) for volume in volumes)
     machine_at = tuple(_least(others, volume) for volume in volumes)
-    if not apis or not others:
+    if not offered or not others:
         return Rule("untested", "untested", "untested", api_at, machine_at)
     owned = {curve.name for curve in others}
-    ranges = cheapest([*apis, *others], UP_TO)
+    ranges = cheapest([*offered, *others], UP_TO)
     below = all(each.name not in owned for each in ranges if each.from_volume < RULE_BELOW)
     # Where too many steps were to be followed, the last speaks for what is beyond.
     above = all(each.name in owned for each in ranges if each.to_volume > RULE_ABOVE or each is ranges[-1])

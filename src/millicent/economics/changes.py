@@ -1,15 +1,17 @@
 """Why a cost changed: the difference between two periods, split among what it is made of, to the nano-dollar.
 
-What a feature costs is, over its models m and the classes k of input tokens (fresh, read from a cache, written to one),
+What a feature costs is, over its models m and the classes k of input tokens (fresh, read from a cache, written to one,
+answered by the response cache),
 
-    cost = N * sum_m s_m * (i_m * sum_k h_mk * p_mk + o_m * q_m + r_m)
+    cost = N * sum_m s_m * (i_m * sum_k h_mk * p_mk + o_m * g_m * q_m + r_m)
 
-N requests, s the models' shares of them, i and o the tokens per request, h the classes' shares of input, p and q prices
-per token, r what else a request costs: retries, fallbacks, checks, retrieval, corrections and fees. Each factor's part
-of the difference is its Shapley value (Shapley 1953): what switching it from the one period to the other adds, averaged
-over all orders of switching. So the parts sum to the difference and no order is preferred. They are rounded to
-nano-dollars by largest remainder. Prices are what was really paid per token: of a machine, the time that prefill and
-decode took. A feature that is in one period only is new or gone, as a whole; a model that is, is mix alone.
+N requests, s the models' shares of them, i and o the tokens per request, h the classes' shares of input and g the part
+of output that a model made, which with h is the caches' factor, p and q prices per token, r what else a request costs:
+retries, fallbacks, checks, retrieval, corrections and fees. Each factor's part of the difference is its Shapley value
+(Shapley 1953): what switching it from the one period to the other adds, averaged over all orders of switching. So the
+parts sum to the difference and no order is preferred. They are rounded to nano-dollars by largest remainder. Prices are
+what was really paid per token: of a machine, the time that prefill and decode took. A feature that is in one period
+only is new or gone, as a whole; a model that is, is mix alone.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ _CLASSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fresh": (("input_fresh", "input_image", "input_audio"), ("input", "image", "audio")),
     "read": (("input_cache_read",), ("input_cached",)),
     "written": (("input_cache_write_5m", "input_cache_write_1h"), ("cache_write", "cache_storage")),
+    "hit": (("input_hit",), ()),
 }
 _OUTPUT = ("output", "reasoning")
 _EXACT = Context(prec=60)
@@ -111,22 +114,23 @@ def drifts(
     where = where or ReceiptFilter()
     now, week_ago = Period(now_ns - _WEEK_NS, now_ns), Period(now_ns - 2 * _WEEK_NS, now_ns - _WEEK_NS)
     current, before = (_by_feature(ledger, period, where) for period in (now, week_ago))
+    first_days = ledger.first_days_ns()
+    weeks: dict[int, dict[str | None, Tally]] = {}
     found = []
     for feature, tally in sorted(current.items(), key=lambda each: (each[0] is None, each[0] or "")):
         own = features.get(feature or "")
         given = None if own is None or own.baseline is None else start_ns(own.baseline)
-        first_ns = given if given is not None else ledger.first_day_ns(feature or "")
-        base = Period(first_ns or 0, (first_ns or 0) + _WEEK_NS)
-        narrowed = msgspec.structs.replace(where, feature=feature or "")
-        baseline = _by_feature(ledger, base, narrowed).get(feature, Tally())
-        rates = [rates_of(each) for each in (tally, before.get(feature, Tally()), baseline)]
+        base_ns = first_days.get(feature, now.from_ns) if given is None else given
+        if base_ns not in weeks:
+            weeks[base_ns] = _by_feature(ledger, Period(base_ns, base_ns + _WEEK_NS), where)
+        rates = [rates_of(each) for each in (tally, *(week.get(feature, Tally()) for week in (before, weeks[base_ns])))]
         found.append(
             Drift(
                 feature=feature,
                 now=rates[0],
                 week_ago=rates[1],
                 baseline=rates[2],
-                baseline_from=day_of(base.from_ns).isoformat(),
+                baseline_from=day_of(base_ns).isoformat(),
                 moved=tuple(name for name in _MOVING if any(_moved(rates[0], then, name) for then in rates[1:])),
             )
         )
@@ -215,6 +219,7 @@ class _Cell(msgspec.Struct, frozen=True):
     output_tokens: Decimal
     mix: dict[str, Decimal]
     prices: dict[str, Decimal]
+    generated: Decimal
     output_price: Decimal
     other: Decimal
 
@@ -262,7 +267,8 @@ def _value(counts: Sequence[Decimal], cells: Sequence[tuple[_Cell, _Cell]], chos
         prices, shares = pair[price].prices, pair[cache].mix
         per_input = sum((_EXACT.multiply(shares[name], prices[name]) for name in _CLASSES), _ZERO)
         each = _EXACT.multiply(pair[inputs].input_tokens, per_input)
-        each = _EXACT.add(each, _EXACT.multiply(pair[outputs].output_tokens, pair[price].output_price))
+        generated = _EXACT.multiply(pair[outputs].output_tokens, pair[cache].generated)
+        each = _EXACT.add(each, _EXACT.multiply(generated, pair[price].output_price))
         each = _EXACT.add(each, pair[other].other)
         total = _EXACT.add(total, _EXACT.multiply(pair[mix].share, each))
     return _EXACT.multiply(counts[volume], total)
@@ -284,7 +290,8 @@ def _filled(cell: _Cell, other: _Cell) -> _Cell:
         cell,
         mix=cell.mix if cell.input_tokens else other.mix,
         prices=prices,
-        output_price=cell.output_price if cell.output_tokens else other.output_price,
+        generated=cell.generated if cell.output_tokens else other.generated,
+        output_price=cell.output_price if cell.output_tokens and cell.generated else other.output_price,
     )
 
 
@@ -292,16 +299,17 @@ def _cell(tally: Tally, requests: int) -> _Cell:
     count = tally.priced
     if not count:
         nothing = dict.fromkeys(_CLASSES, _ZERO)
-        return _Cell(_ZERO, _ZERO, _ZERO, nothing, nothing, _ZERO, _ZERO)
+        return _Cell(_ZERO, _ZERO, _ZERO, nothing, nothing, _ZERO, _ZERO, _ZERO)
     own = {kind.removeprefix("inference "): nanousd for kind, nanousd in tally.nanousd.items() if "inference " in kind}
     prefill, decode = apportion(own.get("accelerator", 0), [tally.prefill_ns, tally.decode_ns])
     tokens = {name: sum(tally.priced_tokens.get(leaf, 0) for leaf in leaves) for name, (leaves, _) in _CLASSES.items()}
     amounts = {name: sum(own.get(meter, 0) for meter in meters) for name, (_, meters) in _CLASSES.items()}
     amounts["fresh"] += prefill
     output_tokens = sum(count for leaf, count in tally.priced_tokens.items() if leaf.startswith("output"))
+    made = output_tokens - tally.priced_tokens.get("output_hit", 0)
     output_amount = sum(own.get(meter, 0) for meter in _OUTPUT) + decode
     # What was paid for tokens that nobody counted is paid per request.
-    told = sum(amount for name, amount in amounts.items() if tokens[name]) + (output_amount if output_tokens else 0)
+    told = sum(amount for name, amount in amounts.items() if tokens[name]) + (output_amount if made else 0)
     inputs = sum(tokens.values())
     return _Cell(
         share=_EXACT.divide(count, requests),
@@ -309,6 +317,7 @@ def _cell(tally: Tally, requests: int) -> _Cell:
         output_tokens=_EXACT.divide(output_tokens, count),
         mix={name: _EXACT.divide(tokens[name], inputs) if inputs else _ZERO for name in _CLASSES},
         prices={name: _EXACT.divide(amounts[name], tokens[name]) if tokens[name] else _ZERO for name in _CLASSES},
-        output_price=_EXACT.divide(output_amount, output_tokens) if output_tokens else _ZERO,
+        generated=_EXACT.divide(made, output_tokens) if output_tokens else _ZERO,
+        output_price=_EXACT.divide(output_amount, made) if made else _ZERO,
         other=_EXACT.divide(tally.cost_nanousd - told, count),
     )

@@ -115,7 +115,7 @@ def _of_api(scenario: Scenario, setup: Setup, api: ApiModel, at_ns: int) -> Esti
         if isinstance(cost, str):
             return Estimated(name=name, source=prices.source, notes=(f"{prices.source}: {cost}",))
         months.append(cost * scenario.calls_per_month)
-    return _estimated(scenario, name, months, Provenance.ESTIMATED, prices.source, notes)
+    return _estimated(scenario, name, months, prices.source, notes)
 
 
 def _range(scenario: Scenario) -> tuple[tuple[int, int], ...]:
@@ -165,7 +165,7 @@ def _of_machine(scenario: Scenario, name: str, placement: Placement, setup: Setu
         machines.append(int(needed))
         months.append(needed * Fraction(rate) * placement.accelerators * HOURS_PER_MONTH * _NANOUSD_PER_USD)
     notes = (f"whole machines for a busiest hour of {scenario.peak:f} times the average",)
-    found = _estimated(scenario, name, months, Provenance.ASSUMED, source, notes)
+    found = _estimated(scenario, name, months, source, notes)
     return msgspec.structs.replace(found, machines=machines[1])
 
 
@@ -173,7 +173,6 @@ def _estimated(
     scenario: Scenario,
     name: str,
     months: Sequence[Fraction],
-    provenance: Provenance,
     source: str,
     notes: tuple[str, ...],
 ) -> Estimated:
@@ -186,7 +185,7 @@ def _estimated(
         high=_money(high),
         per_call=_money(expected / calls) if calls else None,
         per_user=_money(expected / scenario.users) if scenario.users else None,
-        provenance=provenance,
+        provenance=Provenance.ASSUMED,
         source=source,
         notes=notes,
     )

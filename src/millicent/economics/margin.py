@@ -18,7 +18,7 @@ from millicent.core.entries import Entry
 from millicent.core.money import ZERO, Money
 from millicent.core.periods import Period, months_of
 from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
-from millicent.economics.plans import Mend, UserUse, allowance, bill, mends, needed, plans_by_tier
+from millicent.economics.plans import Mend, UserUse, allowance, bill, feature_mends, mends, needed, plans_by_tier
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter, Totals
 
 By = Literal["feature", "tier", "user"]
@@ -77,14 +77,15 @@ class PlanMargin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MarginReport(msgspec.Struct, frozen=True):
-    """Least margin first. `over` are the users that cost more than their plan leaves, worst first, up to `MOST_USERS`
-    of them."""
+    """Least margin first. `mends` says, by feature, what would bring one that earns something to its target. `over` are
+    the users that cost more than their plan leaves, worst first, up to `MOST_USERS` of them."""
 
     by: By
     from_ns: int
     to_ns: int
     rows: tuple[MarginRow, ...]
     total: MarginRow
+    mends: dict[str, tuple[Mend, ...]]
     plans: tuple[PlanMargin, ...]
     over: tuple[PayingUser, ...]
 
@@ -148,6 +149,7 @@ def margins(ledger: LedgerQueries, by: By, period: Period, books: Books) -> Marg
         period.to_ns,
         tuple(rows[:MOST_USERS] if by == "user" else rows),
         total,
+        _feature_mends(rows, period) if by == "feature" else {},
         tuple(_plans(plans, members, postings)),
         tuple(_over(members, plans)[:MOST_USERS]),
     )
@@ -181,6 +183,18 @@ def _row(
         target=target,
         needed=None if least is None or revenue >= least else least,
     )
+
+
+def _feature_mends(rows: Sequence[MarginRow], period: Period) -> dict[str, tuple[Mend, ...]]:
+    months = sum(
+        (Fraction(each.ns, month.ns) for month in months_of(period) if (each := period.common(month))), Fraction(0)
+    )
+    found = {}
+    for row in rows:
+        if row.group is not None and row.needed is not None and row.revenue > ZERO and months:
+            allowed = allowance(row.revenue, row.target or Decimal(0)) - row.other_cost
+            found[row.group] = tuple(feature_mends(row.group, row.needed - row.revenue, row.requests, allowed, months))
+    return found
 
 
 def _part(amount: Money, whole: Money) -> Decimal | None:

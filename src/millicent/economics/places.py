@@ -57,7 +57,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate at this volume. None is unknown, and `notes` say what would make it known.
 
     `uncached` is the month's cost were nothing read from a cache; `utilization` the part of its machines' capacity
-    that this traffic uses on average, and `unused` what the rest costs; `busy` the part of its time in which a
+    that this traffic uses on average, and `unused` what the rest costs; `when_needed` is the month's cost of machines
+    that are rented by the hour and given back in between, starting up left out; `busy` the part of its time in which a
     placement has really worked, by the accounts. `provenance` is the cost's.
     """
 
@@ -70,6 +71,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     uncached: Money | None = None
     machines: int | None = None
     unused: Money | None = None
+    when_needed: Money | None = None
     usd_per_hour: Decimal | None = None
     capacity: Capacity | None = None
     utilization: Fraction | None = None
@@ -85,11 +87,18 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparing:
-    """One comparison's givens, so that each candidate is made from them alike."""
+    """One comparison's givens, so that each candidate is made from them alike. Prices are those of `at_ns`."""
 
     def __init__(
-        self, traffic: Traffic, asked: Asked, candidates: Candidates, prices: PriceBook, fits: Sequence[StepTimeFit]
+        self,
+        traffic: Traffic,
+        asked: Asked,
+        candidates: Candidates,
+        prices: PriceBook,
+        fits: Sequence[StepTimeFit],
+        at_ns: int,
     ) -> None:
+        self._at_ns = at_ns
         self._traffic = traffic
         self._asked = asked
         self._candidates = candidates
@@ -113,7 +122,7 @@ class Comparing:
         place = Place(name=name, kind="api", model=api.model)
         if api.placement is not None:
             place = self._timed(place, self._ran_at(api.placement, api.asked))
-        prices = self._prices.find(api.model, self._traffic.to_ns, api.service, api.provider)
+        prices = self._prices.find(api.model, self._at_ns, api.service, api.provider)
         if prices is None:
             return _noted(place, f"nobody publishes prices for {api.model}: state them in [prices.{api.model!r}]")
         if not self._traffic.usages:
@@ -148,7 +157,7 @@ class Comparing:
         return self._costed(place, curve, placement.rate_provenance)
 
     def _machine(self, name: str, machine: MachineConfig) -> Place:
-        placement = machine.machine(name).at(self._traffic.to_ns)
+        placement = machine.machine(name).at(self._at_ns)
         place = Place(name=name, kind=placement.kind, model=None)
         ran = None if machine.like is None else self._ran_at(machine.like, None)
         if ran is not None:
@@ -198,7 +207,17 @@ class Comparing:
         used = Fraction(self.volume, machines * capacity.requests_per_hour * HOURS_PER_MONTH)
         idle = curve.cost(self.volume) * (1 - min(used, Fraction(1)))
         place = msgspec.structs.replace(place, machines=machines, utilization=used, unused=_money(idle))
+        if place.kind == "rented" and self._traffic.requests:
+            hourly = Fraction(rate) * placement.accelerators * _NANOUSD_PER_USD
+            place = msgspec.structs.replace(place, when_needed=_money(hourly * self._machine_hours(capacity)))
         return self._costed(place, curve, weakest((placement.rate_provenance, capacity.provenance)))
+
+    def _machine_hours(self, capacity: Capacity) -> Fraction:
+        """A month of them, with as many machines in each hour as it needs, and none in an hour without requests."""
+        grown = Fraction(self.volume, self._traffic.requests) * self._traffic.hours / HOURS_PER_MONTH
+        needed = (-(-requests * grown // capacity.requests_per_hour) for requests in self._traffic.by_hour)
+        machines = sum(int(each) + self._asked.spares for each in needed)
+        return Fraction(machines * HOURS_PER_MONTH, self._traffic.hours)
 
     def _costed(self, place: Place, curve: Curve, provenance: Provenance) -> Place:
         month = curve.cost(self.volume)

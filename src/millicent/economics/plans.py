@@ -136,6 +136,27 @@ def mends(
     return found
 
 
+def feature_mends(feature: str, missing: Money, requests: int, allowed: Money, months: Fraction) -> list[Mend]:
+    """What would bring a feature to its target: so much more for each request, and at most `allowed` for its models
+    over these months."""
+    found = []
+    if requests:
+        more = Money(-(-missing.nanousd // requests))
+        text = f"{more.human()} more for each request"
+        found.append(Mend(text, more, (f"# [features.{_key(feature)}]", f"# revenue_usd_per_request: {more} more")))
+    limit = Money(int(allowed.nanousd / months // _CENT) * _CENT)
+    if limit.nanousd > 0:
+        lines = [
+            f"[budgets.{_key(f'{feature}-models'.replace('/', '-')[:100])}]",
+            'per = "feature"',
+            f"only = {_text(feature)}",
+            'every = "month"',
+            f"limit_usd = {limit.usd:.2f}",
+        ]
+        found.append(Mend(f"a limit of ${limit.usd:.2f} a month on what its models cost", limit, tuple(lines)))
+    return found
+
+
 def _limit_lines(name: str, limit: Money, users: Sequence[str], *, everyone: bool) -> list[str]:
     """Budgets know users, not plans: with one plan a limit for each user will do, else those over it are named."""
     if everyone:

@@ -65,7 +65,7 @@ def main_engine(recorded: Sequence[Recorded], model: str | None = None) -> tuple
 
     Raises InvalidRequest where there is none.
     """
-    counts = Counter(each.place for each in recorded if each.receipt.accelerator.steps)
+    counts = Counter(each.place for each in recorded if each.receipt.accelerator.step_time_version)
     named = {place: count for place, count in counts.items() if model in {None, place[1]}}
     if not named:
         known = ", ".join(sorted({name for _, name in counts})) or "none"

@@ -107,7 +107,7 @@ def outcome(queries: LedgerQueries, clock: Clock, saved: Saved) -> Outcome:
         )
     month_ns = 30 * 24 * 3600 * 10**9
     where = ReceiptFilter(feature=saved.scenario.feature, from_ns=max(saved.saved_at_ns, clock.now_ns() - month_ns))
-    traffic = read_traffic(queries, clock, where)
+    traffic = read_traffic(queries, where)
     users = sum(each.group is not None for each in queries.totals("user", where))
     return Outcome(saved, traffic, tuple(_beside(saved, traffic, users)))
 

@@ -141,13 +141,12 @@ class Standing(msgspec.Struct, frozen=True):
 def standing(
     queries: LedgerQueries,
     clock: Clock,
-    from_ns: int | None,
-    to_ns: int | None,
+    chosen: ReceiptFilter,
     configured: Configured,
     books: Books,
 ) -> Standing:
-    """Of the last 30 days, unless asked otherwise, as far as there was traffic."""
-    traffic = read_traffic(queries, clock, ReceiptFilter(from_ns=from_ns, to_ns=to_ns))
+    """Of the times chosen, as far as there was traffic."""
+    traffic = read_traffic(queries, chosen)
     period = Period(traffic.from_ns, max(traffic.from_ns, min(traffic.to_ns, clock.now_ns())))
     where = ReceiptFilter(from_ns=traffic.from_ns, to_ns=traffic.to_ns)
     earned = margins(queries, "feature", period, books).rows

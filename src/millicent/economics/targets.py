@@ -51,12 +51,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 def targets(ledger: LedgerQueries, aims: Mapping[str, Aim], where: ReceiptFilter) -> list[Target]:
     """Of the features that have a target, in order of their names. The cost target is met when the mean cost of priced
     requests is at most that; the latency target when 95% of answers come within it."""
-    tallies = ledger.tallies(("feature",), where) or {}
-    return [
-        _target(name, aim, tallies.get((name,), Tally()))
-        for name, aim in sorted(aims.items())
-        if aim.cost is not None or aim.latency_ms is not None
-    ]
+    aimed = [(name, aim) for name, aim in sorted(aims.items()) if aim.cost is not None or aim.latency_ms is not None]
+    tallies = (ledger.tallies(("feature",), where) or {}) if aimed else {}
+    return [_target(name, aim, tallies.get((name,), Tally())) for name, aim in aimed]
 
 
 def _target(name: str, aim: Aim, tally: Tally) -> Target:

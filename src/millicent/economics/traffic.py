@@ -55,7 +55,8 @@ class Ran(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """`hours` are whole UTC hours from the first request to the last, `requests` those in them that weren't refused.
+    """`hours` are whole UTC hours from the first request to the last, `requests` those in them that weren't refused,
+    `by_hour` hour by hour where there were any.
 
     `usages` are of the answers looked at whose tokens are known; `unknown` of the others. `whole` says whether those
     are all there are.
@@ -65,7 +66,7 @@ class Traffic(msgspec.Struct, frozen=True):
     to_ns: int
     hours: int
     requests: int
-    busiest: int
+    by_hour: tuple[int, ...]
     cost_nanousd: int
     unpriced: int
     usages: tuple[Usage, ...]
@@ -74,6 +75,10 @@ class Traffic(msgspec.Struct, frozen=True):
     input_tokens: Spread | None
     output_tokens: Spread | None
     ran: tuple[Ran, ...]
+
+    @property
+    def busiest(self) -> int:
+        return max(self.by_hour, default=0)
 
     @property
     def monthly(self) -> int:
@@ -91,22 +96,25 @@ class Traffic(msgspec.Struct, frozen=True):
         return Provenance.MEASURED if self.whole and not self.unknown else Provenance.ESTIMATED
 
 
-def read_traffic(queries: LedgerQueries, clock: Clock, where: ReceiptFilter) -> Traffic:
-    """Of the period asked for; by default the last 30 days."""
-    now_ns = clock.now_ns()
-    if where.from_ns is None:
-        where = msgspec.structs.replace(where, from_ns=hour_start_ns(now_ns) - DEFAULT_DAYS * 24 * NS_PER_HOUR)
+def lately(clock: Clock, where: ReceiptFilter) -> ReceiptFilter:
+    """The last 30 days of it, where nothing says from when."""
+    if where.from_ns is not None:
+        return where
+    return msgspec.structs.replace(where, from_ns=hour_start_ns(clock.now_ns()) - DEFAULT_DAYS * 24 * NS_PER_HOUR)
+
+
+def read_traffic(queries: LedgerQueries, where: ReceiptFilter) -> Traffic:
     hourly = _requests_by_hour(queries, where)
     answers = queries.answers(where, LOOKED_AT)
     usages = [each.usage for each in answers if _known(each.usage)]
     everything = list(_totals(queries, where))
-    first_ns, last_ns = (min(hourly), max(hourly)) if hourly else (where.from_ns or 0, where.from_ns or 0)
+    first_ns, last_ns = (min(hourly), max(hourly)) if hourly else (where.from_ns or 0, 0)
     return Traffic(
         from_ns=first_ns,
         to_ns=last_ns + NS_PER_HOUR if hourly else first_ns,
         hours=(last_ns - first_ns) // NS_PER_HOUR + 1 if hourly else 0,
         requests=sum(hourly.values()),
-        busiest=max(hourly.values(), default=0),
+        by_hour=tuple(hourly.values()),
         cost_nanousd=sum(each.cost.nanousd for each in everything),
         unpriced=sum(each.unpriced for each in everything),
         usages=tuple(usages),

@@ -42,10 +42,11 @@ class Took(msgspec.Struct, frozen=True):
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One group's closed requests. `cost` is what is on their receipts; `fully_loaded` adds what the machines cost
-    that no receipt carries, allocated by use over the month. `cached` is the part of prompt tokens read from a cache,
-    `routed` the part of requests that a policy routed, `joules` of the `measured` requests whose energy is known.
-    `roles` is the cost of predictivity. None is what nobody knows, or nobody rated; `took` and what goes with it are
-    None where they would take reading too many receipts.
+    that no receipt carries, allocated by use over the month. `cached` is the part of prompt tokens read from a prefix
+    cache, `cache_hits` the part of those that asked the response cache which it answered, `routed` the part of requests
+    that a policy routed, `joules` of the `measured` requests whose energy is known. `roles` is the cost of
+    predictivity. None is what nobody knows, or nobody rated; `took` and what goes with it are None where they would
+    take reading too many receipts.
     """
 
     group: str | None
@@ -66,6 +67,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     roles: dict[str, Money]
     took: Took | None
     cached: Decimal | None
+    cache_hits: Decimal | None
     routed: Decimal | None
     joules: Decimal | None
     measured: int
@@ -112,9 +114,12 @@ def units(
     where = msgspec.structs.replace(where, from_ns=period.from_ns, to_ns=period.to_ns)
     totals = ledger.totals(by, where, zone=zone)
     loaded = _loaded(ledger, by, where, period, zone, standard or {}, now_ns)
-    tallies = ledger.tallies((by,), where, zone=zone)
+    requests = sum(each.requests for each in totals)
+    tallies = ledger.tallies((by,), where, zone=zone, requests=requests)
     # Where there is too much to read by group, there may not be for all together.
-    merged = ledger.tallies((), where) if tallies is None else {(): _sum_tallies(list(tallies.values()))}
+    merged = (
+        ledger.tallies((), where, requests=requests) if tallies is None else {(): _sum_tallies(list(tallies.values()))}
+    )
     useful = {each.group: each for each in ledger.usefulness(by, where, zone=zone)}
     roles = {each.group: each.costs for each in ledger.role_costs(by, where, zone=zone)}
 
@@ -142,7 +147,7 @@ def units(
         cost_per_group=mean([each.cost for each in named]),
         devices=tuple(device_use(ledger, period, max_sequences)),
         forecast=month_end(ledger, where, now_ns),
-        gaps=tuple(gaps(ledger, where)),
+        gaps=tuple(gaps(ledger, where, {by: totals})),
     )
 
 
@@ -155,18 +160,20 @@ def per(amount: Money, count: int) -> Money | None:
     return Money(round(Decimal(amount.nanousd) / count)) if count else None
 
 
-def gaps(ledger: LedgerQueries, where: ReceiptFilter) -> list[Gap]:
-    """What is unattributed, and what is unpriced, with what to do; the largest first."""
+def gaps(ledger: LedgerQueries, where: ReceiptFilter, known: Mapping[GroupBy, list[Totals]] | None = None) -> list[Gap]:
+    """What is unattributed, and what is unpriced, with what to do; the largest first. Totals that are `known` aren't
+    asked for again."""
+    known = known or {}
     found = []
     for by, header in ATTRIBUTES.items():
-        totals = ledger.totals(by, where)
+        totals = known.get(by) or ledger.totals(by, where)
         requests = sum(each.requests for each in totals)
         for each in totals:
             if each.group is None:
                 advice = f"send {header}, or pin it to the key: millicent keys create --{by} NAME"
                 share = Decimal(each.requests) / requests
                 found.append(Gap(f"no {by}", each.requests, share, each.cost, advice))
-    models = ledger.totals("model", where)
+    models = known.get("model") or ledger.totals("model", where)
     requests = sum(each.requests for each in models)
     for each in models:
         if each.unpriced:
@@ -186,8 +193,7 @@ def gaps(ledger: LedgerQueries, where: ReceiptFilter) -> list[Gap]:
 def _beginning(ledger: LedgerQueries, where: ReceiptFilter, now_ns: int) -> int:
     if where.from_ns is not None:
         return where.from_ns
-    first_ns = ledger.first_day_ns()
-    return now_ns if first_ns is None else min(first_ns, now_ns)
+    return min([*ledger.first_days_ns().values(), now_ns])
 
 
 def _loaded(
@@ -262,6 +268,7 @@ def _unit(
     rate = None if useful is None else useful.rate
     low, high = (None, None) if useful is None else useful.cost_per_useful_interval
     tokens = Decimal(totals.input_tokens + totals.output_tokens)
+    asked = 0 if tally is None else tally.cache_hits + tally.cache_misses
     read = 0 if tally is None else tally.tokens.get("input_cache_read", 0)
     return Unit(
         group=totals.group,
@@ -284,6 +291,7 @@ def _unit(
         if tally is None
         else Took(*(Spread.of(each) for each in (tally.queue, tally.ttft, tally.tpot, tally.total))),
         cached=Decimal(read) / tally.input_tokens if tally is not None and tally.input_tokens else None,
+        cache_hits=Decimal(tally.cache_hits) / asked if tally is not None and asked else None,
         routed=Decimal(tally.routed) / tally.requests if tally is not None and tally.requests else None,
         joules=Decimal(tally.energy_uj).scaleb(-6) if tally is not None and tally.measured else None,
         measured=0 if tally is None else tally.measured,

@@ -78,9 +78,10 @@ def api_named(name: str, prices: PriceBook, at_ns: int) -> ApiModel:
 
 
 def apis_compared(setup: Setup, compared: Sequence[str], at_ns: int) -> tuple[ApiModel, ...]:
-    """Those configured and those named; without any, the well-known ones."""
+    """Those configured, and others that are named; without any, the well-known ones."""
+    known = {name for api in setup.apis for name in (api.model, api.asked)}
     named = compared or (() if setup.apis else (*WELL_KNOWN, WELL_KNOWN_OPEN))
-    return (*setup.apis, *(api_named(name, setup.prices, at_ns) for name in named))
+    return (*setup.apis, *(api_named(name, setup.prices, at_ns) for name in dict.fromkeys(named) if name not in known))
 
 
 def where(
@@ -95,7 +96,7 @@ def where(
     years: int = 3,
 ) -> Where:
     """`compared` names more APIs; without any, and without one configured, well-known ones are."""
-    traffic = read_traffic(queries, clock, chosen)
+    traffic = read_traffic(queries, chosen)
     accounts = queries.accounts(traffic.from_ns, traffic.to_ns)
     given = Candidates(
         _seen(accounts) | dict(setup.placements),
@@ -105,9 +106,10 @@ def where(
         _busy(accounts),
     )
     fits = queries.fits_named([each.fit_version for each in traffic.ran if each.fit_version is not None])
-    comparing = Comparing(traffic, asked, given, setup.prices, fits)
+    comparing = Comparing(traffic, asked, given, setup.prices, fits, clock.now_ns())
     places = comparing.places()
-    curves = [each.curve for each in places if each.curve is not None]
+    late = [each for each in places if each.kind == "api" and each.in_time is False]
+    curves = [each.curve for each in places if each.curve is not None and each not in late]
     ranges = tuple(cheapest(curves, UP_TO)) if curves else ()
     evens = break_evens(places)
     api = cheapest_api(places)

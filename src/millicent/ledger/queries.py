@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from millicent.core.accounts import Account, HourTime
+from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.entries import Entry, Kind
 from millicent.core.errors import InvalidRequest
@@ -25,6 +26,7 @@ from millicent.core.usage import Provenance
 from millicent.ledger import tallies, waste
 from millicent.ledger.answers import Answer as Answer  # noqa: PLC0414 - for rooms that may import only this module
 from millicent.ledger.answers import newest_answers
+from millicent.ledger.budgets import read_balances, read_budgets
 from millicent.ledger.entries import latest_tiers, read_entries
 from millicent.ledger.hits import CacheUse, cache_use
 from millicent.ledger.late import fits_of, latest_fits
@@ -34,6 +36,7 @@ from millicent.ledger.prompts import AskedPage, asked
 from millicent.ledger.reading import read_receipts, select, wall_covering
 from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql, sums_sql
 from millicent.ledger.rows import receipt_of
+from millicent.ledger.samples import sample_rows
 from millicent.ledger.schema import refuse_other_version, unavailable
 from millicent.ledger.verification import problems
 from millicent.ledger.worth import (
@@ -111,6 +114,22 @@ class Totals(msgspec.Struct, frozen=True):
     unpriced: int
     assumed: int
     unknown_usage: int
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One closed receipt. Tokens are None where unknown; `met` is None where it had no latency target."""
+
+    created_at_ns: int
+    feature: str | None
+    key: str | None
+    user: str | None
+    model: str
+    failed: bool
+    total_ns: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    met: bool | None
 
 
 # The fields of Totals, as sums of closed receipts.
@@ -245,14 +264,16 @@ class LedgerQueries:
         return [(label, figures) for label, figures in sums.items() if figures[0]]
 
     def tallies(
-        self, by: Sequence[GroupBy], where: ReceiptFilter, *, zone: str = "UTC"
+        self, by: Sequence[GroupBy], where: ReceiptFilter, *, zone: str = "UTC", requests: int = 0
     ) -> dict[tuple[str | None, ...], Tally] | None:
         """What requests took, by several things at once; a month, day or hour comes last. Features and models are
         answered from what is kept for it; anything else is read from receipts, and is None where that would be more
-        than `tallies.MOST_DETAIL`."""
+        than `tallies.MOST_DETAIL`: at once where the number of `requests` is known."""
         time = next((name for name in by if name in _TIMES), None)
         label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
-        coarsest_s = DAY_S if time is None or (time != "hour" and zone == "UTC") else QUARTER_S
+        coarsest_s = (
+            DAY_S if time is None or (time != "hour" and zone == "UTC") else 3600 if zone == "UTC" else QUARTER_S
+        )
         with self._snapshot() as connection:
             if connection is None:
                 return {}
@@ -264,14 +285,17 @@ class LedgerQueries:
                 _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
                 label_of,
                 coarsest_s,
+                requests,
             )
         if found is None:
             return None
         return {tuple(member or None for member in key): tally for key, tally in found.items() if tally.requests}
 
-    def first_day_ns(self, feature: str | None = None) -> int | None:
-        """When the first day (UTC) began on which this feature was asked for, "" for none; any where it is None."""
-        return self.ask(lambda connection: tallies.first_day_ns(connection, feature))
+    def first_days_ns(self) -> dict[str | None, int]:
+        """When the first day (UTC) began on which each feature was asked for, None for none. Receipts of an older
+        version that are still being taken in aren't seen."""
+        found = self.ask(tallies.first_days_ns) or {}
+        return {feature or None: at_ns for feature, at_ns in found.items()}
 
     def newest_fits(self, device: str) -> list[StepTimeFit]:
         """The newest of each model on this device."""
@@ -321,6 +345,25 @@ class LedgerQueries:
 
         of = sum(each.requests for each in self.totals("status", where))
         return waste.report(reads, of, waste.growth(inputs, from_ns, reads[-1].at_ns + 1))
+
+    def samples(self, where: ReceiptFilter, *, most: int) -> list[Sample]:
+        """Single receipts, oldest first: all, or where there are more than `most` every so-manyth."""
+        requests = sum(each.requests for each in self.totals("status", where))
+        with self._snapshot() as connection:
+            found = [] if connection is None else sample_rows(connection, *_condition(where), requests, most)
+            return [Sample(*row) for row in found]
+
+    def budgets(self, at_ns: int) -> list[tuple[Budget, list[Balance]]]:
+        """Every budget, with where its subjects stand in the period of `at_ns`."""
+        with self._snapshot() as connection:
+            found = [] if connection is None else read_budgets(connection)
+            return [(budget, read_balances(connection, budget, at_ns)) for budget in found if connection is not None]
+
+    def first_created_ns(self) -> int | None:
+        """When the oldest receipt whose detail is kept was created."""
+        with self._snapshot() as connection:
+            found = None if connection is None else connection.execute("SELECT min(created_at_ns) FROM receipts")
+            return None if found is None else found.fetchone()[0]
 
     def books(self) -> list[str]:
         """Their names; the one that stands is `actual`. Reads every line."""

@@ -1,4 +1,4 @@
-"""What requests took, kept beside the rollups: a `Tally` per quarter-hour and day (UTC), feature and model.
+"""What requests took, kept beside the rollups: a `Tally` per quarter-hour, hour and day (UTC), feature and model.
 
 Folding a receipt into the rollups takes it in here too, so that both hold the same receipts, whatever is deleted later.
 """
@@ -17,9 +17,10 @@ from millicent.core.clock import NS_PER_S, iso_utc
 from millicent.core.tallies import Tally, bucket_of
 
 QUARTER_S, DAY_S = 900, 86_400
+SPANS_S = (QUARTER_S, 3600, DAY_S)
 ROLLED = frozenset({"feature", "model"})
-# Receipts read one by one for a question that no tally answers: a second or two.
-MOST_DETAIL = 100_000
+# Receipts read one by one for a question that no tally answers: some tenths of a second.
+MOST_DETAIL = 10_000
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
 # Receipts of an older version that one checkpoint takes in.
 _BACKFILL = 2_000
@@ -42,6 +43,7 @@ _usage_decoder = msgspec.json.Decoder(_Usage)
 _FIGURES = """
     r.created_at_ns, r.status, r.stream, r.usage, r.queue_ns, r.ttft_ns, r.tpot_ns, r.total_ns, r.prefill_ns,
     r.decode_ns, r.joules, coalesce(json_extract(r.policy, '$.routing') IS NOT NULL, 0),
+    json_extract(r.policy, '$.response_cache'),
     (SELECT json_group_array(json_array(l.ordinal, l.role, l.meter, l.amount_nanousd)) FROM lines AS l
         WHERE l.receipt = r.id AND l.book = 'actual')
 """
@@ -73,7 +75,7 @@ def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
         " WHERE r.created_at_ns >= ? AND r.created_at_ns < ? AND r.status IS NOT NULL"
     )
     rows = connection.execute(old, (from_ns, before_ns)).fetchall()
-    _merge(connection, ((row[:2], row[2], _tally(row[2:-2], row[-2])) for row in rows if not row[-1]))
+    _merge(connection, ((row[:2], row[2], _tally(row[2:-2], row[-2]), 1) for row in rows if not row[-1]))
     connection.execute("UPDATE tally_progress SET raw_before_ns = ?", (from_ns,))
 
 
@@ -86,16 +88,14 @@ def is_complete(connection: sqlite3.Connection) -> bool:
     return raw_before_ns(connection) == _LEAST
 
 
-def first_day_ns(connection: sqlite3.Connection, feature: str | None) -> int | None:
-    """When the first day began on which this feature was asked for, or any where it is None."""
-    only = {None: "", "": " AND ifnull(feature, '') = ''"}.get(feature, " AND feature = ?")
-    values = [feature] if feature else []
-    sql = (
-        f"SELECT min(at_ns) FROM (SELECT min(start_ns) AS at_ns FROM tallies WHERE span_s = {DAY_S}{only} UNION ALL"
-        f" SELECT min(created_at_ns) FROM receipts WHERE status IS NOT NULL{only})"
+def first_days_ns(connection: sqlite3.Connection) -> dict[str, int]:
+    """When the first day began on which each feature was asked for, '' for none."""
+    found = connection.execute(
+        f"SELECT feature, min(at_ns) FROM (SELECT feature, min(start_ns) AS at_ns FROM tallies WHERE span_s = {DAY_S}"
+        " GROUP BY feature UNION ALL SELECT ifnull(feature, ''), min(created_at_ns) FROM unrolled AS u"
+        " CROSS JOIN receipts AS r ON r.id = u.receipt GROUP BY feature) GROUP BY feature"
     )
-    (at_ns,) = connection.execute(sql, [*values, *values]).fetchone()
-    return None if at_ns is None else _down(at_ns, DAY_S)
+    return {feature: _down(at_ns, DAY_S) for feature, at_ns in found}
 
 
 def read(
@@ -106,6 +106,7 @@ def read(
     to_ns: int,
     label_of: Callable[[int], str] | None,
     coarsest_s: int,
+    requests: int = 0,
 ) -> dict[tuple[str, ...], Tally] | None:
     """Sums by these columns, and by time where there is a label for it, which then comes last. `fixed` columns must
     have a value, '' for none. Features and models are read from tallies, what else there is from up to `MOST_DETAIL`
@@ -123,6 +124,8 @@ def read(
         values.append(value)
     condition = " AND ".join(parts)
     if not {*by, *fixed} <= ROLLED:
+        if requests > MOST_DETAIL:
+            return None
         return found if _detail(connection, by, condition, values, from_ns, to_ns, take, MOST_DETAIL) else None
     rolled_ns = min(max(from_ns, _up(raw_before_ns(connection), QUARTER_S)), to_ns)
     first, last = _up(rolled_ns, QUARTER_S), _down(to_ns, QUARTER_S)
@@ -131,11 +134,7 @@ def read(
         return found
     _detail(connection, by, condition, values, from_ns, first, take)
     _detail(connection, by, condition, values, last, to_ns, take)
-    days = (_up(first, DAY_S), _down(last, DAY_S))
-    if coarsest_s >= DAY_S and days[0] < days[1]:
-        pieces = [(QUARTER_S, first, days[0]), (DAY_S, *days), (QUARTER_S, days[1], last)]
-    else:
-        pieces = [(QUARTER_S, first, last)]
+    pieces = _pieces([span_s for span_s in SPANS_S if span_s <= coarsest_s], first, last)
     wanted = " AND ".join(["1", *(f"{name} = ?" for name in fixed)])
     columns = ", ".join(("start_ns", "tally", *by))
     sql = f"SELECT {columns} FROM tallies WHERE span_s = ? AND start_ns >= ? AND start_ns < ? AND {wanted}"
@@ -221,34 +220,40 @@ def _differences(rows: Iterable[Row], members: int) -> Iterator[tuple[Sequence[s
 
 
 def _add(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
-    found = [(key, at_ns, tally, sign) for key, at_ns, tally, sign in _differences(rows, 2)]
-    _merge(connection, ((key, at_ns, tally) for key, at_ns, tally, sign in found if sign > 0))
-    _merge(connection, ((key, at_ns, tally) for key, at_ns, tally, sign in found if sign < 0), -1)
+    _merge(connection, ((key, at_ns, tally, sign) for key, at_ns, tally, sign in _differences(rows, 2)))
 
 
-def _merge(
-    connection: sqlite3.Connection, added: Iterable[tuple[Sequence[object], object, Tally]], sign: int = 1
-) -> None:
-    sums: dict[tuple[int, int, object, object], Tally] = {}
-    for (feature, model), at_ns, tally in added:
-        assert isinstance(at_ns, int)
-        for span_s in (QUARTER_S, DAY_S):
-            sums.setdefault((span_s, _down(at_ns, span_s), feature, model), Tally()).add(tally)
-    for key, tally in sums.items():
-        where = "span_s = ? AND start_ns = ? AND feature = ? AND model = ?"
-        kept = connection.execute(f"SELECT tally FROM tallies WHERE {where}", key).fetchone()
-        whole = Tally() if kept is None else _decoder.decode(kept[0])
-        whole.add(tally, sign)
-        connection.execute("INSERT OR REPLACE INTO tallies VALUES (?, ?, ?, ?, ?)", (*key, _encoder.encode(whole)))
+def _merge(connection: sqlite3.Connection, added: Iterable[tuple[Sequence[object], int, Tally, int]]) -> None:
+    """Each is added to its quarter-hour first: those that share one are many, and then few sums go on."""
+    quarters: dict[tuple[int, object, object], Tally] = {}
+    for (feature, model), at_ns, tally, sign in added:
+        key = (_down(at_ns, QUARTER_S), feature, model)
+        if key not in quarters and sign > 0:
+            quarters[key] = tally
+        else:
+            quarters.setdefault(key, Tally()).add(tally, sign)
+    for span_s in SPANS_S:
+        sums: dict[tuple[int, int, object, object], Tally] = {}
+        for (start_ns, feature, model), tally in quarters.items():
+            sums.setdefault((span_s, _down(start_ns, span_s), feature, model), Tally()).add(tally)
+        for place, tally in sums.items():
+            where = "span_s = ? AND start_ns = ? AND feature = ? AND model = ?"
+            kept = connection.execute(f"SELECT tally FROM tallies WHERE {where}", place).fetchone()
+            if kept is not None:
+                tally.add(_decoder.decode(kept[0]))
+            connection.execute(
+                "INSERT OR REPLACE INTO tallies VALUES (?, ?, ?, ?, ?)", (*place, _encoder.encode(tally))
+            )
 
 
 def _tally(figures: Sequence[object], before: int | None) -> Tally:
     """Of one receipt; with only its lines before that ordinal, where one is given."""
-    _, status, stream, usage, *took, prefill_ns, decode_ns, joules, routed, lines = figures
+    _, status, stream, usage, *took, prefill_ns, decode_ns, joules, routed, cache, lines = figures
     given = [line for line in _lines_decoder.decode(lines) if before is None or line[0] < before]  # type: ignore[arg-type]
     leaves = _usage_decoder.decode(usage).leaves  # type: ignore[arg-type]
     tokens = {leaf: each.tokens for leaf, each in leaves.items() if each.tokens}
-    tally = Tally(requests=1, routed=int(routed), tokens=tokens)  # type: ignore[call-overload]
+    tally = Tally(requests=1, routed=int(routed), tokens={} if cache == "hit" else tokens)  # type: ignore[call-overload]
+    tally.cache_hits, tally.cache_misses = int(cache == "hit"), int(cache == "miss")
     if joules is not None:
         tally.measured, tally.energy_uj = 1, int(Decimal(joules).scaleb(6))  # type: ignore[arg-type]
     if status == "succeeded":
@@ -258,12 +263,34 @@ def _tally(figures: Sequence[object], before: int | None) -> Tally:
         tally.wait = dict(tally.ttft if stream else tally.total)
     if given and all(amount is not None for *_, amount in given):
         tally.priced, tally.prefill_ns, tally.decode_ns = 1, prefill_ns, decode_ns  # type: ignore[assignment]
-        tally.priced_tokens = dict(tokens)
+        tally.priced_tokens = _of_hit(tokens) if cache == "hit" else dict(tokens)
         for _, role, meter, amount in given:
             kind = f"{role} {meter}"
             tally.nanousd[kind] = tally.nanousd.get(kind, 0) + (amount or 0)
         tally.cost = {bucket_of(tally.cost_nanousd): 1}
     return tally
+
+
+def _of_hit(tokens: Mapping[str, int]) -> dict[str, int]:
+    """Tokens that nobody computed and nobody paid for."""
+    sides = {
+        side: sum(count for leaf, count in tokens.items() if leaf.startswith(side)) for side in ("input", "output")
+    }
+    return {f"{side}_hit": count for side, count in sides.items() if count}
+
+
+def _pieces(spans_s: Sequence[int], from_ns: int, to_ns: int) -> Iterator[tuple[int, int, int]]:
+    """The widest whole spans in this time, finer ones at its ends: each with its own part, bounds of the finest."""
+    fine_s, *coarser_s = spans_s
+    first, last = (_up(from_ns, coarser_s[0]), _down(to_ns, coarser_s[0])) if coarser_s else (to_ns, to_ns)
+    if first >= last:
+        first = last = to_ns
+    if from_ns < first:
+        yield fine_s, from_ns, first
+    if first < last:
+        yield from _pieces(coarser_s, first, last)
+    if last < to_ns:
+        yield fine_s, last, to_ns
 
 
 def _up(ns: int, span_s: int) -> int:

@@ -70,6 +70,7 @@ class Writer:
         self._owed = _PIECE_DUE  # writes that weren't tidied, about
         self._journal = Journal(path, config)
         self._connection: sqlite3.Connection | None = None
+        self._fresh: list[_Queued] = []  # of this turn of the event loop
         self._queue: list[_Queued] = []
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -98,6 +99,7 @@ class Writer:
         thread, self._thread = self._thread, None
         if thread is None:
             return
+        self._hand_over()
         with self._wake:
             self._problem = f"ledger {self._path}: stopped"
             self._loop = None
@@ -106,17 +108,26 @@ class Writer:
 
     async def submit(self, kind: Kind, item: object) -> object:
         """Returns the item's result once it is durable."""
-        with self._wake:
-            if self._loop is None:
-                raise LedgerUnavailable(self._problem or f"ledger {self._path}: not started")
-            if len(self._queue) >= self._config.max_pending:
-                raise LedgerUnavailable(
-                    f"ledger {self._path}: {len(self._queue)} writes wait for the disk; retry, or use a faster disk"
-                )
-            queued = _Queued(kind, item, self._loop.create_future())
-            self._queue.append(queued)
-            self._wake.notify()
+        loop = self._loop
+        if loop is None:
+            raise LedgerUnavailable(self._problem or f"ledger {self._path}: not started")
+        waiting = len(self._queue) + len(self._fresh)
+        if waiting >= self._config.max_pending:
+            raise LedgerUnavailable(
+                f"ledger {self._path}: {waiting} writes wait for the disk; retry, or use a faster disk"
+            )
+        if not self._fresh:
+            # The thread is woken when this turn of the loop is over: it needs the interpreter, which the loop holds.
+            loop.call_soon(self._hand_over)
+        queued = _Queued(kind, item, loop.create_future())
+        self._fresh.append(queued)
         return await queued.future
+
+    def _hand_over(self) -> None:
+        with self._wake:
+            self._queue += self._fresh
+            self._wake.notify()
+        self._fresh.clear()
 
     def _run(self) -> None:
         try:

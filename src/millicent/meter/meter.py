@@ -102,6 +102,10 @@ class Meter:
 
     def note_usage(self, receipt_id: str, usage: Usage) -> None:
         """The receipt's usage so far, all of it."""
+        self._receipts[receipt_id].usage = lambda: usage
+
+    def follow_usage(self, receipt_id: str, usage: Callable[[], Usage]) -> None:
+        """The same, from whoever counts: asked when somebody wants to know."""
         self._receipts[receipt_id].usage = usage
 
     def reading(self, receipt_id: str) -> Reading:
@@ -290,7 +294,7 @@ class _Receipt:
 
     def __init__(self, receipt_id: str) -> None:
         self.id = receipt_id
-        self.usage = Usage()
+        self.usage: Callable[[], Usage] = Usage
         self.known: list[Provenance] = []
         self.sequences: list[int] = []
         self.device: str | None = None
@@ -355,7 +359,7 @@ class _Receipt:
         )
         return Reading(
             self.id,
-            self.usage,
+            self.usage(),
             accelerator,
             shares,
             self.first_step_at_ns,

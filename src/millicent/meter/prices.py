@@ -54,6 +54,8 @@ class PriceList(TokenPrices, frozen=True, kw_only=True):
 
     def tier(self, input_tokens: int) -> TokenPrices:
         """The tier that an input of this length falls into."""
+        if not self.long_context:
+            return self
         reached = [tier for tier in self.long_context if input_tokens > tier.above_input_tokens]
         return max(reached, key=lambda tier: tier.above_input_tokens) if reached else self
 

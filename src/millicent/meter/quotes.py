@@ -10,12 +10,12 @@ import msgspec
 from millicent.core.money import Money
 from millicent.core.quotes import CostInterval, Interval, Quote
 from millicent.core.receipts import Receipt, Status
-from millicent.core.usage import Leaf, Provenance, Usage, weakest
+from millicent.core.usage import Leaf, Provenance, weakest
 from millicent.meter.durations import DurationModel, Durations, Times
 from millicent.meter.lengths import Length, OutputLengths
 from millicent.meter.placements import Placement
-from millicent.meter.prices import PriceList, Prices
-from millicent.meter.pricing import tier_of, unit_price
+from millicent.meter.prices import PriceList, Prices, TokenPrices
+from millicent.meter.pricing import unit_price
 from millicent.step_time import Coefficients
 
 # Money.of_time's: nanoseconds x dollars per hour, divided by this, is nano-dollars.
@@ -174,7 +174,8 @@ def _cost_of_time(placement: Placement, durations: Durations) -> tuple[CostInter
 
 def _cost_of_tokens(asked: Asked, length: Length) -> tuple[CostInterval | None, Provenance]:
     tokens, cost_of = length.tokens, _own_cost(asked)
-    low, expected, high = cost_of(tokens.low), cost_of(tokens.expected), cost_of(tokens.high)
+    costs = {each: cost_of(each) for each in {tokens.low, tokens.expected, tokens.high}}
+    low, expected, high = costs[tokens.low], costs[tokens.expected], costs[tokens.high]
     if low is None or expected is None or high is None:
         return None, Provenance.UNKNOWN
     return CostInterval(low, expected, high), asked.input_provenance
@@ -190,7 +191,7 @@ class _TokensCost:
     of tokens. None where something has no price."""
 
     def __init__(self, asked: Asked, prices: PriceList | None, discount: Decimal = Decimal(0)) -> None:
-        tier = tier_of(prices, Usage.of(Provenance.ESTIMATED, input_fresh=asked.input_tokens))
+        tier = TokenPrices() if prices is None else prices.tier(asked.input_tokens)
         self._paid = 1 - discount
         self._output = unit_price(Leaf.OUTPUT_TEXT, tier)
         known = [(asked.input_tokens, unit_price(Leaf.INPUT_FRESH, tier)), (1, tier.request_fee)]

@@ -8,36 +8,61 @@ from collections.abc import Iterable
 import msgspec
 
 from millicent.caching.cache import Lookup
-from millicent.core.chunks import End, FinishReason, Text, merge_texts
+from millicent.core.chunks import End, FinishReason, Text, Vector, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.money import ZERO
 from millicent.core.protocols import Run
 from millicent.core.receipts import Receipt
-from millicent.core.usage import Provenance
+from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.meter.estimated import Flight
 from millicent.meter.waits import Beside
 from millicent.routing.policies import Decision
 
 
 class Progress:
-    """When output came: times are UTC nanoseconds, `tokens` how many came so far, `vector_tokens`
-    how many were read for the vectors that did."""
+    """What came of one attempt, and when: times are UTC nanoseconds, `tokens` how many came so far. `known` is how they
+    are known; `input_tokens` of the call, None where nobody has counted them."""
 
-    __slots__ = ("first_token_at_ns", "last_token_at_ns", "tokens", "vector_tokens")
+    __slots__ = (
+        "_cached_tokens", "_input_tokens", "_known", "_noted", "_vector_tokens", "first_token_at_ns",
+        "last_token_at_ns", "tokens",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, known: Provenance = Provenance.UNKNOWN, input_tokens: int | None = None) -> None:
         self.tokens = 0
-        self.vector_tokens = 0
         self.first_token_at_ns: int | None = None
         self.last_token_at_ns: int | None = None
+        self._known = known
+        self._input_tokens = input_tokens
+        self._cached_tokens: int | None = None
+        self._vector_tokens: int | None = None  # read for the vectors that came
+        self._noted = False
 
-    def note(self, tokens: int, at_ns: int) -> None:
-        if tokens == 0:
+    def note(self, chunk: Text | Vector, at_ns: int) -> None:
+        if isinstance(chunk, Vector):
+            self._vector_tokens = (self._vector_tokens or 0) + chunk.input_tokens
             return
-        self.tokens += tokens
+        self._noted = True
+        self._cached_tokens = chunk.cached_tokens
+        if chunk.tokens == 0:
+            return
+        self.tokens += chunk.tokens
         self.last_token_at_ns = at_ns
         if self.first_token_at_ns is None:
             self.first_token_at_ns = at_ns
+
+    def usage(self) -> Usage:
+        """So far."""
+        if self._vector_tokens is not None:
+            return Usage.of(Provenance.MEASURED, input_fresh=self._vector_tokens)
+        if not self._noted:
+            return Usage()
+        leaves = {Leaf.OUTPUT_TEXT: self.tokens}
+        if self._input_tokens is not None:
+            leaves[Leaf.INPUT_FRESH] = self._input_tokens - (self._cached_tokens or 0)
+        if self._cached_tokens is not None:
+            leaves[Leaf.INPUT_CACHE_READ] = self._cached_tokens
+        return Usage({leaf: Count(tokens, self._known) for leaf, tokens in leaves.items()})
 
 
 class KeptAnswer(msgspec.Struct, frozen=True):
@@ -55,11 +80,11 @@ class KeptAnswer(msgspec.Struct, frozen=True):
 class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
-    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, for
-    the ledger or to be judged. `beside` is how others' latency targets see it.
+    The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, to
+    be judged or cached; with `claimed`, for the ledger too. `beside` is how others' latency targets see it.
     """
 
-    def __init__(self, opened: Receipt, beside: Beside, *, keep: bool = False) -> None:
+    def __init__(self, opened: Receipt, beside: Beside, *, keep: bool = False, claimed: bool = False) -> None:
         self.opened = opened
         self.beside = beside
         self.model = opened.model  # that is asked now
@@ -83,17 +108,19 @@ class Answer:
         self._waiting: list[Text] = []
         self._held: list[Text] | None = None
         self._reasons: tuple[FinishReason, ...] = ()
-        self._kept: list[Text] | None = [] if keep else None
+        self._kept: list[Text] | None = [] if keep or claimed else None
+        self._claimed = claimed
         self._error: MillicentError | None = None
-        self._news = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
+        self._wants_all = False
 
     @property
     def receipt_id(self) -> str:
         return self.opened.id
 
     def kept(self, end: End) -> str | None:
-        """The whole answer, where it is kept: what `KeptAnswer.read` reads."""
-        if self._kept is None:
+        """The whole answer, for the claim that was made on it: what `KeptAnswer.read` reads."""
+        if not self._claimed:
             return None
         return msgspec.json.encode(KeptAnswer(self.texts(), _reasons(end))).decode()
 
@@ -117,6 +144,8 @@ class Answer:
 
     def cancel(self) -> None:
         """Stop the work within one step; the answer then ends as cancelled. Safe at any time, and twice."""
+        if self._receipt is not None:
+            return  # it has ended
         self._cancelled = True
         self._ending.set()
         if self._run is not None:
@@ -178,11 +207,19 @@ class Answer:
                 raise self._error
             if self._receipt is not None:
                 return None
-            self._news.clear()
-            await self._news.wait()
+            await self._news()
         texts = merge_texts(self._waiting, in_order=True)
         self._waiting.clear()
         return texts
+
+    async def rest(self) -> list[Text]:
+        """All that wasn't taken, once it is whole and the receipt durable. Raises what went wrong."""
+        self._wants_all = True
+        while self._receipt is None and self._error is None:
+            await self._news()
+        if self._error is not None:
+            raise self._error
+        return self._waiting
 
     def hold_back(self) -> None:
         """Nothing of what comes from now on is shown; what was held back before is dropped."""
@@ -206,19 +243,31 @@ class Answer:
             self._waiting.append(text)
             if self._kept is not None:
                 self._kept.append(text)
-            self._news.set()
+            if not self._wants_all:
+                self._wake()
 
     def finish(self, receipt: Receipt, end: End) -> None:
         """The receipt is durable: let the reader see the end."""
         self._receipt = receipt
         self._reasons = _reasons(end)
         self._error = end.error
-        self._news.set()
+        self._wake()
 
     def fail(self, error: MillicentError) -> None:
         """The receipt could not be made durable: no answer ends as if it had been."""
         self._error = error
-        self._news.set()
+        self._wake()
+
+    async def _news(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 def _reasons(end: End) -> tuple[FinishReason, ...]:

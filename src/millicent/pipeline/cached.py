@@ -132,8 +132,8 @@ class CachedAnswers:
                 cache.leave(lookup)
                 if not answer.ending:
                     raise UpstreamTimeout(
-                        f"The same request of another caller took longer than [models] timeout_s = {timeout_s:g}: "
-                        "retry, or allow more time."
+                        "An identical request whose answer this one waited for took longer than [models] timeout_s ="
+                        f" {timeout_s:g}: retry, or allow more time."
                     )
             else:
                 cache.arrived(lookup)

@@ -28,7 +28,7 @@ from millicent.core.protocols import Backend, Call, Ledger
 from millicent.core.quotes import Quote
 from millicent.core.receipts import HourShare, Receipt, Role
 from millicent.core.request import Request
-from millicent.core.usage import Leaf, Provenance, Usage
+from millicent.core.usage import Provenance, Usage
 from millicent.meter.attribution import StepTimeShares
 from millicent.meter.estimated import EstimatedDevice
 from millicent.meter.meter import Meter
@@ -217,7 +217,7 @@ class Pipeline:
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
         kept = lookup is not None and lookup.writes
-        answer = Answer(receipt, beside_others(leg.plan), keep=judged or kept or claim is not None)
+        answer = Answer(receipt, beside_others(leg.plan), keep=judged or kept, claimed=claim is not None)
         answer.decision, answer.lookup = decision, lookup
         self._begin(answer, journey, leg)
         self._spawn(self._drive(answer, journey, leg, ticket, bounded=bounded))
@@ -229,7 +229,7 @@ class Pipeline:
         receipt, bounded = self._cached.opened(lookup), False
         if lookup.answer is None or claim is not None or lookup.request.outside_costs:
             bounded = await self._ledger.open(receipt, claim)
-        answer = Answer(receipt, Beside(0, 0), keep=claim is not None or lookup.answer is None)
+        answer = Answer(receipt, Beside(0, 0), keep=lookup.answer is None, claimed=claim is not None)
         answer.lookup = lookup
         if lookup.answer is not None:
             await self._give(answer, lookup.answer)
@@ -391,7 +391,9 @@ class Pipeline:
         else:
             paid_by_time = self._books.placement(attempt.placement, attempt.started_at_ns).kind != "api"
             answer.shown.append(Provenance.UNKNOWN if paid_by_time else None)
-        answer.progress = Progress()
+        # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
+        known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
+        answer.progress = Progress(known, call.input_tokens)
         answer.model, answer.beside = leg.request.model, beside_others(leg.plan)
         if leg.role is not Role.VERIFICATION:
             answer.answered_by = leg.request.model
@@ -399,7 +401,7 @@ class Pipeline:
         self._prompts.begun(opened.id, leg.plan.marks)
         estimated_on = None if device is None else device.name
         self._meter.open(opened.id, attempt.ordinal, sequences, estimated_on=estimated_on)
-        self._meter.note_usage(opened.id, Usage())
+        self._meter.follow_usage(opened.id, answer.progress.usage)
 
     async def _drive(self, answer: Answer, journey: Journey, leg: Leg, ticket: Ticket, *, bounded: bool) -> None:
         try:
@@ -496,7 +498,7 @@ class Pipeline:
                 watchdog.heard()
                 if answer.flight is not None and isinstance(chunk, Text):
                     answer.flight.heard(chunk.tokens)
-                self._note(answer, call, chunk)
+                answer.progress.note(chunk, self._clock.now_ns())
                 answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
                 if purse.watches_pieces and not answer.stopped_at_limit:
                     await purse.spent(cost_so_far(self.running(answer), answer))
@@ -508,22 +510,6 @@ class Pipeline:
     def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
         rate = self._books.placement(plan.call.placement, answer.opened.created_at_ns).receipt_usd_per_hour
         return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate)
-
-    def _note(self, answer: Answer, call: Call, chunk: Text | Vector) -> None:
-        if isinstance(chunk, Vector):
-            answer.progress.vector_tokens += chunk.input_tokens
-            usage = Usage.of(Provenance.MEASURED, input_fresh=answer.progress.vector_tokens)
-            self._meter.note_usage(answer.receipt_id, usage)
-            return
-        answer.progress.note(chunk.tokens, self._clock.now_ns())
-        # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
-        known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
-        leaves = {Leaf.OUTPUT_TEXT.value: answer.progress.tokens}
-        if call.input_tokens is not None:
-            leaves[Leaf.INPUT_FRESH.value] = call.input_tokens - (chunk.cached_tokens or 0)
-        if chunk.cached_tokens is not None:
-            leaves[Leaf.INPUT_CACHE_READ.value] = chunk.cached_tokens
-        self._meter.note_usage(answer.receipt_id, Usage.of(known, **leaves))
 
     async def _settle(self, answer: Answer, journey: Journey, end: End) -> None:
         reading = self._meter.close(answer.receipt_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
 
 import msgspec
@@ -74,6 +74,12 @@ class Prompts:
 def with_surcharge(hold: Money | None, marks: Marks | None) -> Money | None:
     """What a marked request may cost at most."""
     return hold if hold is None or marks is None else hold + marks.surcharge
+
+
+def told_of(marks: Marks | None) -> dict[str, str]:
+    """What a receipt says of them: `3 for 5m`, or `1 for 1h, 1 for 5m`."""
+    kept = Counter(ttl for _, ttl in marks.at) if marks is not None else Counter()
+    return {"prompt_cache_marks": ", ".join(f"{kept[ttl]} for {ttl}" for ttl in sorted(kept))} if kept else {}
 
 
 # A conversation shorter than this is read again as soon as it is moved.

@@ -24,6 +24,7 @@ from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.holds import HoldOf
 from millicent.pipeline.latency import policy_of, with_verdict
+from millicent.pipeline.prompts import told_of
 
 _UNFINISHED = (FinishReason.ERROR, FinishReason.CANCELLED)
 
@@ -128,6 +129,7 @@ class Bookkeeper:
             hold=None if hold is None else hold + before,
             prices=placement.prices,
             basis=placement.basis,
+            policy=_policy(receipt.policy, told_of(leg.plan.marks)),
         )
 
     def ended(self, answer: Answer, end: End, reading: Reading) -> Receipt:

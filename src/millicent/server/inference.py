@@ -158,6 +158,9 @@ class Replay:
         self.reasons = kept.reasons
         return kept.texts or None
 
+    async def rest(self) -> list[Text]:
+        return [*(await self.take() or ())]
+
     def cancel(self) -> None:
         """What runs is another's."""
 
@@ -280,10 +283,8 @@ class InferenceEndpoint:
         return ours | ({theirs: answer.receipt_id} if theirs else {})
 
     async def _whole(self, send: Send, answer: Answer | Replay, shape: object, headers: dict[str, str]) -> None:
-        pieces: list[Text] = []
         try:
-            while (news := await answer.take()) is not None:
-                pieces += news
+            pieces = await answer.rest()
         except MillicentError as error:
             told = headers | _end_headers(answer)
             await send_error(send, self._dialect.family, error, headers=told, receipt_id=answer.receipt_id)

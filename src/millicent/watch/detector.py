@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -32,7 +33,7 @@ _RECORD_S = WEEK_S
 _CLIP = 3.0
 # Of the mean absolute deviation of a normal distribution, and what is beyond any noise.
 _LEAST = 6.0
-_MARGIN = 1.5
+_MARGIN = 1.35
 # An event is over when the series has kept well below what opened it for this long.
 _CALM_S = 2 * HOUR_S
 _CALM = 0.5
@@ -43,12 +44,20 @@ _DISTRUST = (1.25, 1.0, 1.0, 1.0)
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`unusual` while an event is open. `expected` is the forecast, `score` how many times what is usual it is off by."""
+    """`unusual` while an event is open. `expected` is the forecast; a `score` above 1 is more than was ever usual."""
 
     unusual: bool
     opened: bool
     expected: float
     score: float
+
+
+class _Judged(NamedTuple):
+    """`size` is what the forecast is off by over a span, `score` that over the `bound` beyond which it is unusual."""
+
+    score: float
+    size: float
+    bound: float
 
 
 class _Span(msgspec.Struct):
@@ -76,6 +85,7 @@ class State(msgspec.Struct):
     since_s: int | None = None
     calm_s: int = 0
     opened_by: int = 0
+    opened_at: float = 0.0
 
 
 class Detector:
@@ -102,17 +112,16 @@ class Detector:
         best = min(ready, key=lambda n: state.errors[n] * _DISTRUST[n])
         expected = forecasts[best]
         assert expected is not None
-        score, which = 0.0, 0
+        judged: list[_Judged] = []
         for number, forecast in enumerate(forecasts):
             if forecast is not None:
-                judged = self._judge(number, at_s, self._off(at_s, value, forecast, number), least)
-                if number == best:
-                    score, which = judged
-        opened = self._event(at_s, score, which)
+                spans = self._judge(number, at_s, self._off(at_s, value, forecast, number), least)
+                judged = spans if number == best else judged
+        opened = self._event(at_s, judged)
         self._learn(at_s, value, forecasts, best)
         state.seen += 1
         state.last_s = at_s
-        return Verdict(state.since_s is not None, opened, expected, score)
+        return Verdict(state.since_s is not None, opened, expected, max(each.score for each in judged))
 
     def _known(self, number: int) -> bool:
         """Whether a forecast has been tried for long enough to go by what it was off by."""
@@ -145,27 +154,24 @@ class Detector:
         beside = [each for each in (early, late) if each is not None]
         return value - min(max(value, min(expected, *beside)), max(expected, *beside)) if beside else value - expected
 
-    def _judge(self, number: int, at_s: int, off: float, least: float) -> tuple[float, int]:
-        """How many times its threshold the worst span is at, and which that is."""
+    def _judge(self, number: int, at_s: int, off: float, least: float) -> list[_Judged]:
+        """Over each span, how this forecast is off now."""
         state = self.state
-        worst, which = 0.0, 0
+        judged = []
         state.counts[number] += 1
         weight_scale = max(self._weight(_SCALE_S), 1 / state.counts[number])
-        for place, (span, span_s) in enumerate(zip(state.spans[number], _SPANS_S, strict=True)):
+        for span, span_s in zip(state.spans[number], _SPANS_S, strict=True):
             span.mean += (1.0 if not span_s else self._weight(span_s)) * (off - span.mean)
             size = abs(span.mean)
             usual = span.scale or size
-            z = size / usual if usual > 0 else 0.0
             # What has been tried for a short time only knows little of what is usual, the more so over long spans.
             young = 1 + (6 * span_s + DAY_S / 2) / (state.counts[number] * self._step_s)
-            threshold = young * max(_LEAST, _MARGIN * span.record)
-            ratio = z * self._sensitivity / threshold if size >= least else 0.0
-            if ratio > worst:
-                worst, which = ratio, place
+            bound = usual * young * max(_LEAST, _MARGIN * span.record) / self._sensitivity
+            judged.append(_Judged(size / bound if bound > 0 and size >= least else 0.0, size, max(bound, least)))
             span.scale += weight_scale * (min(size, _CLIP * usual) - span.scale)
             if number < 2 or self._known(number):
-                self._remember(span, at_s, span_s, z)
-        return worst, which
+                self._remember(span, at_s, span_s, size / usual if usual > 0 else 0.0)
+        return judged
 
     def _remember(self, span: _Span, at_s: int, span_s: int, z: float) -> None:
         """What is on its way up must not raise its own threshold: a span's figures count once they are as old."""
@@ -175,17 +181,21 @@ class Detector:
             span.record = max(span.record, span.lately)
             span.lately, span.latest, span.turned_s = span.latest, 0.0, at_s
 
-    def _event(self, at_s: int, score: float, which: int) -> bool:
+    def _event(self, at_s: int, judged: Sequence[_Judged]) -> bool:
         state = self.state
         if state.since_s is not None:
-            if score > _CALM:
+            if judged[state.opened_by].size > _CALM * state.opened_at:
                 state.calm_s = at_s
             elif at_s - state.calm_s >= _CALM_S:
                 state.since_s = None
+                # What was told once must not be told again by a longer span that still remembers it.
+                for span in (span for spans in state.spans for span in spans):
+                    span.mean = 0.0
             return False
-        if score > 1 and at_s - state.first_s >= LEARNING_S:
+        which = max(range(len(judged)), key=lambda n: judged[n].score)
+        if judged[which].score > 1 and at_s - state.first_s >= LEARNING_S:
             state.since_s = state.calm_s = at_s
-            state.opened_by = which
+            state.opened_by, state.opened_at = which, judged[which].bound
             return True
         return False
 

@@ -76,6 +76,12 @@ def known_elsewhere(extra: Mapping[str, Extra]) -> dict[str, Extra]:
     return found
 
 
+_FORMS = (
+    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "json_schema", "grammar",
+)  # fmt: skip
+
+
 class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A null is as good as a field left out."""
 
@@ -139,6 +145,8 @@ class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     def _form(self) -> OutputFormat | None:
         """What the answer must be, by whichever of the names. Raises InvalidRequest where two are given."""
+        if all(getattr(self, field) is None for field in _FORMS):
+            return None
         same = output_format.StructuredOutputs
         named = {
             "response_format": output_format.read(self.response_format),

@@ -1,7 +1,7 @@
--- What requests took, per quarter-hour and day (UTC), feature and model: histograms and sums, as `core.tallies` packs them.
+-- What requests took, per quarter-hour, hour and day (UTC), feature and model: histograms and sums, as `core.tallies` packs them.
 -- Receipts created before `raw_before_ns` are not in them yet.
 CREATE TABLE tallies (
-    span_s INTEGER NOT NULL CHECK (span_s IN (900, 86400)),
+    span_s INTEGER NOT NULL CHECK (span_s IN (900, 3600, 86400)),
     start_ns INTEGER NOT NULL CHECK (start_ns % (span_s * 1000000000) = 0),
     feature TEXT NOT NULL,
     model TEXT NOT NULL,

@@ -1,0 +1,96 @@
+"""`[alerts.NAME]`: what is watched, and who is told."""
+
+from __future__ import annotations
+
+import os
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from millicent.core.errors import ConfigError
+
+Kind = Literal["anomaly", "budget", "latency", "drift"]
+KINDS: tuple[Kind, ...] = ("anomaly", "budget", "latency", "drift")
+Figure = Literal["cost", "latency", "errors", "tokens", "cache", "mix"]
+FIGURES: tuple[Figure, ...] = ("cost", "latency", "errors", "tokens", "cache", "mix")
+_Percent = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class AlertConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is watched, and where it is told. Without any `[alerts.NAME]` everything is watched and shown on the Alerts
+    page, and nobody is told.
+
+    `watch` is which kinds: `anomaly` (a figure is unlike it was at this hour, by feature, key and model), `budget` (a
+    budget runs out before its period does), `latency` (a feature's latency target is missed too often), `drift` (a
+    request's tokens or cost have grown since the week before, or since the week from the day `baseline` on). `figures`
+    narrows anomalies; `features`, `keys` and `budgets` narrow all to those. A higher `sensitivity` notices more, false
+    alarms too. `latency_objective_percent` of answers should meet their target; `spent_percent` are the shares of a
+    budget to tell of; a change of `drift_percent` is drift.
+
+    Alerts and recoveries are posted to the address in the environment variable `webhook_env` or the file
+    `webhook_file`, as Slack takes them. An address of this machine or of a private network needs `private_targets`.
+    """
+
+    watch: tuple[Kind, ...] = KINDS
+    figures: tuple[Figure, ...] = FIGURES
+    features: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    sensitivity: Decimal = Decimal(1)
+    drift_percent: _Percent = 25
+    baseline: date | None = None
+    latency_objective_percent: Annotated[int, msgspec.Meta(ge=50, le=99)] = 95
+    spent_percent: tuple[_Percent, ...] = (80, 100)
+    webhook_env: str | None = None
+    webhook_file: str | None = None
+    private_targets: bool = False
+
+    def check(self, name: str) -> None:
+        """Raises ConfigError naming the setting."""
+        at = f"[alerts.{name}]"
+        if not Decimal("0.25") <= self.sensitivity <= 4:
+            raise ConfigError(f"{at} sensitivity = {self.sensitivity}: must be from 0.25 to 4")
+        if self.webhook_env and self.webhook_file:
+            raise ConfigError(f"{at} webhook_file: `webhook_env` is set too: keep one")
+
+    def webhook(self, name: str) -> str | None:
+        """The address; None where nobody is told. Raises ConfigError where it can't be had or is none."""
+        at = f"[alerts.{name}]"
+        if self.webhook_env:
+            at = f"{at} webhook_env"
+            url = os.environ.get(self.webhook_env)
+            if url is None:
+                raise ConfigError(
+                    f"{at}: the environment variable {self.webhook_env} is not set: set it before starting"
+                )
+        elif self.webhook_file:
+            at = f"{at} webhook_file"
+            try:
+                url = Path(self.webhook_file).expanduser().read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{at}: {self.webhook_file} can't be read ({error})") from None
+        else:
+            return None
+        return _address(url.strip(), at)
+
+    def covers(self, dimension: str, member: str) -> bool:
+        """Whether a series of this feature, key or other thing is watched."""
+        if not self.features and not self.keys:
+            return True
+        return member in {"feature": self.features, "key": self.keys}.get(dimension, ())
+
+
+def _address(url: str, at: str) -> str:
+    """The value is a secret, and isn't told."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError(f"{at}: holds no address: put something like https://hooks.example.com/services/... there")
+    return url

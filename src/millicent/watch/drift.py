@@ -1,0 +1,101 @@
+"""What grows too slowly to be an anomaly: a request's tokens and cost, against the week before and a fixed week."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Literal, Protocol
+
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S
+from millicent.core.money import Money
+from millicent.ledger.queries import GroupBy, ReceiptFilter, Totals
+from millicent.watch.config import AlertConfig
+from millicent.watch.findings import Finding, Subject
+from millicent.watch.series import ALL, MOST_MEMBERS, QUARTER_NS
+
+WEEK_NS = 7 * 24 * NS_PER_HOUR
+_ENOUGH = 100
+_BY: tuple[Literal["feature", "key"], ...] = ("feature", "key")
+
+
+class Sums(Protocol):
+    """Of `ledger.queries.LedgerQueries`."""
+
+    def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]: ...
+
+
+def drift_findings(rule: str, config: AlertConfig, sums: Sums, now_ns: int) -> list[Finding]:
+    """`now_ns` is the end of the week that is looked at."""
+    to_ns = now_ns - now_ns % QUARTER_NS
+    since_ns = to_ns - WEEK_NS
+    compared = [("the week before", since_ns - WEEK_NS)]
+    if config.baseline is not None:
+        start = datetime(config.baseline.year, config.baseline.month, config.baseline.day, tzinfo=UTC)
+        fixed_ns = int(start.timestamp()) * NS_PER_S
+        if fixed_ns + WEEK_NS <= since_ns:
+            compared.insert(0, (f"the week from {config.baseline}", fixed_ns))
+    now = _week(sums, since_ns)
+    found: dict[Subject, Finding] = {}
+    for name, from_ns in compared:
+        before = _week(sums, from_ns)
+        for (dimension, member), totals in now.items():
+            was = before.get((dimension, member))
+            if was is None or not config.covers(dimension, member):
+                continue
+            for figure, what, per_request, told in _RATIOS:
+                subject = Subject(rule, "drift", figure, dimension, member)
+                one, other = per_request(totals), per_request(was)
+                if subject in found or one is None or not other:
+                    continue
+                percent = round(100 * (one - other) / other)
+                if abs(percent) >= config.drift_percent:
+                    change = f"{abs(percent)}% {'more' if percent > 0 else 'less'}"
+                    title = f"{what} of {subject.whose}: {told(one)} in the last 7 days, {change} than in {name}."
+                    facts = {"value": told(one), "before": told(other), "change": f"{percent}%", "against": name}
+                    found[subject] = Finding(subject, title, facts, since_ns)
+    return list(found.values())
+
+
+def _week(sums: Sums, from_ns: int) -> dict[tuple[str, str], Totals]:
+    """Those with enough requests to tell."""
+    where = ReceiptFilter(from_ns=from_ns, to_ns=from_ns + WEEK_NS)
+    found: dict[tuple[str, str], Totals] = {}
+    for dimension in _BY:
+        groups = sorted(sums.totals(dimension, where), key=lambda group: -group.requests)
+        if dimension == "feature" and groups:
+            found[ALL, ""] = _all(groups)
+        for group in groups[:MOST_MEMBERS]:
+            found[dimension, group.group or ""] = group
+    return {who: totals for who, totals in found.items() if totals.requests >= _ENOUGH}
+
+
+def _all(groups: list[Totals]) -> Totals:
+    return Totals(
+        group=None,
+        requests=sum(group.requests for group in groups),
+        input_tokens=sum(group.input_tokens for group in groups),
+        output_tokens=sum(group.output_tokens for group in groups),
+        serving_ns=sum(group.serving_ns for group in groups),
+        cost=Money.total(group.cost for group in groups),
+        unpriced=sum(group.unpriced for group in groups),
+        assumed=sum(group.assumed for group in groups),
+        unknown_usage=sum(group.unknown_usage for group in groups),
+    )
+
+
+def _tokens(totals: Totals) -> Decimal | None:
+    known = totals.requests - totals.unknown_usage
+    return Decimal(totals.input_tokens + totals.output_tokens) / known if known >= _ENOUGH else None
+
+
+def _cost(totals: Totals) -> Decimal | None:
+    """In nano-dollars."""
+    priced = totals.requests - totals.unpriced
+    return Decimal(totals.cost.nanousd) / priced if priced >= _ENOUGH else None
+
+
+_RATIOS: tuple[tuple[str, str, Callable[[Totals], Decimal | None], Callable[[Decimal], str]], ...] = (
+    ("tokens", "The number of tokens per request", _tokens, lambda value: f"{value:,.0f}"),
+    ("cost", "The cost per request", _cost, lambda value: Money(round(value)).human()),
+)

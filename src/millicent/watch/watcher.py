@@ -1,0 +1,301 @@
+"""Looks at the ledger once a minute, away from requests, and writes down what is unusual.
+
+Budgets are looked at every minute; anomalies and latency targets when a quarter-hour is over, drift every hour. Each
+look is computed in a thread from rollups and a bounded number of receipts, and committed only where no other gateway
+was first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
+
+from millicent.core.budgets import Balance, Budget
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S, Clock
+from millicent.core.errors import MillicentError
+from millicent.core.identifiers import Ids
+from millicent.ledger.queries import GroupBy, ReceiptFilter, Sample, Totals
+from millicent.watch import store
+from millicent.watch.burn import Target, budget_findings, latency_findings
+from millicent.watch.causes import causes
+from millicent.watch.config import AlertConfig
+from millicent.watch.drift import drift_findings
+from millicent.watch.findings import Finding, Subject
+from millicent.watch.messages import message_body
+from millicent.watch.series import (
+    ALL,
+    DIMENSIONS,
+    MOST_MEMBERS,
+    MOST_SAMPLES,
+    QUARTER_NS,
+    Batch,
+    Reading,
+    Series,
+    SeriesState,
+    batches,
+    figures_of,
+    sentence,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+DEFAULT_RULE = "default"
+
+_MINUTE_NS = 60 * NS_PER_S
+# Answers that began in a quarter-hour have this long to end.
+_GRACE_NS = 2 * _MINUTE_NS
+# A ledger that is there already teaches what is usual: so much of it, so much at a time.
+_LEARNED_NS = 21 * 24 * NS_PER_HOUR
+_AT_A_TIME = 8
+_LEARNING_PAUSE_S = 10
+# What was unusual longer ago than this when it is looked at is learned from and not told.
+_STALE_NS = 2 * NS_PER_HOUR
+_TARGETS_NS = 6 * NS_PER_HOUR
+
+
+def with_default(rules: Mapping[str, AlertConfig]) -> dict[str, AlertConfig]:
+    """Where nothing is configured, everything is watched."""
+    return dict(rules) or {DEFAULT_RULE: AlertConfig()}
+
+
+class Ledger(Protocol):
+    """`ledger.queries.LedgerQueries`, as far as it is asked."""
+
+    def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]: ...
+
+    def samples(self, where: ReceiptFilter, *, most: int) -> list[Sample]: ...
+
+    def budgets(self, at_ns: int) -> list[tuple[Budget, list[Balance]]]: ...
+
+    def first_created_ns(self) -> int | None: ...
+
+    def ask(self, question: Callable[[sqlite3.Connection], T]) -> T | None: ...
+
+
+class Writes(Protocol):
+    """What is asked of the ledger: `SqliteLedger.write`."""
+
+    def write(self, operation: Callable[[sqlite3.Connection], T]) -> Awaitable[T]: ...
+
+
+class Watcher:
+    """`run` until cancelled; `tick` is one look. `told` is called when there may be something to send."""
+
+    def __init__(
+        self,
+        rules: Mapping[str, AlertConfig],
+        *,
+        ledger: Writes,
+        queries: Ledger,
+        clock: Clock,
+        ids: Ids,
+        webhooks: frozenset[str] = frozenset(),
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._rules = with_default(rules)
+        self._ledger = ledger
+        self._queries = queries
+        self._clock = clock
+        self._ids = ids
+        self._webhooks = webhooks
+        self._told = told
+
+    async def run(self) -> None:
+        while True:
+            pause_s = 60.0
+            try:
+                if await self.tick():
+                    pause_s = _LEARNING_PAUSE_S
+            except MillicentError as error:
+                log.warning("alerts are not up to date: %s", error)
+            except Exception:
+                log.exception("alerts are not up to date")
+            await asyncio.sleep(pause_s)
+
+    async def tick(self) -> bool:
+        """Whether there is more to look at than was looked at now."""
+        now_ns = self._clock.now_ns()
+        found = await asyncio.to_thread(self._minute, now_ns)
+        if found is not None:
+            await self._commit(found)
+        ended_ns = _quarter(now_ns - _GRACE_NS)
+        quarter = await asyncio.to_thread(self._quarters, now_ns, ended_ns)
+        if quarter is None:
+            return False
+        await self._commit(quarter)
+        return quarter.through_ns < ended_ns
+
+    async def _commit(self, found: store.Evaluation) -> None:
+        def write(connection: sqlite3.Connection) -> store.Changes | None:
+            changes = store.commit(connection, found, self._ids)
+            if changes is not None and (changes.opened or changes.resolved):
+                bodies = [
+                    (rule, body)
+                    for rule in sorted(self._webhooks & self._rules.keys())
+                    if (body := message_body(rule, changes)) is not None
+                ]
+                store.add_messages(connection, bodies, self._ids, found.at_ns)
+            return changes
+
+        changes = await self._ledger.write(write)
+        for alert in () if changes is None else changes.opened:
+            log.warning("alert %s: %s", alert.id, alert.title)
+        if changes is not None and (changes.opened or changes.resolved):
+            self._told()
+
+    def _minute(self, now_ns: int) -> store.Evaluation | None:
+        """Budgets; None where this minute was looked at."""
+        minute_ns = now_ns - now_ns % _MINUTE_NS
+        before_ns = self._through("minute")
+        if before_ns is not None and before_ns >= minute_ns:
+            return None
+        findings: list[Finding] = []
+        budgets = self._queries.budgets(now_ns)
+        for rule, config in self._rules.items():
+            if budgets and "budget" in config.watch:
+                findings += budget_findings(rule, config, budgets, self._queries, now_ns)
+        return self._evaluation("minute", before_ns, minute_ns, now_ns, {"budget"}, findings)
+
+    def _quarters(self, now_ns: int, ended_ns: int) -> store.Evaluation | None:
+        """The next quarter-hours that are over; None where there is none that wasn't looked at."""
+        before_ns = self._through("quarter")
+        from_ns = before_ns if before_ns is not None else self._beginning(now_ns)
+        if from_ns is None or from_ns >= ended_ns:
+            return None
+        # After a long pause the past weeks are enough.
+        from_ns = max(from_ns, _quarter(now_ns - _LEARNED_NS))
+        through_ns = min(ended_ns, from_ns + _AT_A_TIME * QUARTER_NS)
+        known = self._queries.ask(store.read_series) or {}
+        opened = self._queries.ask(store.open_subjects) or set()
+        series, findings, targets = self._learn(known, opened, from_ns, through_ns)
+        kinds = {"anomaly"}
+        live = now_ns - through_ns < _STALE_NS
+        if not live:
+            # What is unusual stays open until it is known whether it still is.
+            findings, kinds = [], set()
+        else:
+            kinds.add("latency")
+            earlier = self._queries.ask(partial(store.read_targets, from_ns=through_ns - _TARGETS_NS)) or []
+            for rule, config in self._rules.items():
+                if "latency" in config.watch:
+                    findings += latency_findings(rule, config, [*earlier, *targets], through_ns)
+        if live and through_ns % NS_PER_HOUR == 0:
+            kinds.add("drift")
+            for rule, config in self._rules.items():
+                if "drift" in config.watch:
+                    findings += drift_findings(rule, config, self._queries, through_ns)
+        evaluation = self._evaluation("quarter", before_ns, through_ns, now_ns, kinds, findings)
+        evaluation.series, evaluation.targets = series, targets
+        return evaluation
+
+    def _learn(
+        self, known: dict[store.SeriesName, SeriesState], opened: set[Subject], from_ns: int, through_ns: int
+    ) -> tuple[dict[store.SeriesName, SeriesState], list[Finding], list[Target]]:
+        """Every series after these quarter-hours, and what is unusual after the last."""
+        watched = {rule: config for rule, config in self._rules.items() if "anomaly" in config.watch}
+        states = {name: state for name, state in known.items() if name[0] in watched}
+        targets: list[Target] = []
+        readings: dict[store.SeriesName, Reading | None] = {}
+        for quarter_ns in range(from_ns, through_ns, QUARTER_NS):
+            where = ReceiptFilter(from_ns=quarter_ns, to_ns=quarter_ns + QUARTER_NS)
+            totals = {by: self._queries.totals(by, where) for by in _BY}
+            samples = self._queries.samples(where, most=MOST_SAMPLES)
+            targets += _targets(quarter_ns, samples)
+            found = batches(samples, totals)
+            readings = {}
+            for name in _names(watched, states, found):
+                rule, figure, dimension, member = name
+                batch = found.get((dimension, member)) or Batch(share_of=found[ALL, ""].requests)
+                series = Series(figure, states.setdefault(name, SeriesState()), watched[rule].sensitivity)  # type: ignore[arg-type] # of ours
+                readings[name] = series.observe(quarter_ns // NS_PER_S, batch)
+        findings = [
+            finding
+            for name, reading in readings.items()
+            if (finding := self._finding(name, states[name], reading, opened, through_ns)) is not None
+        ]
+        return states, findings, targets
+
+    def _finding(
+        self, name: store.SeriesName, state: SeriesState, reading: Reading | None, opened: set[Subject], now_ns: int
+    ) -> Finding | None:
+        rule, figure, dimension, member = name
+        since_s = state.detector.since_s if state.detector else None
+        if since_s is None:
+            return None
+        subject = Subject(rule, "anomaly", figure, dimension, member)
+        if subject in opened:
+            return Finding(subject, "", {}, since_s * NS_PER_S)
+        if reading is None:
+            return None
+        title, facts = sentence(figure, subject.whose, reading)  # type: ignore[arg-type] # of ours
+        since_ns = since_s * NS_PER_S
+        rose = reading.value > reading.expected
+        who = causes(self._queries, figure, dimension, member, since_ns, now_ns, rose=rose)  # type: ignore[arg-type] # of ours
+        return Finding(subject, title, facts, since_ns, who)
+
+    def _evaluation(
+        self,
+        what: str,
+        before_ns: int | None,
+        through_ns: int,
+        now_ns: int,
+        kinds: set[str],
+        findings: list[Finding],
+    ) -> store.Evaluation:
+        return store.Evaluation(
+            what=what,
+            before_ns=-1 if before_ns is None else before_ns,
+            through_ns=through_ns,
+            at_ns=now_ns,
+            kinds=frozenset(kinds),
+            rules=frozenset(self._rules),
+            findings=findings,
+        )
+
+    def _through(self, what: str) -> int | None:
+        return self._queries.ask(partial(store.through_ns, what=what))
+
+    def _beginning(self, now_ns: int) -> int | None:
+        first_ns = self._queries.first_created_ns()
+        return None if first_ns is None else _quarter(max(first_ns, now_ns - _LEARNED_NS))
+
+
+_BY: tuple[GroupBy, ...] = ("feature", "key", "model")
+
+
+def _quarter(ns: int) -> int:
+    return ns - ns % QUARTER_NS
+
+
+def _names(
+    rules: Mapping[str, AlertConfig], known: Mapping[store.SeriesName, object], found: Mapping[tuple[str, str], Batch]
+) -> list[store.SeriesName]:
+    """Every series there is, and what new ones there is room for."""
+    names = dict.fromkeys(name for name in known if name[0] in rules)
+    for rule, config in rules.items():
+        room = {
+            dimension: 2 * MOST_MEMBERS - len({name[3] for name in names if name[0] == rule and name[2] == dimension})
+            for dimension in DIMENSIONS
+        }
+        for dimension, member in found:
+            if not config.covers(dimension, member):
+                continue
+            wanted = [(rule, figure, dimension, member) for figure in figures_of(dimension) if figure in config.figures]
+            new = [name for name in wanted if name not in names]
+            if new and room[dimension] > 0:
+                room[dimension] -= 1
+                names.update(dict.fromkeys(new))
+    return list(names)
+
+
+def _targets(quarter_ns: int, samples: Sequence[Sample]) -> list[Target]:
+    aimed: dict[str, list[bool]] = {}
+    for sample in samples:
+        if sample.met is not None:
+            aimed.setdefault(sample.feature or "", []).append(sample.met)
+    return [Target(quarter_ns, feature, len(met), sum(met)) for feature, met in aimed.items()]
