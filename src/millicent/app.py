@@ -195,8 +195,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         policies.check_models(pipeline.deployed())
 
         health = _Health(ledger, backend, elsewhere)
-        rooms = (ledger, queries, pipeline, meter, health, backend, keys, limiter, features, traffic, answers)
-        wired = _Wired(options, *rooms, clock, ids)
+        doors = (keys, limiter, features)
+        wired = _Wired(options, ledger, queries, pipeline, meter, health, backend, *doors, traffic, answers, clock, ids)
         app = App(ledger, backend, pipeline, _server(wired))
         async with (
             _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
