@@ -48,7 +48,14 @@ def planning_of(home: Path, clock: ManualClock, **machines: MachineConfig) -> Pl
         Slots(8, 512),
     )
     return Planning(
-        LedgerQueries(home / "ledger.db"), clock, lambda: setup, Scenarios(home), {"search": 1500}, Configured, Books()
+        LedgerQueries(home / "ledger.db"),
+        clock,
+        lambda: setup,
+        Scenarios(home),
+        {"search": 1500},
+        Configured,
+        Books(),
+        home,
     )
 
 
