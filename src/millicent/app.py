@@ -12,7 +12,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import msgspec
@@ -68,6 +68,7 @@ from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
 from millicent.watch.alerting import alerting
+from millicent.watch.live import Live
 from millicent.watch.metrics import Metrics, Traffic
 from millicent.watch.telemetry import telemetry_of, traced
 
@@ -106,6 +107,7 @@ class App:
     backend: LocalBackend | None
     pipeline: Pipeline
     server: Server
+    live: Live
 
     async def start(self) -> None:
         """Raises Unavailable or ModelError where the engine can't be started."""
@@ -213,7 +215,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             clock,
             ids,
         )
-        app = App(ledger, backend, pipeline, _server(wired))
+        app = App(ledger, backend, pipeline, _server(wired), wired.live)
         async with (
             _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
             _beside(wired, elsewhere, estimated),
@@ -241,6 +243,12 @@ class _Wired:
     answers: ResponseCache | None
     clock: Clock
     ids: Ids
+
+    @cached_property
+    def live(self) -> Live:
+        live = Live(self.pipeline, self.health, self.queries.budgets, self.clock)
+        self.traffic.listen(live.settled)
+        return live
 
 
 def _server(wired: _Wired) -> Server:
@@ -289,10 +297,11 @@ def _more_routes(wired: _Wired) -> list[BaseRoute]:
         keys=KeyChanges(ledger=wired.ledger, queries=queries, ring=wired.keys, clock=clock, ids=wired.ids),
         chat_models=lambda: [model for model in pipeline.models() if not _makes_vectors(backend, model)],
         clock=clock,
+        live=wired.live,
     )
     reports = Reports(queries, clock, economics_setting(wired.options.config))
     economics = economics_routes(reports, ANSWERS, add=add_entries, ledger=wired.ledger, queries=queries, clock=clock)
-    return [metrics.route, *ollama.routes, *CacheAdmin(wired.answers).routes, *economics, *pages]
+    return [metrics.route, *wired.live.routes, *ollama.routes, *CacheAdmin(wired.answers).routes, *economics, *pages]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
@@ -506,6 +515,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
+            await app.live.close()
             http.should_exit = True
             await serving
 
