@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import logging.handlers
 import os
 import signal
 import socket
@@ -66,6 +65,7 @@ from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
+from millicent.server.logs import logging_to
 from millicent.server.ollama import Ollama
 from millicent.watch.alerting import alerting
 from millicent.watch.live import Live
@@ -74,8 +74,6 @@ from millicent.watch.telemetry import telemetry_of, traced
 
 log = logging.getLogger(__name__)
 
-_LOG_BYTES = 10 << 20
-_LOG_FILES = 3
 # Enough to quote as before a restart; learning from so many takes less than a second.
 _LEARNED_AT_START = 2000
 
@@ -199,22 +197,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         policies.check_models(pipeline.deployed())
 
         health = _Health(ledger, backend, elsewhere)
-        wired = _Wired(
-            options,
-            ledger,
-            queries,
-            pipeline,
-            meter,
-            health,
-            backend,
-            keys,
-            limiter,
-            features,
-            traffic,
-            answers,
-            clock,
-            ids,
-        )
+        doors = (keys, limiter, features)
+        wired = _Wired(options, ledger, queries, pipeline, meter, health, backend, *doors, traffic, answers, clock, ids)
         app = App(ledger, backend, pipeline, _server(wired), wired.live)
         async with (
             _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
@@ -475,7 +459,7 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
         )
     with (
         _listen(server) as listener,
-        _logging(options.home),
+        logging_to(options.home),
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
         runner.run(_serve(options, listener, say))
@@ -583,30 +567,6 @@ def _listen(config: ServerConfig) -> socket.socket:
     listener.listen(2048)
     listener.setblocking(False)
     return listener
-
-
-@contextlib.contextmanager
-def _logging(home: Path) -> Iterator[None]:
-    """Everything from INFO up to a file that is rotated; warnings to the terminal too."""
-    folder = home / "logs"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = logging.handlers.RotatingFileHandler(
-        folder / "millicent.log", maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8"
-    )
-    terminal = logging.StreamHandler()
-    terminal.setLevel(logging.WARNING)
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    for handler in (file, terminal):
-        handler.setFormatter(formatter)
-        root.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in (file, terminal):
-            root.removeHandler(handler)
-            handler.close()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -172,6 +172,7 @@ def configured(config: Config, queries: LedgerQueries, scenarios: Scenarios) -> 
         cost_targets=tuple(name for name, each in features if each.cost_target_usd is not None),
         latency_targets=tuple(name for name, each in features if each.latency_target_ms is not None),
         budgets=tuple(budget.name for budget in queries.ask(read_budgets) or ()),
+        alerts=tuple(name for name, each in config.alerts.items() if each.webhook_env or each.webhook_file),
         second_places=tuple(sorted(second)),
         scenarios=tuple(scenarios.names()),
     )

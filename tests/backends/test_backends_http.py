@@ -332,6 +332,8 @@ def test_a_connection_that_could_not_be_made_leaves_its_place_to_others() -> Non
 
 
 def test_the_rest_of_an_answer_has_a_moment_to_arrive() -> None:
+    answered = 0
+
     async def handler(call: Call) -> None:
         await call.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
         nonlocal answered
@@ -353,7 +355,6 @@ def test_the_rest_of_an_answer_has_a_moment_to_arrive() -> None:
         await fake.calls[2].gone.wait()
         assert pool.take() is None
 
-    answered = 0
     with_server(handler, body, limit=1)
 
 
