@@ -159,7 +159,8 @@ class Live:
             seen = self._number
             while not self._closed:
                 async with self._sampled:
-                    await self._sampled.wait_for(lambda seen=seen: self._number > seen or self._closed)
+                    while self._number == seen and not self._closed:
+                        await self._sampled.wait()
                 seen = self._number
                 yield self._newest
         finally:
