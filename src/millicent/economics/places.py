@@ -13,7 +13,7 @@ from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.usage import Provenance, weakest
 from millicent.economics.api_cost import ApiCost, api_cost
-from millicent.economics.capacity import Capacity, Slots, better, measured, modelled, stated
+from millicent.economics.capacity import Capacity, Slots, back_to_back, best, measured, modelled, stated
 from millicent.economics.curves import Curve
 from millicent.economics.machines import MachineConfig
 from millicent.economics.traffic import HOURS_PER_MONTH, Ran, Traffic
@@ -239,7 +239,9 @@ class Comparing:
             return None
         fit = None if ran.fit_version is None else self._fits.get(ran.fit_version)
         model = None if fit is None else modelled(fit, self._traffic.usages, self._candidates.slots, self._target_ns)
-        return better(measured(ran, self._target_ns), model)
+        placement = self._candidates.placements.get(ran.placement)
+        accelerators = 1 if placement is None else placement.accelerators
+        return best(measured(ran, self._target_ns), back_to_back(ran, accelerators, self._target_ns), model)
 
     def _ran_at(self, placement: str, model: str | None) -> Ran | None:
         """The busiest model that ran there, or this one."""
