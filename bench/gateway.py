@@ -225,12 +225,12 @@ def upstream(folder: Path) -> Iterator[Process]:
 
 
 @contextlib.contextmanager
-def millicent(folder: Path, behind: Process, more: str = "") -> Iterator[Process]:
+def millicent(folder: Path, behind: Process, more: str = "", **environment: str) -> Iterator[Process]:
     home, port = folder / "home", free_port()
     home.mkdir()
     (home / "millicent.toml").write_text(_MILLICENT.format(port=port, upstream=behind.port) + more)
     command = [sys.executable, "-m", "millicent", "serve"]
-    with running(command, port, folder / "millicent.log", MILLICENT_HOME=str(home)) as one:
+    with running(command, port, folder / "millicent.log", MILLICENT_HOME=str(home), **environment) as one:
         yield one
 
 

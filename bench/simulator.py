@@ -9,8 +9,8 @@ shortened so that the engine is busy for about `--utilization` of it. The first 
 long they were, and nothing of how it went. Errors go to bench/results/simulator.jsonl.
 
 On a machine that others use, steps are longer at some times than at others, which nobody can predict: `same_half` says
-how far the simulator is off on the traffic that it was calibrated on, and `pace` by how much each half's steps were
-longer than its step-time model says.
+how far the simulator is off on the traffic that it was calibrated on, `pace` by how much each half's steps were longer
+than the step-time model says, and `knowing_the_pace` how far off it would have been, had it known the second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from results import environment, write
 from served import Measured, Target, free_port, one, ours, running
 
 from millicent.economics.arrivals import Arrival, read_trace
-from millicent.economics.calibration import Calibration, calibrate, coefficients_of, fidelity
+from millicent.economics.calibration import Calibration, calibrate, coefficients_of, fidelity, slower
 from millicent.economics.outcomes import latency_of, measured_latencies
 from millicent.economics.recorded import Recorded, read_recorded
 from millicent.economics.simulator import Course, Machine, simulate
@@ -108,9 +108,16 @@ def compare(calibration: Calibration, everything: list[Recorded], half: int, bef
     found = fidelity(everything[half:], second)
     real = measured_latencies(everything[half:])
     own = calibrate(everything[half:], before)
+    # Had it known how slow the machine would be: what is left is the simulator's own.
+    machine, slower_by = calibration.machine, own.pace / calibration.pace
+    knowing = msgspec.structs.replace(
+        machine, coefficients=slower(machine.coefficients, slower_by), gap_ns=machine.gap_ns * slower_by
+    )
+    knew = simulate([each.arrival for each in everything], knowing)
     return {
         "errors": shown(found),
         "same_half": shown(calibration.fidelity),
+        "knowing_the_pace": shown(fidelity(everything[half:], Course(knew.fates[half:], knew.loads, knew.wall_ns))),
         "pace": [round(calibration.pace, 3), round(own.pace, 3)],
         "outside_steps_ms": {
             name: round(getattr(calibration.machine, f"{name}_ns") / 1e6, 3) for name in ("entry", "gap", "exit")

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from millicent.app_pages import marked_as_demo, page_routes
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
@@ -68,6 +69,7 @@ from millicent.server.late import LateEntries
 from millicent.server.ollama import Ollama
 from millicent.watch.alerting import alerting
 from millicent.watch.metrics import Metrics, Traffic
+from millicent.watch.telemetry import telemetry_of, traced
 
 log = logging.getLogger(__name__)
 
@@ -200,8 +202,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         app = App(ledger, backend, pipeline, _server(wired))
         async with (
             _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
-            _watching(elsewhere, estimated),
-            alerting(config.alerts, ledger=ledger, queries=queries, clock=clock, ids=SystemIds(clock)),
+            _beside(wired, elsewhere, estimated),
         ):
             yield app
     finally:
@@ -361,6 +362,20 @@ def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[
 
 
 @contextlib.asynccontextmanager
+async def _beside(
+    wired: _Wired, elsewhere: Sequence[UpstreamBackend], estimated: Mapping[str, EstimatedDevice]
+) -> AsyncIterator[None]:
+    """What goes on besides answering: engines elsewhere are looked at, what is unusual is told, traces are sent."""
+    config, clock = wired.options.config, wired.clock
+    async with (
+        _watching(elsewhere, estimated),
+        alerting(config.alerts, ledger=wired.ledger, queries=wired.queries, clock=clock, ids=SystemIds(clock)),
+        telemetry_of(config.telemetry, wired.traffic, config.features),
+    ):
+        yield
+
+
+@contextlib.asynccontextmanager
 async def _watching(
     elsewhere: Sequence[UpstreamBackend], estimated: Mapping[str, EstimatedDevice]
 ) -> AsyncIterator[None]:
@@ -454,7 +469,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
     async with open_app(options) as app:
         http = _HttpServer(
             uvicorn.Config(
-                app.server.asgi if options.demo is None else marked_as_demo(app.server.asgi),
+                _asgi(app, options),
                 http=HttpProtocol,
                 lifespan="off",
                 log_config=None,
@@ -479,6 +494,14 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
             await asyncio.gather(starting, return_exceptions=True)
             http.should_exit = True
             await serving
+
+
+def _asgi(app: App, options: ServeOptions) -> ASGIApp:
+    """As it is served."""
+    asgi, telemetry = app.server.asgi, options.config.telemetry
+    if options.demo is not None:
+        asgi = marked_as_demo(asgi)
+    return asgi if telemetry.endpoint is None else traced(asgi, telemetry.sample_percent)
 
 
 class _HttpServer(uvicorn.Server):

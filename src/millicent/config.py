@@ -35,7 +35,7 @@ from millicent.pipeline.features import FeatureConfig, Features
 from millicent.routing.checks import Checks
 from millicent.routing.config import PolicyConfig
 from millicent.server.config import ServerConfig
-from millicent.watch.config import AlertConfig
+from millicent.watch.config import AlertConfig, TelemetryConfig
 
 if TYPE_CHECKING:
     from millicent.economics.scenarios import Scenarios
@@ -72,6 +72,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budgets: dict[str, BudgetConfig] = {}
     limits: LimitsConfig = LimitsConfig()
     alerts: dict[str, AlertConfig] = {}
+    telemetry: TelemetryConfig = TelemetryConfig()
     ledger: LedgerConfig = LedgerConfig()
     cache: CacheConfig = CacheConfig()
 
@@ -124,6 +125,7 @@ def load(path: Path) -> Config:
         *((("features", name), partial(each.check, name)) for name, each in config.alternatives.items()),
         *((("routing", name), partial(_check_policy, name, each)) for name, each in config.routing.items()),
         *((("alerts", name), partial(each.check, name)) for name, each in config.alerts.items()),
+        (("telemetry", "endpoint"), config.telemetry.check),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]
     for where, check in checks:
@@ -170,6 +172,7 @@ def configured(config: Config, queries: LedgerQueries, scenarios: Scenarios) -> 
         cost_targets=tuple(name for name, each in features if each.cost_target_usd is not None),
         latency_targets=tuple(name for name, each in features if each.latency_target_ms is not None),
         budgets=tuple(budget.name for budget in queries.ask(read_budgets) or ()),
+        alerts=tuple(name for name, each in config.alerts.items() if each.webhook_env or each.webhook_file),
         second_places=tuple(sorted(second)),
         scenarios=tuple(scenarios.names()),
     )

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millicent.caching.store import FILE_NAME, LARGEST_PART, AnswerStore, Entry, KeptAnswer
+from millicent.caching.store import FILE_NAME, LARGEST_PART, AnswerStore, CachedAnswer, Entry
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob
 from millicent.core.money import Money
 from millicent.core.usage import Provenance, Usage
 
 NOW = 1_000
-ANSWER = KeptAnswer(
+ANSWER = CachedAnswer(
     receipt="rcpt_1",
     created_at_ns=NOW,
     texts=(
@@ -36,7 +36,9 @@ ANSWER = KeptAnswer(
 )
 
 
-def entry(key: bytes, answer: KeptAnswer = ANSWER, *, expires_at_ns: int = NOW + 100, user: str | None = None) -> Entry:
+def entry(
+    key: bytes, answer: CachedAnswer = ANSWER, *, expires_at_ns: int = NOW + 100, user: str | None = None
+) -> Entry:
     return Entry(key, answer, expires_at_ns, "mk_1", user, "fake")
 
 
@@ -83,7 +85,7 @@ def test_what_has_expired_is_not_found_and_is_taken_out() -> None:
 
 def test_the_later_of_two_answers_under_one_key_stays() -> None:
     with opened() as store:
-        store.keep([entry(b"a"), entry(b"a", KeptAnswer("rcpt_2", NOW, (), (), Usage()))], NOW)
+        store.keep([entry(b"a"), entry(b"a", CachedAnswer("rcpt_2", NOW, (), (), Usage()))], NOW)
         found = store.find(b"a", NOW)
         assert found is not None
         assert found.receipt == "rcpt_2"
@@ -101,7 +103,7 @@ def test_the_one_used_least_recently_goes_first() -> None:
 
 def test_an_answer_that_would_take_a_large_part_of_the_room_is_not_kept() -> None:
     with opened(max_bytes=LARGEST_PART * 1000) as store:
-        store.keep([entry(b"a", KeptAnswer("rcpt_1", NOW, (Text("x" * 900, 1),), (), Usage()))], NOW)
+        store.keep([entry(b"a", CachedAnswer("rcpt_1", NOW, (Text("x" * 900, 1),), (), Usage()))], NOW)
         assert store.find(b"a", NOW) is None
         assert store.standing(NOW).entries == 0
 
@@ -110,7 +112,7 @@ def test_an_answer_that_would_take_a_large_part_of_the_room_is_not_kept() -> Non
 def test_the_bounds_hold_whatever_is_kept(asked: list[tuple[int, int, int]]) -> None:
     with opened(max_bytes=40_000, max_entries=5) as store:
         for moment, (key, length, ttl) in enumerate(asked):
-            answer = KeptAnswer("rcpt_1", NOW, (Text("x" * length, 1),), (), Usage())
+            answer = CachedAnswer("rcpt_1", NOW, (Text("x" * length, 1),), (), Usage())
             store.keep([entry(bytes([key]), answer, expires_at_ns=moment + ttl)], moment)
             counted = store._writer.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM answers").fetchone()
             standing = store._writer.execute("SELECT entries, bytes FROM size").fetchone()
@@ -121,7 +123,7 @@ def test_the_bounds_hold_whatever_is_kept(asked: list[tuple[int, int, int]]) -> 
 
 def test_purged_answers_are_gone_from_the_file_too(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
-    secret = KeptAnswer("rcpt_1", NOW, (Text("a-secret-of-anns", 1),), (), Usage())
+    secret = CachedAnswer("rcpt_1", NOW, (Text("a-secret-of-anns", 1),), (), Usage())
     with opened(path) as store:
         store.keep([entry(b"a", secret, user="ann"), entry(b"b", user="bob"), entry(b"c")], NOW)
         with opened(path) as beside:  # the command line, say

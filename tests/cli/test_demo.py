@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -12,9 +16,10 @@ from click.testing import CliRunner
 
 from millicent.app import ServeOptions, open_app
 from millicent.app_pages import marked_as_demo
+from millicent.cli import demo_visitors
 from millicent.cli.commands import millicent
 from millicent.cli.demo_replay import Planned, placements, prepare, replay, stand_ins
-from millicent.cli.demo_story import Story
+from millicent.cli.demo_story import FEATURES, Story
 from millicent.core.clock import NS_PER_S, parse_time_ns
 from millicent.core.errors import ConfigError
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
@@ -126,7 +131,7 @@ async def serve_and_look(home: Path) -> str:
         models={},
         placement=first,
         providers=tuple(others),
-        demo=lambda meter, clock: stand_ins(Planned(), meter, places, clock),
+        demo=lambda meter, clock: stand_ins(Planned(Random(1)), meter, places, clock),
     )
     async with open_app(options) as app:
         await app.start()
@@ -150,3 +155,46 @@ def test_the_demo_is_served_with_its_banner_and_answers_without_a_model(tmp_path
     receipt = ledger.receipt(asyncio.run(serve_and_look(tmp_path / "served")))
     assert receipt is not None
     assert receipt.attribution.tags == {"demo": "true", "mine": "1"}
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers three requests, then lets nobody in."""
+
+    asked: ClassVar[list[tuple[dict[str, str], dict[str, object]]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((dict(self.headers), body))
+        status = 200 if len(self.asked) <= 3 else 401
+        choices = [{"index": 0, "message": {"role": "assistant", "content": "Hm."}, "finish_reason": "stop"}]
+        answer = json.dumps({"choices": choices, "usage": {}} if status == 200 else {"error": {"message": "No."}})
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def test_visitors_ask_as_anybody_does_until_they_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_visitors, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(demo_visitors, "_AT_ONCE", 1)
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        answering = threading.Thread(target=server.serve_forever, daemon=True)
+        answering.start()
+        visitors = demo_visitors.Visitors(Random(1))
+        visitors.hear(f"Millicent ready on http://127.0.0.1:{server.server_port}")
+        for thread in threading.enumerate():
+            if thread.name == "demo visitor":
+                thread.join(30)
+        visitors.leave()
+        server.shutdown()
+        answering.join(30)
+    assert len(Refusing.asked) == 4
+    for headers, body in Refusing.asked:
+        feature = next(each for each in FEATURES if each.name == headers.get("X-Millicent-Feature"))
+        assert body["model"] == feature.model
+    assert "Millicent ready" in capsys.readouterr().out

@@ -34,7 +34,7 @@ ASKED = [
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A demo of two days."""
     home = tmp_path_factory.mktemp("demo") / "home"
-    asked = ["--home", str(home), "--days", "2", "--per-day", "40", "--port", "0"]
+    asked = ["--home", str(home), "--days", "2", "--per-day", "40", "--port", "0", "--still"]
     line = [sys.executable, "-m", "millicent", "demo", *asked]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import httpx
 
@@ -68,7 +69,7 @@ def with_keys(story: Story, home: Path) -> None:
             models={},
             placement=first,
             providers=tuple(others),
-            demo=lambda meter, clock: stand_ins(Planned(), meter, places, clock),
+            demo=lambda meter, clock: stand_ins(Planned(Random(1)), meter, places, clock),
         )
         clock = SystemClock()
         async with open_app(options) as app:

@@ -7,14 +7,17 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.periods import DAY_NS, Period, parse_period
 from millicent.core.tallies import Tally
 from millicent.economics.changes import FACTORS, ChangeReport, changes, drifts, shapley
 from millicent.economics.config import EarningsConfig
+from millicent.ledger import tallies as tallies_of_ledger
 from millicent.ledger.queries import ReceiptFilter
 from support.economy import answered, ledger_of
 
@@ -168,3 +171,13 @@ def test_what_the_response_cache_answers_is_laid_to_caches_and_not_to_prices() -
     after.priced_tokens = {"input_fresh": 2000, "input_hit": 2000, "output_text": 200, "output_hit": 200}
     parts = dict(zip(FACTORS, shapley({"m": before}, {"m": after}), strict=True))
     assert {name: part for name, part in parts.items() if part} == {"cache": -2 * 10**9}
+
+
+def test_filters_that_would_take_reading_everything_are_refused_rather_than_answered_by_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger = ledger_of([answered(number, MONDAY.from_ns + number) for number in range(3)])
+    monkeypatch.setattr(tallies_of_ledger, "MOST_DETAIL", 2)
+    with pytest.raises(InvalidRequest, match="too many receipts"):
+        changes(ledger.queries, MONDAY, TUESDAY, ReceiptFilter(user="ada"))
+    asyncio.run(ledger.stop())

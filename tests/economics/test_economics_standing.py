@@ -141,6 +141,7 @@ def test_each_tick_follows_from_its_own_evidence(tmp_path: Path) -> None:
         cost_targets=("search",),
         latency_targets=("search",),
         budgets=("team",),
+        alerts=("spend",),
         second_places=("small",),
         scenarios=("pilot",),
     )
@@ -153,6 +154,7 @@ def test_each_tick_follows_from_its_own_evidence(tmp_path: Path) -> None:
         "features have a latency target",
         "prompts are read from caches",
         "a budget bounds what is spent",
+        "alerts reach somebody",
         "a model can run in a second place",
         "what comes next was estimated",
     }

@@ -15,7 +15,7 @@ from millicent.core.clock import NS_PER_HOUR, NS_PER_MS, NS_PER_S, ManualClock
 from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
-from millicent.core.receipts import Accelerator, Receipt, Status, Timing
+from millicent.core.receipts import RESPONSE_CACHE, Accelerator, Receipt, Status, Timing
 from millicent.core.usage import Provenance, Usage
 from millicent.economics.capacity import Slots, back_to_back
 from millicent.economics.machines import MachineConfig, machine_from
@@ -332,6 +332,15 @@ def _unknown() -> Any:
     from millicent.core.usage import Count
 
     return Count(None, Provenance.UNKNOWN)
+
+
+def test_what_the_response_cache_answers_has_to_run_nowhere(tmp_path: Path) -> None:
+    """Ten of 40 were hits: 30 requests in the first hour, none in the second."""
+    hit = {"placement": None, "backend": "response_cache", "policy": {RESPONSE_CACHE: "hit"}, "attempts": (), "lines": ()}
+    rows = [each if number < 30 else msgspec.structs.replace(each, **hit) for number, each in enumerate(two_hours())]
+    clock = write(tmp_path, rows)
+    traffic = where(LedgerQueries(tmp_path / "ledger.db"), clock, setup_of(), EVERYTHING, Asked()).traffic
+    assert (traffic.requests, traffic.hours, len(traffic.usages)) == (30, 1, 30)
 
 
 def test_an_empty_ledger_compares_nothing_and_says_why(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_worked_cases_cost_what_the_documentation_says(
     """10,000 x 10 x $0.01 = $1,000 a day. 100,000 x 5 x $0.003 = $1,500 a day, not $15,000: that would be 3 cents each.
     The price that just pays for it follows: $3 and 45 cents a month."""
     per_user = Money.price(requests, Decimal(per_request))
-    day = [UserUse(str(number), requests, 0, per_user) for number in range(users)]
+    day = [UserUse("each", requests, 0, per_user)] * users
     assert Money.total(use.cost for use in day) == usd(a_day)
     [price, *_] = mended(PlanConfig(), day, days=1)
     assert price.amount == usd(Decimal(a_day) * 30 / users)

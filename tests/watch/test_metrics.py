@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -13,39 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from millicent.core.accounts import Account
-from millicent.core.clock import NS_PER_HOUR, NS_PER_MS
+from millicent.core.clock import NS_PER_MS
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt, Timing
 from millicent.core.request import Attribution
-from millicent.core.usage import Provenance
 from millicent.watch.metrics import Metrics, Traffic
 from support import receipts
-
-HOUR = Account(
-    "cpu", "this-machine", 0, 1, NS_PER_HOUR, 1_000_000_000, 2_000_000_000, 3_000_000_000, NS_PER_HOUR - 10_000_000_000,
-    4_000_000_000, Decimal(1), Provenance.MEASURED, Money(1),
-)  # fmt: skip
-
-
-class Deployed(msgspec.Struct):
-    model: str
-    placement: str
-    state: str
-
-
-class Gateway:
-    def models(self) -> tuple[str, ...]:
-        return ("tiny",)
-
-    def load(self) -> list[tuple[str, bool]]:
-        return [("tiny", True), ("tiny", True), ("tiny", False)]
-
-    def deployments(self) -> list[Deployed]:
-        return [Deployed("tiny", "this-machine", "closed"), Deployed("tiny", "far", "open")]
-
-    async def checkpoint(self) -> None:
-        await asyncio.sleep(0)
+from support.watched_gateway import ACCOUNT, StandInGateway
 
 
 def scrape(told: Sequence[Receipt], trouble: str | None = None) -> dict[str, float]:
@@ -53,7 +26,7 @@ def scrape(told: Sequence[Receipt], trouble: str | None = None) -> dict[str, flo
     traffic = Traffic(["search"])
     for receipt in told:
         traffic.settled(receipt)
-    metrics = Metrics(traffic, Gateway(), lambda: [HOUR, HOUR], lambda: trouble)
+    metrics = Metrics(traffic, StandInGateway(), lambda: [ACCOUNT, ACCOUNT], lambda: trouble)
     answer = TestClient(Starlette(routes=[metrics.route])).get("/metrics")
     assert answer.status_code == 200
     samples = [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]

@@ -29,6 +29,8 @@ from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN, AnswerR
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
 
+# No chunk is so short; the word that ends a stream is, with blanks around it.
+_SHORTER_THAN_JSON = 16
 # What a chat template adds around each message, about.
 _TOKENS_PER_MESSAGE = 4
 
@@ -174,8 +176,8 @@ class OpenAIRun(UpstreamRun):
 
     def _take(self, data: bytes) -> Iterator[Text]:
         reader = self._reader
-        self._done = self._done or data.strip() == b"[DONE]"
-        if self._done:
+        if self._done or (len(data) < _SHORTER_THAN_JSON and data.strip() == b"[DONE]"):
+            self._done = True
             return
         try:
             texts = reader.take(data)

@@ -29,6 +29,7 @@ from millicent.backends.http import (
 from millicent.core.chunks import Chunk, End, Text, merge_texts
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import MillicentError, UpstreamError, UpstreamTimeout
+from millicent.core.traces import CURRENT
 from millicent.wire.server_sent_events import Event, EventReader
 from millicent.wire.upstream_errors import complaint_in, error_of, one_line
 
@@ -165,7 +166,8 @@ class Exchange:
         self._upstream = upstream
         self._path = path
         self._body = body
-        self._headers = headers
+        trace = CURRENT.get()
+        self._headers = headers if trace is None else {**(headers or {}), **trace.call_headers()}
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
         self._answer: Answer | None = None

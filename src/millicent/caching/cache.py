@@ -18,7 +18,7 @@ from millicent.caching.canonical import DIGEST_BYTES, request_digest
 from millicent.caching.config import CacheConfig
 from millicent.caching.rules import Directives, why_not
 from millicent.caching.secret import installation_secret
-from millicent.caching.store import FILE_NAME, AnswerStore, Entry, KeptAnswer, Standing
+from millicent.caching.store import FILE_NAME, AnswerStore, CachedAnswer, Entry, Standing
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import ConfigError, Unavailable
@@ -51,7 +51,7 @@ class Flight:
 
     def __init__(self) -> None:
         self.landed = asyncio.Event()
-        self.answer: KeptAnswer | None = None
+        self.answer: CachedAnswer | None = None
         self.failed = False
 
 
@@ -67,7 +67,7 @@ class Lookup:
         self.why = why
         self.key = b""
         self.ttl_s = 0
-        self.answer: KeptAnswer | None = None
+        self.answer: CachedAnswer | None = None
         self.leads: Flight | None = None
         self.follows: Flight | None = None
         self.failures = 0  # of those it waited for
@@ -156,7 +156,7 @@ class ResponseCache:
         """It waits no longer, and isn't given anything."""
         lookup.outcome, lookup.follows = Outcome.MISS, None
 
-    def land(self, lookup: Lookup, answer: KeptAnswer | None, *, failed: bool) -> None:
+    def land(self, lookup: Lookup, answer: CachedAnswer | None, *, failed: bool) -> None:
         """It has run: who waits is told, and the answer is kept. `failed`: it ended by itself, without an answer."""
         if answer is not None and lookup.writes:
             self._keep(lookup, answer)
@@ -192,7 +192,7 @@ class ResponseCache:
         digest = request_digest(request, self._secret) if hashed is None else hashed.digest
         return blake2b(told + digest, key=self._secret, digest_size=DIGEST_BYTES).digest()
 
-    def _found(self, key: bytes) -> KeptAnswer | None:
+    def _found(self, key: bytes) -> CachedAnswer | None:
         now_ns = self._clock.now_ns()
         fresh = self._fresh.get(key)
         if fresh is not None:
@@ -203,7 +203,7 @@ class ResponseCache:
             self._complain(error)
             return None
 
-    def _keep(self, lookup: Lookup, answer: KeptAnswer) -> None:
+    def _keep(self, lookup: Lookup, answer: CachedAnswer) -> None:
         """Found at once, written soon; not kept where writing lags too far behind."""
         if len(self._fresh) >= _MOST_UNWRITTEN:
             return
@@ -272,7 +272,7 @@ def open_cache(
     return ResponseCache(config, store, clock, secret=secret, deployed=deployed, policies=policies)
 
 
-def worth_keeping(request: Request, receipt: Receipt, answer: KeptAnswer, *, cut: bool) -> bool:
+def worth_keeping(request: Request, receipt: Receipt, answer: CachedAnswer, *, cut: bool) -> bool:
     """A whole answer, that ended well and says something. One that reached the length it was asked to have is whole;
     one that money cut (`cut`, or a caller's maximum cost that may have) isn't."""
     whole = _WHOLE if cut or request.max_cost is not None else (*_WHOLE, FinishReason.LENGTH)

@@ -48,7 +48,7 @@ _SCHEMA = """
 """
 
 
-class KeptAnswer(msgspec.Struct, frozen=True):
+class CachedAnswer(msgspec.Struct, frozen=True):
     """An answer without a dialect, and what its receipt (`receipt`) said of it: what a hit gives, and saves."""
 
     receipt: str
@@ -66,7 +66,7 @@ class Entry(msgspec.Struct, frozen=True):
     """An answer under its key, with whose request it was: what it can be purged by."""
 
     key: bytes
-    answer: KeptAnswer
+    answer: CachedAnswer
     expires_at_ns: int
     tenant: str | None
     user: str | None
@@ -119,7 +119,7 @@ class AnswerStore:
             for connection in {self._reader, self._writer}:
                 connection.close()
 
-    def find(self, key: bytes, now_ns: int) -> KeptAnswer | None:
+    def find(self, key: bytes, now_ns: int) -> CachedAnswer | None:
         found = self._reader.execute(
             "SELECT answer FROM answers WHERE key = ? AND expires_at_ns > ?", (key, now_ns)
         ).fetchone()
@@ -128,7 +128,7 @@ class AnswerStore:
         with self._using:
             _, hits = self._used.get(key, (0, 0))
             self._used[key] = (now_ns, hits + 1)
-        return msgspec.msgpack.decode(found[0], type=KeptAnswer)
+        return msgspec.msgpack.decode(found[0], type=CachedAnswer)
 
     def keep(self, entries: Sequence[Entry], now_ns: int) -> None:
         """Each in place of what was kept under its key. One that takes too much of the room isn't kept."""

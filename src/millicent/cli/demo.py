@@ -22,6 +22,7 @@ import click
 @click.option("--until", metavar="TIME", help="The past ends here instead of now: a UTC time such as 2026-01-31T12:00.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0 takes a free port.")
+@click.option("--still", is_flag=True, help="Nobody goes on asking while it is shown.")
 @click.option("--no-serve", is_flag=True, help="Only make the ledger; needs --home.")
 def demo(
     home: Path | None,
@@ -31,6 +32,7 @@ def demo(
     until: str | None,
     host: str,
     port: int,
+    still: bool,
     no_serve: bool,
 ) -> None:
     """Show the pages full of a made-up company's traffic.
@@ -54,7 +56,7 @@ def demo(
         folder = Path(temporary) / "home" if home is None else home
         _make(folder, days=days, per_day=per_day, seed=seed, end_ns=end_ns)
         if not no_serve:
-            _serve(folder, host, port)
+            _serve(folder, host, port, still=still)
 
 
 def _make(home: Path, *, days: int, per_day: int, seed: int, end_ns: int) -> None:
@@ -79,11 +81,14 @@ def _make(home: Path, *, days: int, per_day: int, seed: int, end_ns: int) -> Non
     print(f"{told:,} requests are in the ledger of {home}.")
 
 
-def _serve(home: Path, host: str, port: int) -> None:
+def _serve(home: Path, host: str, port: int, *, still: bool) -> None:
+    from random import SystemRandom
+
     import msgspec
 
     from millicent.app import ServeOptions, serve
     from millicent.cli.demo_replay import Planned, placements, stand_ins
+    from millicent.cli.demo_visitors import Visitors
     from millicent.config import FILE_NAME, load
     from millicent.server.config import ServerConfig
 
@@ -91,6 +96,7 @@ def _serve(home: Path, host: str, port: int) -> None:
     places = placements(config)
     config = msgspec.structs.replace(config, server=ServerConfig(host=host, port=port))
     first, *others = places.values()
+    random = SystemRandom()
     print("Everything there is made up; end it with Ctrl-C.")
     options = ServeOptions(
         home=home,
@@ -98,6 +104,10 @@ def _serve(home: Path, host: str, port: int) -> None:
         models={},
         placement=first,
         providers=tuple(others),
-        demo=lambda meter, clock: stand_ins(Planned(), meter, places, clock),
+        demo=lambda meter, clock: stand_ins(Planned(random), meter, places, clock),
     )
-    serve(options)
+    visitors = Visitors(random)
+    try:
+        serve(options, print if still else visitors.hear)
+    finally:
+        visitors.leave()

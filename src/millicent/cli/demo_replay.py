@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 
 from millicent.backends.fake import FakeAnswer, FakeBackend
-from millicent.cli.demo_story import CONFIG, DEVICES, MODELS, Event, Story, answer
+from millicent.cli.demo_story import CONFIG, DEVICES, FEATURES, MODELS, Event, Story, answer, improvised
 from millicent.cli.demo_time import LoopClock, SkippingLoop, Working
 from millicent.config import FILE_NAME, Config, load
 from millicent.control.budgets import follow_config
@@ -39,13 +39,18 @@ _CHECKPOINTS_NS = 6 * NS_PER_HOUR
 
 
 class Planned:
-    """What the stand-ins answer: what was planned for a request, in turn, else something short."""
+    """What the stand-ins answer: what was planned for a request, in turn; else what its feature's requests get; else,
+    in the chat, something short."""
 
-    def __init__(self) -> None:
+    def __init__(self, random: Random) -> None:
         self.answers: dict[str, list[FakeAnswer]] = {}
+        self._random = random
 
     def __call__(self, request: Request) -> FakeAnswer:
         left = self.answers.get(request.id)
+        feature = next((each for each in FEATURES if each.name == request.attribution.feature), None)
+        if left is None and feature is not None and feature.name is not None and feature.model == request.model:
+            return improvised(self._random, feature)
         if left is None:
             words = "This is the demo: no model runs here, and nobody wrote this."
             return answer(MODELS[request.model][0], 40, 0, 24, words)
@@ -122,7 +127,7 @@ async def _replayed(
     try:
         waiting = cast("Ledger", Working(loop, ledger))
         meter = Meter(clock, gateway, ids)
-        planned, places = Planned(), placements(config)
+        planned, places = Planned(random), placements(config)
         backends, deployed = stand_ins(planned, meter, places, clock)
         await ledger.write(partial(follow_config, configured=config.budgets))
         features = Features(config.features)

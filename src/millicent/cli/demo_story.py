@@ -199,7 +199,12 @@ FEATURES = (
     Feature("experiments", "platform", "aster-next", 7, 1500, 300, tiers=(0, 0, 1)),
 )
 
-_USERS = 240
+_USERS = [f"user-{number:03d}" for number in range(1, 241)]
+# Six in ten are free, one in ten is a business.
+_OF_TIER = {
+    tier: [user for number, user in enumerate(_USERS) if TIERS[(number % 10 >= 6) + (number % 10 >= 9)] == tier]
+    for tier in TIERS
+}
 _REPLIES = (
     "Thanks, here is what I found for you.",
     "Two things stand out, and the second matters more.",
@@ -228,8 +233,6 @@ class Story:
         self._end_ns = end_ns
         self._jump_ns = _tuesday_before(end_ns)
         self._outage_ns = (end_ns // DAY_NS - min(9, days - 1)) * DAY_NS + 14 * NS_PER_HOUR
-        self._users = [f"user-{number:03d}" for number in range(1, _USERS + 1)]
-        self._tier_of = {user: random.choices(TIERS, (60, 30, 10))[0] for user in self._users}
         self._number = 0
 
     def events(self) -> Iterator[Event]:
@@ -257,7 +260,7 @@ class Story:
         random = self._random
         self._number += 1
         tier = random.choices(TIERS, feature.tiers)[0]
-        user = self._user(tier)
+        user = user_of(random, tier)
         input_tokens = _around(random, feature.input_tokens)
         if feature.name == "support-chat" and at_ns >= self._jump_ns:
             input_tokens = int(input_tokens * 2.6)  # somebody put the whole handbook into the prompt
@@ -290,11 +293,6 @@ class Story:
             random.uniform(0.5, 4.0) if random.random() < 0.012 else None,
         )
 
-    def _user(self, tier: str) -> str:
-        """Few have much of the traffic."""
-        users = [user for user in self._users if self._tier_of[user] == tier]
-        return users[min(int(len(users) * self._random.random() ** 2.6), len(users) - 1)]
-
     def _answers(
         self, at_ns: int, feature: Feature, input_tokens: int, cached: int, output_tokens: int
     ) -> tuple[FakeAnswer, ...]:
@@ -312,6 +310,27 @@ class Story:
         if self._random.random() < 0.003:
             return (_failed(good, UpstreamError("the provider refused the prompt (400)", retryable=False)),)
         return (good,)
+
+
+def user_of(random: Random, tier: str) -> str:
+    """Few have much of the traffic."""
+    users = _OF_TIER[tier]
+    return users[min(int(len(users) * random.random() ** 2.6), len(users) - 1)]
+
+
+def passer_by(random: Random) -> tuple[Feature, dict[str, str]]:
+    """Who asks something while the demo is shown: for which feature, and the headers that say so."""
+    feature = random.choices(FEATURES, [each.share for each in FEATURES])[0]
+    tier = random.choices(TIERS, feature.tiers)[0]
+    named = {"User": user_of(random, tier), "Team": feature.team, "Feature": feature.name, "Tier": tier}
+    return feature, {f"X-Millicent-{name}": value for name, value in named.items() if value and feature.name}
+
+
+def improvised(random: Random, feature: Feature) -> FakeAnswer:
+    """What such a request gets."""
+    place = MODELS[feature.model][0]
+    sizes = (_around(random, feature.input_tokens), _around(random, feature.output_tokens))
+    return answer(place, sizes[0], int(sizes[0] * feature.cached), sizes[1], random.choice(_REPLIES))
 
 
 def answer(place: str, input_tokens: int, cached: int, output_tokens: int, words: str) -> FakeAnswer:

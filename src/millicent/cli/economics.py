@@ -35,6 +35,10 @@ def show_report(
     from millicent.economics.bodies import body_of
     from millicent.economics.reports import Reports
 
+    if name in {"change", "drift"} and (where.from_ns is not None or where.to_ns is not None):
+        raise click.UsageError(f"--{name} has times of its own: leave out --since and --until")
+    if zone != "UTC" and name != "units":
+        raise click.UsageError(f"--{name} goes by UTC: leave out --timezone")
     reports = Reports(ledger, SystemClock(), economics_setting(load(home() / FILE_NAME)))
     if name == "units":
         found = reports.units(cast("GroupBy", by), where, zone)

@@ -110,6 +110,8 @@ def report(
     asked = [name for name in economics.FLAGS if given.pop(name)] + (["change"] if change else [])
     if routing + cache + waste + predictivity + len(asked) > 1:
         raise click.UsageError("each of these options is a report of its own: ask for one")
+    if asked and book != "actual":
+        raise click.UsageError(f"--{asked[0]} is of what receipts say: leave out --book")
     ledger, where = open_ledger(), where_of(given)
     if asked:
         economics.show_report(asked[0], ledger, by, where, timezone, change, json_=json_)

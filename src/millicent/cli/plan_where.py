@@ -112,7 +112,8 @@ def _traffic(traffic: Traffic) -> str:
             f"{round(each.mean):,} tokens {what} (95 in 100 at most {each.p95:,})"
             for each, what in ((traffic.input_tokens, "in"), (traffic.output_tokens, "out"))
         ]
-        shape = f"\nA request has {' and '.join(lengths)}, {traffic.provenance}."
+        cached = f"; {_percent(traffic.cached)} of the input came from caches" if traffic.cached else ""
+        shape = f"\nA request has {' and '.join(lengths)}{cached}, {traffic.provenance}."
     return (
         f"{traffic.requests:,} requests in {traffic.hours:,} hours from {show.moment(traffic.from_ns)} UTC; "
         f"the busiest hour had {traffic.busiest:,}, {float(traffic.peak):.1f} times the average.{shape}"

@@ -70,6 +70,7 @@ def traffic_body(traffic: Traffic) -> dict[str, Any]:
         "peak": ratio(traffic.peak),
         "input_tokens": _spread_body(traffic.input_tokens),
         "output_tokens": _spread_body(traffic.output_tokens),
+        "input_from_caches": ratio(traffic.cached),
         "answers_looked_at": len(traffic.usages) + traffic.unknown,
         "unknown_usage": traffic.unknown,
         "provenance": traffic.provenance,

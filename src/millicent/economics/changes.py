@@ -27,6 +27,7 @@ from millicent.core.money import ZERO, Money, apportion
 from millicent.core.periods import DAY_NS, Period, day_of, start_ns
 from millicent.core.tallies import Tally
 from millicent.economics.config import EarningsConfig
+from millicent.economics.tallied import tallied
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 
 # In the order in which ties are broken.
@@ -168,15 +169,14 @@ def rates_of(tally: Tally) -> Rates:
 
 def _by_feature(ledger: LedgerQueries, period: Period, where: ReceiptFilter) -> dict[str | None, Tally]:
     within = msgspec.structs.replace(where, from_ns=period.from_ns, to_ns=period.to_ns)
-    found = ledger.tallies(("feature",), within)
-    return {feature: tally for (feature,), tally in (found or {}).items()}
+    return {feature: tally for (feature,), tally in tallied(ledger, ("feature",), within).items()}
 
 
 def _cells(ledger: LedgerQueries, period: Period, where: ReceiptFilter) -> dict[str | None, dict[str, Tally]]:
     """Tallies by feature and model."""
     within = msgspec.structs.replace(where, from_ns=period.from_ns, to_ns=period.to_ns)
     cells: dict[str | None, dict[str, Tally]] = {}
-    for (feature, model), tally in (ledger.tallies(("feature", "model"), within) or {}).items():
+    for (feature, model), tally in tallied(ledger, ("feature", "model"), within).items():
         cells.setdefault(feature, {})[model or ""] = tally
     return cells
 

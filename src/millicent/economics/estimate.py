@@ -11,7 +11,7 @@ import msgspec
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
-from millicent.core.usage import Leaf, Provenance, Usage
+from millicent.core.usage import Provenance, Usage
 from millicent.economics.api_cost import ApiCost, api_cost
 from millicent.economics.capacity import stated
 from millicent.economics.places import ApiModel
@@ -89,13 +89,11 @@ def like(scenario: Scenario, traffic: Traffic) -> Scenario:
         raise InvalidRequest(
             "like: no answers whose tokens are known in the last 30 days: state the tokens", param="like"
         )
-    given = traffic.input_tokens.mean
-    cached = Fraction(sum(usage.tokens(Leaf.INPUT_CACHE_READ) or 0 for usage in traffic.usages), len(traffic.usages))
     return msgspec.structs.replace(
         scenario,
-        input_tokens=round(given),
+        input_tokens=round(traffic.input_tokens.mean),
         output_tokens=round(traffic.output_tokens.mean),
-        cache_percent=round(100 * cached / given) if given else 0,
+        cache_percent=round(100 * (traffic.cached or 0)),
         peak=Decimal(round(traffic.peak * 10)) / 10,
     )
 

@@ -23,7 +23,7 @@ from millicent.economics.outcomes import Outcome, latency_of
 from millicent.economics.recorded import Recorded
 from millicent.economics.simulator import Course, Gate
 
-# So many requests are simulated at the largest multiple, more or less; the stretch has at least _LEAST.
+# So many requests are simulated at once, at most; the stretch has at least _LEAST.
 MOST_SIMULATED = 10_000
 _LEAST = 100
 _LADDER = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
@@ -31,6 +31,7 @@ _LADDER = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 
 _ASSUMED_TARGET = 2
 _HOURS_PER_MONTH = 730
 _MOST_MACHINES = 4096
+_WITHIN = 30
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +124,8 @@ def scale(
         ladder=tuple(ladder),
         breaks=tuple(sorted(breaks, key=lambda each: (each.multiple, each.what, each.name))),
         scaled=tuple(
-            _scaled(basis, stretch, multiple, target_ns, monthly * multiple, now, progress) for multiple in multiples
+            _scaled(basis, most, stretch, multiple, target_ns, monthly * multiple, now, progress)
+            for multiple in multiples
         ),
     )
 
@@ -194,6 +196,7 @@ def _broken(found: Outcome, wait_ns: int | None, target_ns: int, limits: Limits)
 
 def _scaled(
     basis: Basis,
+    most: int,
     stretch: Sequence[Arrival],
     multiple: int,
     target_ns: int,
@@ -201,22 +204,29 @@ def _scaled(
     alone: Outcome,
     progress: Callable[[str], object],
 ) -> Scaled:
-    """The fewest machines. `alone` is what comes of the traffic once, on what there is now."""
+    """The fewest machines; of more than thirty, to within a thirtieth. `alone` is what comes of the traffic once, on
+    what there is now.
+
+    Of a multiple that is too large to be simulated a part is, on its part of the machines. Machines that share more
+    requests wait for each other less, so that is too many machines rather than too few.
+    """
+    part = max(1, -(-multiple * len(stretch) // most))
+    simulated = -(-multiple // part)
 
     def tried(machines: int) -> tuple[bool, Outcome, int | None]:
-        progress(f"{multiple} times the traffic on {machines} machines")
-        found, wait_ns = _climb(basis, stretch, multiple, machines)
+        progress(f"{multiple} times the traffic on {machines * part} machines")
+        found, wait_ns = _climb(basis, stretch, simulated, machines)
         return wait_ns is not None and wait_ns <= target_ns, found, wait_ns
 
     # As many as would be busy, did nothing get cheaper by being done together.
-    too_few, enough = 0, max(1, -(-alone.busy_ns * multiple // span_of(stretch)))
+    too_few, enough = 0, max(1, -(-alone.busy_ns * simulated // span_of(stretch)))
     best = tried(enough)
-    while not best[0] and enough < min(_MOST_MACHINES, len(stretch) * multiple):
+    while not best[0] and enough < min(_MOST_MACHINES, len(stretch) * simulated):
         too_few = enough
         # As many as are busy, at least: with so few a queue only grows.
         enough = max(enough + 1, enough * 3 // 2, _busy_machines(best[1], span_of(stretch)))
         best = tried(enough)
-    while best[0] and enough - too_few > 1:
+    while best[0] and enough - too_few > max(1, enough // _WITHIN):
         middle = (too_few + enough) // 2
         found = tried(middle)
         if found[0]:
@@ -237,12 +247,14 @@ def _scaled(
     hour = basis.rates.hour
     return Scaled(
         multiple=multiple,
-        machines=enough,
+        machines=enough * part,
         outcome=found_outcome,
         p95_wait_ns=wait_ns,
         requests_per_month=requests,
         busy_cost_per_month=_times(found_outcome.busy_cost, requests, found_outcome.answered),
-        wall_cost_per_month=None if hour is None else Money.of_time(enough * _HOURS_PER_MONTH * NS_PER_HOUR, hour),
+        wall_cost_per_month=None
+        if hour is None
+        else Money.of_time(enough * part * _HOURS_PER_MONTH * NS_PER_HOUR, hour),
     )
 
 

@@ -12,7 +12,6 @@ import msgspec
 
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, InvalidRequest, NotFound
-from millicent.core.usage import Leaf
 from millicent.economics.estimate import Estimated, Scenario
 from millicent.economics.traffic import Traffic, read_traffic
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
@@ -114,10 +113,7 @@ def outcome(queries: LedgerQueries, clock: Clock, saved: Saved) -> Outcome:
 
 def _beside(saved: Saved, traffic: Traffic, users: int) -> list[Beside]:
     scenario, happened = saved.scenario, bool(traffic.requests)
-    usages = traffic.usages
     calls = scenario.calls_per_month
-    given = sum(usage.input_tokens or 0 for usage in usages)
-    cached = sum(usage.tokens(Leaf.INPUT_CACHE_READ) or 0 for usage in usages)
     month = traffic.monthly
     priced = traffic.requests - traffic.unpriced
     per_call = Fraction(traffic.cost_nanousd, priced * 10**9) if priced else None
@@ -138,7 +134,7 @@ def _beside(saved: Saved, traffic: Traffic, users: int) -> list[Beside]:
             "input from a cache",
             "percent",
             Fraction(scenario.cache_percent),
-            Fraction(100 * cached, given) if given else None,
+            None if traffic.cached is None else 100 * traffic.cached,
         ),
         Beside("busiest hour over the average", "count", Fraction(scenario.peak), traffic.peak),
     ]

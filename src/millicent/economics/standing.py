@@ -126,6 +126,7 @@ class Configured(msgspec.Struct, frozen=True):
     cost_targets: tuple[str, ...] = ()
     latency_targets: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
+    alerts: tuple[str, ...] = ()
     second_places: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
 
@@ -310,7 +311,14 @@ def _monitor(configured: Configured) -> list[Tick]:
             bool(configured.budgets),
             _names(configured.budgets),
             "state [budgets.NAME]: docs/control.md",
-        )
+        ),
+        Tick(
+            "monitor",
+            "alerts reach somebody",
+            bool(configured.alerts),
+            _names(configured.alerts),
+            "state [alerts.NAME] webhook_env: docs/alerts.md",
+        ),
     ]
 
 

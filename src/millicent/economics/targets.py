@@ -11,6 +11,7 @@ import msgspec
 from millicent.core.clock import NS_PER_MS
 from millicent.core.money import Money
 from millicent.core.tallies import Tally, count_at_most, percentile
+from millicent.economics.tallied import tallied
 from millicent.economics.unit import per
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 
@@ -52,7 +53,7 @@ def targets(ledger: LedgerQueries, aims: Mapping[str, Aim], where: ReceiptFilter
     """Of the features that have a target, in order of their names. The cost target is met when the mean cost of priced
     requests is at most that; the latency target when 95% of answers come within it."""
     aimed = [(name, aim) for name, aim in sorted(aims.items()) if aim.cost is not None or aim.latency_ms is not None]
-    tallies = (ledger.tallies(("feature",), where) or {}) if aimed else {}
+    tallies = tallied(ledger, ("feature",), where) if aimed else {}
     return [_target(name, aim, tallies.get((name,), Tally())) for name, aim in aimed]
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns, parse_time_ns
 from millicent.core.receipts import Status
-from millicent.core.usage import Provenance, Usage
+from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.ledger.queries import Answer, LedgerQueries, ReceiptFilter, Totals
 
 LOOKED_AT = 5_000
@@ -55,8 +55,8 @@ class Ran(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """`hours` are whole UTC hours from the first request to the last, `requests` those in them that weren't refused,
-    `by_hour` hour by hour where there were any.
+    """`hours` are whole UTC hours from the first request to the last, `requests` those in them that had to run
+    somewhere: neither refused nor answered by the response cache; `by_hour` hour by hour where there were any.
 
     `usages` are of the answers looked at whose tokens are known; `unknown` of the others. `whole` says whether those
     are all there are.
@@ -75,6 +75,13 @@ class Traffic(msgspec.Struct, frozen=True):
     input_tokens: Spread | None
     output_tokens: Spread | None
     ran: tuple[Ran, ...]
+
+    @property
+    def cached(self) -> Fraction | None:
+        """The part of the input that was read from caches; None where there was none."""
+        given = sum(usage.input_tokens or 0 for usage in self.usages)
+        read = sum(usage.tokens(Leaf.INPUT_CACHE_READ) or 0 for usage in self.usages)
+        return Fraction(read, given) if given else None
 
     @property
     def busiest(self) -> int:
@@ -140,10 +147,13 @@ def _totals(queries: LedgerQueries, where: ReceiptFilter) -> Sequence[Totals]:
 
 
 def _requests_by_hour(queries: LedgerQueries, where: ReceiptFilter) -> dict[int, int]:
-    """By the hour's start. What was refused ran nowhere."""
+    """By the hour's start. What was refused ran nowhere, nor did what the response cache answered."""
     hours = Counter(_by_hour(queries, where))
     if where.status is None:
         hours.subtract(_by_hour(queries, msgspec.structs.replace(where, status=Status.REFUSED.value)))
+    if where.placement is None and any(each.hits for each in queries.cache_use(where)):
+        hits = msgspec.structs.replace(where, status=Status.SUCCEEDED.value, placement="")
+        hours.subtract(_by_hour(queries, hits))
     return {start_ns: requests for start_ns, requests in hours.items() if requests > 0}
 
 

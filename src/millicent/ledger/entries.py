@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from millicent.core.entries import Entry, Kind
-from millicent.core.errors import Conflict
+from millicent.core.errors import Conflict, InvalidRequest
 from millicent.core.money import Money
 from millicent.ledger import rows
 from millicent.ledger.reading import select
@@ -37,14 +37,26 @@ def add_entries(connection: sqlite3.Connection, entries: Iterable[Entry]) -> int
 
 
 def read_entries(
-    connection: sqlite3.Connection, kind: Kind | None, from_ns: int, to_ns: int, limit: int = -1
+    connection: sqlite3.Connection,
+    kind: Kind | None,
+    from_ns: int,
+    to_ns: int,
+    limit: int = -1,
+    after: str | None = None,
 ) -> list[Entry]:
-    """Those whose time overlaps [from_ns, to_ns), in order of it."""
+    """Those whose time overlaps [from_ns, to_ns), in order of it; after the one of a kind with that identifier. Raises
+    InvalidRequest where there is none."""
+    place: tuple[object, ...] = (-(2**63), "", "")
+    if after is not None:
+        found = connection.execute("SELECT from_ns, kind, id FROM entries WHERE kind = ? AND id = ?", (kind, after))
+        if (last := found.fetchone()) is None:
+            raise InvalidRequest(f"after: there is no {kind} `{after[:100]}`; pass the `next` of a page", param="after")
+        place = last
     sql = (
         "SELECT * FROM entries WHERE to_ns > ? AND from_ns < ? AND kind = ifnull(?, kind)"
-        " ORDER BY from_ns, kind, id LIMIT ?"
+        " AND (from_ns, kind, id) > (?, ?, ?) ORDER BY from_ns, kind, id LIMIT ?"
     )
-    return [_entry(row) for row in select(connection, sql, (from_ns, to_ns, kind, limit))]
+    return [_entry(row) for row in select(connection, sql, (from_ns, to_ns, kind, *place, limit))]
 
 
 def latest_tiers(connection: sqlite3.Connection, users: Sequence[str], to_ns: int) -> dict[str, str | None]:

@@ -301,10 +301,12 @@ class LedgerQueries:
         """The newest of each model on this device."""
         return self.ask(lambda connection: latest_fits(connection, device)) or []
 
-    def entries(self, kind: Kind | None, from_ns: int, to_ns: int, limit: int = -1) -> list[Entry]:
+    def entries(
+        self, kind: Kind | None, from_ns: int, to_ns: int, limit: int = -1, after: str | None = None
+    ) -> list[Entry]:
         """Revenue, outside costs or, without a kind, both, of times that overlap [from_ns, to_ns), in their order."""
         times = (_storable(from_ns), _storable(to_ns))
-        return self.ask(lambda connection: read_entries(connection, kind, *times, limit)) or []
+        return self.ask(lambda connection: read_entries(connection, kind, *times, limit, after)) or []
 
     def latest_tiers(self, users: Sequence[str], to_ns: int) -> dict[str, str | None]:
         """The tier of each user's latest request created before this; None where it had none."""

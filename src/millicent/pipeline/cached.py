@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from millicent.caching.cache import Lookup, Outcome, ResponseCache, worth_keeping
-from millicent.caching.store import KeptAnswer
+from millicent.caching.store import CachedAnswer
 from millicent.core.chunks import End, FinishReason, merge_texts
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import MillicentError, UpstreamTimeout
@@ -68,7 +68,7 @@ class CachedAnswers:
             policy=(policy_of(request.latency_target_ms) or {}) | told(lookup),
         )
 
-    def hit(self, opened: Receipt, found: KeptAnswer) -> tuple[Receipt, End]:
+    def hit(self, opened: Receipt, found: CachedAnswer) -> tuple[Receipt, End]:
         """The same usage, as it is the same answer; its cost is the lookup's. Saved is all that running it would have
         cost at list price, beside what routing would have saved of that."""
         now_ns = self._clock.now_ns()
@@ -156,15 +156,15 @@ class CachedAnswers:
         if self._cache is not None:
             await self._cache.close()
 
-    def _land(self, lookup: Lookup, kept: KeptAnswer | None, *, failed: bool) -> None:
+    def _land(self, lookup: Lookup, kept: CachedAnswer | None, *, failed: bool) -> None:
         assert self._cache is not None
         self._cache.land(lookup, kept, failed=failed)
 
-    def _kept(self, answer: Answer, lookup: Lookup) -> KeptAnswer | None:
+    def _kept(self, answer: Answer, lookup: Lookup) -> CachedAnswer | None:
         receipt = answer.settled
         if receipt is None or not lookup.writes or lookup.answer is not None:
             return None
-        kept = KeptAnswer(
+        kept = CachedAnswer(
             receipt=receipt.id,
             created_at_ns=self._clock.now_ns(),
             texts=answer.texts(),
@@ -177,7 +177,7 @@ class CachedAnswers:
         )
         return kept if worth_keeping(lookup.request, receipt, kept, cut=answer.stopped_at_limit) else None
 
-    def _useful(self, feature: str | None, found: KeptAnswer) -> bool | None:
+    def _useful(self, feature: str | None, found: CachedAnswer) -> bool | None:
         if not self._features.judges_output(feature):
             return None
         outputs = [text.text for text in merge_texts(found.texts)]

@@ -12,7 +12,7 @@ from random import Random, SystemRandom
 import msgspec
 
 from millicent.caching.cache import Lookup, ResponseCache
-from millicent.caching.store import KeptAnswer
+from millicent.caching.store import CachedAnswer
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.chunks import End, FinishReason, Text, Vector
 from millicent.core.clock import Clock
@@ -240,7 +240,7 @@ class Pipeline:
             self._spawn(self._wait(answer, lookup, ticket, bounded=bounded))
         return answer
 
-    async def _give(self, answer: Answer, found: KeptAnswer) -> None:
+    async def _give(self, answer: Answer, found: CachedAnswer) -> None:
         for text in found.texts:
             answer.push(text)
         await self._finish(answer, *self._cached.hit(answer.opened, found))

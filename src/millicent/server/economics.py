@@ -23,7 +23,7 @@ from millicent.wire import receipts as receipts_wire
 from millicent.wire.entries import decode_entries, entry_body
 
 _KINDS: dict[str, Kind] = {"/v1/revenue": "revenue", "/v1/costs": "cost"}
-_MOST_ENTRIES = 1000
+_PAGE, _MOST_ENTRIES = 50, 1000
 
 
 class Reports(Protocol):
@@ -55,17 +55,19 @@ def economics_routes(
     async def listed(request: Request) -> Response:
         _demand_reader(request)
         query = dict(request.query_params)
-        text = query.pop("period", None)
+        text, after, limit = query.pop("period", None), query.pop("after", None), _limit(query.pop("limit", None))
         if query:
-            raise InvalidRequest(f"Unknown parameter `{min(query)[:40]}`: this address takes period.", param=min(query))
+            raise InvalidRequest(
+                f"Unknown parameter `{min(query)[:40]}`: this address takes after, limit, period.", param=min(query)
+            )
         times = (-(2**63), 2**63 - 1)
         if text is not None:
             period = parse_period(text)
             times = (period.from_ns, period.to_ns)
-        ask = partial(queries.entries, _KINDS[request.url.path], *times, _MOST_ENTRIES + 1)
+        ask = partial(queries.entries, _KINDS[request.url.path], *times, limit + 1, after)
         found = await asyncio.to_thread(ask)
-        body = receipts_wire.list_body([entry_body(each) for each in found[:_MOST_ENTRIES]], None)
-        return _json(body | {"has_more": len(found) > _MOST_ENTRIES})
+        following = found[limit - 1].id if len(found) > limit else None
+        return _json(receipts_wire.list_body([entry_body(each) for each in found[:limit]], following))
 
     async def posted(request: Request) -> Response:
         caller = caller_of(request.scope)
@@ -81,6 +83,14 @@ def economics_routes(
         *(Route(path, listed) for path in _KINDS),
         *(Route(path, posted, methods=["POST"]) for path in _KINDS),
     ]
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return _PAGE
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_ENTRIES:
+        raise InvalidRequest(f"Invalid `limit`: `{text[:40]}`; send 1 to {_MOST_ENTRIES}.", param="limit")
+    return int(text)
 
 
 def _demand_reader(request: Request) -> None:

@@ -94,3 +94,31 @@ def _address(url: str, at: str) -> str:
     if not good:
         raise ConfigError(f"{at}: holds no address: put something like https://hooks.example.com/services/... there")
     return url
+
+
+class TelemetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Traces and metrics to an OpenTelemetry collector, over OTLP/HTTP. Nothing is sent without an `endpoint`, the
+    collector's address without `/v1/traces`; it needs the extra `otel`.
+
+    `headers_env` adds headers whose values are in the environment. Of requests that bring no `traceparent`,
+    `sample_percent` leave a trace; those that bring one do as it says.
+    """
+
+    endpoint: str | None = None
+    headers_env: dict[str, str] = {}
+    service_name: str = "millicent"
+    sample_percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 100
+
+    def check(self) -> None:
+        """Raises ConfigError naming the setting."""
+        if self.endpoint is not None:
+            _address(self.endpoint, "[telemetry] endpoint")
+
+    def headers(self) -> dict[str, str]:
+        """Raises ConfigError for a variable that isn't set."""
+        missing = [variable for variable in self.headers_env.values() if variable not in os.environ]
+        if missing:
+            raise ConfigError(
+                f"[telemetry] headers_env: the environment variable {missing[0]} is not set: set it before starting"
+            )
+        return {name: os.environ[variable].strip() for name, variable in self.headers_env.items()}

@@ -91,6 +91,8 @@ class Traffic:
 
     def __init__(self, features: Iterable[str]) -> None:
         self._features = frozenset(features)
+        self._listeners: list[Callable[[Receipt], None]] = []
+        self._dropped: Callable[[], int] | None = None
         self._requests: Counter[tuple[str, ...]] = Counter()
         self._tokens: Counter[tuple[str, ...]] = Counter()
         self._cost_nanousd: Counter[tuple[str, ...]] = Counter()
@@ -107,7 +109,14 @@ class Traffic:
             name: defaultdict(_Histogram) for name in ("queue", "ttft", "tpot", "total")
         }
 
+    def listen(self, listener: Callable[[Receipt], None], *, dropped: Callable[[], int]) -> None:
+        """Tell it of every receipt, too; `dropped` is how many it could do nothing with."""
+        self._listeners.append(listener)
+        self._dropped = dropped
+
     def settled(self, receipt: Receipt) -> None:
+        for listener in self._listeners:
+            listener(receipt)
         model = receipt.model
         feature = receipt.attribution.feature or ""
         who = (model, receipt.placement or "", feature if feature in {"", *self._features} else _OTHER)
@@ -147,6 +156,9 @@ class Traffic:
                     self._took[name][model].observe(took_ns)
 
     def collect(self) -> Iterator[Metric]:
+        if self._dropped is not None:
+            name = "millicent_telemetry_dropped"
+            yield CounterMetricFamily(name, "Requests of which OpenTelemetry wasn't told.", value=self._dropped())
         who = ("model", "placement", "feature")
         yield _counter("millicent_requests", "Requests settled.", (*who, "status"), self._requests)
         yield _counter("millicent_tokens", "Tokens, each in one leaf.", (*who, "leaf"), self._tokens)

@@ -172,7 +172,9 @@ class AnswerReader:
             self.usage = found
             self._reported = found.output_tokens or 0
             self.cost = self.cost if usage.cost is None else Money.from_usd(usage.cost)
-        return [text for choice in chunk.choices or () if (text := self._text(choice)) is not None]
+        if not chunk.choices:
+            return []
+        return [text for choice in chunk.choices if (text := self._text(choice)) is not None]
 
     def _reason(self, state: _ChoiceState) -> FinishReason:
         if state.refused:
@@ -189,11 +191,15 @@ class AnswerReader:
                 self.failed = choice.finish_reason
             state.reason = _ENDS.get(choice.finish_reason, FinishReason.STOP)
         delta = choice.delta or choice.message or _NOTHING
-        content, thinking = (delta.content, "") if isinstance(delta.content, str) else _content(delta.content)
-        text = (choice.text or "") + content + (delta.refusal or "")
+        text, reasoning = delta.content, delta.reasoning_content or delta.reasoning or ""
+        if not isinstance(text, str):
+            text, thinking = _content(text)
+            reasoning = thinking + reasoning
+        if choice.text:
+            text = choice.text + text
         if delta.refusal:
+            text += delta.refusal
             state.refused = True
-        reasoning = thinking + (delta.reasoning_content or delta.reasoning or "")
         calls = state.pieces(delta.tool_calls) if delta.tool_calls else ()
         logprobs = _logprobs(choice.logprobs) if choice.logprobs else ()
         if not (text or reasoning or calls or logprobs):
@@ -202,7 +208,7 @@ class AnswerReader:
         self._characters += len(text) + len(reasoning)
         for call in calls:
             self._characters += len(call.name) + len(call.arguments)
-        tokens = max(self._reported or self.output_estimate, self._told) - self._told
+        tokens = max(0, (self._reported or self.output_estimate) - self._told)
         self._told += tokens
         cached = None if self.usage is None else self.usage.tokens(Leaf.INPUT_CACHE_READ)
         return Text(text, tokens, choice.index, logprobs, cached, calls, reasoning)

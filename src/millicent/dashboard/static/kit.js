@@ -23,6 +23,7 @@ function order(table, index, descending) {
 function sortable(table) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, index) => {
+    if (!head.textContent.trim()) return; // what has no name is not sorted by
     const button = document.createElement("button");
     button.type = "button";
     button.className = "sort";
