@@ -51,8 +51,8 @@ def first_cells(out: str) -> dict[str, str]:
 
 
 def test_places_stand_side_by_side_with_what_makes_them_pay(capsys: pytest.CaptureFixture[str]) -> None:
-    """The box takes a second of an answer's device time: 20 an hour of 3,600 are 0.6% of it. At a peak of 1.5 it carries
-    1,752,000 a month for $730: 58 of them a hundred million."""
+    """The box takes a second for an answer: 20 an hour of 3,600 are 0.6% of it. At a peak of 1.5 it carries 1,752,000 a
+    month for $730: 58 of them a hundred million."""
     assert run(["plan", "where", *SINCE]) == 0
     out = capsys.readouterr().out
     assert "40 requests in 2 hours" in out

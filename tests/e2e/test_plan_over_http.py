@@ -51,7 +51,8 @@ def test_plans_are_for_those_who_may_read_all_and_wrong_questions_are_told_as_er
     places = {each["name"]: each for each in found["places"]}
     assert places["cloud big"]["monthly_usd"] == "21.17"
     assert places["box small"]["machines"] == 1
-    assert found["rule_of_thumb"]["verdict"] == "confirmed"
+    assert places["box small"]["capacity"]["requests_per_hour"] == 3600
+    assert found["rule_of_thumb"]["verdict"] == "refuted"
     assert server.get("/v1/plan/standing?range=all")[1]["object"] == "plan.standing"
     assert server.get("/v1/plan/scenarios")[1] == {"object": "list", "data": []}
     assert server.get(f"/v1/plan/estimate?{ESTIMATE}")[1]["data"][0]["name"] == "cloud big"

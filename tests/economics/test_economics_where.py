@@ -336,7 +336,13 @@ def _unknown() -> Any:
 
 def test_what_the_response_cache_answers_has_to_run_nowhere(tmp_path: Path) -> None:
     """Ten of 40 were hits: 30 requests in the first hour, none in the second."""
-    hit = {"placement": None, "backend": "response_cache", "policy": {RESPONSE_CACHE: "hit"}, "attempts": (), "lines": ()}
+    hit = {
+        "placement": None,
+        "backend": "response_cache",
+        "policy": {RESPONSE_CACHE: "hit"},
+        "attempts": (),
+        "lines": (),
+    }
     rows = [each if number < 30 else msgspec.structs.replace(each, **hit) for number, each in enumerate(two_hours())]
     clock = write(tmp_path, rows)
     traffic = where(LedgerQueries(tmp_path / "ledger.db"), clock, setup_of(), EVERYTHING, Asked()).traffic
