@@ -25,7 +25,7 @@ from millicent.economics.where import Setup, Where, where
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.placements import PlacementConfig
 from millicent.meter.prices import LongContext, PriceBook, PriceConfig
-from support.plan_ledgers import T0, answer, two_hours, write
+from support.plan_ledgers import BUSY, T0, answer, two_hours, write
 
 EVERYTHING = ReceiptFilter(from_ns=T0)
 PRICES = {"big": PriceConfig(input=Decimal(1), input_cached=Decimal("0.1"), output=Decimal(4))}
@@ -171,7 +171,7 @@ def test_what_is_slow_when_it_is_busiest_is_not_said_to_carry_more() -> None:
     """In time on the whole, but not in its busiest hour: 1 - 500/1,000 of the 7,200 until that is known."""
     quiet, busy = Hour(T0, 50, 500 * NS_PER_MS), Hour(T0 + NS_PER_HOUR, 200, 2000 * NS_PER_MS)
     took = Spread(Fraction(400 * NS_PER_MS), 300 * NS_PER_MS, 500 * NS_PER_MS)
-    ran = Ran("box", "small", 4000, took, Fraction(NS_PER_S, 2), (quiet,), None)
+    ran = Ran("box", "small", 4000, took, Fraction(NS_PER_S, 2), None, (quiet,), None)
     calm = back_to_back(ran, 1, 1000 * NS_PER_MS)
     assert calm is not None
     assert calm.requests_per_hour == 3600
@@ -179,7 +179,7 @@ def test_what_is_slow_when_it_is_busiest_is_not_said_to_carry_more() -> None:
 
 
 def test_device_time_that_nobody_knows_or_too_few_answers_for_a_target_carry_nothing_back_to_back() -> None:
-    unknown = Ran("box", "small", 3, None, None, (Hour(T0, 3, None),), None)
+    unknown = Ran("box", "small", 3, None, None, None, (Hour(T0, 3, None),), None)
     assert back_to_back(unknown, 1, None) is None
     few = msgspec.structs.replace(unknown, serving_ns=Fraction(NS_PER_MS, 2))
     assert back_to_back(few, 1, 1000 * NS_PER_MS) is None
@@ -189,6 +189,15 @@ def test_device_time_that_nobody_knows_or_too_few_answers_for_a_target_carry_not
         7_200_000,
         "an answer takes 0.5 ms of device time here, and an hour holds so many",
     )
+
+
+def test_what_ran_there_and_was_of_another_length_is_told(tmp_path: Path) -> None:
+    """20 tokens a request ran on the box, 1,600 in the cloud: 1,284 on average."""
+    short = Usage.of(Provenance.MEASURED, input_fresh=10, output_text=10)
+    rows = [answer(i, T0 + i, usage=short, accelerator=BUSY) for i in range(10)]
+    rows += [answer(10 + i, T0 + i, placement="cloud") for i in range(40)]
+    found = where(LedgerQueries(tmp_path / "ledger.db"), write(tmp_path, rows), setup_of(), EVERYTHING, Asked())
+    assert "20 tokens a request ran there, and 1,284 are asked about" in named(found, "box small").notes[0]
 
 
 def test_a_rented_machine_can_be_given_back_between_hours(compare_full: Callable[..., Where]) -> None:
