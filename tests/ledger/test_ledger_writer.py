@@ -171,7 +171,9 @@ def test_what_was_written_is_tidied_in_pieces_until_nothing_is_left(tmp_path: Pa
         return answers.pop()
 
     async def until_answered() -> None:
-        while answers:
+        for _ in range(1000):
+            if not answers:
+                return
             await asyncio.sleep(0.01)
 
     async def scenario() -> None:
@@ -272,7 +274,6 @@ def test_a_full_disk_leaves_nothing_half_written_and_heals(tmp_path: Path) -> No
         from millicent.core.receipts import Receipt
         from millicent.ledger.config import LedgerConfig
         from millicent.ledger.sqlite import SqliteLedger
-from millicent.ledger.writer import Kind, Writer
 
         async def main(path):
             ledger = SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_1")
