@@ -130,7 +130,7 @@ def test_pages_are_copied_and_rollups_folded_beside_the_commits(
         for _ in range(400):
             if condition():
                 return True
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - the writer answers from its own thread
+            await asyncio.sleep(0.01)
         return False
 
     def unrolled() -> int:
@@ -171,8 +171,8 @@ def test_what_was_written_is_tidied_in_pieces_until_nothing_is_left(tmp_path: Pa
         return answers.pop()
 
     async def until_answered() -> None:
-        while answers:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - the writer answers from its own thread
+        while answers:  # noqa: ASYNC110 - the writer answers from a thread of its own
+            await asyncio.sleep(0.01)
 
     async def scenario() -> None:
         writer = Writer(tmp_path / "ledger.db", LedgerConfig(), ManualClock(), tidy)
