@@ -317,8 +317,8 @@ def _plans(
 
 
 def _over(members: Sequence[_Member], plans: Mapping[str, tuple[str, PlanConfig]]) -> list[PayingUser]:
-    """The users that cost more than their plan's target leaves: those who pay something first, since of a free plan that
-    is everybody, then those with the greatest excess."""
+    """The users that cost more than their plan's target leaves: those who pay something first, since of a free plan
+    that is everybody, then those with the greatest excess."""
     sums: dict[tuple[str, str], tuple[Money, Money]] = {}
     for member in members:
         paid, cost = sums.get((member.use.user, member.tier), (ZERO, ZERO))
