@@ -7,6 +7,8 @@ import pytest
 
 from millicent.app_pages import effective
 from millicent.config import load
+from millicent.core.errors import ConfigError
+from millicent.dashboard.configuration import append_table, placement_table
 
 FILE = """[server]
 port = 9000
@@ -43,3 +45,34 @@ def test_every_setting_says_where_it_comes_from_and_no_secret_is_told(
 def test_without_a_file_everything_is_a_default(tmp_path: Path) -> None:
     path = tmp_path / "millicent.toml"
     assert {setting.origin for setting in effective(load(path), path)} == {"default"}
+
+
+def test_the_first_run_steps_lines_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    path = tmp_path / "millicent.toml"
+    path.write_text("# mine\n[server]\nport = 9000 # odd\n")
+    owned = {"kind": "owned", "capital_usd": "2400", "life_years": "4", "watts": "180", "usd_per_kwh": "0.22"}
+    append_table(path, placement_table("local", owned), load)
+    assert path.read_text().startswith("# mine\n[server]\nport = 9000 # odd\n\n[placements.local]\n")
+    config = load(path)
+    assert config.server.port == 9000
+    placement = config.placements["local"].placement("local")
+    # 2400 / 4 years / 8760 hours, and 0.18 kW at $0.22
+    assert str(placement.usd_per_hour) == "0.108093150685"
+
+
+@pytest.mark.parametrize(
+    ("before", "problem"),
+    [
+        ('[placements.local]\nkind = "rented"\nusd_per_hour = 1\n', "not TOML"),
+        ("[server]\nprot = 1\n", "has no setting `prot`"),
+        ("placements = {}\n", "not TOML"),
+    ],
+)
+def test_lines_that_do_not_fit_the_file_leave_it_as_it_was(tmp_path: Path, before: str, problem: str) -> None:
+    path = tmp_path / "millicent.toml"
+    path.write_text(before)
+    with pytest.raises(ConfigError, match=problem) as refused:
+        append_table(path, placement_table("local", {"kind": "rented", "usd_per_hour": "0.35"}), load)
+    assert str(path) in refused.value.message
+    assert ".new" not in refused.value.message
+    assert path.read_text() == before

@@ -258,6 +258,7 @@ def test_a_viewer_sees_everything_and_changes_nothing(
         shown = pages.get(page)
         assert shown.status_code == 200
         assert 'method="post"' not in shown.text
+    assert "runs no model" in told(pages.get("/chat").text)
     assert pages.post(path, data={**form, "form_token": "good"}).status_code == 403
     visit.administers = True
     assert pages.post(path, data={**form, "form_token": "stolen"}).status_code == 403

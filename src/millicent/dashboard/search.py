@@ -63,7 +63,8 @@ def matches(queries: Queries, words: str) -> list[Match]:
 
 
 def _cells(totals: Totals) -> tuple[tables.Cell, ...]:
-    return (tables.count(totals.requests), tables.money(totals.cost))
+    cost = None if totals.unpriced == totals.requests else totals.cost
+    return (tables.count(totals.requests), tables.money(cost))
 
 
 def _table(found: list[Match]) -> Table:

@@ -59,7 +59,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     total: tuple[Cell, ...] | None = None
     empty: str = "Nothing here in this period."
     note: str = ""
-    most: int = 100
+    most: int = 50
     count: int | None = None
 
     def table(self) -> Table:

@@ -21,7 +21,7 @@ from millicent.ledger.queries import GroupBy, Totals
 
 PINS = ("user", "team", "feature", "tier")
 SCOPES = ("client", "viewer", "admin")
-SHOWN = 100
+SHOWN = 50
 _MAX_NAME = 256
 
 
