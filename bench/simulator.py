@@ -60,14 +60,15 @@ def stretched(arrivals: list[Arrival], factor: float) -> list[Arrival]:
     return [msgspec.structs.replace(each, at_ns=int(each.at_ns * factor)) for each in arrivals]
 
 
-def paced(arrivals: list[Arrival], machine: Machine, utilization: float) -> list[Arrival]:
-    """In such a time that the engine is busy for this part of it, as far as the simulator can say."""
+def paced(arrivals: list[Arrival], machine: Machine, utilization: float, most_s: float) -> list[Arrival]:
+    """In such a time that the engine is busy for this part of it, as far as the simulator can say; in no longer than
+    `most_s`."""
     factor = 1.0
     for _ in range(8):
         course = simulate(stretched(arrivals, factor), machine)
         busy = course.loads[0].busy_ns / course.wall_ns
         factor *= busy / utilization if busy < 0.98 else 1.5
-    return stretched(arrivals, factor)
+    return stretched(arrivals, min(factor, most_s * 1e9 / arrivals[-1].at_ns))
 
 
 async def send(target: Target, arrivals: list[Arrival], vocabulary: int, seed: int) -> None:
@@ -154,7 +155,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         # What it learned from the warm-up only says how fast to send; calibrating begins anew.
         warm = recorded(queries, 0)
         pacing = calibrate(warm, learned(queries)).machine
-        arrivals = paced(trace, pacing, options.utilization)
+        arrivals = paced(trace, pacing, options.utilization, options.seconds)
         print(f"{len(arrivals)} requests in {arrivals[-1].at_ns / 1e9:.0f} s", file=sys.stderr)
         asyncio.run(send(target, arrivals, options.vocabulary, seed=2))
         time.sleep(SETTLED_S)
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--shrink", type=float, default=4.0)
     parser.add_argument("--utilization", type=float, default=0.6)
+    parser.add_argument("--seconds", type=float, default=400.0, help="that sending takes at most")
     parser.add_argument("--vocabulary", type=int, default=49_000)
     row = run(parser.parse_args())
     print(json.dumps(row, indent=1))

@@ -131,6 +131,7 @@ def _planning(options: ServeOptions, queries: LedgerQueries, clock: Clock) -> Pl
         {name: target_ms for name, target_ms in targets.items() if target_ms is not None},
         lambda: configured(config, queries, scenarios),
         economics_setting(config).books,
+        options.home,
     )
 
 

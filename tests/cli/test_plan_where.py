@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from millicent.cli import run
-from support.plan_ledgers import two_hours, write
+from support.plan_ledgers import BUSY, two_hours, write
 
 SINCE = ("--since", "2026-01-01")
 CONFIG = """
@@ -35,7 +35,7 @@ output_tokens_per_s = 200
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
-    write(home, two_hours())
+    write(home, two_hours(accelerator=BUSY))
     (home / "millicent.toml").write_text(CONFIG)
     return home
 

@@ -36,7 +36,9 @@ def planning(tmp_path_factory: pytest.TempPathFactory) -> Planning:
     home = tmp_path_factory.mktemp("home")
     clock = write(home, two_hours())
     setup = Setup({}, (), {}, PriceBook(PRICES), Slots(8, 512))
-    return Planning(LedgerQueries(home / "ledger.db"), clock, lambda: setup, Scenarios(home), {}, Configured, Books())
+    return Planning(
+        LedgerQueries(home / "ledger.db"), clock, lambda: setup, Scenarios(home), {}, Configured, Books(), home
+    )
 
 
 @pytest.fixture(scope="module")

@@ -30,13 +30,13 @@ from millicent.economics.where import Setup
 from millicent.ledger.queries import LedgerQueries
 from millicent.meter.placements import PlacementConfig
 from millicent.meter.prices import PriceBook, PriceConfig
-from support.plan_ledgers import two_hours, write
+from support.plan_ledgers import BUSY, two_hours, write
 
 
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ManualClock]:
     home = tmp_path_factory.mktemp("home")
-    return home, write(home, two_hours())
+    return home, write(home, two_hours(accelerator=BUSY))
 
 
 def planning_of(home: Path, clock: ManualClock, **machines: MachineConfig) -> Planning:
@@ -48,7 +48,14 @@ def planning_of(home: Path, clock: ManualClock, **machines: MachineConfig) -> Pl
         Slots(8, 512),
     )
     return Planning(
-        LedgerQueries(home / "ledger.db"), clock, lambda: setup, Scenarios(home), {"search": 1500}, Configured, Books()
+        LedgerQueries(home / "ledger.db"),
+        clock,
+        lambda: setup,
+        Scenarios(home),
+        {"search": 1500},
+        Configured,
+        Books(),
+        home,
     )
 
 

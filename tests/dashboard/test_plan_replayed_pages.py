@@ -43,11 +43,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
     queries = LedgerQueries(home / "ledger.db")
     setup = Setup({}, (), {}, PriceBook({}), Slots(8, 512))
-    planning = Planning(queries, clock, lambda: setup, Scenarios(home), {}, Configured, Books())
+    planning = Planning(queries, clock, lambda: setup, Scenarios(home), {}, Configured, Books(), home)
     site = Site(queries, models=list, clock=clock, refresh=refresh)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_replayed, "_SCALE_REQUESTS", 1000)
-        patch.setenv("MILLICENT_HOME", str(home))
+        patch.setenv("MILLICENT_HOME", str(tmp_path_factory.mktemp("another")))  # the server's own is what counts
         patch.setenv("MILLICENT_CACHE", str(home))
         with TestClient(Starlette(routes=dashboard_routes(site, plan_pages(planning)))) as client:
             yield client

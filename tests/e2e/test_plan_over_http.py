@@ -10,7 +10,7 @@ import pytest
 
 from support.fake_upstream import Call, fake_upstream_in_a_thread
 from support.live import LiveServer, live_server
-from support.plan_ledgers import two_hours, write
+from support.plan_ledgers import BUSY, two_hours, write
 
 CONFIG = """
 [placements.cloud]
@@ -40,7 +40,7 @@ async def answer(call: Call) -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     home: Path = tmp_path_factory.mktemp("plans")
-    write(home, two_hours())
+    write(home, two_hours(accelerator=BUSY))
     with fake_upstream_in_a_thread(answer) as upstream, live_server(home, [], CONFIG.format(url=upstream.url)) as live:
         yield live
 

@@ -24,7 +24,7 @@ from millicent.economics.where import Setup, Where, where
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.placements import PlacementConfig
 from millicent.meter.prices import LongContext, PriceBook, PriceConfig
-from support.plan_ledgers import T0, answer, two_hours, write
+from support.plan_ledgers import BUSY, T0, answer, two_hours, write
 
 EVERYTHING = ReceiptFilter(from_ns=T0)
 PRICES = {"big": PriceConfig(input=Decimal(1), input_cached=Decimal("0.1"), output=Decimal(4))}
@@ -35,7 +35,7 @@ USD = 10**9
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory: pytest.TempPathFactory) -> tuple[LedgerQueries, ManualClock]:
     home = tmp_path_factory.mktemp("home")
-    clock = write(home, two_hours())
+    clock = write(home, two_hours(accelerator=BUSY))
     return LedgerQueries(home / "ledger.db"), clock
 
 
@@ -93,8 +93,34 @@ def test_a_machine_that_ran_here_carries_what_its_best_hour_did(compare: Callabl
     assert box.utilization == Fraction(2, 3)
     assert box.unused == Money(round(Fraction(730 * USD, 3)))
     assert box.per_request == Money.from_usd("0.05")
-    assert box.busy == Fraction(40, 7200)
+    assert box.busy == Fraction(40 * 120, 7200)
     assert (box.p50_ns, box.p95_ns, box.latency_provenance) == (900 * NS_PER_MS, 900 * NS_PER_MS, Provenance.MEASURED)
+
+
+def test_a_machine_that_was_mostly_idle_could_carry_more_than_it_was_asked_for(tmp_path: Path) -> None:
+    """A second of the device for each answer: 3,600 an hour, if they may wait. Whether they would be in time, nobody
+    knows: with a target, what was in time counts."""
+    clock = write(tmp_path, two_hours())
+    queries = LedgerQueries(tmp_path / "ledger.db")
+
+    def box(**asked: Any) -> Place:
+        return named(where(queries, clock, setup_of(), EVERYTHING, Asked(**asked)), "box small")
+
+    idle = box().capacity
+    assert idle is not None
+    assert (idle.requests_per_hour, idle.provenance) == (3600, Provenance.ESTIMATED)
+    in_time = box(latency_target_ms=900).capacity
+    assert in_time is not None
+    assert (in_time.requests_per_hour, in_time.provenance) == (30, Provenance.MEASURED)
+
+
+def test_what_ran_there_and_was_of_another_length_is_told(tmp_path: Path) -> None:
+    """20 tokens a request ran on the box, 1,600 in the cloud: 1,284 on average."""
+    short = Usage.of(Provenance.MEASURED, input_fresh=10, output_text=10)
+    rows = [answer(i, T0 + i, usage=short, accelerator=BUSY) for i in range(10)]
+    rows += [answer(10 + i, T0 + i, placement="cloud") for i in range(40)]
+    found = where(LedgerQueries(tmp_path / "ledger.db"), write(tmp_path, rows), setup_of(), EVERYTHING, Asked())
+    assert "20 tokens a request ran there, and 1,284 are asked about" in named(found, "box small").notes[0]
 
 
 def test_a_rented_machine_can_be_given_back_between_hours(compare: Callable[..., Where]) -> None:
@@ -201,9 +227,9 @@ def test_a_machine_like_a_placement_carries_what_that_does(compare: Callable[...
 
 
 def test_clients_own_devices_cost_what_they_are_said_to(compare: Callable[..., Where]) -> None:
-    """A second's device time at $1 an hour is $1/3600; without a rate, nothing, and that is assumed."""
+    """Two minutes' device time at $1 an hour is $1/30; without a rate, nothing, and that is assumed."""
     edge = PlacementConfig(kind="edge", usd_per_hour=Decimal(1)).placement("box")
-    assert named(compare(placements={"box": edge}), "box small").per_request == Money(round(Fraction(USD, 3600)))
+    assert named(compare(placements={"box": edge}), "box small").per_request == Money(round(Fraction(USD, 30)))
     free = named(compare(placements={"box": PlacementConfig(kind="edge").placement("box")}), "box small")
     assert (free.monthly, free.provenance) == (Money(0), Provenance.ASSUMED)
 

@@ -68,6 +68,14 @@ def test_a_request_that_comes_during_a_step_waits_for_its_end() -> None:
     assert one.serving_ns == first + shares[0] + last
 
 
+def test_guesses_that_were_right_take_no_step_and_all_take_a_row() -> None:
+    """Ten tokens, four of them guessed rightly: the prompt's step and five more, which check two guesses each."""
+    (fate,) = simulate([Arrival(0, 4, 10, guessed=(10, 4))], MACHINE).fates
+    decodes = sum(step_ns(1, 1, 5 + step, 0) + 2 * COSTS.sampled_row_ns for step in range(5))
+    assert fate.total_ns == step_ns(4, 1, 0, 10) + decodes  # three rows are still hidden under reading the weights
+    assert fate.serving_ns == fate.total_ns
+
+
 def test_two_machines_share_requests_by_how_many_they_have() -> None:
     course = simulate([Arrival(number, 4, 5) for number in range(6)], MACHINE, machines=2)
     assert [fate.machine for fate in course.fates] == [0, 1, 0, 1, 0, 1]

@@ -156,6 +156,8 @@ def tally_of(receipt: Receipt) -> Tally:
         tally.total = {bucket_of(receipt.timing.total_ns): 1}
         tally.ttft = {} if receipt.timing.ttft_ns is None else {bucket_of(receipt.timing.ttft_ns): 1}
         tally.wait = tally.ttft if receipt.stream else tally.total
+        if found == "hit":
+            tally.ttft = tally.total = {}
     if receipt.total is not None:
         tally.priced, tally.prefill_ns, tally.decode_ns, tally.priced_tokens = 1, 3, 2, tokens
         for line in receipt.lines:

@@ -25,6 +25,7 @@ from millicent.ledger.config import LedgerConfig
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.schema import migrate, open_writer, unavailable
 from millicent.ledger.sqlite import SqliteLedger
+from millicent.ledger.writer import Kind, Writer
 
 Make = Callable[..., Receipt]
 BRIEF = LedgerConfig(busy_timeout_ms=0)
@@ -160,6 +161,33 @@ def test_pages_are_copied_and_rollups_folded_beside_the_commits(
     assert not [each for each in queries.verify() if "rollup" in each]
 
 
+@pytest.mark.parametrize(("writes", "piece"), [(3, 64), (200, 64), (5000, 512)])
+def test_what_was_written_is_tidied_in_pieces_until_nothing_is_left(tmp_path: Path, writes: int, piece: int) -> None:
+    asked: list[int] = []
+    answers = [False]
+
+    def tidy(_: sqlite3.Connection, most: int) -> bool:
+        asked.append(most)
+        return answers.pop()
+
+    async def until_answered() -> None:
+        while answers:
+            await asyncio.sleep(0.01)
+
+    async def scenario() -> None:
+        writer = Writer(tmp_path / "ledger.db", LedgerConfig(), ManualClock(), tidy)
+        await writer.start()
+        await until_answered()  # what an earlier gateway may have left was asked for
+        answers[:] = [False, True, True]
+        nothing = Kind(lambda _, items: [None] * len(items))
+        await asyncio.gather(*(writer.submit(nothing, None) for _ in range(writes)))
+        await until_answered()
+        await writer.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert asked == [64, piece, 64, 64]
+
+
 @pytest.mark.parametrize(("copied_after", "stays_short"), [(1, True), (10**9, False)])
 def test_a_log_that_is_too_long_begins_anew(
     tmp_path: Path, opened: Make, monkeypatch: pytest.MonkeyPatch, copied_after: int, stays_short: bool
@@ -244,6 +272,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_heals(tmp_path: Path) -> No
         from millicent.core.receipts import Receipt
         from millicent.ledger.config import LedgerConfig
         from millicent.ledger.sqlite import SqliteLedger
+from millicent.ledger.writer import Kind, Writer
 
         async def main(path):
             ledger = SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_1")

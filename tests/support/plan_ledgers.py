@@ -22,6 +22,8 @@ from millicent.ledger.sqlite import SqliteLedger
 
 T0 = ManualClock().now_ns()
 RATE = Decimal(1)
+# Two minutes of the device for an answer: thirty of them fill an hour.
+BUSY = Accelerator(120 * NS_PER_S, 30 * NS_PER_S, 90 * NS_PER_S, 100, 400, Provenance.MEASURED)
 
 
 def answer(number: int, at_ns: int, **changes: Any) -> Receipt:

@@ -131,7 +131,7 @@ def engine_basis(
     from millicent.economics.basis import basis_of
     from millicent.economics.recorded import main_engine
 
-    if not any(each.receipt.accelerator.step_time_version for each in recorded):
+    if not any(each.decoded for each in recorded):
         return None
     _, model = main_engine(recorded)
     said(f"Learning how {model} behaves here")

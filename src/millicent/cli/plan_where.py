@@ -92,6 +92,8 @@ def where(
     print(f"Compared at {found.volume:,} requests a month{_spent(found)}.\n")
     print(_places(found))
     for each in found.places:
+        if each.kind == "provisioned" and each.unused is not None:
+            show.note(show.printable(f"{each.name}: {each.unused.human()} a month of what is committed goes unused."))
         if each.when_needed is not None:
             told = f"{each.name}: {each.when_needed.human()} a month if rented only for the hours that need it."
             show.note(show.printable(told))

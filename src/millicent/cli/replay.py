@@ -49,7 +49,7 @@ def replay(
 ) -> None:
     """Run this ledger's traffic again, simulated, on a setup that is other in what the options say: before and after.
 
-    By default the traffic of the last 30 days, at most 100,000 requests, of the engine that answered most of them.
+    By default the traffic of the last 30 days, at most 50,000 requests, of the engine that answered most of them.
     """
     from millicent.cli import show
     from millicent.cli.plan_scale import about, prepared, progress

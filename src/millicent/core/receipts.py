@@ -270,10 +270,14 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def total(self) -> Money | None:
         """The sum of the lines; None when a line is unpriced or there is none to price."""
-        amounts = [line.amount for line in self.lines if line.book == "actual"]
-        if not amounts or any(amount is None for amount in amounts):
-            return None
-        return Money.total(amount for amount in amounts if amount is not None)
+        nanousd, priced = 0, False
+        for line in self.lines:
+            if line.book == "actual":
+                if line.amount is None:
+                    return None
+                nanousd += line.amount.nanousd
+                priced = True
+        return Money(nanousd) if priced else None
 
     @property
     def reported(self) -> Money | None:

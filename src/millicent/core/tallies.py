@@ -63,9 +63,9 @@ class Tally(msgspec.Struct, omit_defaults=True):
     """Closed receipts. `priced` have lines, all with an amount: `nanousd` (by "role meter") and `priced_tokens` (by
     leaf) are theirs, as are `prefill_ns` and `decode_ns`, which say how much of an accelerator's amount is for input.
     What the response cache answered is in the leaves `input_hit` and `output_hit`. `tokens` are of all others of which
-    they are known. Latencies are of those that succeeded, `cost` of the priced ones; `wait` is what a caller waits for:
-    the first token of what is streamed, else the whole answer. Times are nanoseconds, `energy_uj` microjoules of the
-    `measured` ones whose energy is known; `cache_hits` and `cache_misses` are of the response cache.
+    they are known. Latencies are of those that a model answered, `cost` of the priced ones; `wait` is what a caller
+    waited for, hits too: the first token of what is streamed, else the whole answer. Times are nanoseconds, `energy_uj`
+    microjoules of the `measured` ones whose energy is known; `cache_hits` and `cache_misses` are of the response cache.
     """
 
     requests: int = 0

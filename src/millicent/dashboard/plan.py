@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -48,7 +49,7 @@ _GRID = 24
 @dataclass(frozen=True)
 class Planning:
     """What the plans are made from. `setup` and `configured` are what is, as of now; `latency_targets_ms` are the
-    features' own, `books` what the configuration says of revenue."""
+    features' own, `books` what the configuration says of revenue, `home` where the ledger and it lie."""
 
     queries: LedgerQueries
     clock: Clock
@@ -57,6 +58,7 @@ class Planning:
     latency_targets_ms: Mapping[str, int]
     configured: Callable[[], Configured]
     books: Books
+    home: Path
 
 
 def where_page(planning: Planning, site: Site) -> Page:

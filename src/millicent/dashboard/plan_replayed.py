@@ -32,12 +32,12 @@ Show = Callable[[Body], Sequence[Chart | Table]]
 
 
 def scale_page(planning: Planning, site: Site) -> Page:
-    replays = Replays("scale", planning.clock, f"--requests={_SCALE_REQUESTS}")
+    replays = Replays("scale", planning.clock, planning.home, f"--requests={_SCALE_REQUESTS}")
     return _page(site, replays, "What breaks as it grows", "scale", ("latency_target_ms", "machines"), _scale_tables)
 
 
 def cheaper_page(planning: Planning, site: Site) -> Page:
-    replays = Replays("cheaper", planning.clock, f"--requests={_CHEAPER_REQUESTS}")
+    replays = Replays("cheaper", planning.clock, planning.home, f"--requests={_CHEAPER_REQUESTS}")
     return _page(site, replays, "What would make it cheaper", "cheaper", ("ttl_s",), _cheaper_tables)
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -39,9 +40,10 @@ class _Found:
 class Replays:
     """`millicent plan COMMAND --json`, and what it said."""
 
-    def __init__(self, command: str, clock: Clock, *options: str) -> None:
+    def __init__(self, command: str, clock: Clock, home: Path, *options: str) -> None:
         self._command = command
         self._clock = clock
+        self._home = home
         self._options = options
         self._found: dict[tuple[tuple[str, str], ...], _Found] = {}
         self._turn = asyncio.Lock()
@@ -71,7 +73,7 @@ class Replays:
                 *("plan", self._command, "--json", *self._options, *arguments),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "MILLICENT_HOME": str(self._home)},
             )
             try:
                 out, err = await process.communicate()

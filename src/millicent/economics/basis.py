@@ -85,7 +85,7 @@ def basis_of(
     Raises InvalidRequest where no engine shows its steps, or none of its steps were learned from yet.
     """
     placement, name = main_engine(recorded, model)
-    mine = [each for each in recorded if each.place == (placement, name) and each.receipt.accelerator.steps]
+    mine = [each for each in recorded if each.place == (placement, name) and each.decoded]
     fit = _newest_fit(queries, mine, name)
     machine = Machine(
         coefficients=coefficients_of(fit),

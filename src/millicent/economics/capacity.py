@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import msgspec
 
-from millicent.core.clock import NS_PER_HOUR, iso_utc
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S, iso_utc
 from millicent.core.fits import StepTimeFit
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.economics.machines import MachineConfig
@@ -40,6 +40,19 @@ def measured(ran: Ran, target_ns: int | None) -> Capacity | None:
         best.answers,
         Provenance.MEASURED,
         f"at least: its best hour began {iso_utc(best.start_ns)[:16]}Z" + _in_time(target_ns),
+    )
+
+
+def worked(ran: Ran, accelerators: int) -> Capacity | None:
+    """As many as the device time of an answer allows, were there never a pause between them. A floor too: what runs
+    side by side shares steps, and of more each would have had less. But nothing says how long they would wait."""
+    if not ran.serving_ns:
+        return None
+    seconds = f"{float(ran.serving_ns) / NS_PER_S:.3g} s"
+    return Capacity(
+        int(accelerators * NS_PER_HOUR / ran.serving_ns),
+        Provenance.ESTIMATED,
+        f"an answer takes {seconds} of the device; queues grow before that",
     )
 
 
@@ -85,9 +98,9 @@ def stated(machine: MachineConfig, output_tokens: Spread | None) -> Capacity | N
     return Capacity(int(per_hour), Provenance.ASSUMED, how)
 
 
-def better(floor: Capacity | None, model: Capacity | None) -> Capacity | None:
-    """What was measured is a floor: where the model says more, more is possible."""
-    known = [each for each in (floor, model) if each is not None and each.requests_per_hour > 0]
+def best(found: Sequence[Capacity | None]) -> Capacity | None:
+    """What was measured is a floor: where another says more, more is possible."""
+    known = [each for each in found if each is not None and each.requests_per_hour > 0]
     return max(known, key=lambda each: each.requests_per_hour, default=None)
 
 

@@ -13,7 +13,7 @@ from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.usage import Provenance, weakest
 from millicent.economics.api_cost import ApiCost, api_cost
-from millicent.economics.capacity import Capacity, Slots, better, measured, modelled, stated
+from millicent.economics.capacity import Capacity, Slots, best, measured, modelled, stated, worked
 from millicent.economics.curves import Curve
 from millicent.economics.machines import MachineConfig
 from millicent.economics.traffic import HOURS_PER_MONTH, Ran, Traffic
@@ -144,7 +144,10 @@ class Comparing:
         place = msgspec.structs.replace(self._timed(place, ran), busy=self._candidates.busy.get(placement.name))
         if placement.kind == "edge":
             return self._of_clients(place, placement, ran)
-        return self._of_machine(place, placement, self._capacity(ran), f"placements.{placement.name}")
+        if (unlike := self._unlike(ran)) is not None:
+            place = _noted(place, unlike)
+        capacity = self._capacity(ran, placement.accelerators)
+        return self._of_machine(place, placement, capacity, f"placements.{placement.name}")
 
     def _of_clients(self, place: Place, placement: Placement, ran: Ran | None) -> Place:
         """The clients' own devices: as many as there are clients, each paid for while it answers."""
@@ -170,7 +173,9 @@ class Comparing:
                 latency_provenance=Provenance.ASSUMED,
                 in_time=self._in_time(None if machine.p95_ms is None else machine.p95_ms * NS_PER_MS),
             )
-        capacity = self._capacity(ran) if machine.like else stated(machine, self._traffic.output_tokens)
+        capacity = stated(machine, self._traffic.output_tokens)
+        if machine.like is not None:
+            capacity = self._capacity(ran, self._accelerators(machine.like))
         return self._of_machine(place, placement, capacity, f"machines.{name}")
 
     def _of_machine(self, place: Place, placement: Placement, capacity: Capacity | None, source: str) -> Place:
@@ -182,7 +187,7 @@ class Comparing:
             source="assumption" if assumed else source,
             capacity=capacity,
             usd_per_hour=None if rate is None else rate * placement.accelerators,
-            notes=tuple(notes),
+            notes=(*place.notes, *notes),
         )
         if rate is None:
             return _noted(place, f"nobody knows what it costs: set [placements.{placement.name}] usd_per_hour")
@@ -234,12 +239,29 @@ class Comparing:
             provenance=provenance,
         )
 
-    def _capacity(self, ran: Ran | None) -> Capacity | None:
+    def _capacity(self, ran: Ran | None, accelerators: int) -> Capacity | None:
         if ran is None:
             return None
-        fit = None if ran.fit_version is None else self._fits.get(ran.fit_version)
-        model = None if fit is None else modelled(fit, self._traffic.usages, self._candidates.slots, self._target_ns)
-        return better(measured(ran, self._target_ns), model)
+        found = [measured(ran, self._target_ns)]
+        if self._target_ns is None:
+            found.append(worked(ran, accelerators))
+        if ran.fit_version in self._fits:
+            fit = self._fits[ran.fit_version]
+            found.append(modelled(fit, self._traffic.usages, self._candidates.slots, self._target_ns))
+        return best(found)
+
+    def _accelerators(self, placement: str) -> int:
+        known = self._candidates.placements.get(placement)
+        return 1 if known is None else known.accelerators
+
+    def _unlike(self, ran: Ran | None) -> str | None:
+        """Said where what ran there was of another length: then it says less of this traffic."""
+        given = (self._traffic.input_tokens, self._traffic.output_tokens)
+        mean = sum((each.mean for each in given if each is not None), Fraction(0))
+        if ran is None or ran.tokens is None or abs(ran.tokens - mean) * 4 <= mean:
+            return None
+        told = f"{round(ran.tokens):,} tokens a request ran there, and {round(mean):,} are asked about"
+        return f"{told}: narrow the traffic to its model or feature"
 
     def _ran_at(self, placement: str, model: str | None) -> Ran | None:
         """The busiest model that ran there, or this one."""

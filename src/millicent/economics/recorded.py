@@ -17,7 +17,7 @@ from millicent.economics.arrivals import Arrival, tenant_of
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 
 # So many receipts are read, the newest; that takes some seconds.
-MOST_READ = 100_000
+MOST_READ = 50_000
 _PAGE = 5_000
 
 
@@ -32,6 +32,11 @@ class Recorded(msgspec.Struct, frozen=True):
     def place(self) -> tuple[str, str]:
         """Where it ran, and what."""
         return self.receipt.placement or "", self.receipt.served_model or self.receipt.model
+
+    @property
+    def decoded(self) -> bool:
+        """Whether an engine that shows its steps wrote it."""
+        return self.receipt.accelerator.step_time_version is not None and self.arrival.output_tokens > 0
 
     @property
     def cached_tokens(self) -> int:
@@ -61,11 +66,12 @@ def read_recorded(
 
 
 def main_engine(recorded: Sequence[Recorded], model: str | None = None) -> tuple[str, str]:
-    """The placement and model that steps were seen of most often; of this model, where one is named.
+    """The placement and model that steps were seen of most often; of this model, where one is named. Vectors don't
+    count: what makes them has another scheduler.
 
     Raises InvalidRequest where there is none.
     """
-    counts = Counter(each.place for each in recorded if each.receipt.accelerator.step_time_version)
+    counts = Counter(each.place for each in recorded if each.decoded)
     named = {place: count for place, count in counts.items() if model in {None, place[1]}}
     if not named:
         known = ", ".join(sorted({name for _, name in counts})) or "none"

@@ -43,13 +43,14 @@ class Hour(msgspec.Struct, frozen=True):
 
 class Ran(msgspec.Struct, frozen=True):
     """What was seen of one placement and the model it ran, under the name it was asked for by. `serving_ns` is the mean
-    device time of an answer."""
+    device time of an answer, `tokens` how many it read and wrote."""
 
     placement: str
     model: str
     answers: int
     total_ns: Spread | None
     serving_ns: Fraction | None
+    tokens: Fraction | None
     hours: tuple[Hour, ...]
     fit_version: str | None
 
@@ -184,7 +185,7 @@ def _ran(queries: LedgerQueries, where: ReceiptFilter, answers: Sequence[Answer]
             for start_ns, count in _by_hour(queries, here).items()
         )
         newest = next((each.fit for each in reversed(those) if each.fit is not None), None)
-        found.append(Ran(placement, model, len(those), _took(those), _serving_ns(those), hours, newest))
+        found.append(Ran(placement, model, len(those), _took(those), _serving_ns(those), _tokens(those), hours, newest))
     return sorted(found, key=lambda each: (-each.answers, each.placement, each.model))
 
 
@@ -192,6 +193,12 @@ def _serving_ns(answers: Sequence[Answer]) -> Fraction | None:
     """Its mean, where anybody knows."""
     known = [each.serving_ns for each in answers if each.serving_ns is not None]
     return Fraction(sum(known), len(known)) if known else None
+
+
+def _tokens(answers: Sequence[Answer]) -> Fraction | None:
+    known = [each.usage for each in answers if _known(each.usage)]
+    total = sum((usage.input_tokens or 0) + (usage.output_tokens or 0) for usage in known)
+    return Fraction(total, len(known)) if known else None
 
 
 def _took(answers: Sequence[Answer]) -> Spread | None:

@@ -34,8 +34,13 @@ from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook
 
 # Compared where no API is configured and none is named: small models of several providers, an open one among them.
-WELL_KNOWN = ("openai/gpt-5-nano", "openai/gpt-5-mini", "anthropic/claude-haiku-4-5", "google/gemini-2.5-flash-lite")
-WELL_KNOWN_OPEN = "groq/llama-3.1-8b-instant"
+WELL_KNOWN = (
+    "openai/gpt-5-nano",
+    "openai/gpt-5-mini",
+    "anthropic/claude-haiku-4-5",
+    "google/gemini-2.5-flash-lite",
+    "groq/llama-3.1-8b-instant",
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def api_named(name: str, prices: PriceBook, at_ns: int) -> ApiModel:
 def apis_compared(setup: Setup, compared: Sequence[str], at_ns: int) -> tuple[ApiModel, ...]:
     """Those configured, and others that are named; without any, the well-known ones."""
     known = {name for api in setup.apis for name in (api.model, api.asked)}
-    named = compared or (() if setup.apis else (*WELL_KNOWN, WELL_KNOWN_OPEN))
+    named = compared or (() if setup.apis else WELL_KNOWN)
     return (*setup.apis, *(api_named(name, setup.prices, at_ns) for name in dict.fromkeys(named) if name not in known))
 
 

@@ -52,8 +52,8 @@ def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
         # On macOS an fsync leaves data in the drive's cache; this asks for the real thing. No effect elsewhere.
         connection.execute(f"PRAGMA fullfsync = {int(config.durability == 'power')}")
         connection.execute("PRAGMA foreign_keys = ON")
-        # Room for what recent receipts touch, in kibibytes.
-        connection.execute("PRAGMA cache_size = -65536")
+        # Room for what recent receipts touch, in kibibytes: so much memory grows while a ledger is young.
+        connection.execute("PRAGMA cache_size = -32768")
         # For those who write without a gateway's Journal.
         connection.execute("PRAGMA wal_autocheckpoint = 8000")
         # What is purged is gone from the file too, not only from its tables.

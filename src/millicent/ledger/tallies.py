@@ -257,10 +257,11 @@ def _tally(figures: Sequence[object], before: int | None) -> Tally:
     if joules is not None:
         tally.measured, tally.energy_uj = 1, int(Decimal(joules).scaleb(6))  # type: ignore[arg-type]
     if status == "succeeded":
+        waited_ns = took[1 if stream else 3]
+        tally.wait = {} if waited_ns is None else {bucket_of(waited_ns): 1}  # type: ignore[arg-type]
         for name, took_ns in zip(_HISTOGRAMS, took, strict=True):
-            if took_ns is not None:
+            if took_ns is not None and cache != "hit":
                 setattr(tally, name, {bucket_of(took_ns): 1})  # type: ignore[arg-type]
-        tally.wait = dict(tally.ttft if stream else tally.total)
     if given and all(amount is not None for *_, amount in given):
         tally.priced, tally.prefill_ns, tally.decode_ns = 1, prefill_ns, decode_ns  # type: ignore[assignment]
         tally.priced_tokens = _of_hit(tokens) if cache == "hit" else dict(tokens)

@@ -172,5 +172,6 @@ def _shortest(lengths: list[int], miss_ppm: int) -> tuple[int, int | None]:
     wanted = max(1, -(-(_PPM - miss_ppm) * (count + 1) // _PPM))
     if wanted > count:
         return 1, None
-    start = min(range(count - wanted + 1), key=lambda i: lengths[i + wanted - 1] - lengths[i])
+    widths = [last - first for first, last in zip(lengths, lengths[wanted - 1 :], strict=False)]
+    start = widths.index(min(widths))
     return lengths[start], lengths[start + wanted - 1]

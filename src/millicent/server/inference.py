@@ -75,7 +75,7 @@ class Dialect:
     answer_body: Callable[[Receipt, Sequence[Text], Sequence[FinishReason], Any], dict[str, Any]]
     stream: Callable[[Any], StreamWriter] | None = None  # None: its requests never stream
     family: Family = openai_common.FAMILY
-    named: Callable[[str, Sequence[str]], str] = lambda name, _: name
+    named: Callable[[str, Sequence[str]], str] | None = None  # which model a name means; None: the one so called
     failed: Callable[[Any, Receipt, MillicentError], bytes] | None = None
     in_order: bool = False
 
@@ -198,9 +198,10 @@ class InferenceEndpoint:
             )
             headers = headers_of(scope)
             request, shape = await self._decode(body, headers, caller)
-            model = self._dialect.named(request.model, self._pipeline.models())
-            request = msgspec.structs.replace(request, model=model)
-            caller.check_model(model)
+            if self._dialect.named is not None:
+                model = self._dialect.named(request.model, self._pipeline.models())
+                request = msgspec.structs.replace(request, model=model)
+            caller.check_model(request.model)
             request = self._with_headers(request, headers, caller)
             key = headers.get("idempotency-key")
             claim = None if key is None else claim_of(key, caller.id, request, shape)
