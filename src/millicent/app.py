@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import logging.handlers
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import msgspec
@@ -66,15 +65,15 @@ from millicent.server.guard import is_loopback
 from millicent.server.http import HttpProtocol
 from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
+from millicent.server.logs import logging_to
 from millicent.server.ollama import Ollama
 from millicent.watch.alerting import alerting
+from millicent.watch.live import Live
 from millicent.watch.metrics import Metrics, Traffic
 from millicent.watch.telemetry import telemetry_of, traced
 
 log = logging.getLogger(__name__)
 
-_LOG_BYTES = 10 << 20
-_LOG_FILES = 3
 # Enough to quote as before a restart; learning from so many takes less than a second.
 _LEARNED_AT_START = 2000
 
@@ -106,6 +105,7 @@ class App:
     backend: LocalBackend | None
     pipeline: Pipeline
     server: Server
+    live: Live
 
     async def start(self) -> None:
         """Raises Unavailable or ModelError where the engine can't be started."""
@@ -199,7 +199,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         health = _Health(ledger, backend, elsewhere)
         doors = (keys, limiter, features)
         wired = _Wired(options, ledger, queries, pipeline, meter, health, backend, *doors, traffic, answers, clock, ids)
-        app = App(ledger, backend, pipeline, _server(wired))
+        app = App(ledger, backend, pipeline, _server(wired), wired.live)
         async with (
             _running(pipeline, [*([] if backend is None else [backend]), *elsewhere], config, queries),
             _beside(wired, elsewhere, estimated),
@@ -227,6 +227,12 @@ class _Wired:
     answers: ResponseCache | None
     clock: Clock
     ids: Ids
+
+    @cached_property
+    def live(self) -> Live:
+        live = Live(self.pipeline, self.health, self.queries.budgets, self.clock)
+        self.traffic.listen(live.settled)
+        return live
 
 
 def _server(wired: _Wired) -> Server:
@@ -276,10 +282,11 @@ def _more_routes(wired: _Wired) -> list[BaseRoute]:
         keys=KeyChanges(ledger=wired.ledger, queries=queries, ring=wired.keys, clock=clock, ids=wired.ids),
         chat_models=lambda: [model for model in pipeline.models() if not _makes_vectors(backend, model)],
         clock=clock,
+        live=wired.live,
     )
     reports = Reports(queries, clock, economics_setting(wired.options.config))
     economics = economics_routes(reports, ANSWERS, add=add_entries, ledger=wired.ledger, queries=queries, clock=clock)
-    return [metrics.route, *ollama.routes, *CacheAdmin(wired.answers).routes, *economics, *pages]
+    return [metrics.route, *wired.live.routes, *ollama.routes, *CacheAdmin(wired.answers).routes, *economics, *pages]
 
 
 def _makes_vectors(backend: LocalBackend | None, model: str) -> bool:
@@ -453,7 +460,7 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
         )
     with (
         _listen(server) as listener,
-        _logging(options.home),
+        logging_to(options.home),
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
         runner.run(_serve(options, listener, say))
@@ -493,6 +500,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
+            await app.live.close()
             http.should_exit = True
             await serving
 
@@ -560,30 +568,6 @@ def _listen(config: ServerConfig) -> socket.socket:
     listener.listen(2048)
     listener.setblocking(False)
     return listener
-
-
-@contextlib.contextmanager
-def _logging(home: Path) -> Iterator[None]:
-    """Everything from INFO up to a file that is rotated; warnings to the terminal too."""
-    folder = home / "logs"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = logging.handlers.RotatingFileHandler(
-        folder / "millicent.log", maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8"
-    )
-    terminal = logging.StreamHandler()
-    terminal.setLevel(logging.WARNING)
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    for handler in (file, terminal):
-        handler.setFormatter(formatter)
-        root.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in (file, terminal):
-            root.removeHandler(handler)
-            handler.close()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -36,6 +36,7 @@ from millicent.dashboard.changed import changes_page
 from millicent.dashboard.configuration import Setting, settings_page
 from millicent.dashboard.earnings import margin_page
 from millicent.dashboard.features import features_page
+from millicent.dashboard.live import live_page
 from millicent.dashboard.models import models_page
 from millicent.dashboard.plan import Planning
 from millicent.dashboard.plans import plan_pages
@@ -54,6 +55,7 @@ from millicent.server.application import EngineReport, Health
 from millicent.server.forms import visitor_of
 from millicent.server.keys import KeyChanges
 from millicent.watch.alerting import watched, webhooks_of
+from millicent.watch.live import Live
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -74,6 +76,7 @@ def page_routes(
     keys: KeyChanges,
     chat_models: Callable[[], list[str]],
     clock: Clock,
+    live: Live,
 ) -> list[BaseRoute]:
     """A page that needs more than the site is handed in here."""
     path, rules = options.home / FILE_NAME, options.config.alerts
@@ -96,6 +99,7 @@ def page_routes(
             partial(users_page, control=_Control(queries, keys, clock)),
             partial(models_page, fleet=fleet),
             partial(alerts_page, ask=queries.ask, rules=watched(rules), told=list(webhooks_of(rules))),
+            partial(live_page, live=live),
             partial(settings_page, path=path, settings=effective(options.config, path)),
             *plan_pages(_planning(options, queries, clock)),
         ],

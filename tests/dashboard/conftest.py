@@ -8,6 +8,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -447,3 +448,9 @@ def chromium() -> str:
     if not CHROMIUM.exists():
         pytest.skip(f"there is no Chromium at {CHROMIUM}")
     return str(CHROMIUM)
+
+
+@pytest.fixture
+def serving() -> Callable[[Starlette], AbstractContextManager[str]]:
+    """Any application on a free loopback port, for as long as its context lasts."""
+    return contextmanager(lambda app: serve(app, 0))

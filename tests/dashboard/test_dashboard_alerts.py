@@ -47,9 +47,8 @@ def evaluation(*members: str, at_ns: int = NOW_NS) -> store.Evaluation:
         before_ns=NOW_NS if at_ns > NOW_NS else -1,
         through_ns=at_ns,
         at_ns=at_ns,
-        kinds=frozenset({"anomaly"}),
         rules=frozenset({"ops"}),
-        findings=findings,
+        looks=[store.Look(at_ns, frozenset({"anomaly"}), findings)],
     )
 
 

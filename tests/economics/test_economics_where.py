@@ -11,15 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from millicent.core.clock import NS_PER_HOUR, NS_PER_MS, ManualClock
+from millicent.core.clock import NS_PER_HOUR, NS_PER_MS, NS_PER_S, ManualClock
 from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.receipts import RESPONSE_CACHE, Accelerator, Receipt, Status, Timing
 from millicent.core.usage import Provenance, Usage
-from millicent.economics.capacity import Slots
+from millicent.economics.capacity import Slots, back_to_back
 from millicent.economics.machines import MachineConfig, machine_from
 from millicent.economics.places import ApiModel, Asked, Place
+from millicent.economics.traffic import Hour, Ran, Spread
 from millicent.economics.where import Setup, Where, where
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.placements import PlacementConfig
@@ -35,7 +36,22 @@ USD = 10**9
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory: pytest.TempPathFactory) -> tuple[LedgerQueries, ManualClock]:
     home = tmp_path_factory.mktemp("home")
-    clock = write(home, two_hours(accelerator=BUSY))
+    clock = write(home, two_hours())
+    return LedgerQueries(home / "ledger.db"), clock
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[LedgerQueries, ManualClock]:
+    """An answer takes four minutes: in the first hour 30 of them two at a time, 120 s of device time each, which fills
+    it; in the second ten alone, 240 s each. On average 150 s, of which an hour holds 24."""
+    home = tmp_path_factory.mktemp("full")
+    timing = Timing(queue_ns=0, ttft_ns=1, tpot_ns=1, total_ns=240 * NS_PER_S)
+    rows = []
+    for each in two_hours(timing=timing):
+        serving_ns = (120 if each.created_at_ns < T0 + NS_PER_HOUR else 240) * NS_PER_S
+        ran = Accelerator(serving_ns, serving_ns, 0, 100, 100, Provenance.MEASURED)
+        rows.append(msgspec.structs.replace(each, accelerator=ran))
+    clock = write(home, rows)
     return LedgerQueries(home / "ledger.db"), clock
 
 
@@ -50,14 +66,23 @@ def setup_of(**changes: Any) -> Setup:
     return Setup(**{**given, **changes})
 
 
-@pytest.fixture
-def compare(ledger: tuple[LedgerQueries, ManualClock]) -> Callable[..., Where]:
+def comparing(ledger: tuple[LedgerQueries, ManualClock]) -> Callable[..., Where]:
     queries, clock = ledger
 
     def compared(asked: Asked = Asked(), compare_with: Sequence[str] = (), **changes: Any) -> Where:  # noqa: B008 - frozen
         return where(queries, clock, setup_of(**changes), EVERYTHING, asked, compared=compare_with)
 
     return compared
+
+
+@pytest.fixture
+def compare(ledger: tuple[LedgerQueries, ManualClock]) -> Callable[..., Where]:
+    return comparing(ledger)
+
+
+@pytest.fixture
+def compare_full(full: tuple[LedgerQueries, ManualClock]) -> Callable[..., Where]:
+    return comparing(full)
 
 
 def named(found: Where, name: str) -> Place:
@@ -84,34 +109,86 @@ def test_an_api_costs_its_price_of_every_token(compare: Callable[..., Where]) ->
     assert big.provenance is Provenance.ESTIMATED
 
 
-def test_a_machine_that_ran_here_carries_what_its_best_hour_did(compare: Callable[..., Where]) -> None:
-    """30 an hour at a peak of 1.5 are 14,600 a month: one machine, $730, two thirds used."""
-    box = named(compare(), "box small")
+def test_a_machine_that_was_busy_carries_what_its_best_hour_did(compare_full: Callable[..., Where]) -> None:
+    """30 an hour, more than the 24 of mean device time, at a peak of 1.5 are 14,600 a month: one machine, $730, two
+    thirds used. It served 30 x 120 and 10 x 240 of 7,200 seconds."""
+    box = named(compare_full(), "box small")
     assert box.capacity is not None
     assert (box.capacity.requests_per_hour, box.capacity.provenance) == (30, Provenance.MEASURED)
     assert (box.machines, box.monthly) == (1, Money.from_usd(730))
     assert box.utilization == Fraction(2, 3)
     assert box.unused == Money(round(Fraction(730 * USD, 3)))
     assert box.per_request == Money.from_usd("0.05")
-    assert box.busy == Fraction(40 * 120, 7200)
-    assert (box.p50_ns, box.p95_ns, box.latency_provenance) == (900 * NS_PER_MS, 900 * NS_PER_MS, Provenance.MEASURED)
+    assert box.busy == Fraction(6000, 7200)
+    assert (box.p50_ns, box.p95_ns, box.latency_provenance) == (240 * NS_PER_S, 240 * NS_PER_S, Provenance.MEASURED)
 
 
-def test_a_machine_that_was_mostly_idle_could_carry_more_than_it_was_asked_for(tmp_path: Path) -> None:
-    """A second of the device for each answer: 3,600 an hour, if they may wait. Whether they would be in time, nobody
-    knows: with a target, what was in time counts."""
-    clock = write(tmp_path, two_hours())
-    queries = LedgerQueries(tmp_path / "ledger.db")
+def test_a_machine_that_was_idle_carries_what_an_hour_holds_of_its_device_time(compare: Callable[..., Where]) -> None:
+    """Each of the 40 took a second of it: 3,600 an hour, and at a peak of 1.5 a month 1,752,000 for $730. 20 an hour on
+    average are 1/180 of that. It pays from 730 / 0.00145 = 503,448.3 requests a month."""
+    found = compare()
+    box = named(found, "box small")
+    assert box.capacity is not None
+    assert (box.capacity.requests_per_hour, box.capacity.provenance) == (3600, Provenance.ESTIMATED)
+    assert box.capacity.how == (
+        "an answer takes 1,000 ms of device time here, and an hour holds so many; queues grow before that"
+    )
+    assert (box.machines, box.monthly, box.provenance) == (1, Money.from_usd(730), Provenance.ESTIMATED)
+    assert (box.utilization, box.busy) == (Fraction(1, 180), Fraction(40, 7200))
+    assert box.curve is not None
+    assert box.curve.capacity == 1_752_000
+    [even] = [each for each in found.break_evens if each.machine == "box small"]
+    assert even.pays_from == even.pays_always_from == 503_449
 
-    def box(**asked: Any) -> Place:
-        return named(where(queries, clock, setup_of(), EVERYTHING, Asked(**asked)), "box small")
 
-    idle = box().capacity
-    assert idle is not None
-    assert (idle.requests_per_hour, idle.provenance) == (3600, Provenance.ESTIMATED)
-    in_time = box(latency_target_ms=900).capacity
-    assert in_time is not None
-    assert (in_time.requests_per_hour, in_time.provenance) == (30, Provenance.MEASURED)
+def test_a_machine_of_several_accelerators_has_as_many_hours_of_device_time(compare: Callable[..., Where]) -> None:
+    """A receipt's device time is that of all of them: two hours of it in one hour of two, for $2."""
+    pair = PlacementConfig(kind="rented", usd_per_hour=Decimal(1), accelerators=2).placement("box")
+    box = named(compare(placements={"box": pair}), "box small")
+    assert box.capacity is not None
+    assert (box.capacity.requests_per_hour, box.monthly) == (7200, Money.from_usd(1460))
+
+
+def test_a_latency_target_leaves_a_machine_as_much_idle_time_as_it_takes(compare: Callable[..., Where]) -> None:
+    """900 ms alone are 900 / (1 - busy) on a machine that is shared: 1,800 when half busy, and 1,800 answers an hour
+    then; 900 of 1,000 leave a tenth, 360. At 900 there is no room: only the hour that met it is known."""
+    held = {
+        target_ms: named(compare(Asked(latency_target_ms=target_ms)), "box small").capacity
+        for target_ms in (1800, 1000, 900)
+    }
+    assert [each and (each.requests_per_hour, each.provenance) for each in held.values()] == [
+        (1800, Provenance.ESTIMATED),
+        (360, Provenance.ESTIMATED),
+        (30, Provenance.MEASURED),
+    ]
+    assert held[1800] is not None
+    assert held[1800].how == (
+        "an answer takes 1,000 ms of device time here; at most 50.0% busy, 95 in 100 within 1800 ms"
+    )
+
+
+def test_what_is_slow_when_it_is_busiest_is_not_said_to_carry_more() -> None:
+    """In time on the whole, but not in its busiest hour: 1 - 500/1,000 of the 7,200 until that is known."""
+    quiet, busy = Hour(T0, 50, 500 * NS_PER_MS), Hour(T0 + NS_PER_HOUR, 200, 2000 * NS_PER_MS)
+    took = Spread(Fraction(400 * NS_PER_MS), 300 * NS_PER_MS, 500 * NS_PER_MS)
+    ran = Ran("box", "small", 4000, took, Fraction(NS_PER_S, 2), None, (quiet,), None)
+    calm = back_to_back(ran, 1, 1000 * NS_PER_MS)
+    assert calm is not None
+    assert calm.requests_per_hour == 3600
+    assert back_to_back(msgspec.structs.replace(ran, hours=(quiet, busy)), 1, 1000 * NS_PER_MS) is None
+
+
+def test_device_time_that_nobody_knows_or_too_few_answers_for_a_target_carry_nothing_back_to_back() -> None:
+    unknown = Ran("box", "small", 3, None, None, None, (Hour(T0, 3, None),), None)
+    assert back_to_back(unknown, 1, None) is None
+    few = msgspec.structs.replace(unknown, serving_ns=Fraction(NS_PER_MS, 2))
+    assert back_to_back(few, 1, 1000 * NS_PER_MS) is None
+    told = back_to_back(few, 1, None)
+    assert told is not None
+    assert (told.requests_per_hour, told.how.partition(";")[0]) == (
+        7_200_000,
+        "an answer takes 0.5 ms of device time here, and an hour holds so many",
+    )
 
 
 def test_what_ran_there_and_was_of_another_length_is_told(tmp_path: Path) -> None:
@@ -123,12 +200,12 @@ def test_what_ran_there_and_was_of_another_length_is_told(tmp_path: Path) -> Non
     assert "20 tokens a request ran there, and 1,284 are asked about" in named(found, "box small").notes[0]
 
 
-def test_a_rented_machine_can_be_given_back_between_hours(compare: Callable[..., Where]) -> None:
-    """Both hours need one machine: 730 machine-hours a month, with a spare twice that. Ten times the volume needs ten
-    in one hour and four in the other: seven on average."""
-    assert named(compare(), "box small").when_needed == Money.from_usd(730)
-    assert named(compare(Asked(spares=1)), "box small").when_needed == Money.from_usd(1460)
-    tenfold = named(compare(Asked(volume=146_000)), "box small")
+def test_a_rented_machine_can_be_given_back_between_hours(compare_full: Callable[..., Where]) -> None:
+    """Of 30 an hour both hours need one machine: 730 machine-hours a month, with a spare twice that. Ten times the
+    volume needs ten in one hour and four in the other: seven on average."""
+    assert named(compare_full(), "box small").when_needed == Money.from_usd(730)
+    assert named(compare_full(Asked(spares=1)), "box small").when_needed == Money.from_usd(1460)
+    tenfold = named(compare_full(Asked(volume=146_000)), "box small")
     assert (tenfold.machines, tenfold.when_needed) == (10, Money.from_usd(7 * 730))
 
 
@@ -163,20 +240,21 @@ def test_a_stated_machine_is_assumed_and_breaks_even_where_the_arithmetic_says(c
     assert found.break_evens[-1].machine == "gpu" or found.break_evens[0].machine == "box small"
 
 
-def test_the_rule_of_thumb_is_tested_on_this_traffic(compare: Callable[..., Where]) -> None:
-    """Confirmed where the machine pays from 1,006,897; refuted where one at half the price pays from 503,449."""
-    assert compare().rule.verdict == "confirmed"
+def test_the_rule_of_thumb_is_tested_on_this_traffic(compare_full: Callable[..., Where]) -> None:
+    """Confirmed where the machine pays from 1,006,897; refuted where one at half the price pays from 503,449. The box,
+    of 14,600 a month, never does."""
+    assert compare_full().rule.verdict == "confirmed"
     cheap = MachineConfig(kind="rented", usd_per_hour=Decimal(1), output_tokens_per_s=Decimal(200))
-    rule = compare(machines={"gpu": cheap}).rule
+    rule = compare_full(machines={"gpu": cheap}).rule
     assert (rule.verdict, rule.below, rule.above) == ("refuted", "refuted", "confirmed")
     assert rule.api_at[0] == Money.from_usd(1450)
     assert rule.machine_at[0] == Money.from_usd(730)
-    assert compare(apis=(ApiModel("nobody's"),), machines={}).rule.verdict == "untested"
+    assert compare_full(apis=(ApiModel("nobody's"),), machines={}).rule.verdict == "untested"
 
 
-def test_a_machine_that_never_pays_says_so_and_refutes_the_rule(compare: Callable[..., Where]) -> None:
-    """The box's 14,600 requests cost $730, an API's $21.17."""
-    found = compare(machines={})
+def test_a_machine_that_never_pays_says_so_and_refutes_the_rule(compare_full: Callable[..., Where]) -> None:
+    """The 14,600 requests that the box carries in a month cost $730, an API's $21.17."""
+    found = compare_full(machines={})
     assert [(each.pays_from, each.pays_always_from) for each in found.break_evens] == [(None, None)]
     assert found.rule.above == "refuted"
 
@@ -217,19 +295,19 @@ def test_what_nobody_measured_or_stated_is_refused_not_invented(compare: Callabl
     assert "nobody publishes prices" in api.notes[0]
 
 
-def test_a_machine_like_a_placement_carries_what_that_does(compare: Callable[..., Where]) -> None:
-    """Owned: $8,760 over a year are $1 an hour, as the rented one costs."""
+def test_a_machine_like_a_placement_carries_what_that_does(compare_full: Callable[..., Where]) -> None:
+    """Owned: $8,760 over a year are $1 an hour, as the rented one costs. It carries the same 30 an hour."""
     owned = MachineConfig(kind="owned", capital_usd=Decimal(8760), life_years=Decimal(1), like="box")
-    same = named(compare(machines={"ours": owned}), "ours")
+    same = named(compare_full(machines={"ours": owned}), "ours")
     assert (same.kind, same.monthly, same.machines) == ("owned", Money.from_usd(730), 1)
     assert same.provenance is Provenance.MEASURED
-    assert same.p50_ns == 900 * NS_PER_MS
+    assert same.p50_ns == 240 * NS_PER_S
 
 
 def test_clients_own_devices_cost_what_they_are_said_to(compare: Callable[..., Where]) -> None:
-    """Two minutes' device time at $1 an hour is $1/30; without a rate, nothing, and that is assumed."""
+    """A second's device time at $1 an hour is $1/3600; without a rate, nothing, and that is assumed."""
     edge = PlacementConfig(kind="edge", usd_per_hour=Decimal(1)).placement("box")
-    assert named(compare(placements={"box": edge}), "box small").per_request == Money(round(Fraction(USD, 30)))
+    assert named(compare(placements={"box": edge}), "box small").per_request == Money(round(Fraction(USD, 3600)))
     free = named(compare(placements={"box": PlacementConfig(kind="edge").placement("box")}), "box small")
     assert (free.monthly, free.provenance) == (Money(0), Provenance.ASSUMED)
 
@@ -301,8 +379,8 @@ def fitted(receipt: Receipt) -> Receipt:
 
 def test_the_step_time_model_says_what_more_a_machine_could_carry(tmp_path: Path) -> None:
     """A request is 99 steps of decoding and 2 of prefill (1,000 rows, 512 to a step): 101 steps of 10 ms, 1.01 s. Eight
-    side by side are 8 / 1.01 s: 28,514 an hour, and more than the 30 that were asked for. In 1,100 ms they are in time;
-    in 1,000 ms none is, and what was measured stands."""
+    side by side are 8 / 1.01 s: 28,514 an hour, and more than 3,600 one after another. In 1,100 ms they are in time; in
+    1,000 ms none is by the model, and what the 900 ms that were seen leave room for stands: a tenth of 3,600."""
     clock = write(tmp_path, [fitted(each) for each in two_hours()], [model_fit()])
     queries = LedgerQueries(tmp_path / "ledger.db")
 
@@ -312,7 +390,7 @@ def test_the_step_time_model_says_what_more_a_machine_could_carry(tmp_path: Path
     most = capacity()
     assert (most.requests_per_hour, most.provenance) == (28_514, Provenance.ESTIMATED)
     assert capacity(latency_target_ms=1100).requests_per_hour == 28_514
-    assert capacity(latency_target_ms=1000).requests_per_hour == 30
+    assert capacity(latency_target_ms=1000).requests_per_hour == 360
 
 
 def test_sequences_side_by_side_are_as_many_as_meet_the_target(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_what_was_written_is_tidied_in_pieces_until_nothing_is_left(tmp_path: Pa
         return answers.pop()
 
     async def until_answered() -> None:
-        while answers:
+        while answers:  # noqa: ASYNC110 - the writer answers from a thread of its own
             await asyncio.sleep(0.01)
 
     async def scenario() -> None:

@@ -11,6 +11,7 @@ from millicent.core.accounts import Account
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.money import Money
 from millicent.core.usage import Provenance
+from millicent.server.application import EngineReport
 
 ACCOUNT = Account(
     "cpu", "this-machine", 0, 1, NS_PER_HOUR, 1_000_000_000, 2_000_000_000, 3_000_000_000, NS_PER_HOUR - 10_000_000_000,
@@ -38,3 +39,13 @@ class StandInGateway:
 
     async def checkpoint(self) -> None:
         await asyncio.sleep(0)
+
+
+class Engines:
+    """A health that is good."""
+
+    def engines(self) -> list[EngineReport]:
+        return [EngineReport("cpu", 1, {"tiny": "ready"}, "ready")]
+
+    def trouble(self) -> str | None:
+        return None

@@ -90,18 +90,22 @@ def test_a_model_that_takes_over_is_noticed() -> None:
     assert {alert.subject.member for alert in found if alert.opened_at_ns > WRONG_NS} == {"small", "large"}
 
 
-def test_a_gateway_that_starts_on_an_old_ledger_learns_from_it_and_tells_nothing_old() -> None:
+def test_a_gateway_that_starts_on_an_old_ledger_writes_down_what_was_and_tells_nothing_old() -> None:
     ledger = WatchedLedger(changed(nanousd=9_000_000))
     clock = ManualClock(WRONG_NS + DAY_NS)
     rules = {"all": AlertConfig(watch=("anomaly",), features=("search",), figures=("cost",))}
-    watcher = Watcher(rules, ledger=ledger, queries=ledger, clock=clock, ids=SequentialIds())
+    watcher = Watcher(rules, ledger=ledger, queries=ledger, clock=clock, ids=SequentialIds(), webhooks=frozenset(rules))
 
     async def catch_up() -> None:
         while await watcher.tick():
             pass
 
     asyncio.run(catch_up())
-    assert read_alerts(ledger.connection) == []
+    found = [alert for alert in read_alerts(ledger.connection) if alert.opened_at_ns > WRONG_NS]
+    assert found
+    assert all(alert.resolved_at_ns is not None and alert.resolved_at_ns < clock.now_ns() for alert in found)
+    (messages,) = ledger.connection.execute("SELECT count(*) FROM alert_messages").fetchone()
+    assert messages == 0
     (seen,) = ledger.connection.execute("SELECT count(*) FROM watch_series").fetchone()
     assert seen == 1
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import msgspec
 
-from millicent.core.clock import NS_PER_HOUR, NS_PER_S, iso_utc
+from millicent.core.clock import NS_PER_HOUR, NS_PER_MS, iso_utc
 from millicent.core.fits import StepTimeFit
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.economics.machines import MachineConfig
@@ -43,17 +43,28 @@ def measured(ran: Ran, target_ns: int | None) -> Capacity | None:
     )
 
 
-def worked(ran: Ran, accelerators: int) -> Capacity | None:
-    """As many as the device time of an answer allows, were there never a pause between them. A floor too: what runs
-    side by side shares steps, and of more each would have had less. But nothing says how long they would wait."""
+def back_to_back(ran: Ran, accelerators: int, target_ns: int | None) -> Capacity | None:
+    """As many answers as an hour holds of the device time that one took here on average.
+
+    Device time is of all accelerators. What others shared is told apart in it; seen alone, answers cost the most, so
+    that light traffic errs towards too little. With a target, the hour is filled only so far that it is still met: on a
+    machine shared evenly answers take 1 / (1 - busy) times as long on average (M/G/1 processor sharing), so busy = 1 -
+    p95 / target. The p95 is that of all or of the busiest hour, whichever is longer. None where it misses the target.
+    """
     if not ran.serving_ns:
         return None
-    seconds = f"{float(ran.serving_ns) / NS_PER_S:.3g} s"
-    return Capacity(
-        int(accelerators * NS_PER_HOUR / ran.serving_ns),
-        Provenance.ESTIMATED,
-        f"an answer takes {seconds} of the device; queues grow before that",
-    )
+    per_hour = NS_PER_HOUR * accelerators / ran.serving_ns
+    took = f"an answer takes {_ms(ran.serving_ns)} ms of device time here"
+    if target_ns is None:
+        return Capacity(
+            int(per_hour), Provenance.ESTIMATED, f"{took}, and an hour holds so many; queues grow before that"
+        )
+    p95_ns = _p95_ns(ran)
+    if p95_ns is None or p95_ns >= target_ns:
+        return None
+    busy = 1 - Fraction(p95_ns, target_ns)
+    how = f"{took}; at most {float(busy):.1%} busy{_in_time(target_ns)}"
+    return Capacity(int(per_hour * busy), Provenance.ESTIMATED, how)
 
 
 def modelled(fit: StepTimeFit, usages: Sequence[Usage], slots: Slots, target_ns: int | None) -> Capacity | None:
@@ -98,10 +109,23 @@ def stated(machine: MachineConfig, output_tokens: Spread | None) -> Capacity | N
     return Capacity(int(per_hour), Provenance.ASSUMED, how)
 
 
-def best(found: Sequence[Capacity | None]) -> Capacity | None:
-    """What was measured is a floor: where another says more, more is possible."""
+def best(*found: Capacity | None) -> Capacity | None:
+    """What was measured is a floor: where something says more, more is possible. Of equals, the first."""
     known = [each for each in found if each is not None and each.requests_per_hour > 0]
     return max(known, key=lambda each: each.requests_per_hour, default=None)
+
+
+def _p95_ns(ran: Ran) -> int | None:
+    """Of all answers, or of the busiest hour that it is known of if that was slower."""
+    known = [hour for hour in ran.hours if hour.p95_ns is not None]
+    busiest = max(known, key=lambda hour: hour.answers, default=None)
+    seen = (None if ran.total_ns is None else ran.total_ns.p95, None if busiest is None else busiest.p95_ns)
+    return max((each for each in seen if each is not None), default=None)
+
+
+def _ms(ns: Fraction) -> str:
+    ms = float(ns / NS_PER_MS)
+    return f"{ms:,.0f}" if ms >= 10 else f"{ms:.2g}"
 
 
 def _in_time(target_ns: int | None) -> str:

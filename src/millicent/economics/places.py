@@ -13,7 +13,7 @@ from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.usage import Provenance, weakest
 from millicent.economics.api_cost import ApiCost, api_cost
-from millicent.economics.capacity import Capacity, Slots, best, measured, modelled, stated, worked
+from millicent.economics.capacity import Capacity, Slots, back_to_back, best, measured, modelled, stated
 from millicent.economics.curves import Curve
 from millicent.economics.machines import MachineConfig
 from millicent.economics.traffic import HOURS_PER_MONTH, Ran, Traffic
@@ -242,13 +242,9 @@ class Comparing:
     def _capacity(self, ran: Ran | None, accelerators: int) -> Capacity | None:
         if ran is None:
             return None
-        found = [measured(ran, self._target_ns)]
-        if self._target_ns is None:
-            found.append(worked(ran, accelerators))
-        if ran.fit_version in self._fits:
-            fit = self._fits[ran.fit_version]
-            found.append(modelled(fit, self._traffic.usages, self._candidates.slots, self._target_ns))
-        return best(found)
+        fit = None if ran.fit_version is None else self._fits.get(ran.fit_version)
+        model = None if fit is None else modelled(fit, self._traffic.usages, self._candidates.slots, self._target_ns)
+        return best(measured(ran, self._target_ns), back_to_back(ran, accelerators, self._target_ns), model)
 
     def _accelerators(self, placement: str) -> int:
         known = self._candidates.placements.get(placement)

@@ -89,7 +89,7 @@ def _spent(rule: str, config: AlertConfig, budget: Budget, balance: Balance) -> 
     """Each share to tell of that was reached is an alert of its own, until the period ends."""
     spent, limit = balance.spent.nanousd, budget.limit.nanousd
     member, name = _named(budget, balance)
-    facts = {"spent": str(balance.spent), "limit": str(budget.limit)}
+    facts = {"spent": balance.spent.human(), "limit": budget.limit.human()}
     return [
         Finding(
             Subject(rule, "budget", f"spent_{percent}", "budget", member),
@@ -124,10 +124,10 @@ def _burning(rule: str, budget: Budget, balance: Balance, spending: Spending, no
         out_at = iso_utc(now_ns + left_ns)[:16].replace("T", " ")
         facts = {
             "rate": f"{rate:.1f}",
-            "spent": str(balance.spent),
-            "limit": str(budget.limit),
+            "spent": balance.spent.human(),
+            "limit": budget.limit.human(),
             "window": f"{elapsed_ns // _MINUTE_NS} minutes",
-            "spent_in_window": str(long),
+            "spent_in_window": long.human(),
         }
         title = (
             f"{name} burns {rate:.1f} times as fast as its {budget.every} allows: at this rate {budget.limit.human()} "

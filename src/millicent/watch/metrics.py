@@ -109,10 +109,10 @@ class Traffic:
             name: defaultdict(_Histogram) for name in ("queue", "ttft", "tpot", "total")
         }
 
-    def listen(self, listener: Callable[[Receipt], None], *, dropped: Callable[[], int]) -> None:
+    def listen(self, listener: Callable[[Receipt], None], *, dropped: Callable[[], int] | None = None) -> None:
         """Tell it of every receipt, too; `dropped` is how many it could do nothing with."""
         self._listeners.append(listener)
-        self._dropped = dropped
+        self._dropped = dropped or self._dropped
 
     def settled(self, receipt: Receipt) -> None:
         for listener in self._listeners:

@@ -44,22 +44,31 @@ class Alert(msgspec.Struct, frozen=True):
     resolved_at_ns: int | None
 
 
+class Look(msgspec.Struct, frozen=True):
+    """What was found as things stood then. `kinds` are those that were looked at: what is open of these, and not found,
+    is over. What wasn't looked at in time, `late`, is written down and not told."""
+
+    at_ns: int
+    kinds: frozenset[str]
+    findings: Sequence[Finding]
+    late: bool = False
+
+
 class Evaluation(msgspec.Struct, kw_only=True):
-    """What one look found. `kinds` are those that were looked at: what is open of these, and not found, is over."""
+    """Looks in order, and what was learned on the way."""
 
     what: str
     before_ns: int
     through_ns: int
     at_ns: int
-    kinds: frozenset[str]
     rules: frozenset[str]
-    findings: list[Finding]
+    looks: list[Look]
     series: dict[SeriesName, SeriesState] = {}
     targets: list[Target] = []
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What an evaluation opened and what it ended."""
+    """What an evaluation opened and ended, of what is told."""
 
     opened: tuple[Alert, ...]
     resolved: tuple[Alert, ...]
@@ -132,13 +141,17 @@ def commit(connection: sqlite3.Connection, found: Evaluation, ids: Ids) -> Chang
         [(*name, msgspec.msgpack.encode(state), found.at_ns) for name, state in found.series.items()],
     )
     connection.executemany("INSERT OR REPLACE INTO watch_targets VALUES (?, ?, ?, ?)", found.targets)
-    opened = _open(connection, found, ids)
-    resolved = _resolve(connection, found)
+    opened: list[Alert] = []
+    resolved: list[Alert] = []
+    for look in found.looks:
+        opened += _open(connection, look, ids)
+        resolved += _resolve(connection, look, found.rules)
     _forget(connection, found.at_ns)
     return Changes(tuple(opened), tuple(resolved))
 
 
-def _open(connection: sqlite3.Connection, found: Evaluation, ids: Ids) -> list[Alert]:
+def _open(connection: sqlite3.Connection, found: Look, ids: Ids) -> list[Alert]:
+    """Those to be told."""
     opened = []
     for finding in found.findings:
         subject = msgspec.structs.astuple(finding.subject)
@@ -161,7 +174,7 @@ def _open(connection: sqlite3.Connection, found: Evaluation, ids: Ids) -> list[A
             resolved_at_ns=None,
         )
         connection.execute(
-            "INSERT INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+            "INSERT INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
             (
                 alert.id,
                 *subject,
@@ -171,26 +184,29 @@ def _open(connection: sqlite3.Connection, found: Evaluation, ids: Ids) -> list[A
                 alert.since_ns,
                 alert.opened_at_ns,
                 alert.seen_at_ns,
+                not found.late,
             ),
         )
-        opened.append(alert)
+        opened += [] if found.late else [alert]
     return opened
 
 
-def _resolve(connection: sqlite3.Connection, found: Evaluation) -> list[Alert]:
-    """An anomaly is over when its detector says so, what else was found when it has not been for a while, and what is
-    no longer watched at once."""
+def _resolve(connection: sqlite3.Connection, found: Look, rules: frozenset[str]) -> list[Alert]:
+    """Those to be told. An anomaly is over when its detector says so, what else was found when it has not been for a
+    while, and what is no longer watched at once."""
     resolved = []
     present = {finding.subject for finding in found.findings}
     for alert in read_alerts(connection, only_open=True, limit=10_000):
         subject = alert.subject
-        watched = subject.rule in found.rules
+        watched = subject.rule in rules
         if watched and (subject.kind not in found.kinds or subject in present):
             continue
         if watched and subject.kind != "anomaly" and found.at_ns - alert.seen_at_ns < _SETTLING_NS:
             continue
-        connection.execute("UPDATE alerts SET resolved_at_ns = ? WHERE id = ?", (found.at_ns, alert.id))
-        resolved.append(msgspec.structs.replace(alert, resolved_at_ns=found.at_ns))
+        ((told,),) = connection.execute(
+            "UPDATE alerts SET resolved_at_ns = ? WHERE id = ? RETURNING told", (found.at_ns, alert.id)
+        ).fetchall()
+        resolved += [msgspec.structs.replace(alert, resolved_at_ns=found.at_ns)] if told else []
     return resolved
 
 

@@ -53,7 +53,7 @@ _GRACE_NS = 2 * _MINUTE_NS
 _LEARNED_NS = 21 * 24 * NS_PER_HOUR
 _AT_A_TIME = 8
 _LEARNING_PAUSE_S = 10
-# What was unusual longer ago than this when it is looked at is learned from and not told.
+# What was unusual longer ago than this when it is looked at is written down and not told.
 _STALE_NS = 2 * NS_PER_HOUR
 _TARGETS_NS = 6 * NS_PER_HOUR
 
@@ -159,7 +159,8 @@ class Watcher:
         for rule, config in self._rules.items():
             if budgets and "budget" in config.watch:
                 findings += budget_findings(rule, config, budgets, self._queries, now_ns)
-        return self._evaluation("minute", before_ns, minute_ns, now_ns, {"budget"}, findings)
+        look = store.Look(now_ns, frozenset({"budget"}), findings)
+        return self._evaluation("minute", before_ns, minute_ns, now_ns, [look])
 
     def _quarters(self, now_ns: int, ended_ns: int) -> store.Evaluation | None:
         """The next quarter-hours that are over; None where there is none that wasn't looked at."""
@@ -172,53 +173,58 @@ class Watcher:
         through_ns = min(ended_ns, from_ns + _AT_A_TIME * QUARTER_NS)
         known = self._queries.ask(store.read_series) or {}
         opened = self._queries.ask(store.open_subjects) or set()
-        series, findings, targets = self._learn(known, opened, from_ns, through_ns)
-        kinds = {"anomaly"}
-        live = now_ns - through_ns < _STALE_NS
-        if not live:
-            # What is unusual stays open until it is known whether it still is.
-            findings, kinds = [], set()
-        else:
-            kinds.add("latency")
-            earlier = self._queries.ask(partial(store.read_targets, from_ns=through_ns - _TARGETS_NS)) or []
-            for rule, config in self._rules.items():
-                if "latency" in config.watch:
-                    findings += latency_findings(rule, config, [*earlier, *targets], through_ns)
-        if live and through_ns % NS_PER_HOUR == 0:
+        series, looks, targets = self._learn(known, opened, from_ns, through_ns, now_ns)
+        if now_ns - through_ns < _STALE_NS:
+            looks.append(self._burning_and_drifting(targets, through_ns, now_ns))
+        evaluation = self._evaluation("quarter", before_ns, through_ns, now_ns, looks)
+        evaluation.series, evaluation.targets = series, targets
+        return evaluation
+
+    def _burning_and_drifting(self, targets: Sequence[Target], through_ns: int, now_ns: int) -> store.Look:
+        kinds, findings = {"latency"}, []
+        earlier = self._queries.ask(partial(store.read_targets, from_ns=through_ns - _TARGETS_NS)) or []
+        for rule, config in self._rules.items():
+            if "latency" in config.watch:
+                findings += latency_findings(rule, config, [*earlier, *targets], through_ns)
+        if through_ns % NS_PER_HOUR == 0:
             kinds.add("drift")
             for rule, config in self._rules.items():
                 if "drift" in config.watch:
                     findings += drift_findings(rule, config, self._queries, through_ns)
-        evaluation = self._evaluation("quarter", before_ns, through_ns, now_ns, kinds, findings)
-        evaluation.series, evaluation.targets = series, targets
-        return evaluation
+        return store.Look(now_ns, frozenset(kinds), findings)
 
     def _learn(
-        self, known: dict[store.SeriesName, SeriesState], opened: set[Subject], from_ns: int, through_ns: int
-    ) -> tuple[dict[store.SeriesName, SeriesState], list[Finding], list[Target]]:
-        """Every series after these quarter-hours, and what is unusual after the last."""
+        self,
+        known: dict[store.SeriesName, SeriesState],
+        opened: set[Subject],
+        from_ns: int,
+        through_ns: int,
+        now_ns: int,
+    ) -> tuple[dict[store.SeriesName, SeriesState], list[store.Look], list[Target]]:
+        """Every series after these quarter-hours, and what was unusual after each."""
         watched = {rule: config for rule, config in self._rules.items() if "anomaly" in config.watch}
         states = {name: state for name, state in known.items() if name[0] in watched}
         targets: list[Target] = []
-        readings: dict[store.SeriesName, Reading | None] = {}
+        looks: list[store.Look] = []
         for quarter_ns in range(from_ns, through_ns, QUARTER_NS):
-            where = ReceiptFilter(from_ns=quarter_ns, to_ns=quarter_ns + QUARTER_NS)
+            end_ns = quarter_ns + QUARTER_NS
+            where = ReceiptFilter(from_ns=quarter_ns, to_ns=end_ns)
             totals = {by: self._queries.totals(by, where) for by in _BY}
             samples = self._queries.samples(where, most=MOST_SAMPLES)
             targets += _targets(quarter_ns, samples)
             found = batches(samples, totals)
-            readings = {}
+            findings: list[Finding] = []
             for name in _names(watched, states, found):
                 rule, figure, dimension, member = name
                 batch = found.get((dimension, member)) or Batch(share_of=found[ALL, ""].requests)
                 series = Series(figure, states.setdefault(name, SeriesState()), watched[rule].sensitivity)  # type: ignore[arg-type] # of ours
-                readings[name] = series.observe(quarter_ns // NS_PER_S, batch)
-        findings = [
-            finding
-            for name, reading in readings.items()
-            if (finding := self._finding(name, states[name], reading, opened, through_ns)) is not None
-        ]
-        return states, findings, targets
+                reading = series.observe(quarter_ns // NS_PER_S, batch)
+                finding = self._finding(name, states[name], reading, opened, end_ns)
+                findings += [] if finding is None else [finding]
+            opened = {finding.subject for finding in findings}
+            late = now_ns - end_ns >= _STALE_NS
+            looks.append(store.Look(end_ns if late else now_ns, frozenset({"anomaly"}), findings, late))
+        return states, looks, targets
 
     def _finding(
         self, name: store.SeriesName, state: SeriesState, reading: Reading | None, opened: set[Subject], now_ns: int
@@ -239,22 +245,15 @@ class Watcher:
         return Finding(subject, title, facts, since_ns, who)
 
     def _evaluation(
-        self,
-        what: str,
-        before_ns: int | None,
-        through_ns: int,
-        now_ns: int,
-        kinds: set[str],
-        findings: list[Finding],
+        self, what: str, before_ns: int | None, through_ns: int, now_ns: int, looks: list[store.Look]
     ) -> store.Evaluation:
         return store.Evaluation(
             what=what,
             before_ns=-1 if before_ns is None else before_ns,
             through_ns=through_ns,
             at_ns=now_ns,
-            kinds=frozenset(kinds),
             rules=frozenset(self._rules),
-            findings=findings,
+            looks=looks,
         )
 
     def _through(self, what: str) -> int | None:

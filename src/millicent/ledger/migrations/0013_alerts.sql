@@ -24,6 +24,7 @@ CREATE TABLE watch_targets (
     PRIMARY KEY (quarter_ns, feature)
 ) STRICT, WITHOUT ROWID;
 
+-- `told`: it was noticed when it happened, and not later in what an older ledger holds: its end is told too.
 CREATE TABLE alerts (
     id TEXT PRIMARY KEY,
     rule TEXT NOT NULL,
@@ -37,7 +38,8 @@ CREATE TABLE alerts (
     since_ns INTEGER NOT NULL,
     opened_at_ns INTEGER NOT NULL,
     seen_at_ns INTEGER NOT NULL,
-    resolved_at_ns INTEGER
+    resolved_at_ns INTEGER,
+    told INTEGER NOT NULL
 ) STRICT;
 
 -- The same thing is open once.
