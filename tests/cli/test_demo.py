@@ -11,6 +11,7 @@ from random import Random
 from typing import ClassVar
 
 import httpx
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -20,9 +21,12 @@ from millicent.cli import demo_visitors
 from millicent.cli.commands import millicent
 from millicent.cli.demo_replay import Planned, placements, prepare, replay, stand_ins
 from millicent.cli.demo_story import FEATURES, Story
-from millicent.core.clock import NS_PER_S, parse_time_ns
+from millicent.core.clock import NS_PER_S, SystemClock, parse_time_ns
 from millicent.core.errors import ConfigError
+from millicent.core.identifiers import SystemIds
+from millicent.core.request import Request
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
+from millicent.meter.meter import Meter
 
 END_NS = parse_time_ns("2026-11-19T12:00")  # a Thursday: the week's Tuesday, on which the cost jumps, is behind it
 EVERYTHING = ReceiptFilter()
@@ -198,3 +202,23 @@ def test_visitors_ask_as_anybody_does_until_they_are_refused(
         feature = next(each for each in FEATURES if each.name == headers.get("X-Millicent-Feature"))
         assert body["model"] == feature.model
     assert "Millicent ready" in capsys.readouterr().out
+
+
+def test_machines_of_the_demo_never_mix_up_their_sequences(tmp_path: Path) -> None:
+    places, clock = placements(prepare(tmp_path / "home")), SystemClock()
+    meter = Meter(clock, "gw", SystemIds(clock))
+    backends, _ = stand_ins(Planned(Random(1)), meter, places, clock)
+
+    async def numbers() -> list[int]:
+        request = Request(id="rcpt_1", dialect="test", model="owl-8b", prompt="x")
+        both = [each for each in backends if {"owl-8b", "owl-32b"} & set(each.models())]
+        calls = [
+            await each.prepare(msgspec.structs.replace(request, model=model))
+            for each in both
+            for model in each.models()
+        ]
+        return [number for call in calls for number in call.sequences]
+
+    found = asyncio.run(numbers())
+    assert len(found) >= 2
+    assert len(set(found)) == len(found)

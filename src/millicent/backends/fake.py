@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import msgspec
 
@@ -58,7 +58,7 @@ class FakeBackend:
 
     With an observer it shows steps, one per chunk: the first prefills the input, the others decode. Their time is what
     the clock measures around `sleep`; they happen one after another, as on a device. Pass a `sleep` that advances a
-    ManualClock for exact times.
+    ManualClock for exact times. Several that one observer hears share the `numbers` of their sequences.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class FakeBackend:
         observer: Observer | None = None,
         clock: Clock | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        numbers: Iterator[int] | None = None,
     ) -> None:
         self.name = name
         self.requests: list[Request] = []
@@ -85,7 +86,7 @@ class FakeBackend:
         self.step_index = itertools.count()
         self._answer = answer or FakeAnswer()
         self._models = tuple(models)
-        self._sequences = itertools.count(1)
+        self._sequences = itertools.count(1) if numbers is None else numbers
 
     def models(self) -> tuple[str, ...]:
         return self._models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ from millicent.pipeline.pipeline import Pipeline
 from millicent.watch.watcher import Watcher
 
 MARK = "demo"  # a home with this file holds a demo, and nothing else
+# Hours are looked at once their last answers have had time to end.
+_LOOK_AFTER_NS = 180 * NS_PER_S
 _CHECKPOINTS_NS = 6 * NS_PER_HOUR
 
 
@@ -65,6 +68,7 @@ def stand_ins(
     """A backend for each placement, and where each model runs. Devices of placements that are paid for by the hour
     show their steps to the meter."""
     backends: dict[str, FakeBackend] = {}
+    numbers = itertools.count(1)
     for name, place in places.items():
         metered = name in DEVICES
         if metered:
@@ -79,6 +83,7 @@ def stand_ins(
             device=name,
             observer=meter if metered else None,
             clock=clock,
+            numbers=numbers,
         )
     weights = {"aster": 3}
     deployed = {
@@ -153,14 +158,19 @@ async def _replayed(
         teller = _Teller(pipeline, waiting, planned, features, ids, clock, random)
         await pipeline.checkpoint()
         next_ns = hour_start_ns(clock.now_ns()) + _CHECKPOINTS_NS
+        look_ns = next_ns + _LOOK_AFTER_NS
         tasks: set[asyncio.Task[None]] = set()
         for event in story.events():
             while next_ns <= event.at_ns:
                 await _until(clock, next_ns)
                 await pipeline.checkpoint()
-                await watcher.tick()
                 tell((next_ns - story.start_ns) / (end_ns - story.start_ns))
                 next_ns += _CHECKPOINTS_NS
+            while look_ns <= event.at_ns:
+                await _until(clock, look_ns)
+                while await watcher.tick():
+                    pass
+                look_ns += _CHECKPOINTS_NS
             await _until(clock, event.at_ns)
             task = asyncio.create_task(teller.tell(event))
             tasks.add(task)
