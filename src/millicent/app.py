@@ -249,8 +249,8 @@ def _server(wired: _Wired) -> Server:
         ledger=ledger,
         keys=wired.keys,
         limiter=wired.limiter,
-        sign_in_page=sign_in_page,
-        missing_page=missing_page,
+        sign_in_page=partial(sign_in_page, demo=wired.options.demo is not None),
+        missing_page=partial(missing_page, demo=wired.options.demo is not None),
         pages=_more_routes(wired),
     )
 

@@ -215,6 +215,7 @@ def test_an_address_where_nothing_is_tells_a_browser_in_words_and_a_program_in_j
             assert page.status_code == 404
             assert "There is nothing at" in page.text
             assert "<here>" not in page.text
+            assert "Demo." in page.text
             assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
             program = await browser.get("/nothing", headers={"Accept": "application/json"})
             assert program.json()["error"]["code"] == "not_found"
