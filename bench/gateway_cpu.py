@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import statistics
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -102,6 +103,13 @@ def one_round(target: gateway.Process, requests: int) -> dict[str, float]:
     }
 
 
+def name_of(tree: Path) -> str:
+    """The commit that is checked out there."""
+    asked = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return told or tree.resolve().name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trees", nargs="*", type=Path, default=[Path(__file__).parent.parent])
@@ -130,7 +138,7 @@ def main() -> None:
             for name in rounds[0]:
                 took = [each[name] for each in rounds]
                 figures[name] = {"least": min(took), "median": statistics.median(took)}
-            row["trees"][str(tree)] = figures
+            row["trees"][name_of(tree)] = figures
     if not options.dry:
         results.write("gateway_cpu", row)
     print(json.dumps(row, indent=1))
