@@ -34,7 +34,7 @@ from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import Ids, SystemIds
 from millicent.core.protocols import Backend
-from millicent.dashboard.routes import sign_in_page
+from millicent.dashboard.routes import missing_page, sign_in_page
 from millicent.economics.reports import ANSWERS, Reports
 from millicent.engine.machine import usable_cores
 from millicent.ledger.entries import add_entries
@@ -249,7 +249,8 @@ def _server(wired: _Wired) -> Server:
         ledger=ledger,
         keys=wired.keys,
         limiter=wired.limiter,
-        sign_in_page=sign_in_page,
+        sign_in_page=partial(sign_in_page, demo=wired.options.demo is not None),
+        missing_page=partial(missing_page, demo=wired.options.demo is not None),
         pages=_more_routes(wired),
     )
 

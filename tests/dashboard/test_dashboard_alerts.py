@@ -35,7 +35,7 @@ def evaluation(*members: str, at_ns: int = NOW_NS) -> store.Evaluation:
     findings = [
         Finding(
             Subject("ops", "anomaly", "cost", "feature", member),
-            f"The cost of feature `{member}` rose to $4.00 in a quarter-hour; at this time it is usually $1.00.",
+            f"The cost of feature `{member}` rose to $4.00 an hour; at this time it is usually $1.00.",
             {"value": "$4.00", "usual": "$1.00"},
             NOW_NS,
             (Cause("user", "mallory", 92), Cause("key", "", 40)),
@@ -76,7 +76,7 @@ def test_an_alert_says_what_changed_who_caused_it_and_since_when(
 ) -> None:
     store.commit(connection, evaluation("search"), SequentialIds())
     page = browser(connection, queries).get("/alerts").text
-    assert "rose to $4.00 in a quarter-hour" in page
+    assert "rose to $4.00 an hour" in page
     assert "2026-01-01 00:00:00 UTC" in page
     assert 'href="/receipts?from=2026-01-01T00%3A00%3A00&amp;feature=search&amp;user=mallory"' in page
     assert "(92%)" in page

@@ -1,5 +1,5 @@
-"""OpenTelemetry, to a collector that decodes what it is sent: what a request leaves, and that a collector which is
-slow, down or absent changes nothing for requests."""
+"""OpenTelemetry, to a collector that decodes what it is sent: what a request leaves, and that a collector which
+hangs changes nothing for requests."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_nothing_that_was_said_and_no_key_is_in_it(server: LiveServer, collector
     assert KEY not in everything
 
 
-def test_a_collector_that_hangs_or_is_gone_changes_nothing_and_metrics_come_at_the_end(
+def test_a_collector_that_hangs_holds_up_no_request_and_metrics_come_at_the_end(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     with collecting() as made:
@@ -225,8 +225,3 @@ def test_a_collector_that_hangs_or_is_gone_changes_nothing_and_metrics_come_at_t
     assert sum(point.count for point in tokens) == 10
     (cost,) = made.metrics["millicent.cost"].sum.data_points
     assert cost.as_double > 0
-    with live_server(tmp_path, [], config, ENV) as live:
-        assert ask(live)[0] == 200
-        began = time.monotonic()
-        assert live.stop() == 0
-        assert time.monotonic() - began < 30

@@ -48,6 +48,8 @@ def causes(
         if by == dimension:
             continue
         changes = parts(by)
+        if len(changes) < 2:
+            continue  # who else could it be
         sign = 1 if rose else -1
         whole = sum(change * sign for change in changes.values() if change * sign > 0)
         if not whole:

@@ -212,8 +212,12 @@ class Detector:
         off = value - state.levels[1]
         weight = max(self._weight(_LEVELS_S[1]), 1 / (state.seen + 1))
         state.levels[1] += weight * max(-limit, min(limit, off))
-        self._learn_season(state.day, at_s % DAY_S // self._slot_s, self._slot_s, value, 2, limit)
-        self._learn_season(state.week, at_s % WEEK_S // HOUR_S, HOUR_S, value, 3, limit)
+        # A figure that was long in coming is of all the time since the one before.
+        since_s = at_s - max(0, self._elapsed_s - self._step_s) if state.seen else at_s
+        for slot in {covered_s % DAY_S // self._slot_s for covered_s in range(since_s, at_s + 1, self._step_s)}:
+            self._learn_season(state.day, slot, self._slot_s, value, 2, limit)
+        for hour in {covered_s % WEEK_S // HOUR_S for covered_s in range(since_s, at_s + 1, self._step_s)}:
+            self._learn_season(state.week, hour, HOUR_S, value, 3, limit)
 
     def _learn_season(
         self, season: list[float | None], slot: int, slot_s: int, value: float, number: int, limit: float
@@ -224,8 +228,9 @@ class Detector:
             season[slot] = value - level
             return
         off = max(-limit, min(limit, value - usual - level))
-        self.state.levels[number] += self._weight(_LEVELS_S[number]) * off
-        season[slot] = usual + _SEASON_GAIN * min(1.0, self._elapsed_s / slot_s) * off
+        covered_s = min(self._elapsed_s, slot_s)
+        self.state.levels[number] += covered_s / _LEVELS_S[number] * off
+        season[slot] = usual + _SEASON_GAIN * covered_s / slot_s * off
 
     def _weight(self, over_s: int) -> float:
         return min(1.0, self._elapsed_s / over_s)

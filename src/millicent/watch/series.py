@@ -1,7 +1,7 @@
 """From a quarter-hour's requests to the figures that detectors watch.
 
-Costs are sums per quarter-hour, and nothing is a figure too. The others are ratios, which say nothing of three
-requests: they wait until there are enough. A detector is shown a figure on the scale on which its noise is even (a root
+A few requests say nothing: a figure waits until it is of enough of them. A cost is one per hour, and nothing is a cost
+too: it waits no longer than enough requests usually take, and six hours at most. A detector is shown a figure on the scale on which its noise is even (a root
 of a sum, a logarithm of a ratio), and the least difference there that would matter to anyone.
 """
 
@@ -30,13 +30,16 @@ MOST_SAMPLES = 20_000
 # A ratio is a figure once it is of so many requests; what took longer than a day to come together says nothing of now.
 _ENOUGH = 30
 _PATIENCE_S = 24 * 3600
+_LONGEST_QUARTERS = 24
+_DAY_QUARTERS = 96
 _SLOWEST = 0.95
 _MOST_TIMES = 500
 
 
-class Batch(msgspec.Struct):
+class Batch(msgspec.Struct, kw_only=True):
     """Requests of one member. Costs and `requests` are of all of them, the rest of those that were looked at."""
 
+    quarters: int = 1
     requests: int = 0
     cost_nanousd: int = 0
     share_of: int = 0
@@ -67,11 +70,13 @@ class Batch(msgspec.Struct):
 
 
 class SeriesState(msgspec.Struct):
-    """`waiting` are requests of which there aren't enough yet, since `waiting_since_s`."""
+    """`waiting` are requests of which there aren't enough yet, since `waiting_since_s`. In a quarter-hour there are
+    usually `per_quarter`, by the last day's."""
 
     detector: State | None = None
     waiting: Batch | None = None
     waiting_since_s: int = 0
+    per_quarter: float | None = None
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -90,7 +95,7 @@ def batches(samples: Sequence[Sample], totals: Mapping[GroupBy, Iterable[Totals]
     for dimension, groups in totals.items():
         ranked = sorted(groups, key=lambda group: -group.requests)[:MOST_MEMBERS]
         for group in ranked:
-            found[dimension, group.group or ""] = Batch(group.requests, group.cost.nanousd)
+            found[dimension, group.group or ""] = Batch(requests=group.requests, cost_nanousd=group.cost.nanousd)
     for group in totals["model"]:
         everything.requests += group.requests
         everything.cost_nanousd += group.cost.nanousd
@@ -121,7 +126,7 @@ class Series:
 
     def observe(self, at_s: int, batch: Batch) -> Reading | None:
         """None while there is no figure."""
-        of = batch if self.figure in {"cost", "mix"} else self._waited(at_s, batch)
+        of = self._waited(at_s, batch)
         value = None if of is None else _value(self.figure, of)
         if of is None or value is None:
             return None
@@ -137,9 +142,15 @@ class Series:
         state = self.state
         waiting = state.waiting
         if waiting is None or at_s - state.waiting_since_s > _PATIENCE_S:
-            waiting, state.waiting_since_s = Batch(), at_s
+            waiting, state.waiting_since_s = Batch(quarters=0), at_s
         waiting.add(batch)
-        enough = waiting.looked_at >= _ENOUGH
+        usual = batch.requests if state.per_quarter is None else state.per_quarter
+        state.per_quarter = usual + (batch.requests - usual) / _DAY_QUARTERS
+        if self.figure == "cost":
+            expected = max(waiting.requests, waiting.quarters * state.per_quarter)
+            enough = expected >= _ENOUGH or waiting.quarters >= _LONGEST_QUARTERS
+        else:
+            enough = (waiting.share_of if self.figure == "mix" else waiting.looked_at) >= _ENOUGH
         state.waiting = None if enough else waiting
         return waiting if enough else None
 
@@ -147,9 +158,9 @@ class Series:
 def _value(figure: Figure, batch: Batch) -> float | None:
     """On the scale on which it is watched."""
     if figure == "cost":
-        return math.sqrt(max(0, batch.cost_nanousd))
+        return math.sqrt(max(0, batch.cost_nanousd) * 4 / batch.quarters)
     if figure == "mix":
-        return batch.requests / batch.share_of if batch.share_of >= _ENOUGH else None
+        return batch.requests / batch.share_of
     if figure == "errors":
         return batch.failed / batch.looked_at
     if figure == "tokens":
@@ -189,7 +200,7 @@ def sentence(figure: Figure, whose: str, reading: Reading) -> tuple[str, dict[st
 def _told(figure: Figure, value: float) -> str:
     """As a person reads it."""
     if figure == "cost":
-        return f"{Money(round(max(0.0, value) ** 2)).human()} in a quarter-hour"
+        return f"{Money(round(max(0.0, value) ** 2)).human()} an hour"
     if figure == "latency":
         return f"{math.exp(value) / NS_PER_MS:,.0f} ms"
     if figure == "tokens":
