@@ -1,8 +1,9 @@
 """From a quarter-hour's requests to the figures that detectors watch.
 
 A few requests say nothing: a figure waits until it is of enough of them. A cost is one per hour, and nothing is a cost
-too: it waits no longer than enough requests usually take, and six hours at most. A detector is shown a figure on the scale on which its noise is even (a root
-of a sum, a logarithm of a ratio), and the least difference there that would matter to anyone.
+too: it waits no longer than enough requests usually take, and six hours at most. A detector is shown a figure on the
+scale on which its noise is even (a root of a sum, a logarithm of a ratio), and the least difference there that would
+matter to anyone.
 """
 
 from __future__ import annotations
