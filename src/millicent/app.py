@@ -34,7 +34,7 @@ from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import Ids, SystemIds
 from millicent.core.protocols import Backend
-from millicent.dashboard.routes import sign_in_page
+from millicent.dashboard.routes import missing_page, sign_in_page
 from millicent.economics.reports import ANSWERS, Reports
 from millicent.engine.machine import usable_cores
 from millicent.ledger.entries import add_entries
@@ -250,6 +250,7 @@ def _server(wired: _Wired) -> Server:
         keys=wired.keys,
         limiter=wired.limiter,
         sign_in_page=sign_in_page,
+        missing_page=missing_page,
         pages=_more_routes(wired),
     )
 

@@ -206,3 +206,28 @@ def test_after_signing_in_nobody_is_sent_to_another_server(tmp_path: Path) -> No
                 assert (await browser.post("/sign-in", data=form)).headers["location"] == "/"
 
     with_keys(story, tmp_path / "home")
+
+
+def test_an_address_where_nothing_is_tells_a_browser_in_words_and_a_program_in_json(tmp_path: Path) -> None:
+    async def story(server: Server) -> None:
+        async with server.signed_in("viewer") as browser:
+            page = await browser.get("/nothing<here>")
+            assert page.status_code == 404
+            assert "There is nothing at" in page.text
+            assert "<here>" not in page.text
+            assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+            program = await browser.get("/nothing", headers={"Accept": "application/json"})
+            assert program.json()["error"]["code"] == "not_found"
+            assert (await browser.get("/v1/nothing")).json()["error"]["code"] == "not_found"
+
+    with_keys(story, tmp_path / "home")
+
+
+def test_a_form_that_was_refused_leads_back_to_its_page(tmp_path: Path) -> None:
+    async def story(server: Server) -> None:
+        async with server.signed_in("admin") as browser:
+            refused = await browser.post("/users/keys", data={"scope": "admin", "form_token": "old"})
+            assert refused.status_code == 403
+            assert '<a href="/users">Back</a>' in refused.text
+
+    with_keys(story, tmp_path / "home")

@@ -12,6 +12,7 @@ import pytest
 
 from millicent.caching.config import CacheConfig
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S
+from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.prompts import Prompt, Segment
 from millicent.core.receipts import Accelerator, PriceSource, Timing
@@ -31,6 +32,8 @@ from millicent.economics.levers_caches import (
 from millicent.economics.levers_list import LEVERS
 from millicent.economics.levers_models import another_place, other_apis, quantization, routing, shorter, smaller_models
 from millicent.economics.recorded import Recorded, prefix_of, read_recorded
+from millicent.economics.scaling import Limits
+from millicent.economics.scaling_elsewhere import scale_elsewhere
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.prices import PriceBook, PriceConfig, PriceList
 from support.plan_ledgers import T0, answer
@@ -286,6 +289,24 @@ def test_all_levers_are_ranked_and_what_is_not_known_comes_last(basis: Basis) ->
     assert len(said) == len(LEVERS)
     assert found.cost == Money.of_time(found.device_ns, Decimal(1)) + Money.from_usd(Decimal("0.36"))
     assert found.monthly(Money(found.span_ns)) == Money(730 * NS_PER_HOUR)
+
+
+def test_what_is_paid_by_the_token_grows_in_cost_and_not_in_time() -> None:
+    """Ten requests an hour at $0.012, two seconds each; and ten in ten milliseconds, where ten may run at once."""
+    paid = [bought(number, number * 360) for number in range(10)]
+    found = scale_elsewhere(paid, Limits(), multiples=(5,), target_ns=NS_PER_S)
+    assert found.elsewhere
+    assert found.breaks == ()
+    assert found.requests_per_month == 7300
+    assert found.scaled[0].busy_cost_per_month == Money.from_usd(Decimal("0.012") * 7300 * 5)
+    assert found.ladder[-1].outcome.latency.total == found.ladder[0].outcome.latency.total
+    together = [bought(number, 0.001 * number) for number in range(10)]
+    crowded = scale_elsewhere(together, Limits(max_concurrent=10), multiples=(2,))
+    assert [(each.what, each.multiple, each.held_at) for each in crowded.breaks] == [("concurrency", 2, 1)]
+    assert crowded.ladder[-1].outcome.refused == {"too_many_requests": 10}
+    assert crowded.ladder[-1].outcome.busy_cost == Money.from_usd(Decimal("0.12"))
+    with pytest.raises(InvalidRequest, match="nothing in this part of the ledger can be grown"):
+        scale_elsewhere([], Limits())
 
 
 def test_realised_savings_are_those_of_receipts(tmp_path: Path) -> None:

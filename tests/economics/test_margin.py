@@ -246,6 +246,19 @@ def test_users_are_on_the_plan_of_their_latest_request_and_those_over_it_are_tol
     asyncio.run(ledger.stop())
 
 
+def test_users_of_a_free_plan_who_all_cost_more_than_nothing_stand_after_those_who_pay() -> None:
+    price = ("1", "0", "0")
+    ledger = ledger_of(
+        [
+            answered(1, NOVEMBER.from_ns, user="free", tier="free", fresh=50_000_000, output=0, prices=price),
+            answered(2, NOVEMBER.from_ns, user="paying", tier="pro", fresh=6_000_000, output=0, prices=price),
+        ]
+    )
+    over = margins(ledger.queries, "tier", NOVEMBER, BOOKS).over
+    assert [(each.user, each.losing) for each in over] == [("paying", False), ("free", True)]
+    asyncio.run(ledger.stop())
+
+
 def test_revenue_that_was_recorded_stands_instead_of_the_plans_bill() -> None:
     ledger = business()
     add(ledger, entry("r1", "35", user="bob"))

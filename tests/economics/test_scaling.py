@@ -20,7 +20,7 @@ from millicent.economics.calibration import calibrate, fidelity, slower
 from millicent.economics.outcomes import latency_of, outcome
 from millicent.economics.recorded import Recorded, prefix_of, read_recorded
 from millicent.economics.replaying import Change, replay
-from millicent.economics.scaling import Limits, scale
+from millicent.economics.scaling import Limits, budget_breaks, connection_breaks, scale
 from millicent.economics.simulator import Machine, simulate
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from support.plan_ledgers import T0, answer
@@ -106,7 +106,7 @@ def test_an_outcome_is_what_its_parts_come_to() -> None:
     )
     second = msgspec.structs.replace(second, coefficients=plain, max_sequences=1)
     arrivals = [Arrival(0, 5, 1, target_ns=NS_PER_S), Arrival(0, 7, 1, target_ns=NS_PER_S), Arrival(0, 999, 1)]
-    found = outcome(simulate(arrivals, second), second, Decimal(3600), Decimal(1800))
+    found = outcome(simulate(arrivals, second), 64, Decimal(3600), Decimal(1800))
     assert (found.requests, found.answered, found.refused) == (3, 2, {"context_length_exceeded": 1})
     assert (found.wall_ns, found.busy_ns, found.utilization) == (2 * NS_PER_S, 2 * NS_PER_S, 1.0)
     assert (found.busy_cost, found.wall_cost) == (Money.from_usd(2), Money.from_usd(1))
@@ -207,12 +207,10 @@ def test_hard_budgets_and_connections_break_where_their_dearest_moment_grows_to_
     ]
     keep(tmp_path, overlapping)
     everything = read(tmp_path)
-    from millicent.economics.scaling import _budget_breaks, _connection_breaks
-
     hourly = Budget(name="hourly", limit=Money.from_usd(Decimal(1) / 12), every=Every.HOUR)
     soft = msgspec.structs.replace(hourly, name="soft", hard=False)
     others = msgspec.structs.replace(hourly, name="others", per="user", only="bob")
-    (found,) = _budget_breaks(everything, [hourly, soft, others])
+    (found,) = budget_breaks(everything, [hourly, soft, others])
     assert (found.name, found.multiple) == ("[budgets.hourly]", 10.0)
-    (calls,) = _connection_breaks(everything, {"box": 6, "elsewhere": 1})
+    (calls,) = connection_breaks(everything, {"box": 6, "elsewhere": 1})
     assert (calls.name, calls.multiple) == ("[placements.box] max_connections = 6", 4.0)

@@ -23,6 +23,7 @@ from millicent.core.protocols import Backend, Ledger
 from millicent.core.receipts import Feedback, Receipt
 from millicent.core.request import Request
 from millicent.core.steps import DeviceState
+from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.energy import StatedPower
 from millicent.meter.meter import Meter
@@ -33,6 +34,7 @@ from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
+from millicent.watch.watcher import Watcher
 
 MARK = "demo"  # a home with this file holds a demo, and nothing else
 _CHECKPOINTS_NS = 6 * NS_PER_HOUR
@@ -144,6 +146,10 @@ async def _replayed(
             policies=config.policies,
             random=random,
         )
+        queries = LedgerQueries(home / "ledger.db")
+        alert_ids = SystemIds(clock, Random(len(config.alerts)).randbytes)  # noqa: S311 - made again like all else
+        watching = Watcher(config.alerts, ledger=ledger, queries=queries, clock=clock, ids=alert_ids)
+        watcher = cast("Watcher", Working(loop, watching))
         teller = _Teller(pipeline, waiting, planned, features, ids, clock, random)
         await pipeline.checkpoint()
         next_ns = hour_start_ns(clock.now_ns()) + _CHECKPOINTS_NS
@@ -152,6 +158,7 @@ async def _replayed(
             while next_ns <= event.at_ns:
                 await _until(clock, next_ns)
                 await pipeline.checkpoint()
+                await watcher.tick()
                 tell((next_ns - story.start_ns) / (end_ns - story.start_ns))
                 next_ns += _CHECKPOINTS_NS
             await _until(clock, event.at_ns)

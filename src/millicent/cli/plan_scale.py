@@ -54,38 +54,41 @@ def scale(
     from millicent.dashboard.scale_json import scale_body
     from millicent.economics.scaling import Limits
     from millicent.economics.scaling import scale as grow
+    from millicent.economics.scaling_elsewhere import scale_elsewhere
 
     settings, queries, everything, basis = prepared(given, kv_tokens, trace)
+    limits = Limits(
+        machines=machines,
+        max_concurrent=settings.limits.max_concurrent,
+        budgets=_budgets(settings, queries),
+        connections={name: each.max_connections for name, each in settings.upstreams.items()},
+    )
     feature = settings.features.get(given.get("feature") or "")
     if latency_target_ms is None and feature is not None:
         latency_target_ms = feature.latency_target_ms
+    asked: dict[str, Any] = {
+        "multiples": sorted(set(times)) or (10, 100),
+        "target_ns": None if latency_target_ms is None else latency_target_ms * NS_PER_MS,
+        "gate": rate_gate(settings, queries),
+        "most": requests,
+    }
     with progress() as said:
-        found = grow(
-            basis,
-            everything,
-            Limits(
-                machines=machines,
-                max_concurrent=settings.limits.max_concurrent,
-                budgets=_budgets(settings, queries),
-                connections={name: each.max_connections for name, each in settings.upstreams.items()},
-            ),
-            multiples=sorted(set(times)) or (10, 100),
-            target_ns=None if latency_target_ms is None else latency_target_ms * NS_PER_MS,
-            gate=rate_gate(settings, queries),
-            most=requests,
-            progress=said,
-        )
+        if basis is None:
+            found = scale_elsewhere(everything, limits, **asked)
+        else:
+            found = grow(basis, everything, limits, progress=said, **asked)
     if json_:
         show.as_json(scale_body(found, basis))
         return
-    print("\n".join([*about(basis), "", *_growth(found), "", *_breaks(found), "", *_machines(found)]))
+    whose = [f"{found.recorded:,} answers, paid by the token."] if basis is None else about(basis)
+    print("\n".join([*whose, "", *_growth(found), "", *_breaks(found), "", *_machines(found)]))
 
 
 def prepared(
     given: dict[str, Any], kv_tokens: int | None, trace: Path | None
-) -> tuple[Config, LedgerQueries, list[Recorded], Basis]:
-    """The configuration, the ledger, what it recorded, and the engine that it shows; with a trace's arrivals in place
-    of the recorded ones, where there is one. Raises InvalidRequest where no engine was seen."""
+) -> tuple[Config, LedgerQueries, list[Recorded], Basis | None]:
+    """The configuration, the ledger, what it recorded, and the engine that it shows, if one does; with a trace's
+    arrivals in place of the recorded ones, where there is one."""
     import msgspec
 
     from millicent import config
@@ -96,10 +99,10 @@ def prepared(
     queries = ledger.open_ledger()
     with progress() as said:
         _, recorded = read_traffic(queries, given, said)
-        main_engine(recorded)
+        if trace is not None:
+            main_engine(recorded)
         basis = engine_basis(settings, queries, recorded, said, kv_tokens)
-        assert basis is not None
-    if trace is not None:
+    if trace is not None and basis is not None:
         basis = msgspec.structs.replace(basis, arrivals=tuple(read_trace(trace)))
     return settings, queries, recorded, basis
 
@@ -207,6 +210,13 @@ def _breaks(found: Scale) -> list[str]:
 def _machines(found: Scale) -> list[str]:
     from millicent.cli import show
 
+    if found.elsewhere:
+        costs = [
+            (f"{each.multiple}x", f"{each.requests_per_month:,}", show.amount(each.busy_cost_per_month))
+            for each in found.scaled
+        ]
+        names = ("TRAFFIC", "REQUESTS/MONTH", "RECEIPTS/MONTH")
+        return ["What it costs, times staying as they were measured:", show.table(names, costs, right=frozenset(names))]
     known = "assumed: twice what 95 in 100 wait now" if found.target_provenance == "assumed" else "stated"
     header = ("TRAFFIC", "REQUESTS/MONTH", "MACHINES", "BUSY", "P95 WAIT", "RECEIPTS/MONTH", "MACHINES/MONTH")
     rows = [

@@ -54,10 +54,14 @@ def replay(
     from millicent.cli import show
     from millicent.cli.plan_scale import about, prepared, progress
     from millicent.dashboard.scale_json import basis_body, latencies_body, outcome_body
+    from millicent.economics.recorded import main_engine
     from millicent.economics.replaying import Change
     from millicent.economics.replaying import replay as run_again
 
-    settings, _, _, basis = prepared(given, None, trace)
+    settings, _, recorded, basis = prepared(given, None, trace)
+    if basis is None:
+        main_engine(recorded)  # says that there is none
+        return
     change = Change(
         machines=machines,
         times=times,

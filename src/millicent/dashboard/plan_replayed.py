@@ -120,9 +120,7 @@ def _machines(found: Body) -> Table:
             (
                 _times(each["multiple"]),
                 tables.count(each["requests_per_month"]),
-                Cell(Figure("none do", "", "not even many more"), None)
-                if each["machines"] is None
-                else tables.count(each["machines"]),
+                _count_of(found, each["machines"]),
                 _part(None if each["outcome"] is None else each["outcome"]["utilization"]),
                 _time(each["p95_wait_ms"]),
                 _money(each["busy_cost_per_month_usd"]),
@@ -218,6 +216,12 @@ def _lever(lever: Body) -> tuple[Cell, ...]:
         tables.money(Money.total(monthly), Provenance.ESTIMATED),
         _part(lever["share"]),
     )
+
+
+def _count_of(found: Body, machines: int | None) -> Cell:
+    if found["elsewhere"]:
+        return Cell(Figure("—", "", "it runs elsewhere, and is paid by the token"), None)
+    return Cell(Figure("none do", "", "not even many more"), None) if machines is None else tables.count(machines)
 
 
 def _times(multiple: float | None) -> Cell:

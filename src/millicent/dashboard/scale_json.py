@@ -60,10 +60,14 @@ def latencies_body(found: Latencies) -> dict[str, Any]:
     return {name: _latency(getattr(found, name)) for name in found.__struct_fields__}
 
 
-def scale_body(found: Scale, basis: Basis) -> dict[str, Any]:
+def scale_body(found: Scale, basis: Basis | None) -> dict[str, Any]:
     return {
         "object": "plan.scale",
-        "engine": basis_body(basis),
+        "elsewhere": found.elsewhere,
+        "model": found.model,
+        "placement": found.placement,
+        "answers": found.recorded,
+        "engine": None if basis is None else basis_body(basis),
         "requests_per_month": found.requests_per_month,
         "stretch": {"requests": found.stretch, "seconds": found.stretch_ns / 1e9},
         "latency_target_ms": _ms(found.target_ns),

@@ -260,6 +260,9 @@ class Site:
         if request.url.path.endswith(".json"):
             told = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
             return JSONResponse({"error": told}, error.status)
+        if request.method == "POST":  # there is nothing to go back to but the form's page
+            here = self._here(request.url.path)
+            request = Request({**request.scope, "path": "/" if here is None else here.path})
         without_csv = Request({**request.scope, "query_string": b""})
         return self.answer(without_csv, "error.html", status=error.status, error=error)
 

@@ -102,18 +102,21 @@ def superposed(arrivals: Sequence[Arrival], copies: int) -> list[Arrival]:
     but for the one at its seam. Whoever grows is taken to be more users of the same kind: a copy's prefixes are shared
     with the original's, its tenants and keys too.
     """
-    if copies == 1 or not arrivals:
+    if copies == 1:
         return list(arrivals)
-    start_ns = arrivals[0].at_ns
-    span_ns = span_of(arrivals)
-    every: list[Arrival] = []
-    for copy in range(copies):
-        shift_ns = span_ns * copy // copies
-        every += [
-            msgspec.structs.replace(each, at_ns=start_ns + (each.at_ns - start_ns + shift_ns) % span_ns)
-            for each in arrivals
-        ]
-    return sorted(every, key=lambda each: each.at_ns)
+    return [msgspec.structs.replace(arrivals[i], at_ns=at_ns) for at_ns, i in moments(arrivals, copies)]
+
+
+def moments(arrivals: Sequence[Arrival], copies: int) -> list[tuple[int, int]]:
+    """When each copy of each comes, and which it is of; in order."""
+    if not arrivals:
+        return []
+    start_ns, span_ns = arrivals[0].at_ns, span_of(arrivals)
+    return sorted(
+        (start_ns + (each.at_ns - start_ns + span_ns * copy // copies) % span_ns, i)
+        for copy in range(copies)
+        for i, each in enumerate(arrivals)
+    )
 
 
 def span_of(arrivals: Sequence[Arrival]) -> int:
@@ -124,10 +127,15 @@ def span_of(arrivals: Sequence[Arrival]) -> int:
 
 def busiest(arrivals: Sequence[Arrival], most: int) -> list[Arrival]:
     """The `most` requests in a row that came in the shortest time; all, where there are no more."""
-    if len(arrivals) <= most:
-        return list(arrivals)
-    first = min(range(len(arrivals) - most + 1), key=lambda i: arrivals[i + most - 1].at_ns - arrivals[i].at_ns)
+    first = busiest_from(arrivals, most)
     return list(arrivals[first : first + most])
+
+
+def busiest_from(arrivals: Sequence[Arrival], most: int) -> int:
+    """Which is the first of them."""
+    starts = range(max(1, len(arrivals) - most + 1))
+    last = len(arrivals) - 1
+    return min(starts, key=lambda i: arrivals[min(last, i + most - 1)].at_ns - arrivals[i].at_ns)
 
 
 def total_tokens(arrivals: Iterable[Arrival]) -> tuple[int, int]:

@@ -74,7 +74,7 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
         course = simulate(
             arrivals, machine, machines=machines, max_concurrent=max_concurrent, gate=gate, progress=progress
         )
-        return course, outcome(course, machine, self.rates.receipt, self.rates.hour)
+        return course, outcome(course, machine.kv_blocks, self.rates.receipt, self.rates.hour)
 
 
 def basis_of(

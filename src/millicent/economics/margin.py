@@ -78,7 +78,7 @@ class PlanMargin(msgspec.Struct, frozen=True, kw_only=True):
 
 class MarginReport(msgspec.Struct, frozen=True):
     """Least margin first. `mends` says, by feature, what would bring one that earns something to its target. `over` are
-    the users that cost more than their plan leaves, worst first, up to `MOST_USERS` of them."""
+    the users that cost more than their plan leaves, those who pay first, up to `MOST_USERS` of them."""
 
     by: By
     from_ns: int
@@ -317,7 +317,8 @@ def _plans(
 
 
 def _over(members: Sequence[_Member], plans: Mapping[str, tuple[str, PlanConfig]]) -> list[PayingUser]:
-    """The users that cost more than their plan's target leaves, those with the greatest excess first."""
+    """The users that cost more than their plan's target leaves: those who pay something first, since of a free plan
+    that is everybody, then those with the greatest excess."""
     sums: dict[tuple[str, str], tuple[Money, Money]] = {}
     for member in members:
         paid, cost = sums.get((member.use.user, member.tier), (ZERO, ZERO))
@@ -327,7 +328,7 @@ def _over(members: Sequence[_Member], plans: Mapping[str, tuple[str, PlanConfig]
         allowed = allowance(paid, plans[tier][1].margin_target)
         if cost > allowed:
             found.append(PayingUser(user=user, tier=tier, paid=paid, cost=cost, allowed=allowed, losing=cost > paid))
-    return sorted(found, key=lambda each: (each.allowed.nanousd - each.cost.nanousd, each.user))
+    return sorted(found, key=lambda each: (each.paid <= ZERO, each.allowed.nanousd - each.cost.nanousd, each.user))
 
 
 def _targets(by: By, books: Books, members: Sequence[_Member]) -> dict[str | None, Decimal]:

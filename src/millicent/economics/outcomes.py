@@ -11,7 +11,7 @@ import msgspec
 
 from millicent.core.money import Money
 from millicent.economics.recorded import Recorded
-from millicent.economics.simulator import Course, Machine
+from millicent.economics.simulator import Course
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -58,9 +58,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def outcome(
-    course: Course, machine: Machine, receipt_usd_per_hour: Decimal | None, usd_per_hour: Decimal | None
+    course: Course, kv_blocks: int, receipt_usd_per_hour: Decimal | None, usd_per_hour: Decimal | None
 ) -> Outcome:
-    """An hour of one machine, as receipts are priced and as it costs."""
+    """An hour of one machine, as receipts are priced and as it costs. `kv_blocks` are those of each machine."""
     answered = [fate for fate in course.fates if fate.refused is None]
     targeted = [fate.in_time for fate in course.fates if fate.in_time is not None]
     busy_ns = round(math.fsum(load.busy_ns for load in course.loads))
@@ -73,7 +73,7 @@ def outcome(
         wall_ns=round(course.wall_ns),
         busy_ns=busy_ns,
         utilization=busy_ns / machines_ns if machines_ns else 0.0,
-        kv_peak=max((load.kv_peak for load in course.loads), default=0) / machine.kv_blocks,
+        kv_peak=max((load.kv_peak for load in course.loads), default=0) / kv_blocks,
         preemptions=sum(load.preemptions for load in course.loads),
         input_tokens=sum(fate.arrival.input_tokens for fate in answered),
         cached_tokens=sum(fate.cached_tokens for fate in answered),

@@ -23,12 +23,12 @@ from millicent.economics.outcomes import Outcome, latency_of
 from millicent.economics.recorded import Recorded
 from millicent.economics.simulator import Course, Gate
 
-# So many requests are simulated at once, at most; the stretch has at least _LEAST.
+# So many requests are simulated at once, at most; the stretch has at least LEAST_STRETCH.
 MOST_SIMULATED = 10_000
-_LEAST = 100
-_LADDER = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
+LEAST_STRETCH = 100
+LADDER = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 # Without a target: as long as 95 in 100 take at most twice what they take now.
-_ASSUMED_TARGET = 2
+ASSUMED_TARGET = 2
 _HOURS_PER_MONTH = 730
 _MOST_MACHINES = 4096
 _WITHIN = 30
@@ -64,8 +64,8 @@ class Rung(msgspec.Struct, frozen=True):
 
 
 class Scaled(msgspec.Struct, frozen=True, kw_only=True):
-    """So many times the traffic on as few machines as meet the target; None where none do. Monthly amounts are at the
-    recorded pace times the multiple, the machines being up all the time."""
+    """So many times the traffic on as few machines as meet the target; None where none do, and where none are ours.
+    Monthly amounts are at the recorded pace times the multiple, the machines being up all the time."""
 
     multiple: int
     machines: int | None
@@ -77,10 +77,12 @@ class Scaled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """`target_ns` is what 95 in 100 may wait: for the first token where they stream, else for the whole answer."""
+    """`target_ns` is what 95 in 100 may wait: for the first token where they stream, else for the whole answer.
+    `elsewhere`: all of it was paid by the token; what was measured of its times is taken to stay."""
 
     model: str
     placement: str
+    elsewhere: bool = False
     recorded: int
     stretch: int
     stretch_ns: int
@@ -104,14 +106,14 @@ def scale(
     progress: Callable[[str], object] = str,
 ) -> Scale:
     """`everything` also has what ran elsewhere, which counts towards budgets and connections."""
-    stretch = busiest(basis.arrivals, max(_LEAST, most // max(multiples)))
-    monthly = _per_month(basis.arrivals)
+    stretch = busiest(basis.arrivals, max(LEAST_STRETCH, most // max(multiples)))
+    monthly = per_month(basis.arrivals)
     now, wait_ns = _climb(basis, stretch, 1, limits.machines)
     provenance = Provenance.MEASURED
     if target_ns is None:
-        target_ns, provenance = _ASSUMED_TARGET * (wait_ns or 0), Provenance.ASSUMED
+        target_ns, provenance = ASSUMED_TARGET * (wait_ns or 0), Provenance.ASSUMED
     ladder, breaks = _grow(basis, stretch, limits, max(multiples), target_ns, gate, progress)
-    breaks += [*_budget_breaks(everything, limits.budgets), *_connection_breaks(everything, limits.connections)]
+    breaks += [*budget_breaks(everything, limits.budgets), *connection_breaks(everything, limits.connections)]
     return Scale(
         model=basis.model,
         placement=basis.placement,
@@ -162,11 +164,11 @@ def _grow(
     """More and more on what there is, until the machines are full and nothing new can be seen."""
     ladder: list[Rung] = []
     breaks: dict[str, Break] = {}
-    for multiple in [each for each in _LADDER if each < largest] + [largest]:
+    for multiple in [each for each in LADDER if each < largest] + [largest]:
         progress(f"{multiple} times the traffic on what there is now")
         found, wait_ns = _climb(basis, stretch, multiple, limits.machines, limits.max_concurrent, gate)
         held_at = ladder[-1].multiple if ladder else None
-        for what, name, why in _broken(found, wait_ns, target_ns, limits):
+        for what, name, why in broken(found, wait_ns, target_ns, limits):
             breaks.setdefault(name, Break(what, name, multiple, held_at, why))
         ladder.append(Rung(multiple, found, wait_ns))
         if found.utilization > 0.99 and any(each.what == "latency" for each in breaks.values()):
@@ -174,7 +176,7 @@ def _grow(
     return ladder, list(breaks.values())
 
 
-def _broken(found: Outcome, wait_ns: int | None, target_ns: int, limits: Limits) -> list[tuple[str, str, str]]:
+def broken(found: Outcome, wait_ns: int | None, target_ns: int, limits: Limits) -> list[tuple[str, str, str]]:
     """What, its name, and what is seen of it."""
     broken = []
     if wait_ns is not None and wait_ns > target_ns:
@@ -251,7 +253,7 @@ def _scaled(
         outcome=found_outcome,
         p95_wait_ns=wait_ns,
         requests_per_month=requests,
-        busy_cost_per_month=_times(found_outcome.busy_cost, requests, found_outcome.answered),
+        busy_cost_per_month=monthly_cost(found_outcome.busy_cost, requests, found_outcome.answered),
         wall_cost_per_month=None
         if hour is None
         else Money.of_time(enough * part * _HOURS_PER_MONTH * NS_PER_HOUR, hour),
@@ -262,18 +264,18 @@ def _busy_machines(found: Outcome, span_ns: int) -> int:
     return -(-found.busy_ns // span_ns)
 
 
-def _times(amount: Money | None, requests: int, answered: int) -> Money | None:
+def monthly_cost(amount: Money | None, requests: int, answered: int) -> Money | None:
     """What so many requests cost when so many of them cost this."""
     if amount is None or not answered:
         return None
     return Money.price(Decimal(requests), amount.usd / answered)
 
 
-def _per_month(arrivals: Sequence[Arrival]) -> int:
+def per_month(arrivals: Sequence[Arrival]) -> int:
     return round(Fraction(len(arrivals) * _HOURS_PER_MONTH * NS_PER_HOUR, span_of(arrivals)))
 
 
-def _budget_breaks(everything: Sequence[Recorded], budgets: Sequence[Budget]) -> list[Break]:
+def budget_breaks(everything: Sequence[Recorded], budgets: Sequence[Budget]) -> list[Break]:
     """A hard budget refuses when the dearest period of its dearest subject has grown to its limit."""
     breaks = []
     for budget in budgets:
@@ -291,7 +293,7 @@ def _budget_breaks(everything: Sequence[Recorded], budgets: Sequence[Budget]) ->
     return breaks
 
 
-def _connection_breaks(everything: Sequence[Recorded], connections: dict[str, int]) -> list[Break]:
+def connection_breaks(everything: Sequence[Recorded], connections: dict[str, int]) -> list[Break]:
     """As many calls as there are connections may run, and as many again wait."""
     breaks = []
     for placement, most in connections.items():

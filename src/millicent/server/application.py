@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ from millicent.core.identifiers import Ids
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.admin import Admin
-from millicent.server.authentication import Authentication, caller_of
+from millicent.server.authentication import Authentication, caller_of, is_page
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.families import family_of, is_anthropic
@@ -47,6 +48,8 @@ from millicent.wire import receipts as receipts_wire
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+MissingPage = Callable[[str], Response]
+"""What a browser is shown at an address where nothing is."""
 _MAX_PAGE = 1000
 _FILTERS = ("key", "team", "user", "feature", "tier", "conversation", "run", "model", "status")
 
@@ -99,6 +102,7 @@ class Server:
         keys: KeyRing,
         limiter: RateLimiter,
         sign_in_page: SignInPage,
+        missing_page: MissingPage | None = None,
         tokenizers: Tokenizers | None = None,
         pages: Sequence[BaseRoute] = (),
     ) -> None:
@@ -145,7 +149,11 @@ class Server:
         self.asgi: ASGIApp = Starlette(
             routes=[*routes, *pages],
             middleware=middleware,
-            exception_handlers={MillicentError: _on_error, HTTPException: _on_http_error, Exception: _on_bug},
+            exception_handlers={
+                MillicentError: _on_error,
+                HTTPException: partial(_on_http_error, missing_page),
+                Exception: _on_bug,
+            },
         )
 
     async def _alive(self, _: Request) -> Response:
@@ -328,8 +336,10 @@ async def _on_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
+async def _on_http_error(missing_page: MissingPage | None, request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if missing_page is not None and error.status_code == 404 and is_page(request.scope):
+        return missing_page(request.url.path)
     if error.status_code == 404:
         named: MillicentError = NotFound(f"There is nothing at `{request.url.path[:100]}`: see docs/api.md.")
     elif error.status_code == 405:

@@ -44,7 +44,7 @@ class Authentication:
             caller = await self._caller(headers)
             _permit(caller, scope["method"], path)
         except Unauthorized as error:
-            if _is_page(scope["method"], path, headers):
+            if is_page(scope):
                 await RedirectResponse(f"{SIGN_IN}?next={quote(path)}", 303)(scope, receive, send)
             else:
                 await send_error(send, family_of(scope), error, headers={"www-authenticate": "Bearer"})
@@ -84,6 +84,7 @@ def _permit(caller: Caller, method: str, path: str) -> None:
         caller.demand(caller.runs_models, "run models")
 
 
-def _is_page(method: str, path: str, headers: Mapping[str, str]) -> bool:
-    html = "text/html" in headers.get("accept", "")
-    return method == "GET" and html and not path.startswith((*_API, "/admin"))
+def is_page(scope: Scope) -> bool:
+    """Whether a browser asks for a page."""
+    html = "text/html" in headers_of(scope).get("accept", "")
+    return scope["method"] == "GET" and html and not scope["path"].startswith((*_API, "/admin"))
