@@ -64,7 +64,10 @@ def _page(site: Site, replays: Replays, title: str, name: str, options: tuple[st
             except InvalidRequest as error:
                 trouble = error.message
         shown = [] if found is None else tables_of(found)
-        return site.answer(request, f"plan_{name}.html", shown=shown, selection=selection, found=found, trouble=trouble)
+        assumed = found is not None and found.get("latency_target_provenance") == Provenance.ASSUMED
+        known = Provenance.ASSUMED if assumed else None
+        told: dict[str, Any] = {"found": found, "trouble": trouble, "target_known": known}
+        return site.answer(request, f"plan_{name}.html", shown=shown, selection=selection, **told)
 
     async def as_json(request: Request) -> Response:
         _, task = ask(request)

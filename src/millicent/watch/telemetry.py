@@ -93,20 +93,26 @@ class Telemetry:
         self._features = frozenset(features)
         self._waiting: queue.Queue[_Told | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._send, name="telemetry", daemon=True)
+        self._counting = threading.Lock()
         self._dropped = 0
-        self._failed = 0
+        self._unsent = 0  # on their way to the collector, or waiting for that
+        self._given_up = False
 
     @property
     def dropped(self) -> int:
         """Receipts of which nothing was sent: the queue was full, or the collector didn't take them."""
-        return self._dropped + self._failed
+        return self._dropped
 
     def settled(self, receipt: Receipt) -> None:
         trace = CURRENT.get() or trace_of({}, sampled=False)
+        with self._counting:
+            self._unsent += trace.sampled
         try:
             self._waiting.put_nowait(_Told(receipt, trace))
         except queue.Full:
-            self._dropped += 1
+            with self._counting:
+                self._unsent -= trace.sampled
+                self._dropped += 1
 
     def start(self) -> None:
         self._thread.start()
@@ -117,8 +123,11 @@ class Telemetry:
             self._waiting.put(None, timeout=_LAST_S)
         except queue.Full:
             log.warning("telemetry: the collector takes nothing; what waits is dropped")
-            return
-        self._thread.join(_LAST_S)
+        else:
+            self._thread.join(_LAST_S)
+        with self._counting:  # nobody waits any longer for what is still on its way
+            self._given_up = True
+            self._dropped += self._unsent
 
     def _send(self) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -166,8 +175,12 @@ class Telemetry:
         except Exception:
             log.exception("telemetry: spans could not be made")
             result = SpanExportResult.FAILURE
-        if result is not SpanExportResult.SUCCESS:
-            self._failed += len(batch)
+        taken = result is SpanExportResult.SUCCESS
+        with self._counting:
+            if not self._given_up:
+                self._unsent -= len(batch)
+                self._dropped += 0 if taken else len(batch)
+        if not taken:
             log.warning("telemetry: the collector didn't take the spans of %d requests", len(batch))
 
 
