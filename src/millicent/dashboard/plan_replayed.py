@@ -66,8 +66,15 @@ def _page(site: Site, replays: Replays, title: str, name: str, options: tuple[st
         shown = [] if found is None else tables_of(found)
         assumed = found is not None and found.get("latency_target_provenance") == Provenance.ASSUMED
         known = Provenance.ASSUMED if assumed else None
-        told: dict[str, Any] = {"found": found, "trouble": trouble, "target_known": known}
-        return site.answer(request, f"plan_{name}.html", shown=shown, selection=selection, **told)
+        return site.answer(
+            request,
+            f"plan_{name}.html",
+            shown=shown,
+            selection=selection,
+            found=found,
+            trouble=trouble,
+            target_known=known,
+        )
 
     async def as_json(request: Request) -> Response:
         _, task = ask(request)
