@@ -1,6 +1,6 @@
 """Is a difficulty score worth routing by? RouteLLM's MMLU pairs: Mixtral-8x7B beside GPT-4, graded right or wrong.
 
-    python bench/routing.py [FOLDER]
+    python bench/routing.py FOLDER
 
 FOLDER holds `mmlu/*.csv` and `contaminated_prompts.jsonl` (github.com/lm-sys/RouteLLM). Two cross-validations: random
 folds, where each subject is known from its other questions, and whole subjects left out, which is what prompts of a new
@@ -84,4 +84,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data/routellm"))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python bench/routing.py FOLDER")
+    main(Path(sys.argv[1]))
