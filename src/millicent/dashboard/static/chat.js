@@ -17,6 +17,7 @@ let running = null; // the AbortController of the answer being written
 let key = ""; // pasted by the user when the server asks; kept in memory only
 let countdown = null;
 let following = true; // the end of the conversation is in sight
+let lastTop = 0;
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -50,10 +51,20 @@ function closeTurn(foot, turn) {
   if (turn.receipt) foot.append(" · ", receiptLink(turn.receipt, "receipt"));
 }
 
+/** Whether the reader is at the end, or went up. A panel that opens below moves the end away too: that is no wish. */
+function look() {
+  const top = transcript.scrollTop;
+  if (transcript.scrollHeight - top - transcript.clientHeight < 60) following = true;
+  else if (top < lastTop) following = false;
+  lastTop = top;
+}
+
 /** Makes a change and keeps the end in sight, unless the reader scrolled up. */
 function followed(change) {
+  look();
   change();
   if (following) transcript.scrollTop = transcript.scrollHeight;
+  lastTop = transcript.scrollTop;
 }
 
 function sentence(text) {
@@ -225,6 +236,7 @@ function submit() {
   }
   turns.push({ role: "user", content: text });
   following = true;
+  lastTop = 0;
   followed(() => addTurn(turns.at(-1)));
   prompt.value = "";
   save();
@@ -241,9 +253,7 @@ prompt.addEventListener("keydown", (event) => {
     submit();
   }
 });
-transcript.addEventListener("scroll", () => {
-  following = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 60;
-});
+transcript.addEventListener("scroll", look);
 stop.addEventListener("click", () => running?.abort());
 at("new-chat").addEventListener("click", () => {
   const ended = running;
