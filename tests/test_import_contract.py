@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
-from source_tree import PACKAGE, imports_of, modules, name_of
+from source_tree import PACKAGE, ROOT, imports_of, modules, name_of, tree_of
 
 # Room: what it may import of ours besides core and itself. A dotted name allows that module and what is below it.
 CONTRACT: dict[str, tuple[str, ...]] = {
@@ -111,3 +114,24 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def _asked_for(*extras: str) -> set[str]:
+    """What an installation brings, by the names it is imported by."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return {re.split(r"[<>=;\[ ]", line, maxsplit=1)[0].replace("-", "_").lower() for line in lines}
+
+
+def test_a_plain_installation_has_what_is_imported_at_once() -> None:
+    wrong = []
+    for path in modules().values():
+        room = path.relative_to(PACKAGE).parts[0]
+        there = _asked_for(*(("engine", "gpu") if room == "engine" else ()))
+        for statement in tree_of(path).body:
+            names = [each.name for each in statement.names] if isinstance(statement, ast.Import) else []
+            if isinstance(statement, ast.ImportFrom) and not statement.level:
+                names = [statement.module or ""]
+            tops = {name.partition(".")[0] for name in names} - {"millicent", *sys.stdlib_module_names}
+            wrong += [f"{name_of(path)}: {top}" for top in tops if top.lower() not in there]
+    assert not wrong, f"imported at once, and in no dependency: {wrong}"
