@@ -106,6 +106,7 @@ def report(
 ) -> None:
     """Sum up what was spent, by whatever it was spent on; and what a useful output costs, where any was rated."""
     from millicent.cli import economics, show, worth
+    from millicent.ledger.queries import Totals
 
     asked = [name for name in economics.FLAGS if given.pop(name)] + (["change"] if change else [])
     if routing + cache + waste + predictivity + len(asked) > 1:
@@ -148,7 +149,7 @@ def report(
         return
     header = (by.upper(), "REQUESTS", "IN", "OUT", "ACCELERATOR", "COST", "UNPRICED", "ASSUMED", "UNKNOWN USAGE")
     rows = [_totals_row(each) for each in totals]
-    print(show.table(header, [*rows, _sum_row(totals)], right=frozenset(header[1:])))
+    print(show.table(header, [*rows, _totals_row(Totals.together(totals, "total"))], right=frozenset(header[1:])))
     if rated := [useful[each.group] for each in totals if each.group in useful and useful[each.group].rated]:
         print("\n" + worth.useful_table(by, rated))
     if aims:
@@ -262,25 +263,6 @@ def _totals_row(totals: Totals) -> tuple[str, ...]:
         show.duration(totals.serving_ns),
         totals.cost.human(),
         *(f"{figure:,}" for figure in figures),
-    )
-
-
-def _sum_row(totals: list[Totals]) -> tuple[str, ...]:
-    from millicent.core.money import Money
-    from millicent.ledger.queries import Totals
-
-    return _totals_row(
-        Totals(
-            group="total",
-            requests=sum(each.requests for each in totals),
-            input_tokens=sum(each.input_tokens for each in totals),
-            output_tokens=sum(each.output_tokens for each in totals),
-            serving_ns=sum(each.serving_ns for each in totals),
-            cost=Money.total(each.cost for each in totals),
-            unpriced=sum(each.unpriced for each in totals),
-            assumed=sum(each.assumed for each in totals),
-            unknown_usage=sum(each.unknown_usage for each in totals),
-        )
     )
 
 

@@ -55,7 +55,7 @@ def figures_of(site: Site, selection: Selection, latest: int = LATEST) -> dict[s
         "more": page.next is not None,
         "by_feature": by_feature,
         "by_model": totals(site.queries, "model", selection.where),
-        "total": sum_of(by_feature),
+        "total": Totals.together(by_feature),
         "assumed_rates": assumed_rates(site.queries, site.clock),
         "empty": empty,
         "first_model": next(iter(site.models()), "MODEL"),
@@ -72,20 +72,6 @@ def assumed_rates(queries: Queries, clock: Clock) -> list[Account]:
     recent = queries.accounts(hour_start_ns(now_ns) - NS_PER_HOUR, now_ns + 1)
     latest = {account.placement: account for account in sorted(recent, key=lambda account: account.hour_ns)}
     return [account for account in latest.values() if account.rate_provenance is Provenance.ASSUMED]
-
-
-def sum_of(groups: list[Totals]) -> Totals:
-    return Totals(
-        group=None,
-        requests=sum(group.requests for group in groups),
-        input_tokens=sum(group.input_tokens for group in groups),
-        output_tokens=sum(group.output_tokens for group in groups),
-        serving_ns=sum(group.serving_ns for group in groups),
-        cost=Money.total(group.cost for group in groups),
-        unpriced=sum(group.unpriced for group in groups),
-        assumed=sum(group.assumed for group in groups),
-        unknown_usage=sum(group.unknown_usage for group in groups),
-    )
 
 
 def _hourly(selection: Selection) -> bool:

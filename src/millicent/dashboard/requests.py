@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from millicent.core.clock import iso_utc
 from millicent.core.errors import NotFound
 from millicent.dashboard import exports
-from millicent.dashboard.overview import sum_of, totals
+from millicent.dashboard.overview import totals
 from millicent.dashboard.search import SEARCH, search
 from millicent.dashboard.selection import GROUPED, PAGED
 from millicent.dashboard.site import Page, Site
@@ -53,7 +53,7 @@ class _Receipts:
             selection=selection,
             page=page,
             groups=groups,
-            total=sum_of(groups),
+            total=Totals.together(groups),
             models=self._site.models(),
         )
 

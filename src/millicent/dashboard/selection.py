@@ -13,6 +13,7 @@ import msgspec
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Status
+from millicent.core.zones import find_zone
 from millicent.dashboard import zones
 from millicent.ledger.queries import RUNNING, GroupBy, ReceiptFilter
 
@@ -82,7 +83,7 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
         if value.strip():
             params[name] = value.strip()
     zone = params.get("zone", "UTC")
-    clocks = zones.find(zone)
+    clocks = find_zone(zone, "zone")
     if "from" in params or "to" in params:
         params.pop("range", None)
         range_name = None

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta, tzinfo
-from functools import lru_cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from datetime import UTC, datetime, timedelta
 
 from millicent.core.clock import NS_PER_S
-from millicent.core.errors import InvalidRequest
+from millicent.core.zones import find_zone
 
 # Offered in the list; any other IANA name may be written.
 CHOICES = (
@@ -35,19 +33,6 @@ CHOICES = (
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Rendering a page is one call, and its many small parts all show times: the zone is handed to them beside the values.
 _zone: ContextVar[str] = ContextVar("zone", default="UTC")
-
-
-@lru_cache(maxsize=64)
-def find(name: str) -> tzinfo:
-    """Raises InvalidRequest for a zone that nobody knows."""
-    if name == "UTC":
-        return UTC
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidRequest(
-            f"zone={name!r} is no time zone that is known here; write one like Europe/Berlin", param="zone"
-        ) from None
 
 
 @contextmanager
@@ -84,4 +69,4 @@ def utc_ns(moment: datetime) -> int:
 
 
 def _local(utc_ns: int) -> datetime:
-    return datetime.fromtimestamp(utc_ns // NS_PER_S, find(_zone.get()))
+    return datetime.fromtimestamp(utc_ns // NS_PER_S, find_zone(_zone.get()))

@@ -115,6 +115,21 @@ class Totals(msgspec.Struct, frozen=True):
     assumed: int
     unknown_usage: int
 
+    @classmethod
+    def together(cls, groups: Sequence[Totals], name: str | None = None) -> Totals:
+        """The sum of groups that share no receipt, under a name of its own."""
+        return cls(
+            group=name,
+            requests=sum(group.requests for group in groups),
+            input_tokens=sum(group.input_tokens for group in groups),
+            output_tokens=sum(group.output_tokens for group in groups),
+            serving_ns=sum(group.serving_ns for group in groups),
+            cost=Money.total(group.cost for group in groups),
+            unpriced=sum(group.unpriced for group in groups),
+            assumed=sum(group.assumed for group in groups),
+            unknown_usage=sum(group.unknown_usage for group in groups),
+        )
+
 
 class Sample(msgspec.Struct, frozen=True):
     """One closed receipt. Tokens are None where unknown; `met` is None where it had no latency target."""

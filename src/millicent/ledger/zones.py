@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from millicent.core.clock import NS_PER_S
-from millicent.core.errors import InvalidRequest
+from millicent.core.zones import find_zone
 
 _DAY_S = 86_400
 
@@ -19,7 +18,7 @@ def labels(by: Literal["month", "day", "hour"], zone: str) -> Callable[[int], st
 
     Asked for many times in a row, it looks each up once. Raises InvalidRequest for a zone that nobody knows.
     """
-    clocks = _zone(zone)
+    clocks = find_zone(zone)
     per_s = 3600 if by == "hour" else _DAY_S
 
     @cache
@@ -45,16 +44,3 @@ def labels(by: Literal["month", "day", "hour"], zone: str) -> Callable[[int], st
         return name(local_s - local_s % per_s, ahead_s)
 
     return label
-
-
-def _zone(name: str) -> tzinfo:
-    if name == "UTC":
-        return UTC
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidRequest(
-            f"no time zone {name!r} is known here: write one like Europe/Berlin (on a system without any, install "
-            "the package tzdata)",
-            param="timezone",
-        ) from None

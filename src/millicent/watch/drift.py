@@ -64,24 +64,10 @@ def _week(sums: Sums, from_ns: int) -> dict[tuple[str, str], Totals]:
     for dimension in _BY:
         groups = sorted(sums.totals(dimension, where), key=lambda group: -group.requests)
         if dimension == "feature" and groups:
-            found[ALL, ""] = _all(groups)
+            found[ALL, ""] = Totals.together(groups)
         for group in groups[:MOST_MEMBERS]:
             found[dimension, group.group or ""] = group
     return {who: totals for who, totals in found.items() if totals.requests >= _ENOUGH}
-
-
-def _all(groups: list[Totals]) -> Totals:
-    return Totals(
-        group=None,
-        requests=sum(group.requests for group in groups),
-        input_tokens=sum(group.input_tokens for group in groups),
-        output_tokens=sum(group.output_tokens for group in groups),
-        serving_ns=sum(group.serving_ns for group in groups),
-        cost=Money.total(group.cost for group in groups),
-        unpriced=sum(group.unpriced for group in groups),
-        assumed=sum(group.assumed for group in groups),
-        unknown_usage=sum(group.unknown_usage for group in groups),
-    )
 
 
 def _tokens(totals: Totals) -> Decimal | None:
