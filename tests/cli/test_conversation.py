@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 
 from millicent.cli import run
 from millicent.cli.client import Answered, Client
+from support.http_server import Handler, http_server
 from support.tiny_models import write_tiny_model
 
 RECEIPT = "rcpt_00000000000000000000000001"
@@ -44,7 +43,7 @@ ANSWER = [
 ]
 
 
-class Told(BaseHTTPRequestHandler):
+class Told(Handler):
     """Serves `answer`, or refuses with `refusal`; keeps what it was asked."""
 
     protocol_version = "HTTP/1.1"
@@ -54,13 +53,13 @@ class Told(BaseHTTPRequestHandler):
     keys: list[str | None]
 
     def do_GET(self) -> None:
-        self._send(200, json.dumps({"object": "list", "data": [{"id": "tiny"}]}).encode())
+        self.send_json({"object": "list", "data": [{"id": "tiny"}]})
 
     def do_POST(self) -> None:
-        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.asked.append(json.loads(self.read_body()))
         self.keys.append(self.headers["Authorization"])
         if self.refusal:
-            self._send(*self.refusal)
+            self.send(*self.refusal)
             return
         self.send_response(200)
         self.send_header("X-Millicent-Receipt", RECEIPT)
@@ -71,27 +70,12 @@ class Told(BaseHTTPRequestHandler):
                 self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             self.wfile.write(b"0\r\n\r\n")
 
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class calls it so
-        pass
-
 
 @contextmanager
 def told_server(answer: list[bytes], refusal: tuple[int, bytes] | None = None) -> Iterator[tuple[str, type[Told]]]:
     told = type("ToldHere", (Told,), {"answer": answer, "refusal": refusal, "asked": [], "keys": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), told) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", told
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(told) as url:
+        yield url, told
 
 
 def test_run_prints_the_answer_and_its_cost_beside_it(capsys: pytest.CaptureFixture[str]) -> None:

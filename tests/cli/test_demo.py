@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from random import Random
 from typing import ClassVar
@@ -27,6 +26,7 @@ from millicent.core.identifiers import SystemIds
 from millicent.core.request import Request
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.meter import Meter
+from support.http_server import Handler, http_server
 
 END_NS = parse_time_ns("2026-11-19T12:00")  # a Thursday: the week's Tuesday, on which the cost jumps, is behind it
 EVERYTHING = ReceiptFilter()
@@ -161,24 +161,17 @@ def test_the_demo_is_served_with_its_banner_and_answers_without_a_model(tmp_path
     assert receipt.attribution.tags == {"demo": "true", "mine": "1"}
 
 
-class Refusing(BaseHTTPRequestHandler):
+class Refusing(Handler):
     """Answers three requests, then lets nobody in."""
 
     asked: ClassVar[list[tuple[dict[str, str], dict[str, object]]]] = []
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.read_body())
         self.asked.append((dict(self.headers), body))
         status = 200 if len(self.asked) <= 3 else 401
         choices = [{"index": 0, "message": {"role": "assistant", "content": "Hm."}, "finish_reason": "stop"}]
-        answer = json.dumps({"choices": choices, "usage": {}} if status == 200 else {"error": {"message": "No."}})
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer.encode())
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
+        self.send_json({"choices": choices, "usage": {}} if status == 200 else {"error": {"message": "No."}}, status)
 
 
 def test_visitors_ask_as_anybody_does_until_they_are_refused(
@@ -186,17 +179,13 @@ def test_visitors_ask_as_anybody_does_until_they_are_refused(
 ) -> None:
     monkeypatch.setattr(demo_visitors, "_PAUSE_S", 0.001)
     monkeypatch.setattr(demo_visitors, "_AT_ONCE", 1)
-    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
-        answering = threading.Thread(target=server.serve_forever, daemon=True)
-        answering.start()
+    with http_server(Refusing) as url:
         visitors = demo_visitors.Visitors(Random(1))
-        visitors.hear(f"Millicent ready on http://127.0.0.1:{server.server_port}")
+        visitors.hear(f"Millicent ready on {url}")
         for thread in threading.enumerate():
             if thread.name == "demo visitor":
                 thread.join(30)
         visitors.leave()
-        server.shutdown()
-        answering.join(30)
     assert len(Refusing.asked) == 4
     for headers, body in Refusing.asked:
         feature = next(each for each in FEATURES if each.name == headers.get("X-Millicent-Feature"))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from millicent.core.clock import ManualClock
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.sqlite import SqliteLedger
 from support import receipts
+from support.http_server import Handler, http_server
 
 QUOTE = {
     "object": "quote",
@@ -33,34 +32,22 @@ QUOTE = {
 UNPRICED = QUOTE | {"model": "far", "ttft_ms": None, "cost_usd": None, "provenance": "unknown"}
 
 
-class Told(BaseHTTPRequestHandler):
+class Told(Handler):
     asked: list[dict[str, Any]]
 
     def do_GET(self) -> None:
-        self._send({"object": "list", "data": [{"id": "tiny"}]})
+        self.send_json({"object": "list", "data": [{"id": "tiny"}]})
 
     def do_POST(self) -> None:
-        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))) | {"path": self.path})
-        self._send({"object": "list", "data": [QUOTE, UNPRICED]})
-
-    def _send(self, body: object) -> None:
-        encoded = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(encoded)))
-        self.end_headers()
-        self.wfile.write(encoded)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
+        self.asked.append(json.loads(self.read_body()) | {"path": self.path})
+        self.send_json({"object": "list", "data": [QUOTE, UNPRICED]})
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
     Told.asked = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Told) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with http_server(Told) as url:
+        yield url
 
 
 def test_a_quote_is_asked_for_and_shown_side_by_side(url: str, capsys: pytest.CaptureFixture[str]) -> None:

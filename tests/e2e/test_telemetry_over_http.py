@@ -9,14 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import pytest
 
 from support.fake_upstream import Call, FakeUpstream, fake_upstream_in_a_thread, said, split
+from support.http_server import Handler, http_server
 from support.live import LiveServer, live_server
 
 pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
@@ -80,10 +80,10 @@ def collecting() -> Iterator[Collector]:
     made = Collector()
     made.takes.set()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Taking(Handler):
         def do_POST(self) -> None:
             made.takes.wait(60)
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.read_body()
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             made.headers.append({name.lower(): value for name, value in self.headers.items()})
@@ -94,24 +94,13 @@ def collecting() -> Iterator[Collector]:
                 assert self.path == "/v1/metrics"
                 for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
                     made.metrics |= {each.name: each for scope in resource.scope_metrics for each in scope.metrics}
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.send(200)
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield made
-    finally:
-        made.takes.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with http_server(Taking) as made.url:
+        try:
+            yield made
+        finally:
+            made.takes.set()
 
 
 def attributes(span: Any) -> dict[str, Any]:

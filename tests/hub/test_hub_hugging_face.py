@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from millicent.core.errors import ModelError, ModelNotFound
 from millicent.hub import list_installed, pull
 from millicent.hub.fetch import choose_files
+from support.http_server import Handler, http_server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORIES = {
@@ -29,17 +28,14 @@ REPOSITORIES = {
 }
 
 
-class FakeHub(BaseHTTPRequestHandler):
+class FakeHub(Handler):
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        self._answer()
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        self._answer()
 
-    def log_message(self, *args: object) -> None:
-        """Quiet."""
-
-    def _answer(self, *, with_body: bool) -> None:
+    def _answer(self) -> None:
         path = self.path.partition("?")[0].strip("/")
         headers: dict[str, str] = {}
         body, status = b"{}", 404
@@ -59,27 +55,16 @@ class FakeHub(BaseHTTPRequestHandler):
                 headers["ETag"] = f'"{hashlib.sha1(body).hexdigest()}"'
         if status == 404:
             headers["X-Error-Code"] = "RepoNotFound"
-        headers |= {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), "Content-Type": "application/json"}
-        self.send_response(status)
-        for header, value in headers.items():
-            self.send_header(header, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
+        headers |= {"X-Repo-Commit": COMMIT, "Content-Type": "application/json"}
+        self.send(status, body, headers)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    yield endpoint
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(FakeHub) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        yield endpoint
 
 
 def test_a_repository_comes_as_safetensors_and_configuration(hub: str, tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import msgspec
@@ -30,6 +28,7 @@ from millicent.watch.notifier import Notifier, Webhook
 from millicent.watch.store import add_messages, read_alerts, undelivered
 from millicent.watch.watcher import Watcher
 from support import receipts
+from support.http_server import Handler, http_server
 from support.watched_traffic import WatchedLedger
 
 
@@ -46,27 +45,14 @@ class Hook:
 def hook(*statuses: int) -> Iterator[Hook]:
     made = Hook(list(statuses))
 
-    class Handler(BaseHTTPRequestHandler):
+    class Told(Handler):
         def do_POST(self) -> None:
-            made.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(made.statuses.pop(0) if made.statuses else 200)
-            self.send_header("Location", "/elsewhere")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            made.bodies.append(json.loads(self.read_body()))
+            self.send(made.statuses.pop(0) if made.statuses else 200, headers={"Location": "/elsewhere"})
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    made.url = f"http://127.0.0.1:{server.server_port}/hook"
-    try:
+    with http_server(Told) as url:
+        made.url = f"{url}/hook"
         yield made
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def posted(made: Hook, clock: ManualClock, waits_s: list[int], *, private: bool = True) -> WatchedLedger:
