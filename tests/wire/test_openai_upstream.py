@@ -75,6 +75,18 @@ def test_a_plain_request_says_only_what_was_asked(server: str) -> None:
     assert body == {"model": "there", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
 
 
+@pytest.mark.parametrize("server", SERVERS)
+def test_several_prompts_go_in_one_call_where_that_is_understood(server: str) -> None:
+    asked: dict[str, Any] = {"dialect": "openai.completions", "messages": None, "prompt": "a", "choices": 1}
+    if not SERVERS[server].completions:
+        assert refused(server, **asked).param == "prompt"
+    elif SERVERS[server].several_prompts:
+        assert sent(server, **asked, further_prompts=((1, 2),))["prompt"] == ["a", [1, 2]]
+    else:
+        assert sent(server, **asked)["prompt"] == "a"
+        assert refused(server, **asked, further_prompts=("b",)).param == "prompt"
+
+
 def test_a_default_that_was_written_out_is_sent_and_one_that_was_not_is_left_to_the_server() -> None:
     asked, _ = openai_chat.decode(
         b'{"model": "small", "messages": [{"role": "user", "content": "hi"}], "temperature": 1, "top_k": 0}', {}, "r"

@@ -87,7 +87,7 @@ class OpenAIBackend:
         tokenizer = await self._tokenizer(request.model)
         if tokenizer is not None and request.embedding is None and not holds_images(request):
             call.tokenizer = tokenizer
-            call.input_tokens = len(await encode_prompt(request, tokenizer))
+            call.input_tokens = sum(map(len, await encode_prompt(request, tokenizer)))
         return call
 
     async def _tokenizer(self, model: str) -> Tokenizer | None:
@@ -119,7 +119,7 @@ class OpenAICall:
         self.sequences: tuple[int, ...] = ()
         self.input_tokens: int | None = None
         self.tokenizer: Tokenizer | None = None
-        self.max_output_tokens: int | None = None if wanted is None else wanted * request.choices
+        self.max_output_tokens: int | None = None if wanted is None else wanted * request.answers
         if request.embedding is not None:
             self.max_output_tokens = 0
         self._backend = backend
@@ -153,7 +153,7 @@ class OpenAIRun(UpstreamRun):
                     raise error
                 if self._done:
                     return
-            if not self._reader.ended(self._request.choices):
+            if not self._reader.ended(self._request.answers):
                 raise self._upstream.garbled("ended its answer in the middle")
             return
         if kind != "application/json":
@@ -164,7 +164,7 @@ class OpenAIRun(UpstreamRun):
         if self._request.embedding is None:
             for chunk in self._take(body):
                 yield chunk
-            if not self._reader.ended(self._request.choices):
+            if not self._reader.ended(self._request.answers):
                 raise self._upstream.garbled("answered without an answer")
             return
         try:
@@ -197,7 +197,7 @@ class OpenAIRun(UpstreamRun):
     def _end(self, error: MillicentError | None) -> End:
         reader = self._reader
         reasons = reader.reasons
-        complete = error is None or reader.ended(self._request.choices)
+        complete = error is None or reader.ended(self._request.answers)
         found = self._vectors or reader
         told = (found.served_model, found.cost, self._exchange.header("x-millicent-receipt") or found.id)
         if self._vectors is not None:
@@ -234,7 +234,7 @@ def estimated_input(request: Request) -> int:
     if request.embedding is not None:
         return sum(_estimated_text(text) for text in request.embedding.inputs)
     if request.messages is None:
-        return _estimated_text(request.prompt or "")
+        return sum(map(_estimated_text, request.prompts))
     characters = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in request.tools)
     for message in request.messages:
         characters += len(message.text) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)

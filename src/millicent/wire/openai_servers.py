@@ -44,6 +44,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     call_id_length: int | None = None  # it takes only identifiers of so many letters and digits
     cache_key: bool = False
     completions: bool = True
+    several_prompts: bool = True  # in one call for text
     embeddings: bool = True
 
 
@@ -102,6 +103,7 @@ SERVERS: dict[str, Server] = {
     ),
     "openrouter": Server(
         title="OpenRouter",
+        several_prompts=False,
         base_url="https://openrouter.ai/api/v1",
         lacks=frozenset({"n"}),
         takes=_same("top_k", "min_p", "repetition_penalty"),
@@ -148,12 +150,14 @@ SERVERS: dict[str, Server] = {
     ),
     "lmstudio": Server(
         title="LM Studio",
+        several_prompts=False,
         lacks=frozenset({"n", "logprobs", "parallel_tool_calls"}),
         takes=_same("top_k") | {"repetition_penalty": "repeat_penalty"},
         formats=frozenset({"json_schema"}),
     ),
     "mlx": Server(
         title="mlx-lm",
+        several_prompts=False,
         lacks=frozenset({"n", "logprobs", "tool_choice", "parallel_tool_calls"}),
         takes=_same("top_k", "min_p", "repetition_penalty"),
         formats=frozenset(),
@@ -161,6 +165,7 @@ SERVERS: dict[str, Server] = {
     ),
     "transformers": Server(
         title="transformers serve",
+        several_prompts=False,
         lacks=frozenset(
             {
                 "n",
@@ -181,6 +186,7 @@ SERVERS: dict[str, Server] = {
     ),
     "ollama": Server(
         title="Ollama",
+        several_prompts=False,
         base_url="http://127.0.0.1:11434/v1",
         lacks=frozenset({"n", "logit_bias", "tool_choice", "parallel_tool_calls"}),
         effort="reasoning_effort",

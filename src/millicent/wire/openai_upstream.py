@@ -196,8 +196,10 @@ class _Encoding:
                 param="prompt",
                 code="unsupported_parameter",
             )
-        prompt = request.prompt or ""
-        self.body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in request.prompts]
+        if len(prompts) > 1 and not self._server.several_prompts:
+            raise self._refuse("prompt", "`prompt` with more than one text")
+        self.body["prompt"] = prompts if len(prompts) > 1 else prompts[0]
         if request.sampling.logprobs is not None:
             self._set("logprobs", request.sampling.logprobs)
         if request.echo:
