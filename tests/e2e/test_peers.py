@@ -113,6 +113,11 @@ def test_llama_cpp_s_server(smollm2_path: Path, tmp_path: Path) -> None:
             several = client.completions.create(prompt=prompts, **asked)
             alone = [client.completions.create(prompt=prompt, **asked).choices[0].text for prompt in prompts]
             assert [choice.text for choice in several.choices] == alone
+            assert several.usage is not None
+            assert several.usage.completion_tokens == 8
+            two = client.chat.completions.create(**HELLO, n=2, max_tokens=3)
+            assert two.usage is not None
+            assert two.usage.completion_tokens == 6
             texts = ["", ""]
             for chunk in client.completions.create(prompt=prompts, **asked, stream=True):
                 for choice in chunk.choices:

@@ -65,7 +65,7 @@ class OpenAIBackend:
         self.upstream = Upstream(
             f"{server.title} (placement `{placement}`)", base_url, config, clock, headers=headers, secrets=secrets
         )
-        self._server = server
+        self.server = server
         self._models = dict(models)
         self._azure_version = config.api_version
         self._service_tier = service_tier
@@ -82,7 +82,7 @@ class OpenAIBackend:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"model: {request.model} is not at {self.upstream.who}: {known}", param="model")
         cache_key = self.upstream.config.prompt_caching == "auto"
-        sent = encode(request, model, self._server, self.upstream.who, self._service_tier, cache_key=cache_key)
+        sent = encode(request, model, self.server, self.upstream.who, self._service_tier, cache_key=cache_key)
         call = OpenAICall(self, request, model, sent)
         tokenizer = await self._tokenizer(request.model)
         if tokenizer is not None and request.embedding is None and not holds_images(request):
@@ -137,7 +137,7 @@ class OpenAIRun(UpstreamRun):
         self._request = request
         self._call = call
         self._said: list[str] = []  # for the tokenizer, where there is one
-        self._reader = AnswerReader()
+        self._reader = AnswerReader(choices=request.choices if backend.server.usage_of_each else None)
         self._done = False
         self._vectors: VectorsReader | None = None
 

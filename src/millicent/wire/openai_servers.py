@@ -23,7 +23,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     what it calls fields of OpenAI's.
 
     `effort` is the field that says how much to think, and `efforts` the words it takes there. `thoughts` is the field
-    of a message that holds what was thought before it. `running_usage`: each chunk can have the usage so far.
+    of a message that holds what was thought before it. `running_usage`: each chunk can have the usage so far;
+    `usage_of_each`: that of each of several answers comes by itself.
     `cache_key`: prompts of one `prompt_cache_key` are sent where their beginning is cached.
     """
 
@@ -37,6 +38,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     formats: frozenset[str] = _OPENAI_FORMATS
     include_usage: bool = True
     running_usage: bool = False
+    usage_of_each: bool = False
     effort: Literal["reasoning_effort", "reasoning", "thinking", "chat_template_kwargs"] | None = None
     efforts: frozenset[Effort] = frozenset()
     thoughts: Literal["reasoning_content", "reasoning"] | None = None
@@ -143,6 +145,7 @@ SERVERS: dict[str, Server] = {
     ),
     "llama.cpp": Server(
         title="llama.cpp",
+        usage_of_each=True,
         takes=_same("top_k", "min_p", "typical_p", "ignore_eos") | {"repetition_penalty": "repeat_penalty"},
         effort="chat_template_kwargs",
         efforts=frozenset({"none"}),

@@ -71,7 +71,7 @@ class _Encoding:
         body["stream"] = True
         if self._server.include_usage:
             body["stream_options"] = {"include_usage": True}
-            if self._server.running_usage:
+            if self._server.running_usage and request.answers == 1:  # with several, it would be one answer's
                 body["stream_options"]["continuous_usage_stats"] = True
         self._sampling()
         self._limits()
