@@ -383,7 +383,10 @@ class Pipeline:
         sequences = call.sequences
         answer.flight = None
         if device is not None:
-            answer.flight = device.enter(call.served_model, leg.plan.asked.input_tokens, leg.request.choices)
+            prompts = 1 + len(leg.request.further_prompts)
+            answer.flight = device.enter(
+                call.served_model, leg.plan.asked.input_tokens, leg.request.choices * prompts, prompts
+            )
             sequences = (answer.flight.number,)
             answer.shown.append(Provenance.ESTIMATED)
         elif call.sequences:
