@@ -186,9 +186,15 @@ def test_an_answer_whose_receipt_cannot_be_closed_ends_in_an_error_and_is_closed
     run(story)
 
 
-def test_an_answer_whose_receipt_no_ledger_can_hold_ends_in_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_whose_receipt_no_ledger_can_hold_ends_in_an_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def too_large(*_: object) -> None:
+        raise OverflowError("Python int too large to convert to SQLite INTEGER")
+
     async def story() -> None:
-        world = World(FakeAnswer(LETTERS, input_tokens=2**70, context_tokens=2**71))
+        world = World(FakeAnswer(LETTERS))
+        monkeypatch.setattr(world.ledger, "close", too_large)
         answer = await world.ask()
         with pytest.raises(MillicentError, match="The server failed"):
             await read(answer)
