@@ -25,6 +25,7 @@ from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire.openai_servers import SERVERS
 from millicent.wire.openai_upstream import Sent, encode
 from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN, AnswerReader, VectorsReader
+from millicent.wire.reported import completed
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -187,7 +188,7 @@ class OpenAIRun(UpstreamRun):
             raise self._upstream.complained(reader.failure) or self._upstream.garbled("sent an error")
         if texts:
             self._exchange.progressed()
-            if self._call.tokenizer is not None and reader.usage is None:
+            if self._call.tokenizer is not None and not (reader.usage and reader.usage.tells(of_input=False)):
                 for each in texts:
                     self._said += [each.reasoning, each.text, *(call.name + call.arguments for call in each.calls)]
             yield from texts
@@ -201,8 +202,8 @@ class OpenAIRun(UpstreamRun):
         found = self._vectors or reader
         told = (found.served_model, found.cost, self._exchange.header("x-millicent-receipt") or found.id)
         if self._vectors is not None:
-            return End(FinishReason.STOP, self._vectors.usage or self._estimated(), None, (), *told)
-        usage = reader.usage if reader.usage is not None else self._estimated()
+            return End(FinishReason.STOP, completed(self._vectors.usage, self._estimated), None, (), *told)
+        usage = completed(reader.usage, self._estimated)
         if self._cancelled and not complete:
             return End(FinishReason.CANCELLED, usage, None, (), *told)
         if complete and reader.failure is None and reader.failed is None:
