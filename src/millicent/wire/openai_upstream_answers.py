@@ -12,7 +12,7 @@ import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, Vector
 from millicent.core.money import Money
-from millicent.core.usage import Leaf, Usage
+from millicent.core.usage import Count, Leaf, Usage
 from millicent.wire.reported import cost_told, split, tokens_told
 
 # English text in the tokenizers of the day: about four characters to a token.
