@@ -70,11 +70,10 @@ class CachedAnswers:
             policy=(policy_of(request.latency_target_ms) or {}) | told(lookup),
         )
 
-    def hit(self, opened: Receipt, found: CachedAnswer) -> tuple[Receipt, End]:
+    def hit(self, answer: Answer, found: CachedAnswer) -> tuple[Receipt, End]:
         """The same usage, as it is the same answer; its cost is the lookup's. Saved is all that running it would have
         cost at list price, beside what routing would have saved of that."""
-        now_ns = self._clock.now_ns()
-        took_ns = now_ns - opened.created_at_ns
+        opened, took_ns = answer.opened, self._clock.monotonic_ns() - answer.begun_ns
         saved: dict[str, Money] = {}
         policy = (opened.policy or {}) | {RESPONSE_CACHE: Outcome.HIT.value, FILLED_BY: found.receipt}
         if found.list_price is not None:
@@ -84,7 +83,7 @@ class CachedAnswers:
         end = End(FinishReason(found.finish_reason or FinishReason.STOP), found.usage, choices=found.reasons)
         closed = msgspec.structs.replace(
             opened,
-            settled_at_ns=now_ns,
+            settled_at_ns=max(self._clock.now_ns(), opened.created_at_ns),
             status=Status.SUCCEEDED,
             served_model=found.served_model,
             backend=RESPONSE_CACHE,
@@ -99,16 +98,16 @@ class CachedAnswers:
         )
         return msgspec.structs.replace(closed, policy=with_verdict(closed)), end
 
-    def refused(self, opened: Receipt, error: MillicentError | None) -> tuple[Receipt, End]:
+    def refused(self, answer: Answer, error: MillicentError | None) -> tuple[Receipt, End]:
         """It waited for an answer that didn't come: nobody wants it any more, or it can't be run."""
-        now_ns = self._clock.now_ns()
+        opened = answer.opened
         reason = FinishReason.CANCELLED if error is None else FinishReason.ERROR
         closed = msgspec.structs.replace(
             opened,
-            settled_at_ns=now_ns,
+            settled_at_ns=max(self._clock.now_ns(), opened.created_at_ns),
             status=Status.CANCELLED if error is None else Status.REFUSED,
             finish_reason=reason.value,
-            timing=Timing(total_ns=now_ns - opened.created_at_ns),
+            timing=Timing(total_ns=self._clock.monotonic_ns() - answer.begun_ns),
             error=None if error is None else error.message,
             **_NOTHING_RAN,
         )

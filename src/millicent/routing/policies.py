@@ -213,8 +213,8 @@ def _holds(rule: RuleConfig, request: Request, input_tokens: int) -> bool:
 
 def _question(request: Request) -> str:
     """What the user said last, or the whole prompt."""
-    if isinstance(request.prompt, str):
-        return request.prompt
+    if request.prompt is not None:
+        return request.prompt_text
     said: list[Message] = [each for each in request.messages or () if each.role == "user"]
     return said[-1].text if said else ""
 
