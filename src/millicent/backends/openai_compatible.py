@@ -20,11 +20,12 @@ from millicent.backends.upstream import Upstream, UpstreamRun, merged
 from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
-from millicent.core.request import ImagePart, Request
+from millicent.core.guesses import guessed_text_tokens, pictures_in
+from millicent.core.request import Request
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire.openai_servers import SERVERS
 from millicent.wire.openai_upstream import Sent, encode
-from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN, AnswerReader, VectorsReader
+from millicent.wire.openai_upstream_answers import AnswerReader, VectorsReader
 from millicent.wire.reported import completed
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 # No chunk is so short; the word that ends a stream is, with blanks around it.
 _SHORTER_THAN_JSON = 16
-# What a chat template adds around each message, about.
-_TOKENS_PER_MESSAGE = 4
 
 
 class OpenAIBackend:
@@ -86,7 +85,7 @@ class OpenAIBackend:
         sent = encode(request, model, self._server, self.upstream.who, self._service_tier, cache_key=cache_key)
         call = OpenAICall(self, request, model, sent)
         tokenizer = await self._tokenizer(request.model)
-        if tokenizer is not None and request.embedding is None and not holds_images(request):
+        if tokenizer is not None and request.embedding is None and not pictures_in(request):
             call.tokenizer = tokenizer
             call.input_tokens = len(await encode_prompt(request, tokenizer))
         return call
@@ -230,33 +229,12 @@ def load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
     return load(path, clock)
 
 
-def estimated_input(request: Request) -> int:
-    """Tokens of its text, at four characters each, with those around every message."""
-    if request.embedding is not None:
-        return sum(_estimated_text(text) for text in request.embedding.inputs)
-    if request.messages is None:
-        return _estimated_text(request.prompt or "")
-    characters = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in request.tools)
-    for message in request.messages:
-        characters += len(message.text) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
-    return -(-characters // CHARACTERS_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(request.messages)
-
-
-def holds_images(request: Request) -> bool:
-    contents = [message.content for message in request.messages or () if not isinstance(message.content, str)]
-    return any(isinstance(part, ImagePart) for content in contents for part in content)
-
-
-def _estimated_text(text: str | tuple[int, ...]) -> int:
-    return len(text) if isinstance(text, tuple) else -(-len(text) // CHARACTERS_PER_TOKEN)
-
-
 def estimated_usage(request: Request, output_tokens: int) -> Usage:
-    """From characters, where nothing was counted there. What a picture takes nobody can say."""
-    leaves = {Leaf.INPUT_FRESH: Count(estimated_input(request), Provenance.ESTIMATED)}
+    """From its bytes, where nothing was counted there. What a picture takes nobody can say."""
+    leaves = {Leaf.INPUT_FRESH: Count(guessed_text_tokens(request), Provenance.ESTIMATED)}
     if request.embedding is None:
         leaves[Leaf.OUTPUT_TEXT] = Count(output_tokens, Provenance.ESTIMATED)
-    if holds_images(request):
+    if pictures_in(request):
         leaves[Leaf.INPUT_IMAGE] = Count(None, Provenance.UNKNOWN)
     return Usage(leaves)
 

@@ -8,6 +8,7 @@ import msgspec
 
 from millicent.caching.prompt_caching import Marks
 from millicent.core.errors import PaymentRequired
+from millicent.core.guesses import guessed_input_tokens
 from millicent.core.money import Money
 from millicent.core.protocols import Backend, Call
 from millicent.core.quotes import Quote
@@ -20,8 +21,6 @@ from millicent.meter.quotes import Asked, Quoter, output_tokens_within
 
 MAX_COST_HEADER = "x-millicent-max-cost-usd"
 _MOST_TOKENS = 1 << 24
-# English text in the tokenizers of the day: about four characters to a token.
-_CHARACTERS_PER_TOKEN = 4
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -57,7 +56,7 @@ class Estimates:
         return Asked(
             model=request.model,
             placement=placement,
-            input_tokens=call.input_tokens if call.input_tokens is not None else _guess_tokens(request),
+            input_tokens=call.input_tokens if call.input_tokens is not None else guessed_input_tokens(request),
             input_provenance=Provenance.COUNTED if counted else Provenance.ASSUMED,
             limit=call.max_output_tokens,
             feature=request.attribution.feature,
@@ -72,7 +71,7 @@ class Estimates:
         return Asked(
             model=request.model,
             placement=placement,
-            input_tokens=counted[0] if counted else _guess_tokens(request),
+            input_tokens=counted[0] if counted else guessed_input_tokens(request),
             input_provenance=Provenance.ESTIMATED if counted else Provenance.ASSUMED,
             limit=request.limits.max_tokens,
             feature=request.attribution.feature,
@@ -102,12 +101,13 @@ class Estimates:
             raise _refusal(f"this would cost at least ${quote.cost.low}, above the maximum of ${maximum}", quote)
         if asked.placement.kind == "api":
             most = output_tokens_within(maximum, asked, _MOST_TOKENS if asked.limit is None else asked.limit)
-            if most < 1:
+            if most < (0 if asked.limit == 0 else request.choices):
                 raise _refusal(f"the maximum of ${maximum} doesn't pay for the input and one token", quote)
             if asked.limit is None or most < asked.limit:
-                limits = msgspec.structs.replace(request.limits, max_tokens=most)
+                each = most // request.choices
+                limits = msgspec.structs.replace(request.limits, max_tokens=each)
                 call = await backend.prepare(msgspec.structs.replace(request, limits=limits))
-                asked = msgspec.structs.replace(asked, limit=most)
+                asked = msgspec.structs.replace(asked, limit=each * request.choices)
                 quote = self.quote(asked)
             return Plan(call, asked, quote, min(maximum, held))
         return Plan(call, asked, quote, min(maximum, held), maximum)
@@ -125,10 +125,3 @@ def _refusal(what: str, quote: Quote) -> PaymentRequired:
         code="max_cost_exceeded",
         quote=quote,
     )
-
-
-def _guess_tokens(request: Request) -> int:
-    if isinstance(request.prompt, tuple):
-        return len(request.prompt)
-    text = request.prompt or "".join(message.text for message in request.messages or ())
-    return len(text) // _CHARACTERS_PER_TOKEN + 1
