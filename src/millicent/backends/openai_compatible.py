@@ -65,7 +65,7 @@ class OpenAIBackend:
         self.upstream = Upstream(
             f"{server.title} (placement `{placement}`)", base_url, config, clock, headers=headers, secrets=secrets
         )
-        self._server = server
+        self.server = server
         self._models = dict(models)
         self._azure_version = config.api_version
         self._service_tier = service_tier
@@ -82,12 +82,12 @@ class OpenAIBackend:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"model: {request.model} is not at {self.upstream.who}: {known}", param="model")
         cache_key = self.upstream.config.prompt_caching == "auto"
-        sent = encode(request, model, self._server, self.upstream.who, self._service_tier, cache_key=cache_key)
+        sent = encode(request, model, self.server, self.upstream.who, self._service_tier, cache_key=cache_key)
         call = OpenAICall(self, request, model, sent)
         tokenizer = await self._tokenizer(request.model)
         if tokenizer is not None and request.embedding is None and not pictures_in(request):
             call.tokenizer = tokenizer
-            call.input_tokens = len(await encode_prompt(request, tokenizer))
+            call.input_tokens = sum(map(len, await encode_prompt(request, tokenizer)))
         return call
 
     async def _tokenizer(self, model: str) -> Tokenizer | None:
@@ -119,7 +119,7 @@ class OpenAICall:
         self.sequences: tuple[int, ...] = ()
         self.input_tokens: int | None = None
         self.tokenizer: Tokenizer | None = None
-        self.max_output_tokens: int | None = None if wanted is None else wanted * request.choices
+        self.max_output_tokens: int | None = None if wanted is None else wanted * request.answers
         if request.embedding is not None:
             self.max_output_tokens = 0
         self._backend = backend
@@ -137,7 +137,7 @@ class OpenAIRun(UpstreamRun):
         self._request = request
         self._call = call
         self._said: list[str] = []  # for the tokenizer, where there is one
-        self._reader = AnswerReader()
+        self._reader = AnswerReader(choices=request.choices if backend.server.usage_of_each else None)
         self._done = False
         self._vectors: VectorsReader | None = None
 
@@ -153,7 +153,7 @@ class OpenAIRun(UpstreamRun):
                     raise error
                 if self._done:
                     return
-            if not self._reader.ended(self._request.choices):
+            if not self._reader.ended(self._request.answers):
                 raise self._upstream.garbled("ended its answer in the middle")
             return
         if kind != "application/json":
@@ -164,7 +164,7 @@ class OpenAIRun(UpstreamRun):
         if self._request.embedding is None:
             for chunk in self._take(body):
                 yield chunk
-            if not self._reader.ended(self._request.choices):
+            if not self._reader.ended(self._request.answers):
                 raise self._upstream.garbled("answered without an answer")
             return
         try:
@@ -197,7 +197,7 @@ class OpenAIRun(UpstreamRun):
     def _end(self, error: MillicentError | None) -> End:
         reader = self._reader
         reasons = reader.reasons
-        complete = error is None or reader.ended(self._request.choices)
+        complete = error is None or reader.ended(self._request.answers)
         found = self._vectors or reader
         told = (found.served_model, found.cost, self._exchange.header("x-millicent-receipt") or found.id)
         if self._vectors is not None:

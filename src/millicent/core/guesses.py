@@ -19,10 +19,9 @@ def guessed_input_tokens(request: Request) -> int:
 
 def guessed_text_tokens(request: Request) -> int:
     """Its text, that of tools and of calls too."""
-    if request.embedding is not None:
-        return sum(_text_tokens(text) for text in request.embedding.inputs)
     if request.messages is None:
-        return _text_tokens(request.prompt or "")
+        texts = request.prompts if request.embedding is None else request.embedding.inputs
+        return sum(map(_text_tokens, texts))
     tools = sum(_length(tool.name) + _length(tool.description) + _length(tool.parameters) for tool in request.tools)
     said = sum(_message_length(message) for message in request.messages)
     return _tokens(tools + said) + _TOKENS_PER_MESSAGE * len(request.messages)

@@ -10,6 +10,7 @@ import msgspec
 
 from millicent.caching.cache import Lookup, Outcome, ResponseCache, worth_keeping
 from millicent.caching.store import CachedAnswer
+from millicent.core import holdouts
 from millicent.core.chunks import End, FinishReason, merge_texts
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import MillicentError, UpstreamTimeout
@@ -45,10 +46,11 @@ class CachedAnswers:
         self._features = features
         self._clock = clock
 
-    def look(self, request: Request, cache_control: str | None) -> Lookup | None:
+    def look(self, request: Request, cache_control: str | None, arm: holdouts.Arm | None) -> Lookup | None:
         if self._cache is None:
             return None
-        return self._cache.look(request, self._features.placements(request.attribution.feature), cache_control)
+        allowed = self._features.placements(request.attribution.feature)
+        return self._cache.look(request, allowed, cache_control, arm)
 
     def opened(self, lookup: Lookup) -> Receipt:
         """Of a request that no backend has been asked for. It holds nothing but the costs that it came with, and has a
@@ -187,7 +189,8 @@ def told(lookup: Lookup | None) -> dict[str, str]:
     """What a receipt says of the cache, beside what made it choose a model."""
     if lookup is None:
         return {}
-    return {RESPONSE_CACHE: lookup.outcome.value} | ({} if lookup.why is None else {WHY: lookup.why})
+    why = {} if lookup.why is None else {WHY: lookup.why}
+    return {RESPONSE_CACHE: lookup.outcome.value} | why | holdouts.told(lookup.arm)
 
 
 # Known, and nothing.

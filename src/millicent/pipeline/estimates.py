@@ -73,7 +73,7 @@ class Estimates:
             placement=placement,
             input_tokens=counted[0] if counted else guessed_input_tokens(request),
             input_provenance=Provenance.ESTIMATED if counted else Provenance.ASSUMED,
-            limit=request.limits.max_tokens,
+            limit=None if request.limits.max_tokens is None else request.limits.max_tokens * request.answers,
             feature=request.attribution.feature,
             prices=self.prices(request.model, placement, at_ns),
         )
@@ -101,13 +101,14 @@ class Estimates:
             raise _refusal(f"this would cost at least ${quote.cost.low}, above the maximum of ${maximum}", quote)
         if asked.placement.kind == "api":
             most = output_tokens_within(maximum, asked, _MOST_TOKENS if asked.limit is None else asked.limit)
-            if most < (0 if asked.limit == 0 else request.choices):
-                raise _refusal(f"the maximum of ${maximum} doesn't pay for the input and one token", quote)
+            each = most // request.answers
+            if each < (0 if asked.limit == 0 else 1):
+                what = "one token" if request.answers == 1 else f"one token of each of {request.answers} answers"
+                raise _refusal(f"the maximum of ${maximum} doesn't pay for the input and {what}", quote)
             if asked.limit is None or most < asked.limit:
-                each = most // request.choices
                 limits = msgspec.structs.replace(request.limits, max_tokens=each)
                 call = await backend.prepare(msgspec.structs.replace(request, limits=limits))
-                asked = msgspec.structs.replace(asked, limit=each * request.choices)
+                asked = msgspec.structs.replace(asked, limit=each * request.answers)
                 quote = self.quote(asked)
             return Plan(call, asked, quote, min(maximum, held))
         return Plan(call, asked, quote, min(maximum, held), maximum)

@@ -44,6 +44,7 @@ from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
+from millicent.pipeline.holdout import Holdout, HoldoutConfig
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
 from millicent.pipeline.latency import Trials, check_target
 from millicent.pipeline.prompts import Prompts, with_surcharge
@@ -65,7 +66,8 @@ class Pipeline:
 
     `places` says where the models that have deployments run, `policies` what to do when those fail; `estimated` has the
     devices of placements that are paid for by time and show no steps. `prompts` hashes
-    prompts, and marks them. `settled` is told of every receipt, once, when it is durable.
+    prompts, and marks them. `holdout` draws who goes without a lever. `settled` is told of every receipt, once, when it
+    is durable.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Pipeline:
         routing: Policies | None = None,
         cache: ResponseCache | None = None,
         prompts: Prompts | None = None,
+        holdout: Holdout | None = None,
         settled: Callable[[Receipt], None] = lambda _: None,
     ) -> None:
         self._random = random or SystemRandom()
@@ -113,6 +116,7 @@ class Pipeline:
         self._estimated = estimated or {}
         self._told = settled
         self._prompts = prompts or Prompts(None, clock)
+        self._holdout = holdout or Holdout(HoldoutConfig())
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._waiting: set[Answer] = set()  # for the answer of another request, that asks the same
@@ -193,7 +197,7 @@ class Pipeline:
         lookup = None
         try:
             request = self._prompts.hashed(self._aimed(request))
-            lookup = self._cached.look(request, cache_control)
+            lookup = self._cached.look(request, cache_control, self._holdout.arm("response_cache", request))
             if lookup is not None and (lookup.answer is not None or lookup.follows is not None):
                 return await self._await_same(lookup, claim, ticket)
             return await self._run(request, claim, lookup, ticket)
@@ -315,7 +319,7 @@ class Pipeline:
         policy = self._routes.policies.find(request.model)
         if policy is None:
             return Journey(request, *seams), None
-        decision = await self._routes.decide(policy, request, allowed)
+        decision = await self._routes.decide(policy, request, allowed, self._holdout.arm("routing", request))
         request = msgspec.structs.replace(request, model=decision.stages[0])
         if policy.checks is None or len(decision.stages) == 1:
             return Journey(request, *seams), decision
@@ -325,7 +329,8 @@ class Pipeline:
         return self._asked(request, await deployment.backend.prepare(request))
 
     async def _plan(self, request: Request, deployment: Deployment) -> Plan:
-        request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of)
+        arm = self._holdout.arm("prompt_caching", request)
+        request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of, arm)
         plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call))
         self._check_target(request, plan)
         return msgspec.structs.replace(plan, marks=marks, hold=with_surcharge(plan.hold, marks))
@@ -384,7 +389,10 @@ class Pipeline:
         sequences = call.sequences
         answer.flight = None
         if device is not None:
-            answer.flight = device.enter(call.served_model, leg.plan.asked.input_tokens, leg.request.choices)
+            prompts = 1 + len(leg.request.further_prompts)
+            answer.flight = device.enter(
+                call.served_model, leg.plan.asked.input_tokens, leg.request.choices * prompts, prompts
+            )
             sequences = (answer.flight.number,)
             answer.shown.append(Provenance.ESTIMATED)
         elif call.sequences:

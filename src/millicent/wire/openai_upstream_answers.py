@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, Vector
 from millicent.core.money import Money
-from millicent.core.usage import Leaf, Usage
+from millicent.core.usage import Count, Leaf, Usage
 from millicent.wire.reported import cost_told, split, tokens_told
 
 # English text in the tokenizers of the day: about four characters to a token.
@@ -82,7 +83,8 @@ class _Chunk(msgspec.Struct, frozen=True):
     error: Any = None
 
 
-_decoder = msgspec.json.Decoder(_Chunk, strict=False)
+# llama.cpp's streams of several prompts begin with a null.
+_decoder = msgspec.json.Decoder(_Chunk | None, strict=False)
 
 _ENDS: dict[str, FinishReason] = {
     "length": FinishReason.LENGTH,
@@ -130,10 +132,13 @@ class _ChoiceState:
 class AnswerReader:
     """Chunks, or one whole answer, to text. Raises msgspec.DecodeError for what isn't one.
 
-    `failure` is a chunk that holds an error in place of an answer; `failed` a finish reason that is none.
+    `failure` is a chunk that holds an error in place of an answer; `failed` a finish reason that is none. `choices` is
+    set where each answer's usage comes by itself: then so many answers in a row are of one prompt, which counts once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, choices: int | None = None) -> None:
+        self._each = choices
+        self._prompts: set[int] = set()  # whose usage was told
         self.usage: Usage | None = None
         self.cost: Money | None = None
         self.served_model: str | None = None
@@ -163,6 +168,8 @@ class AnswerReader:
 
     def take(self, data: bytes) -> list[Text]:
         chunk = _decoder.decode(data)
+        if chunk is None:
+            return []
         if chunk.error:
             self.failure = {"error": chunk.error}
             return []
@@ -170,12 +177,23 @@ class AnswerReader:
         self.served_model = chunk.model or self.served_model
         usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if usage is not None and (found := usage_of(usage)) is not None:
-            self.usage = found
-            self._reported = found.output_tokens or 0
+            self.usage = found if self._each is None else self._with(found, chunk.choices or (), self._each)
+            self._reported = self.usage.output_tokens or 0
             self.cost = cost_told(usage.cost) or self.cost
         if not chunk.choices:
             return []
         return [text for choice in chunk.choices if (text := self._text(choice)) is not None]
+
+    def _with(self, found: Usage, told: Sequence[_Choice], choices: int) -> Usage:
+        """What was told before and that of another answer. A chunk that names none is of the one prompt of a chat."""
+        prompt = told[0].index // choices if told else 0
+        leaves = dict(self.usage.leaves if self.usage is not None else {})
+        for leaf, count in found.leaves.items():
+            if count.tokens is not None and not (leaf.is_input and prompt in self._prompts):
+                before = leaves.get(leaf)
+                leaves[leaf] = Count(count.tokens + (before.tokens or 0 if before else 0), count.provenance)
+        self._prompts.add(prompt)
+        return Usage(leaves)
 
     def _reason(self, state: _ChoiceState) -> FinishReason:
         if state.refused:
