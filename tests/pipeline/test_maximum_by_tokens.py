@@ -10,14 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millicent.backends.fake import FakeAnswer
+from millicent.core.budgets import Budget, Every
+from millicent.core.chunks import Text
 from millicent.core.errors import PaymentRequired
 from millicent.core.money import Money
 from millicent.core.protocols import Call, Run
 from millicent.core.request import Embedding, ImagePart, Limits, Message, Request, TextPart, Tool
+from millicent.core.usage import Provenance
+from millicent.ledger.budgets import put_budget
 from millicent.meter.placements import PlacementConfig
 from millicent.meter.prices import PriceBook, PriceConfig
 from millicent.meter.quotes import Quoter
 from millicent.pipeline.estimates import Estimates, Plan
+from support.cached_world import World, read
 
 PROVIDER = msgspec.convert({"kind": "api"}, PlacementConfig).placement("provider")
 # One millicent for each token read, four for each written.
@@ -98,6 +104,27 @@ def test_input_that_nobody_counted_may_be_twice_the_guess() -> None:
     assert quote.cost is not None
     assert quote.cost.high == Money(2 * guess * 10_000 + 10 * 40_000)
     assert quote.cost.low == Money(guess // 2 * 10_000 + quote.output_tokens.low * 40_000)
+
+
+def test_a_hold_is_enough_where_the_output_is_limited() -> None:
+    assert plan(asked(limits=Limits(max_tokens=10))).hold_is_enough
+    assert plan(asked("0.01", limits=Limits(max_tokens=10))).hold_is_enough
+    assert not plan(asked()).hold_is_enough
+
+
+def test_a_budget_that_just_covers_an_answer_cuts_none_of_it() -> None:
+    async def story() -> None:
+        world = World(FakeAnswer(tuple(Text("x", 1) for _ in range(40)), provenance=Provenance.REPORTED))
+        request = world.request(limits=Limits(max_tokens=40))
+        quote = (await world.pipeline.quotes(request, ("fake",)))[0]
+        assert quote.cost is not None
+        budget = Budget(name="all", limit=quote.cost.high, every=Every.ONCE)
+        await world.ledger.write(lambda connection: put_budget(connection, budget))
+        answer = await world.pipeline.admit(request)
+        assert "".join(text.text for text in await read(answer)) == "x" * 40
+        assert world.receipt(answer).finish_reason == "stop"
+
+    asyncio.run(asyncio.wait_for(story(), 60))
 
 
 def test_the_texts_of_embeddings_are_held_for_and_kept_within_a_maximum() -> None:

@@ -169,6 +169,11 @@ def output_tokens_within(cost: Money, asked: Asked, most: int) -> int:
     return low
 
 
+def most_cost(asked: Asked) -> Money | None:
+    """What its tokens can cost at most; None where nothing limits the output, or something has no price."""
+    return None if asked.limit is None else _own_cost(asked, asked.input_interval.high)(asked.limit)
+
+
 def _cost_of_time(placement: Placement, durations: Durations) -> tuple[CostInterval | None, Provenance]:
     rate = placement.receipt_usd_per_hour
     if rate is None:

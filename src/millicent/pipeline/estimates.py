@@ -17,7 +17,7 @@ from millicent.core.request import Request
 from millicent.core.usage import Provenance
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook, Prices
-from millicent.meter.quotes import Asked, Quoter, output_tokens_within
+from millicent.meter.quotes import Asked, Quoter, most_cost, output_tokens_within
 
 MAX_COST_HEADER = "x-millicent-max-cost-usd"
 _MOST_TOKENS = 1 << 24
@@ -33,6 +33,12 @@ class Plan(msgspec.Struct, frozen=True):
     hold: Money | None
     maximum: Money | None = None
     marks: Marks | None = None
+
+    @property
+    def hold_is_enough(self) -> bool:
+        """Whether the hold covers the longest answer that there can be. Of what is paid for by time nobody knows."""
+        most = most_cost(self.asked)
+        return most is not None and self.hold is not None and most <= self.hold
 
 
 class Estimates:

@@ -521,7 +521,8 @@ class Pipeline:
 
     def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
         rate = self._books.placement(plan.call.placement, answer.opened.created_at_ns).receipt_usd_per_hour
-        return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate)
+        return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate,
+                     enough=plan.hold_is_enough)  # fmt: skip
 
     async def _settle(self, answer: Answer, journey: Journey, end: End) -> None:
         reading = self._meter.close(answer.receipt_id)
