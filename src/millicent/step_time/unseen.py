@@ -12,6 +12,7 @@ TFLOPS, of which only the proportions matter.
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ _STANDING = Coefficients(fixed_ns=1e6, weights_ns=8e6, row_ns=51_000, sampled_ro
 # So many observations set the scale of those; from then on they are learned.
 _SCALED_BY = 16
 _REFIT_EVERY = 64
+# A new fit is used when its predictions of the latest observations differ by so much on average.
+_WORTH_IT_PERCENT = 2
+_LATEST = 32
 # Fewer steps than this are too few to say how long each took.
 _LEAST_STEPS = 4
 _WEIGHTS_PER_NS = 1000
@@ -77,12 +81,23 @@ class Split(NamedTuple):
 
 
 class UnseenSteps:
-    """One engine's."""
+    """One engine's. `known`: what was learned of it before."""
 
-    def __init__(self) -> None:
-        self._costs = _STANDING
+    def __init__(self, known: Coefficients | None = None) -> None:
+        self._costs = known or _STANDING
         self._first: list[tuple[Work, int]] = []
-        self._fitter: Fitter | None = None
+        self._latest: deque[Work] = deque(maxlen=_LATEST)
+        self._fitter = None if known is None else Fitter(known=known)
+
+    @property
+    def learned(self) -> Coefficients | None:
+        """What steps take, in use since it was learned; None before."""
+        return None if self._fitter is None else self._costs
+
+    @property
+    def observed(self) -> tuple[int, float | None]:
+        """How many observations the fit is from, and its mean error: see `Fitter`."""
+        return (0, None) if self._fitter is None else (self._fitter.steps, self._fitter.error)
 
     def split(self, there: Sequence[Stream], wall_ns: int, others: int = 0) -> Split:
         """A stretch of so long with these streams, and `others` of which nothing else is known."""
@@ -153,8 +168,11 @@ class UnseenSteps:
             return
         if self._fitter is not None:
             self._fitter.observe(work, wall_ns)
+            self._latest.append(work)
             if self._fitter.steps % _REFIT_EVERY == 0:
-                self._costs = self._fitter.coefficients() or self._costs
+                found = self._fitter.coefficients()
+                if found is not None and found.differs(self._costs, self._latest, _WORTH_IT_PERCENT):
+                    self._costs = found
             return
         self._first.append((work, wall_ns))
         if len(self._first) < _SCALED_BY:
