@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,7 @@ import openai
 import pytest
 
 from support.live import LiveServer, live_server
+from support.ports import free_port
 from support.tiny_models import TinyLlama, write_tiny_model
 
 HOME = Path(os.environ.get("MILLICENT_PEERS", Path(__file__).parents[2] / ".peers"))
@@ -68,12 +68,6 @@ def _wait(url: str, peer: subprocess.Popen[bytes], output: Path) -> None:
             time.sleep(0.2)
         else:
             return
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def check(server: LiveServer, **more: Any) -> str:

@@ -12,7 +12,8 @@ import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, Vector
 from millicent.core.money import Money
-from millicent.core.usage import Count, Leaf, Provenance, Usage
+from millicent.core.usage import Count, Leaf, Usage
+from millicent.wire.reported import cost_told, split, tokens_told
 
 # English text in the tokenizers of the day: about four characters to a token.
 CHARACTERS_PER_TOKEN = 4
@@ -178,7 +179,7 @@ class AnswerReader:
         if usage is not None and (found := usage_of(usage)) is not None:
             self.usage = found if self._each is None else self._with(found, chunk.choices or (), self._each)
             self._reported = self.usage.output_tokens or 0
-            self.cost = self.cost if usage.cost is None else Money.from_usd(usage.cost)
+            self.cost = cost_told(usage.cost) or self.cost
         if not chunk.choices:
             return []
         return [text for choice in chunk.choices if (text := self._text(choice)) is not None]
@@ -250,40 +251,33 @@ def _content(content: str | list[Any] | None) -> tuple[str, str]:
 
 
 def usage_of(usage: _Usage) -> Usage | None:
-    """Disjoint leaves of overlapping totals; None where it says nothing. An explicit zero is a zero.
+    """Disjoint leaves of overlapping totals; None where it says nothing that can be. An explicit zero is a zero.
 
     Cached and written tokens are part of the prompt's. Reasoning is part of the completion's, unless the total says
-    that it stands beside it.
+    that it stands beside it; or there is more of it, and the total doesn't say that there isn't.
     """
-    read, written = usage.prompt_tokens, usage.completion_tokens
-    if read is None and written is None:
-        return None
-    known = Provenance.REPORTED
+    read, written = tokens_told(usage.prompt_tokens) or 0, tokens_told(usage.completion_tokens)
     inputs, outputs = (
         usage.prompt_tokens_details or _InputDetails(),
         usage.completion_tokens_details or _OutputDetails(),
     )
-    leaves: dict[Leaf, Count] = {}
-    if read is not None:
-        cached = inputs.cached_tokens if inputs.cached_tokens is not None else usage.prompt_cache_hit_tokens
-        parts = {
+    cached = inputs.cached_tokens if inputs.cached_tokens is not None else usage.prompt_cache_hit_tokens
+    leaves = split(
+        usage.prompt_tokens,
+        Leaf.INPUT_FRESH,
+        {
             Leaf.INPUT_CACHE_READ: cached,
             Leaf.INPUT_CACHE_WRITE_5M: inputs.cache_write_tokens or None,
             Leaf.INPUT_AUDIO: inputs.audio_tokens or None,
-        }
-        rest = read - sum(count for count in parts.values() if count is not None)
-        leaves[Leaf.INPUT_FRESH] = Count(max(0, rest), known)
-        leaves |= {leaf: Count(count, known) for leaf, count in parts.items() if count is not None}
+        },
+    )
     if written is not None:
-        reasoning, audio = outputs.reasoning_tokens or 0, outputs.audio_tokens or 0
-        apart = reasoning > 0 and usage.total_tokens == (read or 0) + written + reasoning
-        text = written - audio - (0 if apart else reasoning)
-        leaves[Leaf.OUTPUT_TEXT] = Count(max(0, text), known)
-        if reasoning:
-            leaves[Leaf.OUTPUT_REASONING] = Count(reasoning, known)
-        if audio:
-            leaves[Leaf.OUTPUT_AUDIO] = Count(audio, known)
-    return Usage(leaves)
+        reasoning = tokens_told(outputs.reasoning_tokens) or 0
+        within = read + written
+        apart = usage.total_tokens == within + reasoning or (reasoning > written and usage.total_tokens != within)
+        parts = {Leaf.OUTPUT_REASONING: reasoning or None, Leaf.OUTPUT_AUDIO: outputs.audio_tokens or None}
+        leaves |= split(written + reasoning if apart else written, Leaf.OUTPUT_TEXT, parts)
+    return Usage(leaves) if leaves else None
 
 
 def _logprobs(found: dict[str, Any]) -> tuple[TokenLogprob, ...]:
@@ -342,7 +336,7 @@ class VectorsReader:
         self.served_model = found.model
         self.id = found.id
         self.usage = None if found.usage is None else usage_of(found.usage)
-        self.cost = None if found.usage is None or found.usage.cost is None else Money.from_usd(found.usage.cost)
+        self.cost = None if found.usage is None else cost_told(found.usage.cost)
         self.vectors = [Vector(each.index, _floats(each.embedding), 0) for each in found.data]
 
 
