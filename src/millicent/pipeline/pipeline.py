@@ -133,6 +133,10 @@ class Pipeline:
         """The models alone."""
         return self._deployments.models()
 
+    def offer(self, model: str, place: Place) -> None:
+        """One more model can be asked for from now on."""
+        self._deployments.offer(model, place)
+
     def deployments(self) -> list[DeploymentReport]:
         """Where each model runs, and how that goes."""
         return self._deployments.reports()
