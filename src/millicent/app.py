@@ -363,12 +363,9 @@ def _places(
 
 
 def _prompts(options: ServeOptions, clock: Clock) -> Prompts:
-    marked_at = [
-        each.placement
-        for each in options.elsewhere
-        if each.config.spoken(each.provider) == "anthropic" and each.config.prompt_caching == "auto"
-    ]
-    return Prompts(installation_secret(options.home), clock, marked_at)
+    keeping = [each for each in options.elsewhere if each.config.spoken(each.provider) == "anthropic"]
+    marked_at = [each.placement for each in keeping if each.config.prompt_caching == "auto"]
+    return Prompts(installation_secret(options.home), clock, marked_at, [each.placement for each in keeping])
 
 
 @contextlib.asynccontextmanager
