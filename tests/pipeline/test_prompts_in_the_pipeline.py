@@ -222,6 +222,7 @@ def test_what_the_caller_marks_is_held_for_as_if_all_of_it_were_written() -> Non
         request = world.request(messages=(Message("user", (TextPart("x" * 20_000, cache="5m"),)),))
         [quote] = await world.pipeline.quotes(request, ["main"])
         assert quote.cost is not None
+        assert quote.input_tokens is not None
         # $3.75 a million for what is written, $3 for what is not, and $15 for ten tokens of output at most.
         assert quote.cost.high == Money(quote.input_tokens * 3750 + 10 * 15_000)
         assert quote.cost.expected == Money(quote.input_tokens * 3000 + quote.output_tokens.expected * 15_000)

@@ -13,8 +13,8 @@ _FIELD = "cache_control"
 
 
 def longest_mark(request: Request) -> CacheMark | None:
-    """Of those that its caller set, who decides then; None where there is none. What only the caller's dialect knows may
-    be marked, too."""
+    """Of those that its caller set, who decides then; None where there is none. What only the caller's dialect knows
+    may be marked, too."""
     found = set(_marks(request))
     return "1h" if "1h" in found else "5m" if "5m" in found else None
 

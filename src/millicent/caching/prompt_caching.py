@@ -193,8 +193,9 @@ class Terms(NamedTuple):
 
 class Marks(msgspec.Struct, frozen=True):
     """What was decided for one attempt: after which of the prompt's known segments a mark stands, and what that costs
-    at most; `cached` is what the cache then makes of the input. Without any it is still seen. Prefixes of fewer than `least` tokens aren't kept there. `arm`: where some
-    requests that would be marked are to go without, which of the two this is."""
+    at most; `cached` is what the cache then makes of the input. Without any it is still seen. Prefixes of fewer than
+    `least` tokens aren't kept there. `arm`: where some requests that would be marked are to go without, which of the
+    two this is."""
 
     place: Place
     least: int

@@ -57,8 +57,8 @@ class CachedAnswers:
         found = lookup is not None and lookup.answer is not None
         if cache_control and not found and Directives.of(cache_control).only_kept:
             raise NotCached(
-                "No answer to this request is kept, and `Cache-Control: only-if-cached` asks for nothing else: leave it "
-                "out to have the model run.",
+                "No answer to this request is kept, and `Cache-Control: only-if-cached` asks for nothing else: leave "
+                "it out to have the model run.",
                 param="cache-control",
             )
         return lookup
