@@ -150,7 +150,7 @@ def test_pages_are_copied_and_rollups_folded_beside_the_commits(
     assert not [each for each in queries.verify() if "rollup" in each]
 
 
-@pytest.mark.parametrize(("writes", "piece"), [(3, 64), (200, 64), (5000, 512)])
+@pytest.mark.parametrize(("writes", "piece"), [(3, 128), (300, 128), (5000, 512)])
 def test_what_was_written_is_tidied_in_pieces_until_nothing_is_left(tmp_path: Path, writes: int, piece: int) -> None:
     asked: list[int] = []
     answers = [False]
@@ -170,7 +170,7 @@ def test_what_was_written_is_tidied_in_pieces_until_nothing_is_left(tmp_path: Pa
         await writer.stop()
 
     asyncio.run(scenario())
-    assert asked == [64, piece, 64, 64]
+    assert asked == [128, piece, 128, 128]
 
 
 @pytest.mark.parametrize(("copied_after", "stays_short"), [(1, True), (10**9, False)])

@@ -16,6 +16,7 @@ from millicent.core.request import Request
 from millicent.core.usage import Usage
 from millicent.wire.anthropic_upstream import Sent, counting, encode, read_count
 from millicent.wire.anthropic_upstream_answers import AnswerReader
+from millicent.wire.reported import completed
 
 _BASE_URL = "https://api.anthropic.com"
 _PATH = "/v1/messages"
@@ -145,7 +146,7 @@ class AnthropicRun(UpstreamRun):
 
     def _end(self, error: MillicentError | None) -> End:
         reader = self._reader
-        usage = reader.usage or self._estimated()
+        usage = completed(reader.usage, self._estimated)
         told = (reader.served_model, None, reader.id)
         if reader.ended:
             return End(reader.reason, usage, None, (), *told)

@@ -16,6 +16,7 @@ from millicent.core.request import Request
 from millicent.core.usage import Usage
 from millicent.wire.gemini_upstream import Sent, encode
 from millicent.wire.gemini_upstream_answers import AnswerReader
+from millicent.wire.reported import completed
 
 _BASE_URL = "https://generativelanguage.googleapis.com/v1beta"
 
@@ -116,7 +117,7 @@ class GeminiRun(UpstreamRun):
 
     def _end(self, error: MillicentError | None) -> End:
         reader = self._reader
-        usage = reader.usage or self._estimated()
+        usage = completed(reader.usage, self._estimated)
         told = (reader.served_model, None, reader.id)
         if reader.ended and reader.failure is None and reader.failed is None:
             reasons = reader.reasons

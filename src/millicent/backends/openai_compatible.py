@@ -20,19 +20,19 @@ from millicent.backends.upstream import Upstream, UpstreamRun, merged
 from millicent.core.chunks import Chunk, End, FinishReason, Text
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
-from millicent.core.request import ImagePart, Request
+from millicent.core.guesses import guessed_text_tokens, pictures_in
+from millicent.core.request import Request
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire.openai_servers import SERVERS
 from millicent.wire.openai_upstream import Sent, encode
-from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN, AnswerReader, VectorsReader
+from millicent.wire.openai_upstream_answers import AnswerReader, VectorsReader
+from millicent.wire.reported import completed
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
 
 # No chunk is so short; the word that ends a stream is, with blanks around it.
 _SHORTER_THAN_JSON = 16
-# What a chat template adds around each message, about.
-_TOKENS_PER_MESSAGE = 4
 
 
 class OpenAIBackend:
@@ -65,7 +65,7 @@ class OpenAIBackend:
         self.upstream = Upstream(
             f"{server.title} (placement `{placement}`)", base_url, config, clock, headers=headers, secrets=secrets
         )
-        self._server = server
+        self.server = server
         self._models = dict(models)
         self._azure_version = config.api_version
         self._service_tier = service_tier
@@ -82,12 +82,12 @@ class OpenAIBackend:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"model: {request.model} is not at {self.upstream.who}: {known}", param="model")
         cache_key = self.upstream.config.prompt_caching == "auto"
-        sent = encode(request, model, self._server, self.upstream.who, self._service_tier, cache_key=cache_key)
+        sent = encode(request, model, self.server, self.upstream.who, self._service_tier, cache_key=cache_key)
         call = OpenAICall(self, request, model, sent)
         tokenizer = await self._tokenizer(request.model)
-        if tokenizer is not None and request.embedding is None and not holds_images(request):
+        if tokenizer is not None and request.embedding is None and not pictures_in(request):
             call.tokenizer = tokenizer
-            call.input_tokens = len(await encode_prompt(request, tokenizer))
+            call.input_tokens = sum(map(len, await encode_prompt(request, tokenizer)))
         return call
 
     async def _tokenizer(self, model: str) -> Tokenizer | None:
@@ -119,7 +119,7 @@ class OpenAICall:
         self.sequences: tuple[int, ...] = ()
         self.input_tokens: int | None = None
         self.tokenizer: Tokenizer | None = None
-        self.max_output_tokens: int | None = None if wanted is None else wanted * request.choices
+        self.max_output_tokens: int | None = None if wanted is None else wanted * request.answers
         if request.embedding is not None:
             self.max_output_tokens = 0
         self._backend = backend
@@ -137,7 +137,7 @@ class OpenAIRun(UpstreamRun):
         self._request = request
         self._call = call
         self._said: list[str] = []  # for the tokenizer, where there is one
-        self._reader = AnswerReader()
+        self._reader = AnswerReader(choices=request.choices if backend.server.usage_of_each else None)
         self._done = False
         self._vectors: VectorsReader | None = None
 
@@ -153,7 +153,7 @@ class OpenAIRun(UpstreamRun):
                     raise error
                 if self._done:
                     return
-            if not self._reader.ended(self._request.choices):
+            if not self._reader.ended(self._request.answers):
                 raise self._upstream.garbled("ended its answer in the middle")
             return
         if kind != "application/json":
@@ -164,7 +164,7 @@ class OpenAIRun(UpstreamRun):
         if self._request.embedding is None:
             for chunk in self._take(body):
                 yield chunk
-            if not self._reader.ended(self._request.choices):
+            if not self._reader.ended(self._request.answers):
                 raise self._upstream.garbled("answered without an answer")
             return
         try:
@@ -187,7 +187,7 @@ class OpenAIRun(UpstreamRun):
             raise self._upstream.complained(reader.failure) or self._upstream.garbled("sent an error")
         if texts:
             self._exchange.progressed()
-            if self._call.tokenizer is not None and reader.usage is None:
+            if self._call.tokenizer is not None and not (reader.usage and reader.usage.tells(of_input=False)):
                 for each in texts:
                     self._said += [each.reasoning, each.text, *(call.name + call.arguments for call in each.calls)]
             yield from texts
@@ -197,12 +197,12 @@ class OpenAIRun(UpstreamRun):
     def _end(self, error: MillicentError | None) -> End:
         reader = self._reader
         reasons = reader.reasons
-        complete = error is None or reader.ended(self._request.choices)
+        complete = error is None or reader.ended(self._request.answers)
         found = self._vectors or reader
         told = (found.served_model, found.cost, self._exchange.header("x-millicent-receipt") or found.id)
         if self._vectors is not None:
-            return End(FinishReason.STOP, self._vectors.usage or self._estimated(), None, (), *told)
-        usage = reader.usage if reader.usage is not None else self._estimated()
+            return End(FinishReason.STOP, completed(self._vectors.usage, self._estimated), None, (), *told)
+        usage = completed(reader.usage, self._estimated)
         if self._cancelled and not complete:
             return End(FinishReason.CANCELLED, usage, None, (), *told)
         if complete and reader.failure is None and reader.failed is None:
@@ -229,33 +229,12 @@ def load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
     return load(path, clock)
 
 
-def estimated_input(request: Request) -> int:
-    """Tokens of its text, at four characters each, with those around every message."""
-    if request.embedding is not None:
-        return sum(_estimated_text(text) for text in request.embedding.inputs)
-    if request.messages is None:
-        return _estimated_text(request.prompt or "")
-    characters = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in request.tools)
-    for message in request.messages:
-        characters += len(message.text) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
-    return -(-characters // CHARACTERS_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(request.messages)
-
-
-def holds_images(request: Request) -> bool:
-    contents = [message.content for message in request.messages or () if not isinstance(message.content, str)]
-    return any(isinstance(part, ImagePart) for content in contents for part in content)
-
-
-def _estimated_text(text: str | tuple[int, ...]) -> int:
-    return len(text) if isinstance(text, tuple) else -(-len(text) // CHARACTERS_PER_TOKEN)
-
-
 def estimated_usage(request: Request, output_tokens: int) -> Usage:
-    """From characters, where nothing was counted there. What a picture takes nobody can say."""
-    leaves = {Leaf.INPUT_FRESH: Count(estimated_input(request), Provenance.ESTIMATED)}
+    """From its bytes, where nothing was counted there. What a picture takes nobody can say."""
+    leaves = {Leaf.INPUT_FRESH: Count(guessed_text_tokens(request), Provenance.ESTIMATED)}
     if request.embedding is None:
         leaves[Leaf.OUTPUT_TEXT] = Count(output_tokens, Provenance.ESTIMATED)
-    if holds_images(request):
+    if pictures_in(request):
         leaves[Leaf.INPUT_IMAGE] = Count(None, Provenance.UNKNOWN)
     return Usage(leaves)
 

@@ -9,6 +9,7 @@ import msgspec
 from millicent.core.chunks import CallPiece, FinishReason, Text
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN
+from millicent.wire.reported import split, tokens_told
 
 _ENDS = {
     "max_tokens": FinishReason.LENGTH,
@@ -99,8 +100,8 @@ class AnswerReader:
     def usage(self) -> Usage | None:
         """Disjoint leaves, as they were reported; None before anything was. An answer that broke off has its output
         from characters."""
-        told, known = self._told, Provenance.REPORTED
-        if told.input_tokens is None and told.output_tokens is None:
+        told, output = self._told, tokens_told(self._told.output_tokens)
+        if tokens_told(told.input_tokens) is None and output is None:
             return None
         written = told.cache_creation or _CacheCreation()
         short, long = written.ephemeral_5m_input_tokens, written.ephemeral_1h_input_tokens
@@ -112,15 +113,19 @@ class AnswerReader:
             Leaf.INPUT_CACHE_WRITE_5M: short,
             Leaf.INPUT_CACHE_WRITE_1H: long,
         }
-        leaves = {leaf: Count(tokens, known) for leaf, tokens in counts.items() if tokens is not None}
-        if not self._final:
-            output = max(self._estimate, told.output_tokens or 0)
-            return Usage(leaves | {Leaf.OUTPUT_TEXT: Count(output, Provenance.ESTIMATED)})
-        thought = (told.output_tokens_details or _OutputDetails()).thinking_tokens or 0
-        leaves[Leaf.OUTPUT_TEXT] = Count(max(0, (told.output_tokens or 0) - thought), known)
-        if thought:
-            leaves[Leaf.OUTPUT_REASONING] = Count(thought, known)
-        return Usage(leaves)
+        leaves = {
+            leaf: Count(tokens, Provenance.REPORTED)
+            for leaf, said in counts.items()
+            if (tokens := tokens_told(said)) is not None
+        }
+        if output is None or not self._final:
+            return Usage(leaves | {Leaf.OUTPUT_TEXT: Count(max(self._estimate, output or 0), Provenance.ESTIMATED)})
+        thought = (told.output_tokens_details or _OutputDetails()).thinking_tokens
+        return Usage(leaves | split(output, Leaf.OUTPUT_TEXT, {Leaf.OUTPUT_REASONING: thought or None}))
+
+    @property
+    def _cached(self) -> int | None:
+        return tokens_told(self._told.cache_read_input_tokens)
 
     @property
     def _estimate(self) -> int:
@@ -183,14 +188,12 @@ class AnswerReader:
 
     def _text(self, text: str, reasoning: str, signature: str, sealed: str) -> Text:
         tokens = self._counted(len(text) + len(reasoning)) if text or reasoning else 0
-        cached = self._told.cache_read_input_tokens
-        return Text(text, tokens, cached_tokens=cached, reasoning=reasoning, signature=signature, sealed=sealed)
+        return Text(text, tokens, cached_tokens=self._cached, reasoning=reasoning, signature=signature, sealed=sealed)
 
     def _piece(self, index: int, name: str, arguments: str) -> Text:
         self._calls[index] = self._calls[index] or bool(arguments)
         call = CallPiece(list(self._calls).index(index), name, arguments)
-        cached = self._told.cache_read_input_tokens
-        return Text("", self._counted(len(name) + len(arguments)), cached_tokens=cached, calls=(call,))
+        return Text("", self._counted(len(name) + len(arguments)), cached_tokens=self._cached, calls=(call,))
 
     def _counted(self, characters: int) -> int:
         before = self._estimate
@@ -200,4 +203,4 @@ class AnswerReader:
 
     def _finish(self, reason: str | None, stop: str | None) -> list[Text]:
         self.reason = _ENDS.get(reason or "", FinishReason.STOP)
-        return [Text("", 0, cached_tokens=self._told.cache_read_input_tokens, stop=stop)] if stop else []
+        return [Text("", 0, cached_tokens=self._cached, stop=stop)] if stop else []
