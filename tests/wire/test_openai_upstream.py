@@ -225,8 +225,8 @@ def test_completions_and_embeddings_have_their_own_addresses() -> None:
 # Answers.
 
 
-def read(*chunks: dict[str, Any]) -> tuple[list[Text], AnswerReader]:
-    reader = AnswerReader()
+def read(*chunks: dict[str, Any], choices: int = 1) -> tuple[list[Text], AnswerReader]:
+    reader = AnswerReader(choices)
     return [text for each in chunks for text in reader.take(json.dumps(each).encode())], reader
 
 
@@ -261,13 +261,16 @@ def test_calls_without_an_index_and_names_said_twice_are_understood() -> None:
 
 
 def test_choices_are_kept_apart_and_each_says_how_it_ended() -> None:
-    texts, reader = read(
+    came = (
         chunk({"content": "a"}, index=1), chunk({"content": "b"}), chunk({}, "length", index=1), chunk({}, "stop"),
     )  # fmt: skip
+    texts, reader = read(*came, choices=2)
     assert [(text.choice, text.text) for text in texts] == [(1, "a"), (0, "b")]
     assert reader.reasons == (FinishReason.STOP, FinishReason.LENGTH)
-    assert reader.ended(2)
-    assert not reader.ended(3)
+    assert reader.ended
+    assert not read(*came, choices=3)[1].ended
+    with pytest.raises(msgspec.DecodeError, match="a choice 1 that nobody asked for"):
+        read(*came)
 
 
 @pytest.mark.parametrize(

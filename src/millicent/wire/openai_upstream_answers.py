@@ -10,11 +10,9 @@ from typing import Any
 import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, Vector
-from millicent.core.money import Money
 from millicent.core.usage import Count, Leaf, Provenance, Usage
-
-# English text in the tokenizers of the day: about four characters to a token.
-CHARACTERS_PER_TOKEN = 4
+from millicent.wire import upstream_answers
+from millicent.wire.upstream_answers import believable, believed_cost
 
 
 class _InputDetails(msgspec.Struct, frozen=True):
@@ -82,6 +80,8 @@ class _Chunk(msgspec.Struct, frozen=True):
 
 
 _decoder = msgspec.json.Decoder(_Chunk, strict=False)
+# No chunk is so short; the word that ends a stream is, with blanks around it.
+_SHORTER_THAN_JSON = 16
 
 _ENDS: dict[str, FinishReason] = {
     "length": FinishReason.LENGTH,
@@ -126,41 +126,37 @@ class _ChoiceState:
         return tuple(found)
 
 
-class AnswerReader:
-    """Chunks, or one whole answer, to text. Raises msgspec.DecodeError for what isn't one.
+class AnswerReader(upstream_answers.AnswerReader):
+    """`over` with the word that ends a stream, after which nothing more need come."""
 
-    `failure` is a chunk that holds an error in place of an answer; `failed` a finish reason that is none.
-    """
-
-    def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.cost: Money | None = None
-        self.served_model: str | None = None
-        self.id: str | None = None
-        self.failure: dict[str, Any] | None = None
-        self.failed: str | None = None
+    def __init__(self, choices: int = 1) -> None:
+        super().__init__()
+        self._most = choices
+        self._usage: Usage | None = None
         self._choices: dict[int, _ChoiceState] = {}
-        self._pieces = 0
-        self._characters = 0
         self._told = 0  # tokens that texts were said to have
         self._reported = 0
 
     @property
-    def output_estimate(self) -> int:
-        """Tokens of what came: hardly any server sends a piece of less than one, and English has four characters in
-        each."""
-        return max(self._pieces, -(-self._characters // CHARACTERS_PER_TOKEN))
+    def usage(self) -> Usage | None:
+        return self._usage
 
     @property
     def reasons(self) -> tuple[FinishReason, ...]:
-        """How each choice ended; stop where it wasn't said."""
+        """Of those choices that came."""
         return tuple(self._reason(self._choices[index]) for index in sorted(self._choices)) or (FinishReason.STOP,)
 
-    def ended(self, choices: int) -> bool:
-        """Has every choice said how it ended?"""
-        return len(self._choices) >= choices and all(each.reason is not None for each in self._choices.values())
+    @property
+    def ended(self) -> bool:
+        """A server that ended its stream need not have said why."""
+        if self.over and self._choices:
+            return True
+        return len(self._choices) == self._most and all(each.reason is not None for each in self._choices.values())
 
     def take(self, data: bytes) -> list[Text]:
+        if len(data) < _SHORTER_THAN_JSON and data.strip() == b"[DONE]":
+            self.over = True
+            return []
         chunk = _decoder.decode(data)
         if chunk.error:
             self.failure = {"error": chunk.error}
@@ -169,9 +165,9 @@ class AnswerReader:
         self.served_model = chunk.model or self.served_model
         usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if usage is not None and (found := usage_of(usage)) is not None:
-            self.usage = found
+            self._usage = found
             self._reported = found.output_tokens or 0
-            self.cost = self.cost if usage.cost is None else Money.from_usd(usage.cost)
+            self.cost = believed_cost(usage.cost) or self.cost
         if not chunk.choices:
             return []
         return [text for choice in chunk.choices if (text := self._text(choice)) is not None]
@@ -185,6 +181,8 @@ class AnswerReader:
     def _text(self, choice: _Choice) -> Text | None:
         state = self._choices.get(choice.index)
         if state is None:
+            if not 0 <= choice.index < self._most:
+                raise msgspec.DecodeError(f"a choice {choice.index} that nobody asked for")
             state = self._choices[choice.index] = _ChoiceState()
         if choice.finish_reason:
             if choice.finish_reason in _FAILURES:
@@ -210,7 +208,7 @@ class AnswerReader:
             self._characters += len(call.name) + len(call.arguments)
         tokens = max(0, (self._reported or self.output_estimate) - self._told)
         self._told += tokens
-        cached = None if self.usage is None else self.usage.tokens(Leaf.INPUT_CACHE_READ)
+        cached = None if self._usage is None else self._usage.tokens(Leaf.INPUT_CACHE_READ)
         return Text(text, tokens, choice.index, logprobs, cached, calls, reasoning)
 
 
@@ -232,13 +230,13 @@ def _content(content: str | list[Any] | None) -> tuple[str, str]:
 
 
 def usage_of(usage: _Usage) -> Usage | None:
-    """Disjoint leaves of overlapping totals; None where it says nothing. An explicit zero is a zero.
+    """Disjoint leaves of overlapping totals; None where it says nothing that can be. An explicit zero is a zero.
 
     Cached and written tokens are part of the prompt's. Reasoning is part of the completion's, unless the total says
     that it stands beside it.
     """
     read, written = usage.prompt_tokens, usage.completion_tokens
-    if read is None and written is None:
+    if (read is None and written is None) or not believable(usage):
         return None
     known = Provenance.REPORTED
     inputs, outputs = (
@@ -324,15 +322,20 @@ class VectorsReader:
         self.served_model = found.model
         self.id = found.id
         self.usage = None if found.usage is None else usage_of(found.usage)
-        self.cost = None if found.usage is None or found.usage.cost is None else Money.from_usd(found.usage.cost)
+        self.cost = None if found.usage is None else believed_cost(found.usage.cost)
         self.vectors = [Vector(each.index, _floats(each.embedding), 0) for each in found.data]
 
 
 def _floats(given: list[float] | str) -> bytes:
     """Little-endian float32."""
-    if isinstance(given, str):
-        try:
-            return base64.b64decode(given, validate=True)
-        except ValueError:
-            raise msgspec.DecodeError("a vector that is not base64") from None
-    return struct.pack(f"<{len(given)}f", *given)
+    try:
+        values = base64.b64decode(given, validate=True) if isinstance(given, str) else _packed(given)
+    except (ValueError, OverflowError):
+        raise msgspec.DecodeError("a vector that is neither base64 nor of 32-bit numbers") from None
+    if not values or len(values) % 4:
+        raise msgspec.DecodeError(f"a vector of {len(values)} bytes")
+    return values
+
+
+def _packed(values: list[float]) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
