@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -55,6 +55,25 @@ class _Delta(msgspec.Struct, frozen=True):
     tool_calls: list[_Call] | None = None
 
 
+class _Likely(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[Annotated[int, msgspec.Meta(ge=0, le=255)]] | None = None
+
+
+class _Token(_Likely, frozen=True):
+    top_logprobs: list[_Likely] | None = None
+
+
+class _Logprobs(msgspec.Struct, frozen=True):
+    """In chat's shape, or in that of text completions."""
+
+    content: list[_Token] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
 class _Choice(msgspec.Struct, frozen=True):
     """Of a chunk or of a whole answer, of chat or of text."""
 
@@ -63,7 +82,7 @@ class _Choice(msgspec.Struct, frozen=True):
     message: _Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Groq(msgspec.Struct, frozen=True):
@@ -225,7 +244,7 @@ def _content(content: str | list[Any] | None) -> tuple[str, str]:
             text += str(part.get("text") or "")
         elif isinstance(part, dict) and part.get("type") == "thinking":
             inner = part.get("thinking")
-            thinking += inner if isinstance(inner, str) else _content(inner)[0]
+            thinking += _content(inner)[0] if isinstance(inner, str | list) else ""
     return text, thinking
 
 
@@ -266,35 +285,30 @@ def usage_of(usage: _Usage) -> Usage | None:
     return Usage(leaves)
 
 
-def _logprobs(found: dict[str, Any]) -> tuple[TokenLogprob, ...]:
-    """In chat's shape, or in that of text completions."""
-    try:
-        if content := found.get("content"):
-            return tuple(
-                TokenLogprob(_bytes(one), one["logprob"], tuple(map(_candidate, one.get("top_logprobs") or ())))
-                for one in content
-            )
-        tokens, logprobs = found.get("tokens") or (), found.get("token_logprobs") or ()
-        tops = found.get("top_logprobs") or [None] * len(tokens)
+def _logprobs(found: _Logprobs) -> tuple[TokenLogprob, ...]:
+    if found.content:
         return tuple(
-            TokenLogprob(
-                token.encode(),
-                logprob,
-                tuple(Candidate(other.encode(), value) for other, value in (top or {}).items()),
-            )
-            for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
+            TokenLogprob(_bytes(one), one.logprob, tuple(map(_candidate, one.top_logprobs or ())))
+            for one in found.content
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise msgspec.DecodeError(f"log probabilities in no known shape ({type(error).__name__})") from None
+    tokens, logprobs = found.tokens or (), found.token_logprobs or ()
+    tops = found.top_logprobs or [None] * len(tokens)
+    if not len(tokens) == len(logprobs) == len(tops):
+        raise msgspec.DecodeError("log probabilities of different lengths")
+    return tuple(
+        TokenLogprob(
+            token.encode(), logprob, tuple(Candidate(other.encode(), value) for other, value in (top or {}).items())
+        )
+        for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
+    )
 
 
-def _candidate(one: dict[str, Any]) -> Candidate:
-    return Candidate(_bytes(one), one["logprob"])
+def _candidate(one: _Likely) -> Candidate:
+    return Candidate(_bytes(one), one.logprob)
 
 
-def _bytes(one: dict[str, Any]) -> bytes:
-    exact = one.get("bytes")
-    return bytes(exact) if exact is not None else str(one["token"]).encode()
+def _bytes(one: _Likely) -> bytes:
+    return bytes(one.bytes) if one.bytes is not None else one.token.encode()
 
 
 class _Vector(msgspec.Struct, frozen=True):
