@@ -53,6 +53,7 @@ from millicent.meter.waits import Waits
 from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
+from millicent.pipeline.holdout import Holdout
 from millicent.pipeline.pipeline import Pipeline
 from millicent.pipeline.prompts import Prompts
 from millicent.routing.policies import Policies, learnable
@@ -191,6 +192,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             routing=policies,
             cache=answers,
             prompts=_prompts(options, clock),
+            holdout=Holdout(config.holdout),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)
@@ -479,6 +481,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
             uvicorn.Config(
                 _asgi(app, options),
                 http=HttpProtocol,
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,7 @@ import openai
 import pytest
 
 from support.live import LiveServer, live_server
+from support.ports import free_port
 from support.tiny_models import TinyLlama, write_tiny_model
 
 HOME = Path(os.environ.get("MILLICENT_PEERS", Path(__file__).parents[2] / ".peers"))
@@ -70,12 +70,6 @@ def _wait(url: str, peer: subprocess.Popen[bytes], output: Path) -> None:
             return
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def check(server: LiveServer, **more: Any) -> str:
     """Whole and streamed, with usage reported and a receipt; returns the text."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
@@ -108,6 +102,21 @@ def test_llama_cpp_s_server(smollm2_path: Path, tmp_path: Path) -> None:
             with pytest.raises(openai.BadRequestError) as caught:
                 client.chat.completions.create(model="far", messages=[{"role": "user", "content": "x " * 3000}])
             assert caught.value.code == "context_length_exceeded"
+            asked: Any = {"model": "far", "temperature": 0, "max_tokens": 4}
+            prompts = ["The capital of France is", "One, two, three,"]
+            several = client.completions.create(prompt=prompts, **asked)
+            alone = [client.completions.create(prompt=prompt, **asked).choices[0].text for prompt in prompts]
+            assert [choice.text for choice in several.choices] == alone
+            assert several.usage is not None
+            assert several.usage.completion_tokens == 8
+            two = client.chat.completions.create(**HELLO, n=2, max_tokens=3)
+            assert two.usage is not None
+            assert two.usage.completion_tokens == 6
+            texts = ["", ""]
+            for chunk in client.completions.create(prompt=prompts, **asked, stream=True):
+                for choice in chunk.choices:
+                    texts[choice.index] += choice.text
+            assert texts == alone
             schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
             form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
             answer = client.chat.completions.create(**HELLO, max_tokens=40, response_format=form)  # type: ignore[call-overload]

@@ -96,7 +96,7 @@ def test_anything_in_an_answer_is_understood_or_said_to_be_none(
             texts = reader.take(changed)
         for text in merge_texts(texts, in_order=True):
             assert msgspec.convert(msgspec.to_builtins(text), Text).choice == 0
-        assert all((count.tokens or 0) <= 10**9 for count in (reader.usage or Usage()).leaves.values())
+        assert all((count.tokens or 0) < 2**31 for count in (reader.usage or Usage()).leaves.values())
         assert reader.reasons
         assert all(name is None or isinstance(name, str) for name in (reader.id, reader.served_model, reader.failed))
 
@@ -130,26 +130,6 @@ def test_anything_among_vectors_is_understood_or_said_to_be_none() -> None:
 
 def _vectors(values: bytes) -> bytes:
     return b'{"data":[{"index":0,"embedding":%s}]}' % values
-
-
-def test_counts_that_cannot_be_are_as_good_as_none_and_the_answer_stands() -> None:
-    for usage in (
-        {"prompt_tokens": -5, "completion_tokens": 3},
-        {"prompt_tokens": 5, "completion_tokens": 10**12},
-        {"prompt_tokens": 5, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": -1}},
-    ):
-        reader = openai_upstream_answers.AnswerReader()
-        (text,) = reader.take(json.dumps(chunk({"content": "x"}, "stop", usage=usage)).encode())
-        assert (text.text, reader.usage, reader.ended) == ("x", None, True)
-
-
-@pytest.mark.parametrize("cost", ['"NaN"', '"Infinity"', "-0.5", "1e30", "1e999999"])
-def test_a_cost_that_cannot_be_is_unknown(cost: str) -> None:
-    reader = openai_upstream_answers.AnswerReader()
-    reader.take(b'{"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3, "cost": %s}}' % cost.encode())
-    assert reader.cost is None
-    assert reader.usage is not None
-    assert reader.usage.input_tokens == 5
 
 
 def test_a_secret_is_hidden_also_where_the_line_ends() -> None:

@@ -56,17 +56,17 @@ class OpenAIBackend(Provider):
 
     async def prepare(self, request: Request) -> UpstreamCall:
         model = self.name_there(request)
-        upstream = self.upstream
+        upstream, server = self.upstream, self._server
         cache_key = upstream.config.prompt_caching == "auto"
-        sent = encode(request, model, self._server, upstream.who, self._service_tier, cache_key=cache_key)
+        sent = encode(request, model, server, upstream.who, self._service_tier, cache_key=cache_key)
         tokenizer = await self._tokenizer(request.model)
         input_tokens = None
         if tokenizer is not None and request.embedding is None and not holds_images(request):
-            input_tokens = len(await encode_prompt(request, tokenizer))
+            input_tokens = sum(map(len, await encode_prompt(request, tokenizer)))
 
         def start() -> UpstreamRun:
             exchange = upstream.post(self._path(sent, model), sent.body)
-            reader = AnswerReader(request.choices)
+            reader = AnswerReader(request.answers, choices=request.choices if server.usage_of_each else None)
             if request.embedding is not None:
                 return VectorsRun(upstream, exchange, request, reader)
             run = OpenAIRun(upstream, exchange, request, reader)
@@ -118,7 +118,8 @@ class OpenAIRun(UpstreamRun):
     counted: CountedHere | None = None
 
     def _heard(self, texts: Sequence[Text]) -> None:
-        if self.counted is not None and self._reader.usage is None:
+        told = self._reader.usage
+        if self.counted is not None and not (told and told.tells(of_input=False)):
             self.counted.hear(texts)
 
     def _estimated(self) -> Usage:

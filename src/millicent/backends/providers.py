@@ -17,6 +17,7 @@ from millicent.core.errors import MillicentError, ModelNotFound
 from millicent.core.request import ImagePart, Request
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire.openai_upstream_answers import VectorsReader
+from millicent.wire.reported import completed
 from millicent.wire.server_sent_events import Event
 from millicent.wire.upstream_answers import CHARACTERS_PER_TOKEN, AnswerReader
 
@@ -79,7 +80,7 @@ class UpstreamCall:
         if request.embedding is not None:
             self.max_output_tokens = 0
         elif max_output_tokens is None and wanted is not None:
-            self.max_output_tokens = wanted * request.choices
+            self.max_output_tokens = wanted * request.answers
         self._start = start
 
     def start(self) -> UpstreamRun:
@@ -175,7 +176,7 @@ class UpstreamRun:
     def _end(self, error: MillicentError | None) -> End:
         """An answer that was whole before something went wrong is one all the same."""
         reader = self._reader
-        usage = reader.usage or self._estimated()
+        usage = completed(reader.usage, self._estimated)
         receipt = self._exchange.header("x-millicent-receipt")
         told = (reader.served_model, reader.cost, receipt or reader.id)
         if reader.ended and reader.failure is None and reader.failed is None:
@@ -212,7 +213,7 @@ class VectorsRun(UpstreamRun):
             return super()._end(error)
         receipt = self._exchange.header("x-millicent-receipt")
         told = (found.served_model, found.cost, receipt or found.id)
-        return End(FinishReason.STOP, found.usage or self._estimated(), None, (), *told)
+        return End(FinishReason.STOP, completed(found.usage, self._estimated), None, (), *told)
 
 
 def estimated_input(request: Request) -> int:
@@ -220,7 +221,7 @@ def estimated_input(request: Request) -> int:
     if request.embedding is not None:
         return sum(_estimated_text(text) for text in request.embedding.inputs)
     if request.messages is None:
-        return _estimated_text(request.prompt or "")
+        return sum(map(_estimated_text, request.prompts))
     characters = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in request.tools)
     for message in request.messages:
         characters += len(message.text) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)

@@ -31,10 +31,11 @@ ROLE_MEASURES = {role: f"{role}_nanousd" for role in Role}
 
 
 def verdict_sql(before: str = "") -> str:
-    """Whether receipt `r` is useful: the latest verdict by feedback beats the one on the output."""
+    """Whether receipt `r` is useful: the latest verdict by feedback beats the one on the output. In the order in which
+    it came: the system clock may have been set in between."""
     return (
         f"coalesce((SELECT f.useful FROM feedback AS f WHERE f.receipt = r.id AND f.useful IS NOT NULL {before}"
-        " ORDER BY f.posted_at_ns DESC, f.ordinal DESC LIMIT 1), r.useful)"
+        " ORDER BY f.ordinal DESC LIMIT 1), r.useful)"
     )
 
 

@@ -23,8 +23,10 @@ _STRETCH_NS = 200 * NS_PER_MS
 class Flight(Stream):
     """One call on its way there and back."""
 
-    def __init__(self, device: EstimatedDevice, number: int, model: str, prompt_tokens: int, choices: int) -> None:
-        super().__init__(prompt_tokens, choices)
+    def __init__(
+        self, device: EstimatedDevice, number: int, model: str, prompt_tokens: int, answers: int, prompts: int
+    ) -> None:
+        super().__init__(prompt_tokens, answers, prompts)
         self.number = number
         self.model = model
         self.entered_ns = 0
@@ -66,15 +68,15 @@ class EstimatedDevice:
     def flights(self) -> int:
         return len(self._flights)
 
-    def enter(self, model: str, prompt_tokens: int, choices: int = 1) -> Flight:
-        """A call is about to be sent."""
+    def enter(self, model: str, prompt_tokens: int, answers: int = 1, prompts: int = 1) -> Flight:
+        """A call is about to be sent, whose prompts have so many tokens together."""
         now_ns = self._clock.monotonic_ns()
         # What only waits so far may never have arrived: its time is not yet anybody's.
         if any(flight.answering for flight in self._flights.values()):
             self._settle(now_ns)
         for other in self._flights.values():
             other.alone = False
-        flight = Flight(self, next(self._numbers), model, max(1, prompt_tokens), max(1, choices))
+        flight = Flight(self, next(self._numbers), model, max(1, prompt_tokens), answers, prompts)
         if not self._flights:
             self._since_ns = now_ns
             flight.alone = True

@@ -74,7 +74,7 @@ class Estimates:
             placement=placement,
             input_tokens=counted[0] if counted else _guess_tokens(request),
             input_provenance=Provenance.ESTIMATED if counted else Provenance.ASSUMED,
-            limit=request.limits.max_tokens,
+            limit=None if request.limits.max_tokens is None else request.limits.max_tokens * request.answers,
             feature=request.attribution.feature,
             prices=self.prices(request.model, placement, at_ns),
         )
@@ -102,12 +102,14 @@ class Estimates:
             raise _refusal(f"this would cost at least ${quote.cost.low}, above the maximum of ${maximum}", quote)
         if asked.placement.kind == "api":
             most = output_tokens_within(maximum, asked, _MOST_TOKENS if asked.limit is None else asked.limit)
-            if most < 1:
-                raise _refusal(f"the maximum of ${maximum} doesn't pay for the input and one token", quote)
+            each = most // request.answers
+            if each < 1:
+                what = "one token" if request.answers == 1 else f"one token of each of {request.answers} answers"
+                raise _refusal(f"the maximum of ${maximum} doesn't pay for the input and {what}", quote)
             if asked.limit is None or most < asked.limit:
-                limits = msgspec.structs.replace(request.limits, max_tokens=most)
+                limits = msgspec.structs.replace(request.limits, max_tokens=each)
                 call = await backend.prepare(msgspec.structs.replace(request, limits=limits))
-                asked = msgspec.structs.replace(asked, limit=most)
+                asked = msgspec.structs.replace(asked, limit=each * request.answers)
                 quote = self.quote(asked)
             return Plan(call, asked, quote, min(maximum, held))
         return Plan(call, asked, quote, min(maximum, held), maximum)
@@ -128,7 +130,7 @@ def _refusal(what: str, quote: Quote) -> PaymentRequired:
 
 
 def _guess_tokens(request: Request) -> int:
-    if isinstance(request.prompt, tuple):
-        return len(request.prompt)
-    text = request.prompt or "".join(message.text for message in request.messages or ())
-    return len(text) // _CHARACTERS_PER_TOKEN + 1
+    if request.messages is None:
+        texts = request.prompts if request.embedding is None else request.embedding.inputs
+        return sum(len(text) if isinstance(text, tuple) else len(text) // _CHARACTERS_PER_TOKEN + 1 for text in texts)
+    return sum(len(message.text) for message in request.messages) // _CHARACTERS_PER_TOKEN + 1

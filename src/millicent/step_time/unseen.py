@@ -31,11 +31,13 @@ class Stream:
     """One answer on its way. It counts as being read until its first tokens come: `answering`.
 
     Of its prompt, `read` tokens are taken to be done and `unread` not; each of its `choices` has `made` tokens from
-    before this stretch, and all of them `tokens` in it.
+    before this stretch, and all of them `tokens` in it. Several `prompts` are taken to be alike, and are counted
+    together.
     """
 
-    def __init__(self, prompt_tokens: int, choices: int) -> None:
+    def __init__(self, prompt_tokens: int, choices: int, prompts: int = 1) -> None:
         self.choices = choices
+        self.prompts = prompts
         self.unread = prompt_tokens
         self.read = 0
         self.answering = False
@@ -44,7 +46,8 @@ class Stream:
 
     @property
     def context(self) -> int:
-        return self.read + self.unread + self.made
+        """Of each answer."""
+        return (self.read + self.unread) // self.prompts + self.made
 
     def go_on(self, rows: int) -> None:
         """Its stretch is over, in which so many rows of its prompt were read."""
@@ -59,7 +62,8 @@ class Stream:
         return Work(self.choices, self.choices, context * self.choices, 0)
 
     def reading(self, rows: int) -> Work:
-        return Work(rows, int(self.answering), 0, rows * self.read + rows * (rows + 1) // 2)
+        pairs = (rows * self.read + rows * (rows + 1) // 2) // self.prompts
+        return Work(rows, int(self.answering), 0, pairs)
 
 
 class Split(NamedTuple):
@@ -112,7 +116,7 @@ class UnseenSteps:
             # It came in the middle of a step, and was read in the last one.
             steps = max(other.tokens / other.choices for other in others)
             took_ns -= max(0.0, steps - 1.5) * self._costs.step_ns(Work.total(works))
-        prompt = Work(stream.unread, 1, 0, stream.unread * (stream.unread + 1) // 2)
+        prompt = Work(stream.unread, 1, 0, stream.unread * (stream.unread + 1) // 2 // stream.prompts)
         self._observe(Work.total([*works, prompt]), int(took_ns))
 
     def _learn_writing(self, writing: Sequence[Stream], total: Work, wall_ns: int, steps: int) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from millicent.core.chunks import CallPiece, FinishReason, Text
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire import upstream_answers
-from millicent.wire.upstream_answers import believable
+from millicent.wire.reported import split, tokens_told
 
 _ENDS = {
     "max_tokens": FinishReason.LENGTH,
@@ -99,8 +99,8 @@ class AnswerReader(upstream_answers.AnswerReader):
     @property
     def usage(self) -> Usage | None:
         """An answer that broke off has its output from characters."""
-        told, known = self._told, Provenance.REPORTED
-        if told.input_tokens is None and told.output_tokens is None:
+        told, output = self._told, tokens_told(self._told.output_tokens)
+        if tokens_told(told.input_tokens) is None and output is None:
             return None
         written = told.cache_creation or _CacheCreation()
         short, long = written.ephemeral_5m_input_tokens, written.ephemeral_1h_input_tokens
@@ -112,15 +112,20 @@ class AnswerReader(upstream_answers.AnswerReader):
             Leaf.INPUT_CACHE_WRITE_5M: short,
             Leaf.INPUT_CACHE_WRITE_1H: long,
         }
-        leaves = {leaf: Count(tokens, known) for leaf, tokens in counts.items() if tokens is not None}
-        if not self._final:
-            output = max(self.output_estimate, told.output_tokens or 0)
+        leaves = {
+            leaf: Count(tokens, Provenance.REPORTED)
+            for leaf, said in counts.items()
+            if (tokens := tokens_told(said)) is not None
+        }
+        if output is None or not self._final:
+            output = max(self.output_estimate, output or 0)
             return Usage(leaves | {Leaf.OUTPUT_TEXT: Count(output, Provenance.ESTIMATED)})
-        thought = (told.output_tokens_details or _OutputDetails()).thinking_tokens or 0
-        leaves[Leaf.OUTPUT_TEXT] = Count(max(0, (told.output_tokens or 0) - thought), known)
-        if thought:
-            leaves[Leaf.OUTPUT_REASONING] = Count(thought, known)
-        return Usage(leaves)
+        thought = (told.output_tokens_details or _OutputDetails()).thinking_tokens
+        return Usage(leaves | split(output, Leaf.OUTPUT_TEXT, {Leaf.OUTPUT_REASONING: thought or None}))
+
+    @property
+    def _cached(self) -> int | None:
+        return tokens_told(self._told.cache_read_input_tokens)
 
     def take(self, data: bytes) -> list[Text]:
         event = _decoder.decode(data)
@@ -150,7 +155,7 @@ class AnswerReader(upstream_answers.AnswerReader):
 
     def _use(self, usage: _Usage | None, *, final: bool) -> None:
         """Counts are of all so far: later ones stand in for earlier, where they are told again."""
-        if usage is None or not believable(usage):
+        if usage is None:
             return
         later = {name: value for name in usage.__struct_fields__ if (value := getattr(usage, name)) is not None}
         self._told = msgspec.structs.replace(self._told, **later)
@@ -178,15 +183,13 @@ class AnswerReader(upstream_answers.AnswerReader):
 
     def _text(self, text: str, reasoning: str, signature: str, sealed: str) -> Text:
         tokens = self._counted(len(text) + len(reasoning)) if text or reasoning else 0
-        cached = self._told.cache_read_input_tokens
-        return Text(text, tokens, cached_tokens=cached, reasoning=reasoning, signature=signature, sealed=sealed)
+        return Text(text, tokens, cached_tokens=self._cached, reasoning=reasoning, signature=signature, sealed=sealed)
 
     def _piece(self, index: int, name: str, arguments: str) -> Text:
         self._calls[index] = self._calls[index] or bool(arguments)
         call = CallPiece(list(self._calls).index(index), name, arguments)
-        cached = self._told.cache_read_input_tokens
-        return Text("", self._counted(len(name) + len(arguments)), cached_tokens=cached, calls=(call,))
+        return Text("", self._counted(len(name) + len(arguments)), cached_tokens=self._cached, calls=(call,))
 
     def _finish(self, reason: str | None, stop: str | None) -> list[Text]:
         self._reason = _ENDS.get(reason or "", FinishReason.STOP)
-        return [Text("", 0, cached_tokens=self._told.cache_read_input_tokens, stop=stop)] if stop else []
+        return [Text("", 0, cached_tokens=self._cached, stop=stop)] if stop else []

@@ -10,7 +10,7 @@ import msgspec
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire import upstream_answers
-from millicent.wire.upstream_answers import believable
+from millicent.wire.reported import split, tokens_told
 
 _ENDS = {"STOP": FinishReason.STOP, "MAX_TOKENS": FinishReason.LENGTH}
 _WITHHELD = frozenset(
@@ -142,8 +142,7 @@ class AnswerReader(upstream_answers.AnswerReader):
             return []
         self.id = self.id or chunk.response_id
         self.served_model = chunk.model_version or self.served_model
-        if chunk.usage_metadata is not None and believable(chunk.usage_metadata):
-            self._told = chunk.usage_metadata
+        self._told = chunk.usage_metadata or self._told
         if chunk.prompt_feedback is not None and chunk.prompt_feedback.block_reason:
             for choice in self._choices:
                 choice.reason = FinishReason.CONTENT_FILTER
@@ -184,7 +183,7 @@ class AnswerReader(upstream_answers.AnswerReader):
 
     def _text(self, choice: int, characters: int, text: str = "", **fields: Any) -> Text:
         tokens = self._counted(characters) if characters else 0
-        cached = None if self._told is None else self._told.cached_content_token_count
+        cached = None if self._told is None else tokens_told(self._told.cached_content_token_count)
         return Text(text, tokens, choice, cached_tokens=cached, **fields)
 
 
@@ -193,26 +192,28 @@ def usage_of(usage: _Usage) -> Usage:
     it, and thoughts beside what was said."""
     read = usage.prompt_token_count + usage.tool_use_prompt_token_count
     details = [*usage.prompt_tokens_details, *usage.tool_use_prompt_tokens_details]
-    cached = usage.cached_content_token_count
     image = _count(details, "IMAGE") - _count(usage.cache_tokens_details, "IMAGE")
     audio = _count(details, "AUDIO") - _count(usage.cache_tokens_details, "AUDIO")
-    image, audio = max(0, image), max(0, audio)
-    counts = {
-        Leaf.INPUT_FRESH: max(0, read - cached - image - audio),
-        Leaf.INPUT_CACHE_READ: cached,
-        Leaf.INPUT_IMAGE: image or None,
-        Leaf.INPUT_AUDIO: audio or None,
-    }
-    pictures = _count(usage.candidates_tokens_details, "IMAGE")
-    sounds = _count(usage.candidates_tokens_details, "AUDIO")
-    counts |= {
-        Leaf.OUTPUT_TEXT: max(0, usage.candidates_token_count - pictures - sounds),
-        Leaf.OUTPUT_REASONING: usage.thoughts_token_count or None,
-        Leaf.OUTPUT_IMAGE: pictures or None,
-        Leaf.OUTPUT_AUDIO: sounds or None,
-    }
-    known = Provenance.REPORTED
-    return Usage({leaf: Count(tokens, known) for leaf, tokens in counts.items() if tokens is not None})
+    leaves = split(
+        read,
+        Leaf.INPUT_FRESH,
+        {
+            Leaf.INPUT_CACHE_READ: usage.cached_content_token_count,
+            Leaf.INPUT_IMAGE: max(0, image) or None,
+            Leaf.INPUT_AUDIO: max(0, audio) or None,
+        },
+    )
+    leaves |= split(
+        usage.candidates_token_count,
+        Leaf.OUTPUT_TEXT,
+        {
+            Leaf.OUTPUT_IMAGE: _count(usage.candidates_tokens_details, "IMAGE") or None,
+            Leaf.OUTPUT_AUDIO: _count(usage.candidates_tokens_details, "AUDIO") or None,
+        },
+    )
+    if thoughts := tokens_told(usage.thoughts_token_count):
+        leaves[Leaf.OUTPUT_REASONING] = Count(thoughts, Provenance.REPORTED)
+    return Usage(leaves)
 
 
 def _count(details: list[_Modality], modality: str) -> int:

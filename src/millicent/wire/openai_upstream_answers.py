@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, Vector
-from millicent.core.usage import Count, Leaf, Provenance, Usage
+from millicent.core.usage import Count, Leaf, Usage
 from millicent.wire import upstream_answers
-from millicent.wire.upstream_answers import believable, believed_cost
+from millicent.wire.reported import cost_told, split, tokens_told
 
 
 class _InputDetails(msgspec.Struct, frozen=True):
@@ -98,7 +99,8 @@ class _Chunk(msgspec.Struct, frozen=True):
     error: Any = None
 
 
-_decoder = msgspec.json.Decoder(_Chunk, strict=False)
+# llama.cpp's streams of several prompts begin with a null.
+_decoder = msgspec.json.Decoder(_Chunk | None, strict=False)
 # No chunk is so short; the word that ends a stream is, with blanks around it.
 _SHORTER_THAN_JSON = 16
 
@@ -148,9 +150,13 @@ class _ChoiceState:
 class AnswerReader(upstream_answers.AnswerReader):
     """`over` with the word that ends a stream, after which nothing more need come."""
 
-    def __init__(self, choices: int = 1) -> None:
+    def __init__(self, answers: int = 1, *, choices: int | None = None) -> None:
+        """`choices` is set where each answer's usage comes by itself: then so many answers in a row are of one prompt,
+        which counts once."""
         super().__init__()
-        self._most = choices
+        self._answers = answers
+        self._each = choices
+        self._prompts: set[int] = set()  # whose usage was told
         self._usage: Usage | None = None
         self._choices: dict[int, _ChoiceState] = {}
         self._told = 0  # tokens that texts were said to have
@@ -170,13 +176,15 @@ class AnswerReader(upstream_answers.AnswerReader):
         """A server that ended its stream need not have said why."""
         if self.over and self._choices:
             return True
-        return len(self._choices) == self._most and all(each.reason is not None for each in self._choices.values())
+        return len(self._choices) == self._answers and all(each.reason is not None for each in self._choices.values())
 
     def take(self, data: bytes) -> list[Text]:
         if len(data) < _SHORTER_THAN_JSON and data.strip() == b"[DONE]":
             self.over = True
             return []
         chunk = _decoder.decode(data)
+        if chunk is None:
+            return []
         if chunk.error:
             self.failure = {"error": chunk.error}
             return []
@@ -184,12 +192,23 @@ class AnswerReader(upstream_answers.AnswerReader):
         self.served_model = chunk.model or self.served_model
         usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if usage is not None and (found := usage_of(usage)) is not None:
-            self._usage = found
-            self._reported = found.output_tokens or 0
-            self.cost = believed_cost(usage.cost) or self.cost
+            self._usage = found if self._each is None else self._with(found, chunk.choices or (), self._each)
+            self._reported = self._usage.output_tokens or 0
+            self.cost = cost_told(usage.cost) or self.cost
         if not chunk.choices:
             return []
         return [text for choice in chunk.choices if (text := self._text(choice)) is not None]
+
+    def _with(self, found: Usage, told: Sequence[_Choice], choices: int) -> Usage:
+        """What was told before and that of another answer. A chunk that names none is of the one prompt of a chat."""
+        prompt = told[0].index // choices if told else 0
+        leaves = dict(self._usage.leaves if self._usage is not None else {})
+        for leaf, count in found.leaves.items():
+            if count.tokens is not None and not (leaf.is_input and prompt in self._prompts):
+                before = leaves.get(leaf)
+                leaves[leaf] = Count(count.tokens + (before.tokens or 0 if before else 0), count.provenance)
+        self._prompts.add(prompt)
+        return Usage(leaves)
 
     def _reason(self, state: _ChoiceState) -> FinishReason:
         if state.refused:
@@ -200,7 +219,7 @@ class AnswerReader(upstream_answers.AnswerReader):
     def _text(self, choice: _Choice) -> Text | None:
         state = self._choices.get(choice.index)
         if state is None:
-            if not 0 <= choice.index < self._most:
+            if not 0 <= choice.index < self._answers:
                 raise msgspec.DecodeError(f"a choice {choice.index} that nobody asked for")
             state = self._choices[choice.index] = _ChoiceState()
         if choice.finish_reason:
@@ -252,37 +271,30 @@ def usage_of(usage: _Usage) -> Usage | None:
     """Disjoint leaves of overlapping totals; None where it says nothing that can be. An explicit zero is a zero.
 
     Cached and written tokens are part of the prompt's. Reasoning is part of the completion's, unless the total says
-    that it stands beside it.
+    that it stands beside it; or there is more of it, and the total doesn't say that there isn't.
     """
-    read, written = usage.prompt_tokens, usage.completion_tokens
-    if (read is None and written is None) or not believable(usage):
-        return None
-    known = Provenance.REPORTED
+    read, written = tokens_told(usage.prompt_tokens) or 0, tokens_told(usage.completion_tokens)
     inputs, outputs = (
         usage.prompt_tokens_details or _InputDetails(),
         usage.completion_tokens_details or _OutputDetails(),
     )
-    leaves: dict[Leaf, Count] = {}
-    if read is not None:
-        cached = inputs.cached_tokens if inputs.cached_tokens is not None else usage.prompt_cache_hit_tokens
-        parts = {
+    cached = inputs.cached_tokens if inputs.cached_tokens is not None else usage.prompt_cache_hit_tokens
+    leaves = split(
+        usage.prompt_tokens,
+        Leaf.INPUT_FRESH,
+        {
             Leaf.INPUT_CACHE_READ: cached,
             Leaf.INPUT_CACHE_WRITE_5M: inputs.cache_write_tokens or None,
             Leaf.INPUT_AUDIO: inputs.audio_tokens or None,
-        }
-        rest = read - sum(count for count in parts.values() if count is not None)
-        leaves[Leaf.INPUT_FRESH] = Count(max(0, rest), known)
-        leaves |= {leaf: Count(count, known) for leaf, count in parts.items() if count is not None}
+        },
+    )
     if written is not None:
-        reasoning, audio = outputs.reasoning_tokens or 0, outputs.audio_tokens or 0
-        apart = reasoning > 0 and usage.total_tokens == (read or 0) + written + reasoning
-        text = written - audio - (0 if apart else reasoning)
-        leaves[Leaf.OUTPUT_TEXT] = Count(max(0, text), known)
-        if reasoning:
-            leaves[Leaf.OUTPUT_REASONING] = Count(reasoning, known)
-        if audio:
-            leaves[Leaf.OUTPUT_AUDIO] = Count(audio, known)
-    return Usage(leaves)
+        reasoning = tokens_told(outputs.reasoning_tokens) or 0
+        within = read + written
+        apart = usage.total_tokens == within + reasoning or (reasoning > written and usage.total_tokens != within)
+        parts = {Leaf.OUTPUT_REASONING: reasoning or None, Leaf.OUTPUT_AUDIO: outputs.audio_tokens or None}
+        leaves |= split(written + reasoning if apart else written, Leaf.OUTPUT_TEXT, parts)
+    return Usage(leaves) if leaves else None
 
 
 def _logprobs(found: _Logprobs) -> tuple[TokenLogprob, ...]:
@@ -336,7 +348,7 @@ class VectorsReader:
         self.served_model = found.model
         self.id = found.id
         self.usage = None if found.usage is None else usage_of(found.usage)
-        self.cost = None if found.usage is None else believed_cost(found.usage.cost)
+        self.cost = None if found.usage is None else cost_told(found.usage.cost)
         self.vectors = [Vector(each.index, _floats(each.embedding), 0) for each in found.data]
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from decimal import Decimal
 from typing import Any
-
-import msgspec
 
 from millicent.core.chunks import FinishReason, Text
 from millicent.core.money import Money
@@ -14,9 +11,6 @@ from millicent.core.usage import Usage
 
 # English text in the tokenizers of the day: about four characters to a token.
 CHARACTERS_PER_TOKEN = 4
-# No call has as many, or costs as much.
-_MOST_TOKENS = 10**9
-_MOST_USD = 1_000_000
 
 
 class AnswerReader(ABC):
@@ -67,19 +61,3 @@ class AnswerReader(ABC):
         self._pieces += 1
         self._characters += characters
         return self.output_estimate - before
-
-
-def believable(counts: object) -> bool:
-    """Whether these can be numbers of tokens. Where one of them can't, all are as good as none."""
-    if isinstance(counts, int):
-        return 0 <= counts <= _MOST_TOKENS
-    if isinstance(counts, list):
-        return all(map(believable, counts))
-    if isinstance(counts, msgspec.Struct):
-        return all(believable(getattr(counts, field)) for field in counts.__struct_fields__)
-    return True
-
-
-def believed_cost(usd: Decimal | None) -> Money | None:
-    """None for what is no cost of a call."""
-    return None if usd is None or not (usd.is_finite() and 0 <= usd <= _MOST_USD) else Money.from_usd(usd)
