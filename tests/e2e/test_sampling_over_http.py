@@ -96,7 +96,7 @@ def test_several_prompts_are_answered_as_each_alone_on_one_receipt(server: LiveS
     usages = [one.usage for one in (*alone, several) if one.usage is not None]
     assert usages[0].prompt_tokens + usages[1].prompt_tokens == usages[2].prompt_tokens
     assert [usage.completion_tokens for usage in usages] == [16, 16, 32]
-    receipt = settled(server, raw.headers["x-millicent-receipt"])
+    receipt = server.settled(raw.headers["x-millicent-receipt"])
     assert receipt["usage"]["output_text"]["tokens"] == 32
     texts: dict[int, str] = defaultdict(str)
     for chunk in client.completions.create(prompt=prompts, **asked, stream=True):

@@ -13,7 +13,7 @@ _PAUSE_S = 0.02
 Found = TypeVar("Found")
 
 
-def until(look: Callable[[], Found], what: str = "it never came true") -> Found:
+def until(look: Callable[[], Found | None], what: str = "it never came true") -> Found:
     """What `look` finds, once that is true."""
     deadline_s = time.monotonic() + LIMIT_S
     while not (found := look()):
