@@ -1,6 +1,8 @@
 """Grammars are compiled where one that takes for ever harms nobody."""
 
 import asyncio
+import os
+import signal
 
 import pytest
 
@@ -49,6 +51,8 @@ def test_a_caller_that_leaves_takes_nobody_elses_answer_along() -> None:
     async def scenario() -> None:
         checker = GrammarChecker(deadline_s=60)
         assert await complaint(checker, 'start: "x"') == ""
+        assert checker._process is not None
+        os.kill(checker._process.pid, signal.SIGSTOP)  # so that it can't answer before
         left = asyncio.create_task(complaint(checker, HARD))
         await asyncio.sleep(0.01)
         left.cancel()

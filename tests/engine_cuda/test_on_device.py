@@ -171,3 +171,15 @@ def test_memory_needed_by_passes_is_what_the_profile_says_at_least(gpu: Device) 
     taken = before - torch.cuda.mem_get_info()[0]
     cache = 500 * CONFIG.block_tokens * model.kv_bytes_per_token
     assert taken <= model.weight_bytes + cache + model.working_bytes + (600 << 20)  # libraries' workspaces
+
+
+def test_a_model_is_opened_again_after_the_last_one_is_gone(gpu: Device) -> None:
+    checkpoint, prompt = RandomCheckpoint(SHAPES["qwen3-0.6b"]), [Piece(1, tokens(9), 0, [0, 1, 2], sample=True)]
+    drawn = []
+    for _ in range(2):
+        model = on_device(checkpoint, CONFIG, dtype="bf16", device=gpu)
+        flight = model.launch(prompt, [GREEDY])
+        flight.bring(())
+        drawn.append(flight.land(None).tokens)
+        del model, flight
+    assert drawn[0] == drawn[1]

@@ -68,6 +68,13 @@ def money(amount: Money | None, provenance: Provenance | None = None, href: str 
     return Cell(figures.amount(amount), amount, None if amount is None else provenance, href)
 
 
+def known(amount: Money | None, href: str | None = None) -> Cell:
+    """What is earned, or what of it is left: unknown where nobody said."""
+    if amount is None:
+        return Cell(Figure("unknown", "", "nobody said what is earned here; it is not zero"), None, None, href)
+    return money(amount, href=href)
+
+
 def count(number: int | None, unit: str = "", href: str | None = None) -> Cell:
     return Cell(figures.count(number, unit), number, None, href)
 

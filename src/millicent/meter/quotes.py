@@ -55,6 +55,7 @@ class Answered(msgspec.Struct, frozen=True):
     times: Times
     limit: int | None = None
     cached_tokens: int = 0
+    placement: str = ""
 
     @classmethod
     def of(cls, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> Answered | None:
@@ -74,23 +75,24 @@ class Answered(msgspec.Struct, frozen=True):
             times=Times(ran.serving_ns if known else None, took.ttft_ns, took.total_ns),
             limit=limit,
             cached_tokens=receipt.usage.tokens(Leaf.INPUT_CACHE_READ) or 0,
+            placement=receipt.placement or "",
         )
 
 
 class Quoter:
     """Learns from every answer, and forgets at the end of the process: the ledger holds what to learn from again.
 
-    `fit` gives a model's step-time coefficients, where there are any.
+    `fit` gives the step-time coefficients of a model at a placement, where there are any.
     """
 
-    def __init__(self, fit: Callable[[str], Coefficients | None]) -> None:
+    def __init__(self, fit: Callable[[str, str], Coefficients | None]) -> None:
         self._fit = fit
         self._lengths = OutputLengths()
         self._durations = DurationModel()
 
     def quote(self, asked: Asked) -> Quote:
         length = self._lengths.forecast(asked.model, asked.feature, asked.input_tokens, asked.limit)
-        fit = self._fit(asked.model)
+        fit = self._fit(asked.model, asked.placement.name)
         durations = self._durations.predict(asked.model, fit, asked.input_tokens, length.tokens, asked.batch)
         if asked.placement.kind == "api":
             cost, known = _cost_of_tokens(asked, length)
@@ -118,7 +120,8 @@ class Quoter:
         if placement.kind == "api":
             return _TokensCost(asked.input_tokens, asked.prices.standard if asked.prices else None)(output_tokens)
         output = Interval(output_tokens, output_tokens, output_tokens)
-        took = self._durations.predict(asked.model, self._fit(asked.model), asked.input_tokens, output, asked.batch)
+        fit = self._fit(asked.model, placement.name)
+        took = self._durations.predict(asked.model, fit, asked.input_tokens, output, asked.batch)
         rate = placement.receipt_list_usd_per_hour
         if rate is None or took.provenance is Provenance.ASSUMED:
             return None
@@ -144,7 +147,7 @@ class Quoter:
                 cut=answered.cut,
                 promised=promised,
             )
-        fit = self._fit(answered.model)
+        fit = self._fit(answered.model, answered.placement)
         computed = max(0, answered.input_tokens - answered.cached_tokens)
         self._durations.learn(answered.model, fit, computed, answered.output_tokens, answered.batch, answered.times)
 

@@ -54,9 +54,12 @@ class Estimates:
             return None
         return self._book.find(model, at_ns, placement.service, placement.provider)
 
-    def asked(self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int) -> Asked:
-        if not call.sequences and placement.kind != "api":
-            # A backend that shows no steps: its device time, and so its cost, will not be known.
+    def asked(
+        self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int, *, timed: bool = False
+    ) -> Asked:
+        """`timed`: its device time will be estimated, where the backend shows no steps."""
+        if not call.sequences and not timed and placement.kind != "api":
+            # Its device time, and so its cost, will not be known.
             placement = msgspec.structs.replace(placement, usd_per_hour=None, list_usd_per_hour=None)
         counted = call.input_tokens is not None
         return Asked(
