@@ -11,14 +11,12 @@ from typing import NamedTuple
 import msgspec
 
 from millicent.core.money import Money
+from millicent.core.spreadsheets import inert
 from millicent.core.usage import Provenance
 from millicent.dashboard import figures
 from millicent.dashboard.figures import Figure
 
 Value = str | int | float | Decimal | Money | None
-
-# A cell that begins so is run as a formula by spreadsheets; callers choose texts.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Column(NamedTuple):
@@ -119,11 +117,6 @@ def as_csv(table: Table) -> Iterator[str]:
     yield _line([column.name for column in table.columns])
     for row in table.rows:
         yield _line([inert(cell.value) if isinstance(cell.value, str) else exact(cell.value) for cell in row])
-
-
-def inert(words: str) -> str:
-    """Text that a spreadsheet would run as a formula, with a leading `'`."""
-    return f"'{words}" if words.startswith(_FORMULA) else words
 
 
 def _line(cells: list[str]) -> str:

@@ -226,7 +226,7 @@ def _budgets(budgets: Sequence[tuple[Budget, Sequence[Balance]]], now_ns: int) -
             rows.append(
                 (
                     tables.text(budget.name),
-                    tables.text(subject),
+                    tables.text(subject if budget.tier is None else f"{subject} of tier {budget.tier}"),
                     tables.text("refuses" if budget.hard else "counts"),
                     tables.money(budget.limit),
                     tables.money(balance.spent),

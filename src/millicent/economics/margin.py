@@ -322,7 +322,6 @@ def _plans(
                     [member.paid for member in ours],
                     other,
                     parts / len(ours),
-                    only_plan=len(plans) == 1,
                 )
             )
             if ours

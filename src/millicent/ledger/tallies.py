@@ -171,34 +171,36 @@ def read(
 
 
 def problems(connection: sqlite3.Connection) -> list[str]:
-    """Days on which tallies and rollups, which are folded together, hold other requests or another cost."""
+    """Times at which tallies and rollups, which are folded together, hold other requests or another cost."""
     since_ns, raw_ns = connection.execute("SELECT since_ns, raw_before_ns FROM tally_progress").fetchone()
     (rolled_ns,) = connection.execute("SELECT raw_before_ns FROM rollup_progress").fetchone()
     from_ns = _up(max(since_ns, raw_ns, rolled_ns), DAY_S)
-    tallied: dict[int, list[int]] = {}
-    for start_ns, packed in connection.execute(
-        "SELECT start_ns, tally FROM tallies WHERE span_s = ? AND start_ns >= ? UNION ALL"
-        " SELECT quarter_ns, tally FROM tallies_pending WHERE quarter_ns >= ?",
-        (DAY_S, from_ns, from_ns),
+    tallied: dict[tuple[int, int], list[int]] = {}
+    for span_s, start_ns, packed in connection.execute(
+        "SELECT span_s, start_ns, tally FROM tallies WHERE start_ns >= ? UNION ALL"
+        " SELECT 0, quarter_ns, tally FROM tallies_pending WHERE quarter_ns >= ?",
+        (from_ns, from_ns),
     ):
         tally = _decoder.decode(packed)
-        have = tallied.setdefault(_down(start_ns, DAY_S), [0, 0])
-        have[0] += tally.requests
-        have[1] += tally.cost_nanousd
-    rolled = {
-        start_ns: figures
-        for start_ns, *figures in connection.execute(
-            "SELECT day_ns, sum(requests), sum(cost_nanousd) FROM (SELECT start_ns AS day_ns, requests, cost_nanousd"
-            " FROM rollups JOIN rollup_groups AS g ON g.id = grouped WHERE cube = 'time' AND span_s = :day_s UNION ALL"
-            " SELECT quarter_ns - quarter_ns % (:day_s * 1000000000), requests, cost_nanousd FROM rollups_pending)"
-            " WHERE day_ns >= :from_ns GROUP BY day_ns",
-            {"day_s": DAY_S, "from_ns": from_ns},
-        )
-    }
+        for each_s in (span_s,) if span_s else SPANS_S:
+            have = tallied.setdefault((_down(start_ns, each_s), each_s), [0, 0])
+            have[0] += tally.requests
+            have[1] += tally.cost_nanousd
+    rolled: dict[tuple[int, int], list[int]] = {}
+    for start_ns, requests, nanousd in connection.execute(
+        "SELECT start_ns, requests, cost_nanousd FROM rollups JOIN rollup_groups AS g ON g.id = grouped"
+        " WHERE cube = 'time' AND span_s = ? AND start_ns >= ? UNION ALL"
+        " SELECT quarter_ns, requests, cost_nanousd FROM rollups_pending WHERE quarter_ns >= ?",
+        (QUARTER_S, from_ns, from_ns),
+    ):
+        for span_s in SPANS_S:
+            have = rolled.setdefault((_down(start_ns, span_s), span_s), [0, 0])
+            have[0] += requests
+            have[1] += nanousd
     return [
-        f"the tally of {iso_utc(day)[:10]} isn't the rollup of that day"
-        for day in sorted({*tallied, *rolled})
-        if tallied.get(day, [0, 0]) != rolled.get(day, [0, 0])
+        f"the tally of {span_s} s from {iso_utc(start_ns)} isn't the rollup of that time"
+        for start_ns, span_s in sorted({*tallied, *rolled})
+        if tallied.get((start_ns, span_s), [0, 0]) != rolled.get((start_ns, span_s), [0, 0])
     ]
 
 
