@@ -33,9 +33,10 @@ def api_cost(usages: Sequence[Usage], prices: PriceList, discount: Decimal = Dec
     """
     by_tier: dict[int, tuple[TokenPrices, Counter[Leaf]]] = {}
     for usage in usages:
-        tier = tier_of(prices, usage)
+        tier = tier_of(prices, usage) if prices.long_context else prices
         _, tokens = by_tier.setdefault(id(tier), (tier, Counter()))
-        tokens.update({leaf: count.tokens or 0 for leaf, count in usage.leaves.items()})
+        for leaf, count in usage.leaves.items():
+            tokens[leaf] += count.tokens or 0
     as_here = uncached = Fraction(0)
     for tier, tokens in by_tier.values():
         for leaf, count in tokens.items():

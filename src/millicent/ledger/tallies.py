@@ -10,11 +10,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from typing import TypeVar
 
 import msgspec
 
 from millicent.core.clock import NS_PER_S, iso_utc
-from millicent.core.tallies import Tally, bucket_of
+from millicent.core.tallies import Sums, Tally, bucket_of
 
 QUARTER_S, DAY_S = 900, 86_400
 SPANS_S = (QUARTER_S, 3600, DAY_S)
@@ -26,7 +27,11 @@ _LEAST, _GREATEST = -(2**63), 2**63 - 1
 _BACKFILL = 2_000
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Tally)
+# What isn't in the struct is skipped, and costs next to nothing.
+_decoders: dict[type[Sums], msgspec.msgpack.Decoder[Sums]] = {
+    Sums: msgspec.msgpack.Decoder(Sums),
+    Tally: msgspec.msgpack.Decoder(Tally),
+}
 _lines_decoder = msgspec.json.Decoder(list[tuple[int, str, str, int | None]])
 
 
@@ -50,6 +55,7 @@ _FIGURES = """
 _HISTOGRAMS = ("queue", "ttft", "tpot", "total")
 
 Row = tuple[object, ...]
+Kind = TypeVar("Kind", bound=Sums)
 
 
 def fold(connection: sqlite3.Connection, last: str) -> None:
@@ -99,6 +105,7 @@ def first_days_ns(connection: sqlite3.Connection) -> dict[str, int]:
 
 
 def read(
+    kind: type[Kind],
     connection: sqlite3.Connection,
     by: Sequence[str],
     fixed: Mapping[str, str],
@@ -107,15 +114,18 @@ def read(
     label_of: Callable[[int], str] | None,
     coarsest_s: int,
     requests: int = 0,
-) -> dict[tuple[str, ...], Tally] | None:
-    """Sums by these columns, and by time where there is a label for it, which then comes last. `fixed` columns must
-    have a value, '' for none. Features and models are read from tallies, what else there is from up to `MOST_DETAIL`
-    receipts: None where there are more."""
-    found: dict[tuple[str, ...], Tally] = {}
+) -> dict[tuple[str, ...], Kind] | None:
+    """Tallies, or their sums alone, by these columns, and by time where there is a label for it, which then comes last.
+    `fixed` columns must have a value, '' for none. Features and models are read from tallies, what else there is from
+    up to `MOST_DETAIL` receipts: None where there are more."""
+    found: dict[tuple[str, ...], Kind] = {}
 
-    def take(members: Sequence[str], at_ns: int, tally: Tally, sign: int = 1) -> None:
+    def take(members: Sequence[str], at_ns: int, tally: Sums, sign: int = 1) -> None:
         key = (*members, *(() if label_of is None else (label_of(at_ns),)))
-        found.setdefault(key, Tally()).add(tally, sign)
+        have = found.get(key)
+        if have is None:
+            have = found[key] = kind()
+        have.add(tally, sign)
 
     parts = ["1"]
     values: list[object] = []
@@ -138,9 +148,10 @@ def read(
     wanted = " AND ".join(["1", *(f"{name} = ?" for name in fixed)])
     columns = ", ".join(("start_ns", "tally", *by))
     sql = f"SELECT {columns} FROM tallies WHERE span_s = ? AND start_ns >= ? AND start_ns < ? AND {wanted}"
+    decode = _decoders[kind].decode
     for piece in pieces:
         for start_ns, packed, *members in connection.execute(sql, (*piece, *fixed.values())):
-            take(members, start_ns, _decoder.decode(packed))
+            take(members, start_ns, decode(packed))
     noted = _unrolled(by, f"r.created_at_ns >= ? AND r.created_at_ns < ? AND {condition}")
     for members, at_ns, tally, sign in _differences(connection.execute(noted, (first, last, *values)), len(by)):
         take(members, at_ns, tally, sign)
@@ -156,7 +167,7 @@ def problems(connection: sqlite3.Connection) -> list[str]:
     for start_ns, packed in connection.execute(
         "SELECT start_ns, tally FROM tallies WHERE span_s = ? AND start_ns >= ?", (DAY_S, from_ns)
     ):
-        tally = _decoder.decode(packed)
+        tally = _decoders[Sums].decode(packed)
         have = tallied.setdefault(start_ns, [0, 0])
         have[0] += tally.requests
         have[1] += tally.cost_nanousd
@@ -182,7 +193,7 @@ def _detail(
     values: Sequence[object],
     from_ns: int,
     to_ns: int,
-    take: Callable[[Sequence[str], int, Tally], None],
+    take: Callable[[Sequence[str], int, Sums], None],
     most: int = -1,
 ) -> bool:
     """Receipts one by one; False where there are more than so many, of which some were taken."""
@@ -240,7 +251,7 @@ def _merge(connection: sqlite3.Connection, added: Iterable[tuple[Sequence[object
             where = "span_s = ? AND start_ns = ? AND feature = ? AND model = ?"
             kept = connection.execute(f"SELECT tally FROM tallies WHERE {where}", place).fetchone()
             if kept is not None:
-                tally.add(_decoder.decode(kept[0]))
+                tally.add(_decoders[Tally].decode(kept[0]))
             connection.execute(
                 "INSERT OR REPLACE INTO tallies VALUES (?, ?, ?, ?, ?)", (*place, _encoder.encode(tally))
             )
