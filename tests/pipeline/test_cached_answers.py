@@ -17,7 +17,7 @@ from millicent.caching.config import CacheConfig, FeatureCacheConfig
 from millicent.control.config import BudgetConfig
 from millicent.core.chunks import CallPiece, Chunk, End, FinishReason, Text, TokenLogprob, Vector, vector_lines
 from millicent.core.clock import NS_PER_S
-from millicent.core.errors import MillicentError, PaymentRequired, UpstreamError
+from millicent.core.errors import LedgerUnavailable, MillicentError, PaymentRequired, UpstreamError
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
 from millicent.core.protocols import Call
@@ -284,6 +284,22 @@ def test_a_hit_is_free_and_the_costs_that_a_request_brings_along_are_not() -> No
             ]
         )
         assert balances == [(Money(950_000), Money(0))]
+
+    run(story)
+
+
+def test_a_hit_that_the_ledger_cannot_take_is_refused_and_leaves_nothing() -> None:
+    async def story() -> None:
+        world = World()
+        await world.ask()
+        world.ledger.problem = "ledger: the disk is full: free some space"
+        for _ in range(3):
+            with pytest.raises(LedgerUnavailable):
+                await world.ask()
+        world.ledger.problem = None
+        await world.pipeline.checkpoint()
+        assert len(world.ledger.queries.receipts(ReceiptFilter()).receipts) == 1
+        assert await world.outcome() == "hit"
 
     run(story)
 

@@ -17,6 +17,7 @@ from millicent.core.usage import Provenance, Usage
 from millicent.ledger.queries import ReceiptFilter
 from millicent.meter.prices import PriceConfig
 from millicent.pipeline.config import ModelPolicy
+from millicent.pipeline.holdout import HoldoutConfig
 from millicent.wire.anthropic_upstream import encode
 from support.fake_anthropic import PromptCache
 from support.places import SECRET, World, letters, read
@@ -190,6 +191,31 @@ def test_twenty_turns_at_a_provider_that_keeps_what_is_marked_show_on_their_rece
             assert each.list_price is not None
             assert each.total is not None
             assert Money.total(each.saved.values()) == each.list_price - each.total
+        await world.close()
+
+    run(story)
+
+
+def test_held_out_from_marking_a_conversation_is_sent_as_it_came_and_both_sides_are_told() -> None:
+    async def story() -> None:
+        provider = Marked()
+        half = HoldoutConfig(share=Decimal("0.5"), levers=("prompt_caching",))
+        world = World(provider, marked_at=("one",), prices=KEPT, holdout=half)
+        told: dict[str, list[str | None]] = {}
+        for number in range(8):
+            name = f"talk {number}"
+            for turn in range(4):
+                receipt, _, _ = await world.ask(
+                    messages=turns(name, turn + 1), attribution=Attribution(conversation=name)
+                )
+                policy = receipt.policy or {}
+                side = policy.get("holdout_prompt_caching")
+                assert ("prompt_cache_marks" in policy) == (side == "with")
+                assert (marks_in(provider.bodies[receipt.id]) > 0) == (side == "with")
+                told.setdefault(name, []).append(side)
+        # A first turn that nothing speaks for marking is on no side; the others are all on their conversation's.
+        assert {side for sides in told.values() for side in sides[1:]} == {"with", "without"}
+        assert all(len(set(sides[1:])) == 1 for sides in told.values())
         await world.close()
 
     run(story)

@@ -17,6 +17,7 @@ import msgspec
 
 from millicent.caching.marking import can_mark, is_marked, with_marks
 from millicent.core.clock import NS_PER_S
+from millicent.core.holdouts import Arm
 from millicent.core.money import Money
 from millicent.core.prompts import BYTES_PER_TOKEN, Prompt
 from millicent.core.receipts import Receipt
@@ -189,7 +190,8 @@ class Terms(NamedTuple):
 
 class Marks(msgspec.Struct, frozen=True):
     """What was decided for one attempt: after which of the prompt's known segments a mark stands, and what that costs
-    at most. Without any it is still seen. Prefixes of fewer than `least` tokens aren't kept there."""
+    at most. Without any it is still seen. Prefixes of fewer than `least` tokens aren't kept there. `arm`: where some
+    requests that would be marked are to go without, which of the two this is."""
 
     place: Place
     least: int
@@ -197,6 +199,7 @@ class Marks(msgspec.Struct, frozen=True):
     terms: Terms
     at: tuple[tuple[int, CacheMark], ...] = ()
     surcharge: Money = Money(0)
+    arm: Arm | None = None
 
 
 class _Running(NamedTuple):

@@ -92,9 +92,9 @@ class Sums(msgspec.Struct, omit_defaults=True):
         self.decode_ns += sign * other.decode_ns
         self.energy_uj += sign * other.energy_uj
         self.measured += sign * other.measured
-        _add_up(self.nanousd, other.nanousd, sign)
-        _add_up(self.tokens, other.tokens, sign)
-        _add_up(self.priced_tokens, other.priced_tokens, sign)
+        add_up(self.nanousd, other.nanousd, sign)
+        add_up(self.tokens, other.tokens, sign)
+        add_up(self.priced_tokens, other.priced_tokens, sign)
 
     @property
     def input_tokens(self) -> int:
@@ -128,12 +128,18 @@ class Tally(Sums, omit_defaults=True):
                 (self.wait, other.wait),
                 (self.cost, other.cost),
             ):
-                _add_up(have, more, sign)
+                add_up(have, more, sign)
 
 
-def _add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:
+def add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:
+    """Add their counts to ours, or, with a sign of -1, take them off."""
     for key, count in theirs.items():
-        if left := ours.get(key, 0) + sign * count:
-            ours[key] = left
-        else:
-            ours.pop(key, None)
+        add_to(ours, key, sign * count)
+
+
+def add_to(ours: dict[Key, int], key: Key, count: int) -> None:
+    """What comes to nothing is dropped."""
+    if left := ours.get(key, 0) + count:
+        ours[key] = left
+    else:
+        ours.pop(key, None)

@@ -19,6 +19,7 @@ from millicent.core.clock import NS_PER_HOUR
 from millicent.core.entries import Entry, Kind
 from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
+from millicent.core.holdouts import Held
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
 from millicent.core.tallies import Sums, Tally
@@ -30,6 +31,8 @@ from millicent.ledger.budgets import read_balances, read_budgets
 from millicent.ledger.entries import latest_tiers, read_entries
 from millicent.ledger.finding import newest
 from millicent.ledger.hits import CacheUse, cache_use
+from millicent.ledger.holdouts import Drawn as Drawn  # noqa: PLC0414 - for rooms that may import only this module
+from millicent.ledger.holdouts import drawn
 from millicent.ledger.late import fits_of, latest_fits
 from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
@@ -39,6 +42,7 @@ from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql
 from millicent.ledger.rows import receipt_of
 from millicent.ledger.samples import sample_rows
 from millicent.ledger.schema import refuse_other_version, unavailable
+from millicent.ledger.tallies import Kind as Kept
 from millicent.ledger.verification import problems
 from millicent.ledger.worth import (
     ROLE_COSTS,
@@ -293,8 +297,8 @@ class LedgerQueries:
         return self._tallied(Sums, by, where, "UTC", 0)
 
     def _tallied(
-        self, kind: type[tallies.Kind], by: Sequence[GroupBy], where: ReceiptFilter, zone: str, requests: int
-    ) -> dict[tuple[str | None, ...], tallies.Kind] | None:
+        self, kind: type[Kept], by: Sequence[GroupBy], where: ReceiptFilter, zone: str, requests: int
+    ) -> dict[tuple[str | None, ...], Kept] | None:
         time = next((name for name in by if name in _TIMES), None)
         label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
         coarsest_s = (
@@ -361,6 +365,12 @@ class LedgerQueries:
         """What the response cache gave, of what it was asked for. Of receipts whose detail is kept."""
         with self._snapshot() as connection:
             return [] if connection is None else cache_use(connection, *_condition(where))
+
+    def drawn(self, lever: Held, where: ReceiptFilter) -> list[Drawn]:
+        """Those with the lever and those held out from it, by what was drawn together. Of receipts whose detail is
+        kept."""
+        with self._snapshot() as connection:
+            return [] if connection is None else drawn(connection, lever, *_condition(where))
 
     def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
         """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the

@@ -9,6 +9,7 @@ import msgspec
 
 from millicent.caching.prompt_caching import Marks, PromptCaching, marked
 from millicent.caching.segments import prompt_of
+from millicent.core import holdouts
 from millicent.core.clock import Clock
 from millicent.core.money import ZERO, Money
 from millicent.core.prompts import BYTES_PER_TOKEN, Prompt
@@ -36,10 +37,11 @@ class Prompts:
         return msgspec.structs.replace(request, hashed=prompt_of(request, self._secret))
 
     async def prepare(
-        self, request: Request, backend: Backend, prices_of: PricesOf
+        self, request: Request, backend: Backend, prices_of: PricesOf, arm: holdouts.Arm | None
     ) -> tuple[Request, Call, Marks | None]:
         """The request as the backend would run it, with marks where they pay. What a write costs beyond fresh input is
-        taken off the caller's maximum; a request whose maximum doesn't leave ten times as much is not marked."""
+        taken off the caller's maximum; a request whose maximum doesn't leave ten times as much is not marked,
+        nor is who is to go without."""
         call = await backend.prepare(request)
         if call.placement not in self._marked_at:
             return request, call, None
@@ -50,6 +52,9 @@ class Prompts:
             return request, call, marks
         most = request.max_cost
         if most is not None and marks.surcharge.nanousd * 10 > most.nanousd:
+            return request, call, msgspec.structs.replace(marks, at=(), surcharge=ZERO)
+        marks = msgspec.structs.replace(marks, arm=arm)
+        if arm is not None and arm.without:
             return request, call, msgspec.structs.replace(marks, at=(), surcharge=ZERO)
         left = None if most is None else most - marks.surcharge
         request = msgspec.structs.replace(marked(request, marks), max_cost=left)
@@ -79,7 +84,8 @@ def with_surcharge(hold: Money | None, marks: Marks | None) -> Money | None:
 def told_of(marks: Marks | None) -> dict[str, str]:
     """What a receipt says of them: `3 for 5m`, or `1 for 1h, 1 for 5m`."""
     kept = Counter(ttl for _, ttl in marks.at) if marks is not None else Counter()
-    return {"prompt_cache_marks": ", ".join(f"{kept[ttl]} for {ttl}" for ttl in sorted(kept))} if kept else {}
+    said = {"prompt_cache_marks": ", ".join(f"{kept[ttl]} for {ttl}" for ttl in sorted(kept))} if kept else {}
+    return said | holdouts.told(None if marks is None else marks.arm)
 
 
 # A conversation shorter than this is read again as soon as it is moved.
