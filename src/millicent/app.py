@@ -493,6 +493,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
             uvicorn.Config(
                 _asgi(app, options),
                 http=HttpProtocol,
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
