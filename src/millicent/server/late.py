@@ -25,7 +25,6 @@ from millicent.server.config import ServerConfig
 from millicent.wire import late as late_wire
 from millicent.wire import receipts as receipts_wire
 
-
 # Sums end at nine thousand million dollars: what a client's key can claim in a lifetime stays far below.
 _MOST_BY_A_CLIENT = Money.from_usd(1000)
 
