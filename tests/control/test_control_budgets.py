@@ -25,7 +25,7 @@ from millicent.core.money import Money
 from millicent.core.receipts import Attempt, Line, Meter, Receipt, Role, Status
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance
-from millicent.ledger.budgets import extend, put_budget
+from millicent.ledger.budgets import extend, put_budget, remove_budget
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.memory import MemoryLedger
 from millicent.ledger.queries import LedgerQueries
@@ -115,6 +115,17 @@ def attempt_open(connection: sqlite3.Connection, receipt: Receipt, gateway: str 
     finally:
         connection.execute("RELEASE operation")
     return True
+
+
+def test_a_budget_that_is_removed_while_a_request_runs_no_longer_bounds_it() -> None:
+    connection = connect(TOTAL)
+    receipt = opened(1, TOTAL.limit.nanousd)
+    assert attempt_open(connection, receipt, "a")
+    assert not extend(connection, receipt.id, TOTAL.limit + Money(1))
+    assert remove_budget(connection, TOTAL.name)
+    assert extend(connection, receipt.id, TOTAL.limit + Money(1))
+    close_receipt(connection, closed(receipt, 7, T0), (), "a")
+    connection.close()
 
 
 class Spending(RuleBasedStateMachine):

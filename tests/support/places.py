@@ -119,12 +119,12 @@ class World:
             clock=self.clock,
             limits=LimitsConfig(max_concurrent=concurrent),
             features=Features(features or {}),
-            estimates=Estimates(Quoter(lambda _: None), PriceBook({"main": prices, "spare": PRICE})),
+            estimates=Estimates(Quoter(lambda *_: None), PriceBook({"main": prices, "spare": PRICE})),
             places={"main": places},
             policies={} if policy is None else {"main": policy},
             random=Random(seed),
             routing=Policies(routing or {}, Path()),
-            prompts=Prompts(SECRET, self.clock, marked_at),
+            prompts=Prompts(SECRET, self.clock, marked_at, marked_at),
             holdout=Holdout(holdout or HoldoutConfig()),
         )
         self.budget: Budget | None = None

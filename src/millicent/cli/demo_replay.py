@@ -145,7 +145,7 @@ async def _replayed(
             limits=config.limits,
             fits=shares,
             features=features,
-            estimates=Estimates(Quoter(lambda _: None), PriceBook(config.prices, lambda *_: None)),
+            estimates=Estimates(Quoter(lambda *_: None), PriceBook(config.prices, lambda *_: None)),
             places=deployed,
             policies=config.policies,
             random=random,

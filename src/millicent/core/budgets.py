@@ -48,8 +48,7 @@ class Every(StrEnum):
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """`limit` for each period of `every`. Without `per` it is one sum over everything; with it each value of that
     attribution has its own, what is unattributed too; `only` narrows it to one value, `tier` to requests of that tier.
-    A hard budget refuses what may exceed it; a soft one counts. `source` says where it is defined: `config` or `api`.
-    """
+    A hard budget refuses what may exceed it; a soft one counts. `source` says where it is from: `config` or `api`."""
 
     name: str
     limit: Money

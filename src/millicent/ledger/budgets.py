@@ -26,15 +26,14 @@ _TAKE = """
         NOT b.hard OR NOT :enforce OR coalesce(p.spent_nanousd + p.held_nanousd, 0) + :hold <= b.limit_nanousd)
 """
 
-# All of a receipt's holds grow, or none: no row is touched where any hard budget lacks the difference.
-_EXTEND = """
-    UPDATE holds SET held_nanousd = :hold
-    WHERE receipt = :receipt AND NOT settled AND held_nanousd < :hold AND NOT EXISTS (
-        SELECT 1 FROM holds AS h JOIN budgets AS b ON b.name = h.budget JOIN budget_periods AS p
-            USING (budget, subject, period_ns)
-        WHERE h.receipt = :receipt AND NOT h.settled AND b.hard
-            AND p.spent_nanousd + p.held_nanousd + :hold - h.held_nanousd > b.limit_nanousd)
+# The hard budgets of a receipt that lack what its hold is to grow by.
+_LACKING = """
+    SELECT 1 FROM holds AS h JOIN budgets AS b ON b.name = h.budget JOIN budget_periods AS p
+        USING (budget, subject, period_ns)
+    WHERE h.receipt = :receipt AND NOT h.settled AND h.held_nanousd < :hold AND b.hard
+        AND p.spent_nanousd + p.held_nanousd + :hold - h.held_nanousd > b.limit_nanousd
 """
+_EXTEND = "UPDATE holds SET held_nanousd = :hold WHERE receipt = :receipt AND NOT settled AND held_nanousd < :hold"
 
 
 def reserve(connection: sqlite3.Connection, receipt: Receipt, *, enforce: bool = True) -> None:
@@ -78,10 +77,12 @@ def is_bounded(connection: sqlite3.Connection, receipt_id: str) -> bool:
 
 
 def extend(connection: sqlite3.Connection, receipt_id: str, hold: Money) -> bool:
-    """Raise what a running receipt holds to `hold`, in all its budgets at once; False where one lacks the money."""
-    grown = connection.execute(_EXTEND, {"receipt": receipt_id, "hold": hold.nanousd})
-    if grown.rowcount == 0:
+    """Raise what a running receipt holds to `hold`, in all its budgets at once; False, and nothing changed, where one
+    lacks the money. One that was removed meanwhile lacks nothing."""
+    wanted = {"receipt": receipt_id, "hold": hold.nanousd}
+    if connection.execute(_LACKING, wanted).fetchone() is not None:
         return False
+    connection.execute(_EXTEND, wanted)
     connection.execute(
         "UPDATE receipts SET hold_nanousd = ? WHERE id = ? AND status IS NULL", (hold.nanousd, receipt_id)
     )
@@ -93,10 +94,7 @@ def grow(connection: sqlite3.Connection, receipt: Receipt) -> bool:
     lacks the money, or nobody can say what the attempt costs at most."""
     if receipt.hold is None:
         return not is_bounded(connection, receipt.id)
-    short = connection.execute(
-        "SELECT 1 FROM holds WHERE receipt = ? AND NOT settled AND held_nanousd < ?", (receipt.id, receipt.hold.nanousd)
-    )
-    return short.fetchone() is None or extend(connection, receipt.id, receipt.hold)
+    return extend(connection, receipt.id, receipt.hold)
 
 
 def any_budget(connection: sqlite3.Connection) -> bool:
