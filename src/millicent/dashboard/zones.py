@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from millicent.core.clock import NS_PER_S
 from millicent.core.zones import find_zone
@@ -62,10 +62,6 @@ def when_short(utc_ns: int, now_ns: int) -> str:
 
 def when_hour(utc_ns: int) -> str:
     return _local(utc_ns).strftime("%Y-%m-%d %H:00")
-
-
-def utc_ns(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def _local(utc_ns: int) -> datetime:
