@@ -68,6 +68,7 @@ from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.logs import logging_to
 from millicent.server.ollama import Ollama
+from millicent.step_time import Coefficients
 from millicent.watch.alerting import alerting
 from millicent.watch.live import Live
 from millicent.watch.metrics import Metrics, Traffic
@@ -167,7 +168,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         meter = Meter(clock, gateway, ids, shares)
         backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
-        estimated = _estimated(options, meter, clock)
+        estimated = await _estimated(options, meter, clock, ledger, shares)
         backends, places = _backends(options, backend, elsewhere, meter, clock)
         queries = LedgerQueries(home / "ledger.db")
         await ledger.write(partial(follow_config, configured=config.budgets))
@@ -183,7 +184,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             limits=config.limits,
             fits=shares,
             features=features,
-            estimates=await _estimates(queries, shares, config),
+            estimates=await _estimates(queries, shares, estimated, config),
             limiter=limiter,
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             estimated=estimated,
@@ -311,9 +312,15 @@ async def _running(
         await pipeline.close()
 
 
-async def _estimates(queries: LedgerQueries, shares: StepTimeShares, config: Config) -> Estimates:
+async def _estimates(
+    queries: LedgerQueries, shares: StepTimeShares, estimated: Mapping[str, EstimatedDevice], config: Config
+) -> Estimates:
     """With what the latest receipts teach."""
-    quoter = Quoter(shares.coefficients)
+
+    def costs_of(model: str, placement: str) -> Coefficients | None:
+        return estimated[placement].costs if placement in estimated else shares.coefficients(model)
+
+    quoter = Quoter(costs_of)
     for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
         if (learned := learnable(receipt)) is not None:
             quoter.learn_from(learned)
@@ -357,8 +364,10 @@ def _prompts(options: ServeOptions, clock: Clock) -> Prompts:
     return Prompts(installation_secret(options.home), clock, marked_at)
 
 
-def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[str, EstimatedDevice]:
-    """The engines elsewhere whose time is paid for, which the meter then watches."""
+async def _estimated(
+    options: ServeOptions, meter: Meter, clock: SystemClock, ledger: SqliteLedger, shares: StepTimeShares
+) -> dict[str, EstimatedDevice]:
+    """The engines elsewhere whose time is paid for, which the meter then watches, with what was learned of them."""
     numbers = itertools.count(-1, -1)
     placements = {each.name: each for each in (options.placement, *options.providers)}
     devices = {}
@@ -366,7 +375,10 @@ def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[
         placement = placements[each.placement]
         if placement.kind != "api":
             watts = stated_watts(placement)
-            device = devices[placement.name] = EstimatedDevice(placement, meter, clock, numbers)
+            there = " ".join(sorted(set(each.models.values())))
+            runs = f"{each.config.base_url} {there} accelerators={placement.accelerators}"
+            device = devices[placement.name] = EstimatedDevice(placement, meter, clock, numbers, shares, runs)
+            device.load_fit(await ledger.latest_fits(device.name, runs))
             device.watch(placement, None if watts is None else StatedPower(watts))
     return devices
 

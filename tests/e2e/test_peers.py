@@ -119,9 +119,11 @@ def test_llama_cpp_s_server(smollm2_path: Path, tmp_path: Path) -> None:
             assert texts == alone
             schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
             form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
-            answer = client.chat.completions.create(**HELLO, max_tokens=40, response_format=form)  # type: ignore[call-overload]
+            answer = client.chat.completions.create(**HELLO, max_tokens=40, temperature=0, response_format=form)  # type: ignore[call-overload]
             assert '"age"' in answer.choices[0].message.content
-            several = client.completions.create(model="far", prompt="Once", max_tokens=4, n=2, logprobs=1)
+            several = client.completions.create(
+                model="far", prompt="Once", max_tokens=4, n=2, logprobs=1, temperature=0
+            )
             assert [choice.index for choice in several.choices] == [0, 1]
             assert all(choice.logprobs is not None for choice in several.choices)
 
@@ -131,7 +133,7 @@ def test_mlx_lm_s_server(tmp_path: Path) -> None:
     port = free_port()
     command = [PYTHON, "-m", "mlx_lm", "server", "--model", str(tiny), "--port", str(port)]
     with behind_ours(command, "mlx", "default_model", port, tmp_path) as server:
-        check(server, temperature=0.5, extra_body={"top_k": 5})
+        check(server, temperature=0, extra_body={"top_k": 5})
 
 
 def test_transformers_serve(tmp_path: Path) -> None:
@@ -146,6 +148,6 @@ def test_transformers_serve(tmp_path: Path) -> None:
             with pytest.raises(openai.BadRequestError) as caught:
                 client.chat.completions.create(**HELLO, max_tokens=8, n=2)
             assert caught.value.param == "n"
-            completed = client.completions.create(model="far", prompt="Once", max_tokens=4)
+            completed = client.completions.create(model="far", prompt="Once", max_tokens=4, temperature=0)
             assert completed.usage is not None
             assert completed.usage.completion_tokens <= 4

@@ -17,7 +17,7 @@ from millicent.core.errors import InvalidRequest, LedgerUnavailable
 from millicent.core.receipts import HourShare, Receipt
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter, ReceiptPage
-from millicent.ledger.rollups import MEASURES, sums_sql
+from millicent.ledger.rollups import MEASURES, fold, sums_sql
 from millicent.ledger.sqlite import SqliteLedger
 
 Make = Callable[..., Receipt]
@@ -93,6 +93,12 @@ def test_questions_write_nothing(tmp_path: Path, opened: Make, closed: Make, sha
         ("DELETE FROM receipts", "belongs to no row of receipts"),
         ("UPDATE lines SET amount_nanousd = 9", "the rollup by status of 2026-01-01T00:00:00.000000Z isn't the sum"),
         ("DELETE FROM rollup_groups WHERE cube = 'user'", "the rollup by user, status of 2026-01-01T00:00:00.000000Z"),
+        ("UPDATE lines SET quantity = '7'", "has a line of 7 at $"),
+        ("UPDATE lines SET unit_price_usd = '7'", "at $7 each for "),
+        ("UPDATE receipts SET usage = '{}'", "tokens in and "),
+        ("UPDATE receipts SET list_nanousd = 3, saved = '{}'", "was listed at 3 nano-dollars and saved 0"),
+        ("INSERT INTO maintenance VALUES ('purge')", "a permit to change what is settled was left behind (purge)"),
+        ("DELETE FROM tallies WHERE span_s = 3600", "the tally of 3600 s from 2026-01-01T00:00:00.000000Z isn't"),
         (
             "INSERT INTO unrolled SELECT id, NULL, NULL FROM receipts",
             "the rollup by status of 2026-01-01T00:00:00.0000",
@@ -114,6 +120,7 @@ def test_the_doctor_finds_what_does_not_add_up(
         (T0, T0 + 10_000),
     )
     connection.execute("UPDATE device_hours SET wall_ns = 10000")
+    fold(connection)
     queries = LedgerQueries(path)
     assert queries.verify() == []
     for (trigger,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
@@ -121,6 +128,16 @@ def test_the_doctor_finds_what_does_not_add_up(
     connection.execute(damage)
     connection.close()
     assert any(problem in line for line in queries.verify()), queries.verify()
+
+
+def test_the_doctor_finds_sums_that_are_wrong_before_they_reach_a_cube(
+    tmp_path: Path, opened: Make, closed: Make
+) -> None:
+    path = tmp_path / "ledger.db"
+    fill(path, (closed(opened(1)), ()))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert connection.execute("UPDATE rollups_pending SET rated = 7").rowcount == 1
+    assert any("the rollup by status of 2026-01-01" in line for line in LedgerQueries(path).verify())
 
 
 def test_devices_whose_rate_changed_within_an_hour_have_an_account_for_each(tmp_path: Path) -> None:

@@ -235,12 +235,18 @@ def deleted(receipt: Receipt) -> Receipt:
 
 
 @settings(max_examples=100, deadline=None)
-@given(script=steps, questions=st.lists(st.tuples(st.sampled_from(GROUPS), filters), min_size=4, max_size=8))
+@given(
+    script=steps,
+    questions=st.lists(st.tuples(st.sampled_from(GROUPS), filters), min_size=4, max_size=8),
+    most_pending=st.sampled_from([1, 4096]),
+)
 def test_totals_are_the_sum_of_entries_whatever_was_folded_and_whatever_is_asked(
-    script: list[tuple[str, Any]], questions: list[tuple[GroupBy, ReceiptFilter]]
+    script: list[tuple[str, Any]], questions: list[tuple[GroupBy, ReceiptFilter]], most_pending: int
 ) -> None:
     ledger = MemoryLedger()
-    receipts = asyncio.run(play(ledger, script))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rollups, "_MOST_PENDING", most_pending)
+        receipts = asyncio.run(play(ledger, script))
     always: list[tuple[GroupBy, ReceiptFilter]] = [("status", ReceiptFilter()), ("user", ReceiptFilter(feature="a"))]
     for by, where in [*always, *questions]:
         if where.run is not None and any(each.error for each in receipts):
@@ -292,6 +298,35 @@ def test_receipts_of_an_older_version_are_taken_in_bit_by_bit_and_counted_once_a
             asyncio.run(ledger.checkpoint(Checkpoint(T0, (), ())))
     assert rollups.is_complete(ledger._connection)
     assert not [each for each in ledger.queries.verify() if "rollup" in each or "tally" in each]
+    asyncio.run(ledger.stop())
+
+
+def test_sums_go_on_to_the_cubes_when_their_quarter_hour_is_over_or_too_many_wait(
+    opened: Make, closed: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = MemoryLedger()
+    connection = ledger._connection
+    monkeypatch.setattr(rollups, "_MOST_PENDING", 3)
+
+    def close(number: int, at_ns: int) -> tuple[int, int]:
+        """What waits then, and what the finest cube has."""
+        receipt = opened(number, created_at_ns=at_ns, attribution=Attribution(user=f"user-{number}"))
+        asyncio.run(ledger.close(closed(receipt, accelerator=Accelerator()), ()))
+        while rollups.fold_some(connection, 2):
+            pass
+        (waiting,) = connection.execute("SELECT count(*) FROM rollups_pending").fetchone()
+        (requests,) = connection.execute(
+            "SELECT ifnull(sum(requests), 0) FROM rollups JOIN rollup_groups ON id = grouped"
+            " WHERE cube = 'user' AND span_s = 900"
+        ).fetchone()
+        assert sum(each.requests for each in ledger.queries.totals("user", ReceiptFilter())) == number + 1
+        return waiting, requests
+
+    assert close(0, T0) == (1, 0)
+    assert close(1, T0 + 1) == (2, 0)
+    assert close(2, T0 + QUARTER_NS) == (1, 2), "the first quarter-hour is over"
+    assert close(3, T0) == (1, 3), "what is late goes on at once"
+    assert [close(number, T0 + QUARTER_NS) for number in (4, 5, 6)] == [(2, 3), (3, 3), (2, 5)]
     asyncio.run(ledger.stop())
 
 

@@ -56,7 +56,7 @@ class World:
             sleep=self._work,
         )
         self.opened_before_running: list[Receipt | None] = []
-        self.estimates = Estimates(Quoter(lambda _: None), PriceBook({"fake": PRICES, "far": PRICES}))
+        self.estimates = Estimates(Quoter(lambda *_: None), PriceBook({"fake": PRICES, "far": PRICES}))
         self.pipeline = Pipeline(
             backends=[self.backend],
             ledger=self.ledger,

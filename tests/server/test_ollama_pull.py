@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-import time
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from millicent.server import ollama as server
 from millicent.server.config import ServerConfig
 
 
-def pulled(monkeypatch: pytest.MonkeyPatch, fetch: Any, name: str) -> list[dict[str, Any]]:
+def pulled(
+    monkeypatch: pytest.MonkeyPatch, fetch: Any, name: str, hear: Callable[[dict[str, Any]], None] = lambda _: None
+) -> list[dict[str, Any]]:
     monkeypatch.setattr(server, "pull", fetch)
+    monkeypatch.setattr(server, "_PROGRESS_INTERVAL_S", 0.01)
     unused: Any = None
     addresses = server.Ollama(
         pipeline=unused, health=unused, makes_vectors=unused, cache=Path("/nowhere"), clock=ManualClock(),
@@ -23,21 +27,26 @@ def pulled(monkeypatch: pytest.MonkeyPatch, fetch: Any, name: str) -> list[dict[
     )  # fmt: skip
 
     async def read() -> list[dict[str, Any]]:
-        return [json.loads(line) async for line in addresses._pulling(name)]
+        lines = []
+        async for line in addresses._pulling(name):
+            lines.append(json.loads(line))
+            hear(lines[-1])
+        return lines
 
     return asyncio.run(read())
 
 
 def test_progress_is_told_and_then_success(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Path]] = []
+    heard = threading.Event()
 
     def fetch(name: str, cache: Path, progress: Any) -> None:
         asked.append((name, cache))
         progress(5, None)
-        time.sleep(1.5 * server._PROGRESS_INTERVAL_S)
+        assert heard.wait(60)
         progress(10, 10)
 
-    lines = pulled(monkeypatch, fetch, "small:latest")
+    lines = pulled(monkeypatch, fetch, "small:latest", lambda line: heard.set() if "completed" in line else None)
     assert asked == [("small", Path("/nowhere"))]
     assert lines[0] == {"status": "pulling manifest"}
     assert {"status": "pulling small:latest", "completed": 5} in lines

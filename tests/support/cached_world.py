@@ -75,7 +75,7 @@ class World:
             clock=self.clock,
             limits=LimitsConfig(max_concurrent=64),
             features=Features(features or {}),
-            estimates=Estimates(Quoter(lambda _: None), PriceBook({"fake": PRICES, "other": PRICES})),
+            estimates=Estimates(Quoter(lambda *_: None), PriceBook({"fake": PRICES, "other": PRICES})),
             policies=policies,
             cache=self.cache,
             holdout=Holdout(holdout or HoldoutConfig()),

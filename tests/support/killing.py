@@ -62,7 +62,8 @@ async def _round(home: Path, seconds: float) -> list[str]:
     try:
         assert gateway.stdout is not None
         assert await asyncio.to_thread(gateway.stdout.readline) == b"ready\n"
-        requests: list[asyncio.Task[str | None]] = []
+        requests = [asyncio.create_task(_ask(port))]
+        await requests[0]  # on a slow machine, too, one is answered
         start = time.monotonic()
         while (now := time.monotonic() - start) < seconds:
             due = int(now * RATE_PER_S) + 1

@@ -119,7 +119,7 @@ class World:
             clock=self.clock,
             limits=LimitsConfig(max_concurrent=concurrent),
             features=Features(features or {}),
-            estimates=Estimates(Quoter(lambda _: None), PriceBook({"main": prices, "spare": PRICE})),
+            estimates=Estimates(Quoter(lambda *_: None), PriceBook({"main": prices, "spare": PRICE})),
             places={"main": places},
             policies={} if policy is None else {"main": policy},
             random=Random(seed),

@@ -11,10 +11,11 @@ from urllib.parse import quote
 from millicent.backends.config import ServerName, UpstreamConfig
 from millicent.backends.local_models import encode as encode_prompt
 from millicent.backends.local_models import load_tokenizer
-from millicent.backends.providers import Provider, UpstreamCall, UpstreamRun, VectorsRun, holds_images
+from millicent.backends.providers import Provider, UpstreamCall, UpstreamRun, VectorsRun
 from millicent.core.chunks import Text
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError
+from millicent.core.guesses import pictures_in
 from millicent.core.request import Request
 from millicent.core.usage import Provenance, Usage
 from millicent.wire.openai_servers import SERVERS
@@ -61,7 +62,7 @@ class OpenAIBackend(Provider):
         sent = encode(request, model, server, upstream.who, self._service_tier, cache_key=cache_key)
         tokenizer = await self._tokenizer(request.model)
         input_tokens = None
-        if tokenizer is not None and request.embedding is None and not holds_images(request):
+        if tokenizer is not None and request.embedding is None and not pictures_in(request):
             input_tokens = sum(map(len, await encode_prompt(request, tokenizer)))
 
         def start() -> UpstreamRun:

@@ -14,15 +14,14 @@ from millicent.backends.upstream import Exchange, Upstream
 from millicent.core.chunks import Chunk, End, FinishReason, Text, merge_texts
 from millicent.core.clock import Clock
 from millicent.core.errors import MillicentError, ModelNotFound
-from millicent.core.request import ImagePart, Request
+from millicent.core.guesses import guessed_text_tokens, pictures_in
+from millicent.core.request import Request
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire.openai_upstream_answers import VectorsReader
 from millicent.wire.reported import completed
 from millicent.wire.server_sent_events import Event
-from millicent.wire.upstream_answers import CHARACTERS_PER_TOKEN, AnswerReader
+from millicent.wire.upstream_answers import AnswerReader
 
-# What a chat template adds around each message, about.
-_TOKENS_PER_MESSAGE = 4
 # What a reader raises for what is no answer.
 _NO_ANSWER = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -216,33 +215,12 @@ class VectorsRun(UpstreamRun):
         return End(FinishReason.STOP, completed(found.usage, self._estimated), None, (), *told)
 
 
-def estimated_input(request: Request) -> int:
-    """Tokens of its text, at four characters each, with those around every message."""
-    if request.embedding is not None:
-        return sum(_estimated_text(text) for text in request.embedding.inputs)
-    if request.messages is None:
-        return sum(map(_estimated_text, request.prompts))
-    characters = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in request.tools)
-    for message in request.messages:
-        characters += len(message.text) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
-    return -(-characters // CHARACTERS_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(request.messages)
-
-
-def holds_images(request: Request) -> bool:
-    contents = [message.content for message in request.messages or () if not isinstance(message.content, str)]
-    return any(isinstance(part, ImagePart) for content in contents for part in content)
-
-
-def _estimated_text(text: str | tuple[int, ...]) -> int:
-    return len(text) if isinstance(text, tuple) else -(-len(text) // CHARACTERS_PER_TOKEN)
-
-
 def estimated_usage(request: Request, output_tokens: int) -> Usage:
-    """From characters, where nothing was counted there. What a picture takes nobody can say."""
-    leaves = {Leaf.INPUT_FRESH: Count(estimated_input(request), Provenance.ESTIMATED)}
+    """From its bytes, where nothing was counted there. What a picture takes nobody can say."""
+    leaves = {Leaf.INPUT_FRESH: Count(guessed_text_tokens(request), Provenance.ESTIMATED)}
     if request.embedding is None:
         leaves[Leaf.OUTPUT_TEXT] = Count(output_tokens, Provenance.ESTIMATED)
-    if holds_images(request):
+    if pictures_in(request):
         leaves[Leaf.INPUT_IMAGE] = Count(None, Provenance.UNKNOWN)
     return Usage(leaves)
 

@@ -104,7 +104,7 @@ class Tally(msgspec.Struct, omit_defaults=True):
             (self.tokens, other.tokens),
             (self.priced_tokens, other.priced_tokens),
         ):
-            _add_up(ours, theirs, sign)
+            add_up(ours, theirs, sign)
         for have, more in (
             (self.queue, other.queue),
             (self.ttft, other.ttft),
@@ -113,7 +113,7 @@ class Tally(msgspec.Struct, omit_defaults=True):
             (self.wait, other.wait),
             (self.cost, other.cost),
         ):
-            _add_up(have, more, sign)
+            add_up(have, more, sign)
 
     @property
     def input_tokens(self) -> int:
@@ -124,9 +124,15 @@ class Tally(msgspec.Struct, omit_defaults=True):
         return sum(self.nanousd.values())
 
 
-def _add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:
+def add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:
+    """Add their counts to ours, or, with a sign of -1, take them off."""
     for key, count in theirs.items():
-        if left := ours.get(key, 0) + sign * count:
-            ours[key] = left
-        else:
-            ours.pop(key, None)
+        add_to(ours, key, sign * count)
+
+
+def add_to(ours: dict[Key, int], key: Key, count: int) -> None:
+    """What comes to nothing is dropped."""
+    if left := ours.get(key, 0) + count:
+        ours[key] = left
+    else:
+        ours.pop(key, None)

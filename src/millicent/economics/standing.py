@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from millicent.core.clock import Clock
-from millicent.core.money import Money
+from millicent.core.money import ZERO, Money
 from millicent.core.periods import Period
 from millicent.core.usage import Leaf
 from millicent.economics.alternatives import Alternative
@@ -172,7 +172,7 @@ def _stand(band: Band, value: Fraction | None, evidence: str) -> Stand:
 
 
 def _ai_cost(earned: Sequence[MarginRow]) -> Stand:
-    revenue, cost = (sum(getattr(each, name).nanousd for each in earned) for name in ("revenue", "ai_cost"))
+    revenue, cost = (sum((getattr(each, name) or ZERO).nanousd for each in earned) for name in ("revenue", "ai_cost"))
     if not revenue:
         return _stand(AI_COST, None, "unknown: state revenue")
     return _stand(AI_COST, Fraction(cost, revenue), f"{Money(cost).human()} of {Money(revenue).human()}")
@@ -195,10 +195,14 @@ def _coverage(queries: LedgerQueries, where: ReceiptFilter, traffic: Traffic) ->
 
 
 def _profitable(earned: Sequence[MarginRow]) -> Stand:
-    earning = [each for each in earned if each.group is not None and each.revenue.nanousd]
+    earning = [
+        each.margin
+        for each in earned
+        if each.group is not None and (each.revenue or ZERO) != ZERO and each.margin is not None
+    ]
     if not earning:
         return _stand(PROFITABLE, None, "unknown: state revenue by feature")
-    gaining = sum(each.margin.nanousd > 0 for each in earning)
+    gaining = sum(margin > ZERO for margin in earning)
     return _stand(PROFITABLE, Fraction(gaining, len(earning)), f"{gaining} of {len(earning)} features with revenue")
 
 
@@ -240,7 +244,7 @@ def _measure(
     requests, rated = sum(each.requests for each in found), sum(each.rated for each in found)
     used = {each.group for each in found if each.group is not None}
     aimed, timed = (used & set(names) for names in (configured.cost_targets, configured.latency_targets))
-    earning = sorted(each.group or "all together" for each in earned if each.revenue.nanousd)
+    earning = sorted(each.group or "all together" for each in earned if (each.revenue or ZERO) != ZERO)
     return [
         Tick(
             "measure",

@@ -29,6 +29,7 @@ from millicent.ledger.answers import Answer as Answer  # noqa: PLC0414 - for roo
 from millicent.ledger.answers import newest_answers
 from millicent.ledger.budgets import read_balances, read_budgets
 from millicent.ledger.entries import latest_tiers, read_entries
+from millicent.ledger.finding import newest
 from millicent.ledger.hits import CacheUse, cache_use
 from millicent.ledger.holdouts import Drawn as Drawn  # noqa: PLC0414 - for rooms that may import only this module
 from millicent.ledger.holdouts import drawn
@@ -195,11 +196,13 @@ class LedgerQueries:
             if connection is None:
                 return ReceiptPage((), None)
             condition, values = _condition(where)
+            from_ns, to_ns = _bounds(where)
             if after is not None:
+                place = _place_of(connection, after)
                 condition += " AND (created_at_ns, id) < (?, ?)"
-                values = [*values, *_place_of(connection, after)]
-            sql = f"SELECT id FROM receipts WHERE {condition} ORDER BY created_at_ns DESC, id DESC LIMIT ?"  # noqa: S608 - columns are ours
-            ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
+                values, to_ns = [*values, *place], min(to_ns, place[0] + 1)
+            found = newest(connection, _fixed(where), condition, values, from_ns, to_ns, limit + 1)
+            ids = [receipt_id for _, receipt_id in found]
             page = _judged(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
@@ -262,8 +265,7 @@ class LedgerQueries:
         with self._snapshot() as connection:
             if connection is None or fixed.get("status") == RUNNING:
                 return []
-            from_ns = _storable(-(2**63) if where.from_ns is None else where.from_ns)
-            to_ns = _storable(2**63 - 1 if where.to_ns is None else where.to_ns)
+            from_ns, to_ns = _bounds(where)
             grouped = None if label_of else by
             if book == ACTUAL:
                 coarsest_s = MONTH_S if grouped else DAY_S if by != "hour" and zone == "UTC" else QUARTER_S
@@ -299,8 +301,7 @@ class LedgerQueries:
                 connection,
                 [name for name in by if name not in _TIMES],
                 _fixed(where),
-                _storable(-(2**63) if where.from_ns is None else where.from_ns),
-                _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
+                *_bounds(where),
                 label_of,
                 coarsest_s,
                 requests,
@@ -539,6 +540,14 @@ def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:
             parts.append({"from_ns": "created_at_ns >= ?", "to_ns": "created_at_ns < ?"}.get(name, f"{name} = ?"))
             values.append(_storable(value) if isinstance(value, int) else value)
     return " AND ".join(parts), values
+
+
+def _bounds(where: ReceiptFilter) -> tuple[int, int]:
+    """All of time where it has no times of its own."""
+    return (
+        _storable(-(2**63) if where.from_ns is None else where.from_ns),
+        _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
+    )
 
 
 def _totals(group: str | None, figures: Sequence[int]) -> Totals:

@@ -1,9 +1,10 @@
 """Sums of receipts per quarter-hour, day and 32 days, by what reports group by.
 
-Closing a receipt, or adding to a closed one, notes it in `unrolled` (triggers do, in the same transaction); `fold`
-brings the rollups up to date, many receipts at a time; `sums_sql` reads the rollups and makes up for what isn't folded.
-Each cube keeps the dimensions that are asked for together, so that a year of many users doesn't make every report read
-every user of every quarter-hour.
+Closing a receipt, or adding to a closed one, notes it in `unrolled` (triggers do, in the same transaction); folding
+adds many receipts at a time to `rollups_pending`, which holds the running quarter-hour by every dimension, and moves
+what is over to the cubes; `sums_sql` reads the cubes and what is pending, and makes up for what isn't folded. Each cube
+keeps the dimensions that are asked for together, so that a year of many users doesn't make every report read every user
+of every quarter-hour.
 """
 
 # ruff: noqa: S608 - every name in the SQL is ours; values are parameters
@@ -86,28 +87,66 @@ _SELECTIVE = ("run", "conversation", "user")
 _BACKFILL = 2_000
 # Receipts folded at a time where nobody waits for anything else.
 _MANY = 4_096
+# Sums that wait for the end of their quarter-hour; a report reads all of them.
+_MOST_PENDING = 4_096
 
 _COLUMNS = ", ".join((*DIMENSIONS, *MEASURES))
+_PLACE = ", ".join(("quarter_ns", *DIMENSIONS))
+_ENTRY = ", ".join(("quarter_ns", *DIMENSIONS, *MEASURES))
 _ROLLED = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
 
 
 def fold(connection: sqlite3.Connection) -> None:
-    """Bring the rollups up to date with every closed receipt, but for those of an older version."""
-    while fold_some(connection, _MANY):
+    """Bring the cubes up to date with every closed receipt, but for those of an older version."""
+    while _post(connection, _MANY) or _spread(connection, _GREATEST, _MANY):
         pass
 
 
 def fold_some(connection: sqlite3.Connection, most: int) -> bool:
-    """So many receipts, the more at once the less for each. Whether there was anything to fold."""
+    """So many receipts, the more at once the less for each, and so many sums on to the cubes where that is due.
+    Whether there was anything to do."""
+    posted = _post(connection, most)
+    spread = _spread(connection, _due_before_ns(connection), most)
+    return posted or spread
+
+
+def _post(connection: sqlite3.Connection, most: int) -> bool:
+    """Add receipts to what is pending; whether there were any."""
     (last,) = connection.execute(
         "SELECT max(receipt) FROM (SELECT receipt FROM unrolled ORDER BY receipt LIMIT ?)", (most,)
     ).fetchone()
     if last is None:
         return False
-    _add(connection, _unrolled(up_to=True), {"last": last}, CUBES)
+    connection.execute(
+        f"INSERT INTO rollups_pending ({_ENTRY}) SELECT {_PLACE}, {_sums(MEASURES)} FROM ({_unrolled(up_to=True)})"
+        f" WHERE 1 GROUP BY {_PLACE} ON CONFLICT DO UPDATE SET {_grown('rollups_pending')}",
+        {"last": last},
+    )
     tallies.fold(connection, last)
     connection.execute("DELETE FROM unrolled WHERE receipt <= ?", (last,))
     return True
+
+
+def _due_before_ns(connection: sqlite3.Connection) -> int:
+    """Of the quarter-hours that are pending, those before the newest are over; of too many sums, all are due."""
+    full = connection.execute("SELECT 1 FROM rollups_pending LIMIT 1 OFFSET ?", (_MOST_PENDING,)).fetchone()
+    (newest_ns,) = connection.execute("SELECT max(quarter_ns) FROM rollups_pending").fetchone()
+    return _GREATEST if full or newest_ns is None else int(newest_ns)
+
+
+def _spread(connection: sqlite3.Connection, before_ns: int, most: int) -> bool:
+    """Move so many pending sums, oldest first, of quarter-hours before this to the cubes, and tallies to their spans;
+    whether there were any."""
+    _make_posted(connection)
+    moved = connection.execute(
+        f"INSERT INTO posted SELECT {_ENTRY} FROM rollups_pending WHERE quarter_ns < ? ORDER BY {_PLACE} LIMIT ?",
+        (before_ns, most),
+    )
+    if moved.rowcount:
+        last = f"(SELECT {_PLACE} FROM posted ORDER BY rowid DESC LIMIT 1)"
+        connection.execute(f"DELETE FROM rollups_pending WHERE ({_PLACE}) <= {last}")
+        _add_posted(connection, CUBES)
+    return tallies.spread(connection, before_ns, most) or moved.rowcount > 0
 
 
 def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
@@ -153,8 +192,9 @@ def problems(connection: sqlite3.Connection) -> list[str]:
         f"INSERT INTO entries SELECT start_ns, {_COLUMNS} FROM {_ROLLED} WHERE cube = ?",
         (ARCHIVE,),
     )
-    # What the rollups lack on purpose is taken off both.
-    connection.execute(f"INSERT INTO entries SELECT quarter_ns, {dimensions}, {_negated()} FROM ({_unrolled()})")
+    # What the cubes lack on purpose is taken off both.
+    for lacking in (f"({_unrolled()})", "rollups_pending"):
+        connection.execute(f"INSERT INTO entries SELECT quarter_ns, {dimensions}, {_negated()} FROM {lacking}")
     for cube, (kept, (finest_s, *coarser_s)) in CUBES.items():
         names = ", ".join(kept)
         entries = f"SELECT {_start('quarter_ns', finest_s)} AS at_ns, {names}, {', '.join(MEASURES)} FROM entries"
@@ -237,6 +277,7 @@ def _entries(
     among_lines: str = "",
     among_feedback: str = "",
     also: Sequence[str] = (),
+    grouped: str = "r.created_at_ns, r.id",
 ) -> str:
     """One row per closed receipt `r`: its quarter-hour, every dimension, those asked for also, and the measures."""
     named = ", ".join(f"ifnull(r.{name}, '') AS {name}" for name in (*DIMENSIONS, *also))
@@ -245,7 +286,7 @@ def _entries(
     return (
         f"SELECT r.created_at_ns - r.created_at_ns % {QUARTER_NS} AS quarter_ns, {named}, {figures} FROM {tables}"
         f" LEFT JOIN lines AS l ON l.receipt = r.id AND l.book = '{ACTUAL}' {among_lines}"
-        f" WHERE r.status IS NOT NULL AND {condition} GROUP BY r.created_at_ns, r.id"
+        f" WHERE r.status IS NOT NULL AND {condition} GROUP BY {grouped}"
     )
 
 
@@ -260,30 +301,35 @@ def _unrolled(measures: Sequence[str] = MEASURES, up_to: bool = False) -> str:
     """What the rollups lack: what receipts are now, less what was taken in of them. `up_to` limits both by receipt."""
     tables = "unrolled AS u CROSS JOIN receipts AS r ON r.id = u.receipt"
     limit = "u.receipt <= :last" if up_to else "1"
-    now = _entries(tables, limit, measures)
+    # In the order of `unrolled`, so that nothing need be sorted.
+    now = _entries(tables, limit, measures, grouped="u.receipt")
     before = _entries(
         tables,
         f"u.lines IS NOT NULL AND {limit}",
         measures,
         among_lines="AND l.ordinal < u.lines",
         among_feedback="AND f.ordinal < u.feedback",
+        grouped="u.receipt",
     )
-    names = ", ".join(("quarter_ns", *DIMENSIONS))
-    return f"SELECT * FROM ({now}) UNION ALL SELECT {names}, {_negated(measures)} FROM ({before})"
+    return f"SELECT * FROM ({now}) UNION ALL SELECT {_PLACE}, {_negated(measures)} FROM ({before})"
 
 
-def _add(
-    connection: sqlite3.Connection, entries: str, values: Sequence[object] | dict[str, object], cubes: dict[str, Cube]
-) -> None:
+def _add(connection: sqlite3.Connection, entries: str, values: Sequence[object], cubes: dict[str, Cube]) -> None:
     """Add the entries to the cubes, in all their spans."""
-    # Made once: a new table would have every statement of this connection compiled again.
-    connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS posted (quarter_ns, {_COLUMNS})")
-    names = ", ".join(("quarter_ns", *DIMENSIONS))
+    _make_posted(connection)
     connection.execute(
-        f"INSERT INTO posted SELECT {names}, {_sums(MEASURES)} FROM ({entries}) GROUP BY {names}",
-        values,
+        f"INSERT INTO posted SELECT {_PLACE}, {_sums(MEASURES)} FROM ({entries}) GROUP BY {_PLACE}", values
     )
-    grown = ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in MEASURES)
+    _add_posted(connection, cubes)
+
+
+def _make_posted(connection: sqlite3.Connection) -> None:
+    """Once: a new table would have every statement of this connection compiled again."""
+    connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS posted ({_ENTRY})")
+
+
+def _add_posted(connection: sqlite3.Connection, cubes: dict[str, Cube]) -> None:
+    """To the cubes, in all their spans."""
     for cube, (kept, spans_s) in cubes.items():
         dimensions = ", ".join(kept)
         connection.execute(
@@ -295,10 +341,15 @@ def _add(
             connection.execute(
                 f"INSERT INTO rollups SELECT g.id, {span_s}, {_start('p.quarter_ns', span_s)} AS start_ns,"
                 f" {_sums(MEASURES)} FROM posted AS p CROSS JOIN rollup_groups AS g ON g.cube = ?"
-                f" AND {_same_group(kept)} WHERE 1 GROUP BY g.id, start_ns ON CONFLICT DO UPDATE SET {grown}",
+                f" AND {_same_group(kept)} WHERE 1 GROUP BY g.id, start_ns"
+                f" ON CONFLICT DO UPDATE SET {_grown('rollups')}",
                 (cube,),
             )
     connection.execute("DELETE FROM posted")
+
+
+def _grown(table: str) -> str:
+    return ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in MEASURES)
 
 
 def _start(time: str, span_s: int) -> str:
@@ -339,7 +390,8 @@ class _Parts:
             return
         self.detail(from_ns, first)
         self._spans(cube, spans_s, first, last)
-        self._unrolled(first, last)
+        self._added(first, last, "rollups_pending")
+        self._added(first, last, f"({_unrolled(self._measures)})")
         self.detail(last, to_ns)
 
     def _spans(self, cube: str, spans_s: Sequence[int], from_ns: int, to_ns: int) -> None:
@@ -371,10 +423,11 @@ class _Parts:
         if {*self._fixed} <= {*DIMENSIONS}:
             self._rollups(ARCHIVE, QUARTER_S, from_ns, to_ns)
 
-    def _unrolled(self, from_ns: int, to_ns: int) -> None:
+    def _added(self, from_ns: int, to_ns: int, source: str) -> None:
+        """What no cube has yet."""
         condition, values = self._condition()
         where = f"{condition} AND quarter_ns >= ? AND quarter_ns < ?"
-        self._select(self._by or "quarter_ns", f"({_unrolled(self._measures)})", where, [*values, from_ns, to_ns])
+        self._select(self._by or "quarter_ns", source, where, [*values, from_ns, to_ns])
 
     def _rollups(self, cube: str, span_s: int, from_ns: int, to_ns: int) -> None:
         if from_ns >= to_ns:

@@ -14,7 +14,7 @@ from decimal import Decimal
 import msgspec
 
 from millicent.core.clock import NS_PER_S, iso_utc
-from millicent.core.tallies import Tally, bucket_of
+from millicent.core.tallies import Tally, add_to, add_up, bucket_of
 
 QUARTER_S, DAY_S = 900, 86_400
 SPANS_S = (QUARTER_S, 3600, DAY_S)
@@ -47,15 +47,33 @@ _FIGURES = """
     (SELECT json_group_array(json_array(l.ordinal, l.role, l.meter, l.amount_nanousd)) FROM lines AS l
         WHERE l.receipt = r.id AND l.book = 'actual')
 """
-_HISTOGRAMS = ("queue", "ttft", "tpot", "total")
-
 Row = tuple[object, ...]
+# A quarter-hour, a feature and a model.
+Place = tuple[int, str, str]
+# What to count: whose, its figures, which of its lines, and whether it is added (1) or taken off (-1).
+Difference = tuple[Sequence[str], Row, int | None, int]
 
 
 def fold(connection: sqlite3.Connection, last: str) -> None:
     """Take in what is noted in `unrolled` up to this receipt, and will be taken off it."""
     noted = _unrolled(("feature", "model"), "u.receipt <= ? AND r.created_at_ns >= ?")
-    _add(connection, connection.execute(noted, (last, raw_before_ns(connection))))
+    quarters = _counted(_differences(connection.execute(noted, (last, raw_before_ns(connection))), 2))
+    _add(connection, "tallies_pending", ("quarter_ns", "feature", "model"), quarters)
+
+
+def spread(connection: sqlite3.Connection, before_ns: int, most: int) -> bool:
+    """Move so many pending tallies, oldest first, of quarter-hours before this to all spans; whether there were any."""
+    found = connection.execute(
+        "SELECT quarter_ns, feature, model, tally FROM tallies_pending WHERE quarter_ns < ?"
+        " ORDER BY quarter_ns, feature, model LIMIT ?",
+        (before_ns, most),
+    ).fetchall()
+    quarters = {row[:3]: _decoder.decode(row[3]) for row in found}
+    connection.executemany(
+        "DELETE FROM tallies_pending WHERE quarter_ns = ? AND feature = ? AND model = ?", [*quarters]
+    )
+    _add_to_spans(connection, quarters)
+    return bool(found)
 
 
 def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
@@ -75,7 +93,7 @@ def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
         " WHERE r.created_at_ns >= ? AND r.created_at_ns < ? AND r.status IS NOT NULL"
     )
     rows = connection.execute(old, (from_ns, before_ns)).fetchall()
-    _merge(connection, ((row[:2], row[2], _tally(row[2:-2], row[-2]), 1) for row in rows if not row[-1]))
+    _add_to_spans(connection, _counted((row[:2], row[2:-2], row[-2], 1) for row in rows if not row[-1]))
     connection.execute("UPDATE tally_progress SET raw_before_ns = ?", (from_ns,))
 
 
@@ -92,7 +110,8 @@ def first_days_ns(connection: sqlite3.Connection) -> dict[str, int]:
     """When the first day began on which each feature was asked for, '' for none."""
     found = connection.execute(
         f"SELECT feature, min(at_ns) FROM (SELECT feature, min(start_ns) AS at_ns FROM tallies WHERE span_s = {DAY_S}"
-        " GROUP BY feature UNION ALL SELECT ifnull(feature, ''), min(created_at_ns) FROM unrolled AS u"
+        " GROUP BY feature UNION ALL SELECT feature, min(quarter_ns) FROM tallies_pending GROUP BY feature"
+        " UNION ALL SELECT ifnull(feature, ''), min(created_at_ns) FROM unrolled AS u"
         " CROSS JOIN receipts AS r ON r.id = u.receipt GROUP BY feature) GROUP BY feature"
     )
     return {feature: _down(at_ns, DAY_S) for feature, at_ns in found}
@@ -113,9 +132,12 @@ def read(
     receipts: None where there are more."""
     found: dict[tuple[str, ...], Tally] = {}
 
-    def take(members: Sequence[str], at_ns: int, tally: Tally, sign: int = 1) -> None:
+    def into(members: Sequence[str], at_ns: int) -> Tally:
         key = (*members, *(() if label_of is None else (label_of(at_ns),)))
-        found.setdefault(key, Tally()).add(tally, sign)
+        tally = found.get(key)
+        if tally is None:
+            tally = found[key] = Tally()
+        return tally
 
     parts = ["1"]
     values: list[object] = []
@@ -126,52 +148,59 @@ def read(
     if not {*by, *fixed} <= ROLLED:
         if requests > MOST_DETAIL:
             return None
-        return found if _detail(connection, by, condition, values, from_ns, to_ns, take, MOST_DETAIL) else None
+        return found if _detail(connection, by, condition, values, from_ns, to_ns, into, MOST_DETAIL) else None
     rolled_ns = min(max(from_ns, _up(raw_before_ns(connection), QUARTER_S)), to_ns)
     first, last = _up(rolled_ns, QUARTER_S), _down(to_ns, QUARTER_S)
     if first >= last:
-        _detail(connection, by, condition, values, from_ns, to_ns, take)
+        _detail(connection, by, condition, values, from_ns, to_ns, into)
         return found
-    _detail(connection, by, condition, values, from_ns, first, take)
-    _detail(connection, by, condition, values, last, to_ns, take)
+    _detail(connection, by, condition, values, from_ns, first, into)
+    _detail(connection, by, condition, values, last, to_ns, into)
     pieces = _pieces([span_s for span_s in SPANS_S if span_s <= coarsest_s], first, last)
     wanted = " AND ".join(["1", *(f"{name} = ?" for name in fixed)])
-    columns = ", ".join(("start_ns", "tally", *by))
-    sql = f"SELECT {columns} FROM tallies WHERE span_s = ? AND start_ns >= ? AND start_ns < ? AND {wanted}"
-    for piece in pieces:
-        for start_ns, packed, *members in connection.execute(sql, (*piece, *fixed.values())):
-            take(members, start_ns, _decoder.decode(packed))
+    columns = ", ".join(("tally", *by))
+    sql = f"SELECT start_ns, {columns} FROM tallies WHERE span_s = ? AND start_ns >= ? AND start_ns < ? AND {wanted}"
+    pending = f"SELECT quarter_ns, {columns} FROM tallies_pending WHERE quarter_ns >= ? AND quarter_ns < ? AND {wanted}"
+    for asked, span in [*((sql, piece) for piece in pieces), (pending, (first, last))]:
+        for start_ns, packed, *members in connection.execute(asked, (*span, *fixed.values())):
+            into(members, start_ns).add(_decoder.decode(packed))
     noted = _unrolled(by, f"r.created_at_ns >= ? AND r.created_at_ns < ? AND {condition}")
-    for members, at_ns, tally, sign in _differences(connection.execute(noted, (first, last, *values)), len(by)):
-        take(members, at_ns, tally, sign)
+    for members, figures, before, sign in _differences(connection.execute(noted, (first, last, *values)), len(by)):
+        _count(into(members, figures[0]), figures, before, sign)  # type: ignore[arg-type]
     return found
 
 
 def problems(connection: sqlite3.Connection) -> list[str]:
-    """Days on which tallies and rollups, which are folded together, hold other requests or another cost."""
+    """Times at which tallies and rollups, which are folded together, hold other requests or another cost."""
     since_ns, raw_ns = connection.execute("SELECT since_ns, raw_before_ns FROM tally_progress").fetchone()
     (rolled_ns,) = connection.execute("SELECT raw_before_ns FROM rollup_progress").fetchone()
     from_ns = _up(max(since_ns, raw_ns, rolled_ns), DAY_S)
-    tallied: dict[int, list[int]] = {}
-    for start_ns, packed in connection.execute(
-        "SELECT start_ns, tally FROM tallies WHERE span_s = ? AND start_ns >= ?", (DAY_S, from_ns)
+    tallied: dict[tuple[int, int], list[int]] = {}
+    for span_s, start_ns, packed in connection.execute(
+        "SELECT span_s, start_ns, tally FROM tallies WHERE start_ns >= ? UNION ALL"
+        " SELECT 0, quarter_ns, tally FROM tallies_pending WHERE quarter_ns >= ?",
+        (from_ns, from_ns),
     ):
         tally = _decoder.decode(packed)
-        have = tallied.setdefault(start_ns, [0, 0])
-        have[0] += tally.requests
-        have[1] += tally.cost_nanousd
-    rolled = {
-        start_ns: figures
-        for start_ns, *figures in connection.execute(
-            "SELECT start_ns, sum(requests), sum(cost_nanousd) FROM rollups JOIN rollup_groups AS g ON g.id = grouped"
-            " WHERE cube = 'time' AND span_s = ? AND start_ns >= ? GROUP BY start_ns",
-            (DAY_S, from_ns),
-        )
-    }
+        for each_s in (span_s,) if span_s else SPANS_S:
+            have = tallied.setdefault((_down(start_ns, each_s), each_s), [0, 0])
+            have[0] += tally.requests
+            have[1] += tally.cost_nanousd
+    rolled: dict[tuple[int, int], list[int]] = {}
+    for start_ns, requests, nanousd in connection.execute(
+        "SELECT start_ns, requests, cost_nanousd FROM rollups JOIN rollup_groups AS g ON g.id = grouped"
+        " WHERE cube = 'time' AND span_s = ? AND start_ns >= ? UNION ALL"
+        " SELECT quarter_ns, requests, cost_nanousd FROM rollups_pending WHERE quarter_ns >= ?",
+        (QUARTER_S, from_ns, from_ns),
+    ):
+        for span_s in SPANS_S:
+            have = rolled.setdefault((_down(start_ns, span_s), span_s), [0, 0])
+            have[0] += requests
+            have[1] += nanousd
     return [
-        f"the tally of {iso_utc(day)[:10]} isn't the rollup of that day"
-        for day in sorted({*tallied, *rolled})
-        if tallied.get(day, [0, 0]) != rolled.get(day, [0, 0])
+        f"the tally of {span_s} s from {iso_utc(start_ns)} isn't the rollup of that time"
+        for start_ns, span_s in sorted({*tallied, *rolled})
+        if tallied.get((start_ns, span_s), [0, 0]) != rolled.get((start_ns, span_s), [0, 0])
     ]
 
 
@@ -182,7 +211,7 @@ def _detail(
     values: Sequence[object],
     from_ns: int,
     to_ns: int,
-    take: Callable[[Sequence[str], int, Tally], None],
+    into: Callable[[Sequence[str], int], Tally],
     most: int = -1,
 ) -> bool:
     """Receipts one by one; False where there are more than so many, of which some were taken."""
@@ -197,7 +226,7 @@ def _detail(
     for count, row in enumerate(connection.execute(sql, (from_ns, to_ns, *values, limit)), start=1):
         if count == limit:
             return False
-        take(row[: len(by)], row[len(by)], _tally(row[len(by) :], None))
+        _count(into(row[: len(by)], row[len(by)]), row[len(by) :])
     return True
 
 
@@ -210,66 +239,86 @@ def _unrolled(by: Sequence[str], condition: str) -> str:
     )
 
 
-def _differences(rows: Iterable[Row], members: int) -> Iterator[tuple[Sequence[str], int, Tally, int]]:
-    """What to add, and with which sign."""
+def _differences(rows: Iterable[Row], members: int) -> Iterator[Difference]:
     for row in rows:
         key, figures, lines = row[:members], row[members:-1], row[-1]
-        yield key, figures[0], _tally(figures, None), 1  # type: ignore[misc]
+        yield key, figures, None, 1  # type: ignore[misc]
         if lines is not None:
-            yield key, figures[0], _tally(figures, lines), -1  # type: ignore[arg-type, misc]
+            yield key, figures, lines, -1  # type: ignore[misc]
 
 
-def _add(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
-    _merge(connection, ((key, at_ns, tally, sign) for key, at_ns, tally, sign in _differences(rows, 2)))
+def _counted(added: Iterable[Difference]) -> dict[Place, Tally]:
+    """By quarter-hour, feature and model."""
+    quarters: dict[Place, Tally] = {}
+    for (feature, model), figures, before, sign in added:
+        place = (_down(figures[0], QUARTER_S), feature, model)  # type: ignore[arg-type]
+        tally = quarters.get(place)
+        if tally is None:
+            tally = quarters[place] = Tally()
+        _count(tally, figures, before, sign)
+    return quarters
 
 
-def _merge(connection: sqlite3.Connection, added: Iterable[tuple[Sequence[object], int, Tally, int]]) -> None:
-    """Each is added to its quarter-hour first: those that share one are many, and then few sums go on."""
-    quarters: dict[tuple[int, object, object], Tally] = {}
-    for (feature, model), at_ns, tally, sign in added:
-        key = (_down(at_ns, QUARTER_S), feature, model)
-        if key not in quarters and sign > 0:
-            quarters[key] = tally
-        else:
-            quarters.setdefault(key, Tally()).add(tally, sign)
+def _add_to_spans(connection: sqlite3.Connection, quarters: Mapping[Place, Tally]) -> None:
     for span_s in SPANS_S:
-        sums: dict[tuple[int, int, object, object], Tally] = {}
+        sums: dict[tuple[int, int, str, str], Tally] = {}
         for (start_ns, feature, model), tally in quarters.items():
             sums.setdefault((span_s, _down(start_ns, span_s), feature, model), Tally()).add(tally)
-        for place, tally in sums.items():
-            where = "span_s = ? AND start_ns = ? AND feature = ? AND model = ?"
-            kept = connection.execute(f"SELECT tally FROM tallies WHERE {where}", place).fetchone()
-            if kept is not None:
-                tally.add(_decoder.decode(kept[0]))
-            connection.execute(
-                "INSERT OR REPLACE INTO tallies VALUES (?, ?, ?, ?, ?)", (*place, _encoder.encode(tally))
-            )
+        _add(connection, "tallies", ("span_s", "start_ns", "feature", "model"), sums)
 
 
-def _tally(figures: Sequence[object], before: int | None) -> Tally:
-    """Of one receipt; with only its lines before that ordinal, where one is given."""
+def _add(
+    connection: sqlite3.Connection,
+    table: str,
+    key: Sequence[str],
+    sums: Mapping[Place, Tally] | Mapping[tuple[int, int, str, str], Tally],
+) -> None:
+    """To those that are in the table."""
+    where = " AND ".join(f"{name} = ?" for name in key)
+    for place, tally in sums.items():
+        kept = connection.execute(f"SELECT tally FROM {table} WHERE {where}", place).fetchone()
+        if kept is not None:
+            tally.add(_decoder.decode(kept[0]))
+        connection.execute(
+            f"INSERT OR REPLACE INTO {table} VALUES ({'?, ' * len(key)}?)", (*place, _encoder.encode(tally))
+        )
+
+
+def _count(tally: Tally, figures: Row, before: int | None = None, sign: int = 1) -> None:
+    """Add one receipt to the tally, or take it off again with a sign of -1; with only its lines before that ordinal,
+    where one is given."""
     _, status, stream, usage, *took, prefill_ns, decode_ns, joules, routed, cache, lines = figures
-    given = [line for line in _lines_decoder.decode(lines) if before is None or line[0] < before]  # type: ignore[arg-type]
+    given = _lines_decoder.decode(lines)  # type: ignore[arg-type]
+    if before is not None:
+        given = [line for line in given if line[0] < before]
     leaves = _usage_decoder.decode(usage).leaves  # type: ignore[arg-type]
     tokens = {leaf: each.tokens for leaf, each in leaves.items() if each.tokens}
-    tally = Tally(requests=1, routed=int(routed), tokens={} if cache == "hit" else tokens)  # type: ignore[call-overload]
-    tally.cache_hits, tally.cache_misses = int(cache == "hit"), int(cache == "miss")
+    tally.requests += sign
+    tally.routed += sign * int(routed)  # type: ignore[call-overload]
+    if cache == "hit":
+        tally.cache_hits += sign
+    else:
+        tally.cache_misses += sign * (cache == "miss")
+        add_up(tally.tokens, tokens, sign)
     if joules is not None:
-        tally.measured, tally.energy_uj = 1, int(Decimal(joules).scaleb(6))  # type: ignore[arg-type]
+        tally.measured += sign
+        tally.energy_uj += sign * int(Decimal(joules).scaleb(6))  # type: ignore[arg-type]
     if status == "succeeded":
-        waited_ns = took[1 if stream else 3]
-        tally.wait = {} if waited_ns is None else {bucket_of(waited_ns): 1}  # type: ignore[arg-type]
-        for name, took_ns in zip(_HISTOGRAMS, took, strict=True):
+        if (waited_ns := took[1 if stream else 3]) is not None:
+            add_to(tally.wait, bucket_of(waited_ns), sign)  # type: ignore[arg-type]
+        for histogram, took_ns in zip((tally.queue, tally.ttft, tally.tpot, tally.total), took, strict=True):
             if took_ns is not None and cache != "hit":
-                setattr(tally, name, {bucket_of(took_ns): 1})  # type: ignore[arg-type]
+                add_to(histogram, bucket_of(took_ns), sign)  # type: ignore[arg-type]
     if given and all(amount is not None for *_, amount in given):
-        tally.priced, tally.prefill_ns, tally.decode_ns = 1, prefill_ns, decode_ns  # type: ignore[assignment]
-        tally.priced_tokens = _of_hit(tokens) if cache == "hit" else dict(tokens)
+        tally.priced += sign
+        tally.prefill_ns += sign * prefill_ns  # type: ignore[operator]
+        tally.decode_ns += sign * decode_ns  # type: ignore[operator]
+        add_up(tally.priced_tokens, _of_hit(tokens) if cache == "hit" else tokens, sign)
+        cost = 0
         for _, role, meter, amount in given:
-            kind = f"{role} {meter}"
-            tally.nanousd[kind] = tally.nanousd.get(kind, 0) + (amount or 0)
-        tally.cost = {bucket_of(tally.cost_nanousd): 1}
-    return tally
+            add_to(tally.nanousd, f"{role} {meter}", sign * (amount or 0))
+            cost += amount or 0
+        add_to(tally.cost, bucket_of(cost), sign)
 
 
 def _of_hit(tokens: Mapping[str, int]) -> dict[str, int]:

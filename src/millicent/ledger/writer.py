@@ -34,7 +34,7 @@ _RETRY_S = 0.5
 # What was written is tidied in pieces: they cost less for each write the larger they are, and who comes meanwhile waits
 # for one. A small piece is due after so many writes, or when nothing was written for a while; where somebody always
 # waits, a large one is once so many writes are owed.
-_PIECE = 64
+_PIECE = 128
 _PIECE_DUE = 2 * _PIECE
 _LARGE_PIECE = 512
 _LARGE_PIECE_DUE = 4 * _LARGE_PIECE

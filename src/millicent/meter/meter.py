@@ -139,10 +139,10 @@ class Meter:
         entries = (self._sequences.get(work.sequence) for work in record.sequences)
         self.steps.add(record, [None if entry is None else entry[0].id for entry in entries], weights)
 
-    def stretch(self, record: StepRecord, weights: Sequence[int], steps: int) -> None:
-        """About so many steps of a device that doesn't show them, taken together, and how to split their time. Work of
-        sequence `OTHERS` is overhead: whose it is, this gateway can't know."""
-        self._split(self._session(record.device), record, weights, None, steps)
+    def stretch(self, record: StepRecord, weights: Sequence[int], steps: int, version: str | None) -> None:
+        """About so many steps of a device that doesn't show them, taken together, and how to split their time, by the
+        fit of this `version`. Work of sequence `OTHERS` is overhead: whose it is, this gateway can't know."""
+        self._split(self._session(record.device), record, weights, version, steps)
 
     def _split(
         self, session: _Session, record: StepRecord, weights: Sequence[int], version: str | None, steps: int = 1

@@ -104,7 +104,7 @@ class Pipeline:
         self._limits = limits
         self._fits = fits
         self._features = features or Features({})
-        self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
+        self._estimates = estimates or Estimates(Quoter(lambda *_: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._routes = Routes(routing or Policies({}, Path()), self._deployments, self._look, self._estimates)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
@@ -342,7 +342,9 @@ class Pipeline:
     def _asked(self, request: Request, call: Call) -> Asked:
         beside = sum(answer.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
-        return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
+        placement = self._placements[call.placement].at(now_ns)
+        timed = call.placement in self._estimated
+        return self._estimates.asked(request, call, placement, beside + 1, now_ns, timed=timed)
 
     def _aimed(self, request: Request) -> Request:
         """With its feature's latency target, else its policy's, where it has none of its own."""
@@ -521,7 +523,8 @@ class Pipeline:
 
     def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
         rate = self._books.placement(plan.call.placement, answer.opened.created_at_ns).receipt_usd_per_hour
-        return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate)
+        return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate,
+                     enough=plan.hold_is_enough)  # fmt: skip
 
     async def _settle(self, answer: Answer, journey: Journey, end: End) -> None:
         reading = self._meter.close(answer.receipt_id)

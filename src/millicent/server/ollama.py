@@ -124,9 +124,9 @@ class Ollama:
         yield ollama_common.line({"status": "pulling manifest"})
         while not work.done():
             await asyncio.wait({work}, timeout=_PROGRESS_INTERVAL_S)
-            if told:
-                done_bytes, total_bytes = told[-1]
-                told.clear()
+            if count := len(told):
+                done_bytes, total_bytes = told[count - 1]
+                del told[:count]  # and nothing that came since
                 total = {} if total_bytes is None else {"total": total_bytes}
                 yield ollama_common.line({"status": f"pulling {model}"} | total | {"completed": done_bytes})
         try:
