@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime
 
 from millicent.core.clock import NS_PER_S
 from millicent.core.zones import find_zone
@@ -30,7 +30,6 @@ CHOICES = (
     "America/Los_Angeles",
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Rendering a page is one call, and its many small parts all show times: the zone is handed to them beside the values.
 _zone: ContextVar[str] = ContextVar("zone", default="UTC")
 
