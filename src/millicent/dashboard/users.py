@@ -24,7 +24,7 @@ from millicent.ledger.queries import Totals
 
 PINS = ("user", "team", "feature", "tier")
 SCOPES = ("client", "viewer", "admin")
-SHOWN = 50
+SHOWN = 20
 _MAX_NAME = 256
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from millicent.core.clock import NS_PER_S
 from millicent.core.zones import find_zone
@@ -30,6 +30,7 @@ CHOICES = (
     "America/Los_Angeles",
 )
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Rendering a page is one call, and its many small parts all show times: the zone is handed to them beside the values.
 _zone: ContextVar[str] = ContextVar("zone", default="UTC")
 
@@ -61,6 +62,10 @@ def when_short(utc_ns: int, now_ns: int) -> str:
 
 def when_hour(utc_ns: int) -> str:
     return _local(utc_ns).strftime("%Y-%m-%d %H:00")
+
+
+def utc_ns(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def _local(utc_ns: int) -> datetime:
