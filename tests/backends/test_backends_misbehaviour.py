@@ -250,8 +250,9 @@ def test_what_comes_after_the_end_is_nobodys() -> None:
 def test_usage_that_comes_twice_early_or_in_part_is_that_which_was_told_last(
     usages: list[dict[str, Any] | None], leaves: tuple[int, int]
 ) -> None:
-    first = chunk({"content": "Roma"}) | bodies[0]
-    data = fake_upstream.events(first, chunk({}, "stop"), *(chunk() | each for each in bodies[1:]))
+    first, *later = usages
+    bodies = [chunk({"content": "Roma"}, usage=first), chunk({}, "stop"), *(chunk(usage=each) for each in later)]
+    data = fake_upstream.events(*bodies)
     ((_, end),) = answered(openai, sending(TYPED, data))
     assert (end.usage.input_tokens, end.usage.output_tokens) == leaves
 
