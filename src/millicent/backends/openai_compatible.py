@@ -7,7 +7,7 @@ answers whole all the same is understood.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -174,11 +174,11 @@ class OpenAIRun(UpstreamRun):
         for vector in self._vectors.vectors:
             yield vector
 
-    def _take(self, data: bytes) -> Iterator[Text]:
+    def _take(self, data: bytes) -> Iterable[Text]:
         reader = self._reader
         if self._done or (len(data) < _SHORTER_THAN_JSON and data.strip() == b"[DONE]"):
             self._done = True
-            return
+            return ()
         try:
             texts = reader.take(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -190,9 +190,11 @@ class OpenAIRun(UpstreamRun):
             if self._call.tokenizer is not None and reader.usage is None:
                 for each in texts:
                     self._said += [each.reasoning, each.text, *(call.name + call.arguments for call in each.calls)]
-            yield from texts
-        if reader.failed is not None:
-            raise self._upstream.garbled(f"gave up in the middle of its answer ({reader.failed})")
+        return texts if reader.failed is None else self._given_up(texts, reader.failed)
+
+    def _given_up(self, texts: Iterable[Text], failed: str) -> Iterator[Text]:
+        yield from texts
+        raise self._upstream.garbled(f"gave up in the middle of its answer ({failed})")
 
     def _end(self, error: MillicentError | None) -> End:
         reader = self._reader

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 
 from millicent.backends.config import UpstreamConfig
@@ -353,7 +353,7 @@ class UpstreamRun(ABC):
 
 
 def merged(
-    events: Sequence[Event], take: Callable[[bytes], Iterator[Text]]
+    events: Sequence[Event], take: Callable[[bytes], Iterable[Text]]
 ) -> tuple[tuple[Text, ...], MillicentError | None]:
     """What events that came together say, in as few pieces as can be; and what went wrong after that."""
     texts: list[Text] = []

@@ -165,16 +165,21 @@ class AnswerReader:
         if chunk.error:
             self.failure = {"error": chunk.error}
             return []
-        self.id = self.id or chunk.id
-        self.served_model = chunk.model or self.served_model
+        if self.id is None:
+            self.id = chunk.id
+        if chunk.model:
+            self.served_model = chunk.model
         usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if usage is not None and (found := usage_of(usage)) is not None:
             self.usage = found
             self._reported = found.output_tokens or 0
             self.cost = self.cost if usage.cost is None else Money.from_usd(usage.cost)
-        if not chunk.choices:
-            return []
-        return [text for choice in chunk.choices if (text := self._text(choice)) is not None]
+        texts = []
+        for choice in chunk.choices or ():
+            text = self._text(choice)
+            if text is not None:
+                texts.append(text)
+        return texts
 
     def _reason(self, state: _ChoiceState) -> FinishReason:
         if state.refused:
@@ -208,8 +213,11 @@ class AnswerReader:
         self._characters += len(text) + len(reasoning)
         for call in calls:
             self._characters += len(call.name) + len(call.arguments)
-        tokens = max(0, (self._reported or self.output_estimate) - self._told)
-        self._told += tokens
+        tokens = (self._reported or self.output_estimate) - self._told
+        if tokens > 0:
+            self._told += tokens
+        else:
+            tokens = 0
         cached = None if self.usage is None else self.usage.tokens(Leaf.INPUT_CACHE_READ)
         return Text(text, tokens, choice.index, logprobs, cached, calls, reasoning)
 
