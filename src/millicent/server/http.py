@@ -1,4 +1,5 @@
-"""Uvicorn's HTTP protocol, writing less often: a write to a socket costs as much as the rest of a small answer."""
+"""Uvicorn's HTTP protocol, writing less often: a write to a socket costs as much as the rest of a small answer; and
+telling when a request's body is here."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import asyncio
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from millicent.server.bodies import ARRIVED
 
 # What waits is kept in memory, and says nothing to whoever writes too fast.
 _MOST_WAITING_BYTES = 64 << 10
@@ -17,6 +20,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", GatheredWrites(transport, asyncio.get_running_loop())))
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.scope[ARRIVED] = True  # type: ignore[typeddict-unknown-key]
 
 
 class GatheredWrites:

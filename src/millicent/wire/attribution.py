@@ -87,9 +87,7 @@ def _parse_tags(header: str) -> dict[str, str]:
     for pair in filter(None, (piece.strip() for piece in header.split(","))):
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise InvalidRequest(
-                f"Header `{_TAGS}` has `{pair[:40]}`: write it as `key=value,key=value`.", param=_TAGS
-            )
+            raise InvalidRequest(f"Header `{_TAGS}` has `{pair[:40]}`: write it as `key=value,key=value`.", param=_TAGS)
         tags[_checked(key.strip(), _TAGS)] = _checked(value.strip(), _TAGS)
     return tags
 
