@@ -146,9 +146,10 @@ class _Answers:
             width *= 2
         if skip or len(found) > count:
             found = sorted(found, key=lambda answer: abs(answer[0] - input_tokens))[skip:count]
-        if limit is None:
-            return [length for _, length, _ in found]
-        return [length if length < limit else limit for _, length, _ in found]
+        lengths = [length for _, length, _ in found]
+        if limit is None or max(lengths, default=0) <= limit:
+            return lengths
+        return [min(limit, length) for length in lengths]
 
     def _window(self, input_tokens: int, width: int) -> list[tuple[int, int, bool]]:
         """The `width` answers to the nearest inputs: they lie next to each other."""

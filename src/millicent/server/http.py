@@ -23,7 +23,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self.scope[ARRIVED] = True  # type: ignore[typeddict-unknown-key]
+        cast("dict[str, Any]", self.scope)[ARRIVED] = True
 
 
 class GatheredWrites:
