@@ -32,11 +32,12 @@ from results import environment, write
 from served import Measured, Target, free_port, one, ours, running
 
 from millicent.economics.arrivals import Arrival, read_trace
-from millicent.economics.calibration import Calibration, calibrate, coefficients_of, fidelity, slower
+from millicent.economics.calibration import Calibration, calibrate, fidelity, slower
 from millicent.economics.outcomes import latency_of, measured_latencies
 from millicent.economics.recorded import Recorded, read_recorded
 from millicent.economics.simulator import Course, Machine, simulate
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
+from millicent.step_time import Coefficients
 
 WARM_UP = ((300, 30), (40, 60), (600, 8), (100, 40), (20, 80), (900, 16))
 KV_BLOCKS, CONTEXT_TOKENS = 16_384, 8192
@@ -95,7 +96,7 @@ def learned(queries: LedgerQueries, until_ns: int | None = None) -> Machine:
     newest = max(
         (each for each in fits if until_ns is None or each.fitted_at_ns < until_ns), key=lambda each: each.fitted_at_ns
     )
-    return Machine(coefficients=coefficients_of(newest), kv_blocks=KV_BLOCKS, context_tokens=CONTEXT_TOKENS)
+    return Machine(coefficients=Coefficients.of(newest), kv_blocks=KV_BLOCKS, context_tokens=CONTEXT_TOKENS)
 
 
 def recorded(queries: LedgerQueries, from_ns: int) -> list[Recorded]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import signal
@@ -19,9 +18,9 @@ import uvicorn
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from millicent.app_models import FetchedModels, estimated_devices, watching_engines
 from millicent.app_pages import marked_as_demo, page_routes
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
-from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
@@ -42,7 +41,7 @@ from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
-from millicent.meter.energy import EnergySource, StatedPower, find_energy
+from millicent.meter.energy import EnergySource, find_energy
 from millicent.meter.estimated import EstimatedDevice
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement, stated_watts
@@ -53,6 +52,7 @@ from millicent.meter.waits import Waits
 from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import Features
+from millicent.pipeline.holdout import Holdout
 from millicent.pipeline.pipeline import Pipeline
 from millicent.pipeline.prompts import Prompts
 from millicent.routing.policies import Policies, learnable
@@ -67,6 +67,7 @@ from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
 from millicent.server.logs import logging_to
 from millicent.server.ollama import Ollama
+from millicent.step_time import Coefficients
 from millicent.watch.alerting import alerting
 from millicent.watch.live import Live
 from millicent.watch.metrics import Metrics, Traffic
@@ -166,7 +167,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         meter = Meter(clock, gateway, ids, shares)
         backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
-        estimated = _estimated(options, meter, clock)
+        placements = {each.name: each for each in (options.placement, *options.providers)}
+        estimated = await estimated_devices(options.elsewhere, placements, meter, clock, ledger, shares)
         backends, places = _backends(options, backend, elsewhere, meter, clock)
         queries = LedgerQueries(home / "ledger.db")
         await ledger.write(partial(follow_config, configured=config.budgets))
@@ -177,12 +179,12 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             backends=backends,
             ledger=ledger,
             meter=meter,
-            placements={each.name: each for each in (options.placement, *options.providers)},
+            placements=placements,
             clock=clock,
             limits=config.limits,
             fits=shares,
             features=features,
-            estimates=await _estimates(queries, shares, config),
+            estimates=await _estimates(queries, shares, estimated, config),
             limiter=limiter,
             waits=Waits(shares.coefficients, config.engine.max_sequences),
             estimated=estimated,
@@ -191,6 +193,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             routing=policies,
             cache=answers,
             prompts=_prompts(options, clock),
+            holdout=Holdout(config.holdout),
             settled=traffic.settled,
         )
         _check_fallbacks(pipeline.deployed(), config)
@@ -227,6 +230,12 @@ class _Wired:
     answers: ResponseCache | None
     clock: Clock
     ids: Ids
+
+    @cached_property
+    def fetched(self) -> FetchedModels | None:
+        if self.backend is None:
+            return None
+        return FetchedModels(cache(), self.backend, self.pipeline, self.options.placement.name)
 
     @cached_property
     def live(self) -> Live:
@@ -270,6 +279,7 @@ def _more_routes(wired: _Wired) -> list[BaseRoute]:
         health=wired.health,
         makes_vectors=partial(_makes_vectors, backend),
         cache=cache(),
+        offer=wired.fetched.offer if wired.fetched else None,
         clock=clock,
         config=wired.options.config.server,
     )
@@ -309,9 +319,15 @@ async def _running(
         await pipeline.close()
 
 
-async def _estimates(queries: LedgerQueries, shares: StepTimeShares, config: Config) -> Estimates:
+async def _estimates(
+    queries: LedgerQueries, shares: StepTimeShares, estimated: Mapping[str, EstimatedDevice], config: Config
+) -> Estimates:
     """With what the latest receipts teach."""
-    quoter = Quoter(shares.coefficients)
+
+    def costs_of(model: str, placement: str) -> Coefficients | None:
+        return estimated[placement].costs if placement in estimated else shares.coefficients(model)
+
+    quoter = Quoter(costs_of)
     for receipt in await asyncio.to_thread(queries.recent, _LEARNED_AT_START):
         if (learned := learnable(receipt)) is not None:
             quoter.learn_from(learned)
@@ -347,26 +363,9 @@ def _places(
 
 
 def _prompts(options: ServeOptions, clock: Clock) -> Prompts:
-    marked_at = [
-        each.placement
-        for each in options.elsewhere
-        if each.config.spoken(each.provider) == "anthropic" and each.config.prompt_caching == "auto"
-    ]
-    return Prompts(installation_secret(options.home), clock, marked_at)
-
-
-def _estimated(options: ServeOptions, meter: Meter, clock: SystemClock) -> dict[str, EstimatedDevice]:
-    """The engines elsewhere whose time is paid for, which the meter then watches."""
-    numbers = itertools.count(-1, -1)
-    placements = {each.name: each for each in (options.placement, *options.providers)}
-    devices = {}
-    for each in options.elsewhere:
-        placement = placements[each.placement]
-        if placement.kind != "api":
-            watts = stated_watts(placement)
-            device = devices[placement.name] = EstimatedDevice(placement, meter, clock, numbers)
-            device.watch(placement, None if watts is None else StatedPower(watts))
-    return devices
+    keeping = [each for each in options.elsewhere if each.config.spoken(each.provider) == "anthropic"]
+    marked_at = [each.placement for each in keeping if each.config.prompt_caching == "auto"]
+    return Prompts(installation_secret(options.home), clock, marked_at, [each.placement for each in keeping])
 
 
 @contextlib.asynccontextmanager
@@ -376,29 +375,12 @@ async def _beside(
     """What goes on besides answering: engines elsewhere are looked at, what is unusual is told, traces are sent."""
     config, clock = wired.options.config, wired.clock
     async with (
-        _watching(elsewhere, estimated),
+        wired.fetched.watched() if wired.fetched else contextlib.nullcontext(),
+        watching_engines(elsewhere, estimated),
         alerting(config.alerts, ledger=wired.ledger, queries=wired.queries, clock=clock, ids=SystemIds(clock)),
         telemetry_of(config.telemetry, wired.traffic, config.features),
     ):
         yield
-
-
-@contextlib.asynccontextmanager
-async def _watching(
-    elsewhere: Sequence[UpstreamBackend], estimated: Mapping[str, EstimatedDevice]
-) -> AsyncIterator[None]:
-    """What those engines show of their load is looked at."""
-    watches = [
-        asyncio.create_task(watch(each.name, each.upstream, estimated[each.placement]))
-        for each in elsewhere
-        if each.placement in estimated
-    ]
-    try:
-        yield
-    finally:
-        for watching in watches:
-            watching.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
 
 
 def _answers(options: ServeOptions, clock: Clock) -> ResponseCache | None:
@@ -479,6 +461,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, say: Callable[[
             uvicorn.Config(
                 _asgi(app, options),
                 http=HttpProtocol,
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,

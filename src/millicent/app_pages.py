@@ -96,7 +96,7 @@ def page_routes(
         site,
         [
             *(partial(page, reports=reports) for page in (features_page, margin_page, changes_page)),
-            partial(users_page, control=_Control(queries, keys, clock)),
+            partial(users_page, control=_Control(queries, keys, clock), reports=reports),
             partial(models_page, fleet=fleet),
             partial(alerts_page, ask=queries.ask, rules=watched(rules), told=list(webhooks_of(rules))),
             partial(live_page, live=live),

@@ -32,6 +32,7 @@ from millicent.meter.placements import ASSUMED_PLACEMENT, PlacementConfig
 from millicent.meter.prices import PriceBook, PriceConfig
 from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.features import FeatureConfig, Features
+from millicent.pipeline.holdout import HoldoutConfig
 from millicent.routing.checks import Checks
 from millicent.routing.config import PolicyConfig
 from millicent.server.config import ServerConfig
@@ -75,6 +76,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     telemetry: TelemetryConfig = TelemetryConfig()
     ledger: LedgerConfig = LedgerConfig()
     cache: CacheConfig = CacheConfig()
+    holdout: HoldoutConfig = HoldoutConfig()
 
 
 def home() -> Path:
@@ -108,7 +110,7 @@ def load(path: Path) -> Config:
     for section, value in table.items():
         _check_section(path, text, section, value)
     config = msgspec.convert(table, Config)
-    checks: list[tuple[tuple[str, str], Callable[[], object]]] = [
+    checks: list[tuple[tuple[str, ...], Callable[[], object]]] = [
         *((("placements", name), partial(each.placement, name)) for name, each in config.placements.items()),
         *((("placements", name), partial(each.check, name)) for name, each in config.upstreams.items()),
         *((("machines", name), partial(_check_machine, name, each, config)) for name, each in config.machines.items()),
@@ -125,6 +127,7 @@ def load(path: Path) -> Config:
         *((("features", name), partial(each.check, name)) for name, each in config.alternatives.items()),
         *((("routing", name), partial(_check_policy, name, each)) for name, each in config.routing.items()),
         *((("alerts", name), partial(each.check, name)) for name, each in config.alerts.items()),
+        (("holdout",), config.holdout.check),
         (("telemetry", "endpoint"), config.telemetry.check),
         (("limits", "usd_per_minute"), partial(config.limits.check, "[limits]")),
     ]

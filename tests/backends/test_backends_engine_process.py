@@ -26,6 +26,7 @@ from millicent.engine.protocol import MAX_FRAME_BYTES
 from support import frames_by_script
 from support.observers import Notes
 from support.tiny_models import write_tiny_model
+from support.waiting import until_it
 
 ANSWER = (["load"], ["submit"], ["text", "one "], ["text", "two"])
 
@@ -91,19 +92,11 @@ async def read(run: Run) -> tuple[list[Text], End]:
     raise AssertionError("it ended without an End")
 
 
-async def until(condition: Any) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came true")
-
-
 def test_text_that_waits_for_a_slow_reader_is_merged(tiny: Path, tmp_path: Path) -> None:
     async def test() -> None:
         async with playing([*ANSWER, ["end"]], tiny, tmp_path) as (subject, notes):
             running = (await subject.prepare(request())).start()
-            await until(lambda: len(notes.steps) == 3)
+            await until_it(lambda: len(notes.steps) == 3)
             texts, end = await read(running)
             assert texts == [Text("one two", 3)]
             assert end.usage.tokens(Leaf.OUTPUT_TEXT) == 3
@@ -150,7 +143,7 @@ def test_an_engine_that_leaves_or_talks_nonsense_is_replaced(
             ((start_ns, wall_ns),) = notes.losses
             assert start_ns == last.start_ns + last.wall_ns
             assert notes.states[-1] == (DeviceState.DOWN, start_ns + wall_ns)
-            await until(lambda: subject.status().state is EngineState.READY)
+            await until_it(lambda: subject.status().state is EngineState.READY)
             _, end = await read((await subject.prepare(request())).start())
             assert isinstance(end.error, EngineCrashed), "the script plays again"
 
@@ -161,7 +154,7 @@ def test_an_idle_crash_loses_no_time(tiny: Path, tmp_path: Path) -> None:
     async def test() -> None:
         async with playing([["load"]], tiny, tmp_path) as (subject, notes):
             kill(subject)
-            await until(lambda: len(notes.states) == 4)
+            await until_it(lambda: len(notes.states) == 4)
             assert notes.losses == []
             at = [at_ns for _, at_ns in notes.states]
             assert at == sorted(at)
@@ -190,7 +183,7 @@ def test_a_crash_while_loading_is_lost_time_and_a_retryable_error(tiny: Path, tm
         async with playing([["load"], ["unload"], ["exit", 1]], tiny, tmp_path, names=("m", "n")) as (subject, notes):
             # The script reads up to an Unload that never comes, so the load of n is never answered.
             waiting = asyncio.create_task(subject.prepare(request("n")))
-            await until(lambda: subject.status().models["n"] is ModelState.LOADING)
+            await until_it(lambda: subject.status().models["n"] is ModelState.LOADING)
             kill(subject)
             with pytest.raises(EngineCrashed, match="retry"):
                 await waiting
@@ -209,7 +202,7 @@ def test_a_model_without_room_takes_an_idle_ones_and_says_when_none_is_idle(tiny
             assert subject.status().models == {"m": ModelState.UNLOADED, "n": ModelState.LOADED}
             kinds = [overhead.kind for overhead in notes.overheads]
             assert kinds == [OverheadKind.LOAD, OverheadKind.UNLOAD, OverheadKind.LOAD]
-            await until(lambda: notes.steps)
+            await until_it(lambda: notes.steps)
             running.cancel()
 
     run(test())
@@ -218,7 +211,7 @@ def test_a_model_without_room_takes_an_idle_ones_and_says_when_none_is_idle(tiny
         script = [["load"], ["submit"], ["text", "x"], ["load", "out_of_memory"]]
         async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, notes):
             (await subject.prepare(request("m"))).start()
-            await until(lambda: notes.steps)
+            await until_it(lambda: notes.steps)
             with pytest.raises(Unavailable, match="in use") as refused:
                 await subject.prepare(request("n"))
             assert refused.value.retry_after_s
@@ -254,7 +247,7 @@ def test_a_run_cancelled_before_the_engine_has_it_ends_at_once(tiny: Path, tmp_p
         async with playing([["load"]], tiny, tmp_path) as (subject, _):
             call = await subject.prepare(request())
             kill(subject)
-            await until(lambda: subject.status().pid is None)
+            await until_it(lambda: subject.status().pid is None)
             running = call.start()
             running.cancel()
             _, end = await read(running)
@@ -269,7 +262,7 @@ def test_a_run_begun_while_the_engine_is_down_says_retry(tiny: Path, tmp_path: P
         async with playing([["load"]], tiny, tmp_path) as (subject, _):
             call = await subject.prepare(request())
             kill(subject)
-            await until(lambda: subject.status().pid is None)
+            await until_it(lambda: subject.status().pid is None)
             _, end = await read(call.start())
             assert isinstance(end.error, Unavailable)
             assert end.error.retry_after_s
@@ -296,7 +289,7 @@ def test_closing_ends_what_runs(tiny: Path, tmp_path: Path) -> None:
     async def test() -> None:
         async with playing(ANSWER, tiny, tmp_path) as (subject, notes):
             running = (await subject.prepare(request())).start()
-            await until(lambda: notes.steps)
+            await until_it(lambda: notes.steps)
         _, end = await read(running)
         assert isinstance(end.error, Unavailable)
         assert subject.status().state is EngineState.STOPPED

@@ -1,9 +1,13 @@
 """Grammars are compiled where one that takes for ever harms nobody."""
 
 import asyncio
+import os
+import signal
+import sys
 
 import pytest
 
+from millicent.backends import grammar_checks
 from millicent.backends.grammar_checks import GrammarChecker
 from millicent.core.errors import InvalidRequest
 
@@ -45,10 +49,42 @@ def test_one_that_takes_too_long_is_refused_and_the_next_is_not() -> None:
     asyncio.run(scenario())
 
 
+def test_one_that_takes_too_much_of_the_processor_is_refused_and_the_next_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    little = "from millicent.text import grammar_check; grammar_check.CPU_S = 0.02; grammar_check.main()"
+    monkeypatch.setattr(grammar_checks, "_COMMAND", (sys.executable, "-c", little))
+
+    async def scenario() -> None:
+        checker = GrammarChecker(deadline_s=60)
+        assert "too complex" in await complaint(checker, HARD)
+        assert await complaint(checker, 'start: "y"') == ""
+        await checker.close()
+
+    asyncio.run(scenario())
+
+
+def test_how_long_it_takes_on_a_busy_machine_makes_no_difference() -> None:
+    async def scenario() -> None:
+        checker = GrammarChecker()
+        assert await complaint(checker, 'start: "x"') == ""
+        assert checker._process is not None
+        os.kill(checker._process.pid, signal.SIGSTOP)
+        asked = asyncio.create_task(complaint(checker, 'start: "y"'))
+        await asyncio.sleep(1.2)  # longer than it may take of the processor
+        os.kill(checker._process.pid, signal.SIGCONT)
+        assert await asked == ""
+        await checker.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_caller_that_leaves_takes_nobody_elses_answer_along() -> None:
     async def scenario() -> None:
         checker = GrammarChecker(deadline_s=60)
         assert await complaint(checker, 'start: "x"') == ""
+        assert checker._process is not None
+        os.kill(checker._process.pid, signal.SIGSTOP)  # so that it can't answer before
         left = asyncio.create_task(complaint(checker, HARD))
         await asyncio.sleep(0.01)
         left.cancel()

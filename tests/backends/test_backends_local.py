@@ -24,6 +24,7 @@ from millicent.core.usage import Leaf, Provenance
 from millicent.engine.config import EngineConfig
 from support.observers import Notes
 from support.tiny_models import TinyLlama, write_tiny_model
+from support.waiting import until_it
 
 CONFIG = EngineConfig(dtype="fp32", threads=1, memory_gb=1.0, step_tokens=64)
 
@@ -88,14 +89,6 @@ async def ask(subject: Backend, wanted: Request) -> tuple[str, End]:
     return await read((await subject.prepare(wanted)).start())
 
 
-async def until(condition: Any) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came true")
-
-
 def test_answers_are_streamed_metered_and_shown_in_steps(tiny: Path, tmp_path: Path) -> None:
     async def test() -> None:
         models = {"tiny": LocalModel(tiny, "home", preload=True)}
@@ -133,7 +126,7 @@ def test_cancelling_in_prefill_ends_with_what_was_computed(tiny: Path, tmp_path:
     async def test() -> None:
         async with backend({"tiny": LocalModel(tiny, "home", preload=True)}, tmp_path) as (subject, notes):
             running = (await subject.prepare(request((5,) * 2000))).start()
-            await until(lambda: notes.steps)
+            await until_it(lambda: notes.steps)
             running.cancel()
             running.cancel()
             _, end = await read(running)
@@ -150,7 +143,7 @@ def test_a_killed_engine_ends_answers_retryably_loses_time_and_comes_back(tiny: 
         async with backend({"tiny": LocalModel(tiny, "home", preload=True)}, tmp_path) as (subject, notes):
             expected, _ = await ask(subject, request())
             runs = [(await subject.prepare(request(max_tokens=None))).start() for _ in range(3)]
-            await until(lambda: notes.steps and len(notes.steps[-1].sequences) == 3)
+            await until_it(lambda: notes.steps and len(notes.steps[-1].sequences) == 3)
             pid = subject.status().pid
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
@@ -170,7 +163,7 @@ def test_a_killed_engine_ends_answers_retryably_loses_time_and_comes_back(tiny: 
             last = notes.steps[-1]
             assert start_ns == last.start_ns + last.wall_ns
             assert notes.states[-1] == (DeviceState.DOWN, start_ns + wall_ns)
-            await until(lambda: subject.status().state is EngineState.READY)
+            await until_it(lambda: subject.status().state is EngineState.READY)
             status = subject.status()
             assert (status.pid != pid, status.models, status.message) == (True, {"tiny": ModelState.LOADED}, "")
             again, _ = await ask(subject, request())
@@ -206,10 +199,10 @@ def test_a_model_is_unloaded_after_its_time_without_use(
         async with backend({"tiny": LocalModel(tiny, "home", keep_alive_s=0)}, tmp_path) as (subject, notes):
             assert subject.status().models == {"tiny": ModelState.UNLOADED}
             late = await subject.prepare(request())
-            await until(lambda: subject.status().models == {"tiny": ModelState.UNLOADED})
+            await until_it(lambda: subject.status().models == {"tiny": ModelState.UNLOADED})
             _, end = await read(late.start())  # loads it again
             assert end.reason is FinishReason.LENGTH
-            await until(lambda: len(notes.overheads) == 4)
+            await until_it(lambda: len(notes.overheads) == 4)
             load, unload = OverheadKind.LOAD, OverheadKind.UNLOAD
             assert [overhead.kind for overhead in notes.overheads] == [load, unload, load, unload]
 

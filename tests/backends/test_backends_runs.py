@@ -21,7 +21,7 @@ CHOICE_SEED_OF_7 = 3839616360365740667
 
 def run_of(choices: int, echo: str = "") -> LocalRun:
     submits = tuple(Submit(10 + index, "m", PROMPT, Sampling(), Limits(max_tokens=9)) for index in range(choices))
-    return LocalRun(submits, lambda token: bytes([token]), echo, lambda run: None)
+    return LocalRun(submits, lambda token: bytes([token]), [echo], lambda run: None)
 
 
 def chunks(run: LocalRun) -> list[Chunk]:
@@ -47,6 +47,32 @@ def test_choices_are_merged_by_index_and_the_prompt_is_counted_once() -> None:
     assert isinstance(end, End)
     assert (end.reason, end.choices) == (FinishReason.LENGTH, (FinishReason.LENGTH, FinishReason.STOP))
     assert (end.usage.input_tokens, end.usage.tokens(Leaf.INPUT_CACHE_READ), end.usage.output_tokens) == (5, 0, 4)
+
+
+def test_each_of_several_prompts_is_counted_once_and_drawn_as_if_it_were_alone() -> None:
+    begun: list[LocalRun] = []
+
+    def begin(submits: tuple[Submit, ...]) -> LocalRun:
+        begun.append(LocalRun(submits, lambda token: bytes([token]), ("<", "("), lambda run: None))
+        return begun[0]
+
+    limits = [Limits(max_tokens=9), Limits(max_tokens=4)]
+    prompts = [Submit(10, "m", PROMPT[: 5 - i], Sampling(seed=7), limits[i]) for i in range(2)]
+    call = LocalCall(prompts, (10, 11, 12, 13), placement="here", begin=begin)
+    assert (call.input_tokens, call.max_output_tokens) == (9, 26)
+    run = call.start()
+    assert [(one.sequence, one.sampling.seed, len(one.tokens)) for one in run.submits] == [
+        (10, 7, 5), (11, CHOICE_SEED_OF_7, 5), (12, 7, 4), (13, CHOICE_SEED_OF_7, 4),
+    ]  # fmt: skip
+    for sequence, rows, found in ((10, 5, 0), (11, 1, 4), (12, 1, 3), (13, 1, 3)):
+        run.prefilled(sequence, rows)
+        run.take(Output(sequence, 1, "a", "stop", cached_tokens=found))
+    *texts, end = chunks(run)
+    assert [text.text for text in texts if isinstance(text, Text)] == ["<a", "<a", "(a", "(a"]
+    assert isinstance(end, End)
+    assert len(end.choices) == 4
+    # Five read and none found of the first; one read and three found of the second.
+    assert (end.usage.tokens(Leaf.INPUT_FRESH), end.usage.tokens(Leaf.INPUT_CACHE_READ)) == (6, 3)
 
 
 def test_a_choice_that_never_began_says_nothing_about_the_cache() -> None:
@@ -101,7 +127,7 @@ def test_each_choice_has_a_seed_of_its_own_and_the_first_the_requests() -> None:
         return run_of(2)
 
     submit = Submit(4, "m", PROMPT, Sampling(seed=7), Limits(max_tokens=9))
-    call = LocalCall(submit, (4, 5), placement="here", begin=begin)
+    call = LocalCall([submit], (4, 5), placement="here", begin=begin)
     assert (call.input_tokens, call.max_output_tokens) == (5, 18)
     call.start()
     assert [(one.sequence, one.sampling.seed) for one in begun[0]] == [(4, 7), (5, CHOICE_SEED_OF_7)]
@@ -113,3 +139,13 @@ def test_the_engine_knows_tenants_as_numbers_that_say_nothing(tmp_path: Path) ->
     assert len({first._tenant(key) for key in (None, "mk_a", "mk_b")}) == 3
     assert first._tenant("mk_a") == first._tenant("mk_a") != second._tenant("mk_a")
     assert 0 <= first._tenant("mk_a") < 2**63
+
+
+def test_an_error_is_the_requests_own_only_where_the_engine_says_so() -> None:
+    for refused, status in ((True, 400), (False, 500)):
+        run = run_of(1)
+        run.take(Output(10, 0, "", "error", "it cannot go on", refused=refused))
+        end = chunks(run)[-1]
+        assert isinstance(end, End)
+        assert end.error is not None
+        assert (end.error.status, end.error.message) == (status, "it cannot go on")

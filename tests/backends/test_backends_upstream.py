@@ -54,7 +54,7 @@ def answered(
     """The text, the end, and the server as it was left."""
 
     async def run() -> tuple[str, End, FakeUpstream]:
-        async with asyncio.timeout(20), fake_upstream(handler) as fake:
+        async with asyncio.timeout(60), fake_upstream(handler) as fake:
             chunks, end = await asked(fake.url, config, request)
             return "".join(each.text for each in chunks if isinstance(each, Text)), end, fake
 
@@ -293,7 +293,7 @@ MISBEHAVIOUR: list[tuple[Handler, type[MillicentError], str, str]] = [
     (streaming(b'data: {"choices": 7}\n\n'), UpstreamError, "no answer", ""),
     (streaming(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n'), UpstreamError, "no answer", ""),
     (streaming(events(chunk({"content": "a"}), done=False)), UpstreamError, "in the middle", "a"),
-    (streaming(b""), UpstreamError, "in the middle", ""),
+    (streaming(b""), UpstreamError, "without an answer", ""),
     (streaming(events(chunk({"content": "a"}), {"error": {"message": "oh", "code": 502}})), UpstreamError, "oh", "a"),
     (streaming(events(chunk({"content": "a"}), chunk({}, "error"))), UpstreamError, "gave up", "a"),
     (streaming(events({"error": {"message": "too fast", "type": "rate_limit_error"}})), RateLimited, "too fast", ""),
@@ -386,7 +386,7 @@ async def _in_the_middle(run: Any, fake: FakeUpstream) -> End:
 )
 def test_cancelling_leaves_the_upstream_at_once(handler: Handler, cancelling: Cancelling) -> None:
     async def run() -> None:
-        async with asyncio.timeout(20), fake_upstream(handler) as fake:
+        async with asyncio.timeout(60), fake_upstream(handler) as fake:
             backend = backend_at(fake.url)
             end = await cancelling((await backend.prepare(ASKED)).start(), fake)
             assert (end.reason, end.error) == (FinishReason.CANCELLED, None)

@@ -81,6 +81,8 @@ OTHERS = {
     "the speaker's name": said(role="user", content="Hello", name="ann"),
     "a prompt": changed(messages=None, prompt="Hello"),
     "a prompt in tokens": changed(messages=None, prompt=(1, 2)),
+    "two prompts": changed(messages=None, prompt="Hello", further_prompts=("you",)),
+    "two prompts, otherwise cut": changed(messages=None, prompt="Hel", further_prompts=("lo you",)),
     "texts to embed": changed(messages=None, embedding=Embedding(("Hello",))),
     "fewer dimensions": changed(messages=None, embedding=Embedding(("Hello",), dimensions=8)),
     "temperature": changed(sampling=Sampling(temperature=0)),
@@ -121,7 +123,7 @@ def test_every_field_of_a_request_was_thought_of() -> None:
     determine = {
         "model", "messages", "prompt", "embedding", "sampling", "limits", "output_format", "tools", "tool_choice",
         "tool_name", "parallel_tool_calls", "choices", "echo", "truncate_prompt_tokens", "thinking", "extra",
-        "restated", "continues",
+        "restated", "continues", "further_prompts",
     }  # fmt: skip
     others = {
         "id", "dialect", "stream", "priority", "attribution", "latency_target_ms", "max_cost", "outside_costs",

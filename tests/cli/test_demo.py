@@ -184,7 +184,7 @@ def test_visitors_ask_as_anybody_does_until_they_are_refused(
         visitors.hear(f"Millicent ready on {url}")
         for thread in threading.enumerate():
             if thread.name == "demo visitor":
-                thread.join(30)
+                thread.join(60)
         visitors.leave()
     assert len(Refusing.asked) == 4
     for headers, body in Refusing.asked:

@@ -212,6 +212,12 @@ def test_a_watch_warns_before_the_dearest_step_could_pass_the_hold() -> None:
     assert watch.is_near(Money(81))
 
 
+def test_a_watch_lets_an_answer_go_on_to_a_hold_that_is_enough_for_the_longest() -> None:
+    watch = HoldWatch(Money(100), enough=True)
+    assert not any(watch.is_near(Money(cost)) for cost in (10, 90, 100))
+    assert watch.is_near(Money(101))
+
+
 def test_rates_are_reserved_from_the_call_and_settled_from_the_usage() -> None:
     async def scenario() -> None:
         async with world(rates=Rates(tokens_per_minute=1000)) as here:

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from millicent.dashboard.earnings import margin_page
 from millicent.dashboard.features import features_page
 from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import Site
+from millicent.dashboard.users import users_page
 from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
 from millicent.economics.margin import Books
 from millicent.economics.reports import Reports, Setting
@@ -40,15 +42,31 @@ SETTING = Setting(
 )
 
 
-def pages(ledger: MemoryLedger) -> TestClient:
+class NoKeys:
+    def keys(self) -> list[Any]:
+        return []
+
+    budgets = keys
+
+    async def create(self, fields: object) -> str:
+        raise AssertionError(fields)
+
+    rotate = create
+
+    async def revoke(self, key_id: str) -> None:
+        raise AssertionError(key_id)
+
+
+def pages(ledger: MemoryLedger, setting: Setting = SETTING) -> TestClient:
     clock = ManualClock(NOW)
 
     async def refresh() -> None:
         return None
 
     site = Site(ledger.queries, models=lambda: ["small"], clock=clock, refresh=refresh)
-    reports = Reports(ledger.queries, clock, SETTING)
+    reports = Reports(ledger.queries, clock, setting)
     makers = [partial(page, reports=reports) for page in (features_page, margin_page, changes_page)]
+    makers.append(partial(users_page, control=NoKeys(), reports=reports))
     return TestClient(Starlette(routes=dashboard_routes(site, makers)))
 
 
@@ -119,6 +137,34 @@ def test_the_tables_are_exported_as_they_are_computed(client: TestClient) -> Non
     assert {row["tier"] for row in margin} == {"pro", "no tier"}
 
 
+def exported(client: TestClient, path: str, name: str) -> dict[str, dict[str, str]]:
+    rows = csv.DictReader(io.StringIO(client.get(path).text))
+    return {row[name]: row for row in rows}
+
+
+def test_where_nobody_said_what_is_earned_the_margin_is_unknown_and_never_nothing(client: TestClient) -> None:
+    rows = exported(client, "/margin?range=30d&csv=margin", "feature")
+    assert (rows[HOSTILE]["revenue_usd"], rows[HOSTILE]["margin_usd"]) == ("", "")
+    assert Decimal(rows["chat"]["margin_usd"]) == Decimal(rows["chat"]["revenue_usd"]) - Decimal(
+        rows["chat"]["ai_cost_usd"]
+    ) - Decimal(rows["chat"]["other_cost_usd"])
+    page = client.get("/margin?range=30d").text
+    assert page.count("nobody said what is earned here; it is not zero") == 2
+    listed = client.get("/features?range=30d").text
+    assert "nobody said what is earned here" in listed
+    assert exported(client, "/features?range=30d&csv=features", "feature")[HOSTILE]["margin_usd"] == ""
+
+
+def test_users_stand_with_what_is_left_of_what_they_pay(client: TestClient) -> None:
+    users = exported(client, "/users?range=30d&csv=users", "user")
+    margins = exported(client, "/margin?by=user&range=30d&csv=margin", "user")
+    assert {name: row["margin_usd"] for name, row in users.items()} == {
+        name: margins[name]["margin_usd"] for name in users
+    }
+    assert Decimal(users["u0"]["margin_usd"]) < 0
+    assert 'href="/margin?range=30d&amp;by=user"' in client.get("/users?range=30d").text
+
+
 def test_a_plan_that_loses_money_is_shown_with_what_would_mend_it(client: TestClient) -> None:
     text = client.get("/margin?by=tier&from=2026-11-01").text
     assert "What would mend pro" in text
@@ -139,6 +185,10 @@ def test_an_empty_ledger_says_what_to_do() -> None:
     ledger = MemoryLedger()
     with pages(ledger) as client:
         assert "X-Millicent-Feature" in client.get("/features").text
+        # What is sold is known, and that nothing was.
+        assert "No revenue is known" not in client.get("/margin?by=tier").text
+    with pages(ledger, Setting()) as client:
         assert "No revenue is known" in client.get("/margin?by=tier").text
+        assert "margin_usd" not in client.get("/users?csv=users").text
         assert client.get("/changes").status_code == 200
     asyncio.run(ledger.stop())

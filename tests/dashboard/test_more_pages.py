@@ -27,6 +27,9 @@ from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import Alone, Queries, Site
 from millicent.dashboard.timeline import timeline
 from millicent.dashboard.users import users_page
+from millicent.economics.reports import Reports
+from millicent.economics.reports import Setting as ReportSetting
+from millicent.ledger.queries import LedgerQueries
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def pages(
         steps=lambda receipt_id: steps.get(receipt_id, []),
     )
     more = [
-        partial(users_page, control=control),
+        partial(users_page, control=control, reports=Reports(LedgerQueries(fleet.path), clock, ReportSetting())),
         partial(models_page, fleet=fleet),
         partial(settings_page, path=fleet.path, settings=SETTINGS),
     ]

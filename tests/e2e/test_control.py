@@ -4,7 +4,6 @@ import json
 import re
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -16,6 +15,7 @@ import pytest
 
 from support.live import LiveServer, live_server
 from support.tiny_models import TinyLlama, write_tiny_model
+from support.waiting import until
 
 RATE = '[placements.here]\nkind = "rented"\nusd_per_hour = "3600"\n'  # a dollar a second: a millicent is 10 us
 SHORT = {"model": "tiny", "prompt": "once upon", "max_tokens": 4, "ignore_eos": True}
@@ -111,11 +111,9 @@ def test_a_kill_frees_nothing_that_was_spent_and_keeps_nothing_that_was_not(serv
     threads = [threading.Thread(target=_drain, args=(server,), daemon=True) for _ in range(6)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 60
-    while len(server.receipts()) < 7 or balance(server)["held"] == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1.5)  # so that a checkpoint has seen them
+    until(lambda: len(server.receipts()) == 7)
+    until(lambda: checkpointed(server) == 6)
+    assert balance(server)["held"] > 0
     server.kill()
     for thread in threads:
         thread.join(60)
@@ -131,6 +129,14 @@ def test_a_kill_frees_nothing_that_was_spent_and_keeps_nothing_that_was_not(serv
     server.check_accounts()
 
 
+def checkpointed(server: LiveServer) -> int:
+    """How many receipts are open with some of their device time already in the ledger."""
+    connection = sqlite3.connect(server.home / "ledger.db")
+    [(count,)] = connection.execute("SELECT count(*) FROM receipts WHERE status IS NULL AND serving_ns > 0")
+    connection.close()
+    return int(count)
+
+
 def _drain(server: LiveServer) -> None:
     try:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=60) as response:
@@ -140,11 +146,20 @@ def _drain(server: LiveServer) -> None:
         pass
 
 
+def lets_in(server: LiveServer, token: str) -> bool:
+    return server.request("GET", "/v1/models", headers={"Authorization": f"Bearer {token}"})[0] == 200
+
+
+def knows_keys(server: LiveServer) -> bool:
+    """Until it has heard of one that was made beside it, it lets everybody in."""
+    return not lets_in(server, "whatever")
+
+
 def test_keys_open_and_close_the_doors(server: LiveServer) -> None:
     assert post(server, SHORT, Authorization="Bearer whatever")[0] == 200  # no keys yet: anonymous
     anonymous_receipt = server.receipts()[0]["id"]
     boss = server.command("keys", "create", "boss", "--scope", "admin")
-    time.sleep(0.6)
+    until(lambda: knows_keys(server))
     assert post(server, SHORT)[0] == 401
     assert post(server, SHORT, Authorization="Bearer mk_x_y")[0] == 401
     assert server.get("/ready")[0] == server.get("/health")[0] == 200
@@ -186,8 +201,9 @@ def test_keys_open_and_close_the_doors(server: LiveServer) -> None:
 def test_a_rotated_key_overlaps_and_then_ends(server: LiveServer) -> None:
     server.token = old = server.command("keys", "create", "--scope", "admin")
     key_id = "_".join(old.split("_")[:2])
+    until(lambda: knows_keys(server))
     new = server.command("keys", "rotate", key_id, "--overlap", "1h")
-    time.sleep(0.6)
+    until(lambda: lets_in(server, new))
     for token in (old, new):
         assert post(server, SHORT, Authorization=f"Bearer {token}")[0] == 200
     server.token = new
@@ -206,7 +222,7 @@ def form_token(browser: httpx.Client) -> str:
 
 def test_the_pages_want_a_signed_in_viewer(server: LiveServer) -> None:
     server.token = server.command("keys", "create", "--scope", "admin")
-    time.sleep(0.6)
+    until(lambda: knows_keys(server))
     viewer = admin(server, "POST", "/keys", {"scope": "viewer"})
     client = admin(server, "POST", "/keys", {})
     html = {"Accept": "text/html"}
@@ -242,7 +258,7 @@ def test_the_pages_want_a_signed_in_viewer(server: LiveServer) -> None:
 
 def test_limits_answer_429_with_the_seconds_to_wait_and_the_rate_headers(server: LiveServer) -> None:
     server.token = server.command("keys", "create", "--scope", "admin")
-    time.sleep(0.6)
+    until(lambda: knows_keys(server))
     limited = admin(server, "POST", "/keys", {"requests_per_minute": 2, "tokens_per_minute": 100_000})
     as_limited = {"Authorization": f"Bearer {limited['token']}"}
     first = post(server, SHORT, **as_limited)

@@ -4,8 +4,7 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from support.live import LiveServer, live_server
 from support.tiny_models import TinyLlama, write_tiny_model
+from support.waiting import until
 
 STREAMS = 8
 LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_eos": True, "stream": True}
@@ -64,13 +64,6 @@ class Streams:
             self.cut_off += 1
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def answers(server: LiveServer) -> None:
     body = json.dumps({"model": "tiny", "prompt": "hello", "max_tokens": 4, "ignore_eos": True}).encode()
     status, answer, _ = server.request("POST", "/v1/completions", body)
@@ -104,7 +97,7 @@ def test_an_engine_killed_during_streams_costs_them_a_retryable_error_and_nothin
 def test_readiness_says_so_while_the_engine_is_down(server: LiveServer) -> None:
     pid = server.engine_pid()
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: server.get("/ready")[0] == 503, "never reported as not ready")
+    until(lambda: server.get("/ready")[0] == 503, "never reported as not ready")
     assert server.get("/health")[0] == 200
     server.wait_ready()
     assert server.engine_pid() != pid
@@ -120,7 +113,7 @@ def test_a_gateway_killed_during_streams_leaves_no_receipt_open(server: LiveServ
     check_settled(server, streams.receipts, "interrupted")
     assert len(server.receipts()) == STREAMS
     answers(server)
-    eventually(lambda: not _alive(engine_pid), "the old engine outlived its gateway")
+    until(lambda: not _alive(engine_pid), "the old engine outlived its gateway")
 
 
 def test_engine_and_gateway_killed_one_after_the_other_still_settle_everything(server: LiveServer) -> None:

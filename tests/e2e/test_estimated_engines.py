@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,12 @@ from typing import Any
 import openai
 import pytest
 
+from millicent.core.clock import SystemClock
+from millicent.core.identifiers import SystemIds
+from millicent.ledger.config import LedgerConfig
+from millicent.ledger.sqlite import SqliteLedger
+from millicent.meter.attribution import StepTimeShares
+from millicent.step_time import Coefficients, Fitter
 from support.fake_upstream import Call, chunk, events, fake_upstream_in_a_thread
 from support.live import LiveServer, live_server
 
@@ -94,3 +101,39 @@ def test_its_receipts_have_estimated_time_that_the_hours_account_for(tmp_path: P
         accounts = server.get("/v1/accounts")[1]["data"]
         assert {account["device"] for account in accounts} == {"estimated:box"}
         assert sum(account["serving_ns"] for account in accounts) == pytest.approx(float(total_s) * 1e9, abs=10)
+
+
+def test_quotes_and_holds_begin_with_what_was_learned_of_it_before_the_restart(tmp_path: Path) -> None:
+    learned = Coefficients(0.0, 40e6, 1e6, 0.0, 0.0, 0.0)
+    config = CONFIG.replace("accelerators = 2", "accelerators = 1")
+    with fake_upstream_in_a_thread(answer) as upstream:
+        runs = f"{upstream.url} qwen3 accelerators=1"
+        asyncio.run(_kept(tmp_path / "home" / "ledger.db", learned, runs))
+        with live_server(tmp_path / "home", [], config.format(url=upstream.url)) as server:
+            messages = [{"role": "user", "content": "x" * 1199}]
+            asked = json.dumps({"model": "mine", "messages": messages, "max_tokens": 100}).encode()
+            quote = server.request("POST", "/v1/quote", asked)[1]["data"][0]
+            # 300 tokens read at a millisecond each, then a step of 40 ms for each one written but the first.
+            assert quote["input_tokens"] == 300
+            assert quote["ttft_ms"]["expected"] == 300
+            assert quote["total_ms"]["high"] == 10 * (300 + 99 * 40)
+            # A thousandth of a dollar a second.
+            assert Decimal(quote["cost_usd"]["high"]) == Decimal("0.0426")
+            for maximum, status in (("0.00001", 402), ("0.02", 200)):
+                most = {"X-Millicent-Max-Cost-USD": maximum}
+                told = server.request("POST", "/v1/chat/completions", asked, most)
+                assert told[0] == status, told
+
+
+async def _kept(database: Path, learned: Coefficients, runs: str) -> None:
+    """A ledger with this fit of the engine."""
+    database.parent.mkdir(mode=0o700, parents=True)
+    clock = SystemClock()
+    ledger = SqliteLedger(database, LedgerConfig(), clock, "gw_before")
+    await ledger.start()
+    try:
+        shares = StepTimeShares(clock, SystemIds(clock))
+        shares.version_of(("estimated:box", "*", runs), learned, Fitter(), 500)
+        await ledger.save_fits(shares.unsaved())
+    finally:
+        await ledger.stop()

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from support.live import LiveServer, live_server
 from support.tiny_models import TinyLlama, write_tiny_model
+from support.waiting import until
 
 LONG = {"model": "tiny", "prompt": "once upon", "max_tokens": 100_000, "ignore_eos": True}
 
@@ -34,18 +36,6 @@ def client(server: LiveServer) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def settled(server: LiveServer, receipt_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while True:
-        status, receipt = server.get(f"/v1/receipts/{receipt_id}")
-        assert status == 200, receipt
-        if receipt["status"] is not None:
-            assert isinstance(receipt, dict)
-            return receipt
-        assert time.monotonic() < deadline, "never settled"
-        time.sleep(0.02)
-
-
 def test_the_official_client_gets_an_answer_with_its_receipt(server: LiveServer, client: openai.OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(
         model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=5,
@@ -55,7 +45,7 @@ def test_the_official_client_gets_an_answer_with_its_receipt(server: LiveServer,
     assert completion.usage is not None
     assert completion.usage.completion_tokens <= 5
     assert completion.usage.prompt_tokens_details is not None
-    receipt = settled(server, raw.headers["x-millicent-receipt"])
+    receipt = server.settled(raw.headers["x-millicent-receipt"])
     cached_tokens = completion.usage.prompt_tokens_details.cached_tokens
     assert cached_tokens == receipt["usage"]["input_cache_read"]["tokens"]
     assert receipt["status"] == "succeeded"
@@ -90,7 +80,7 @@ def test_metrics_say_what_the_receipt_says(server: LiveServer, client: openai.Op
         model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=5,
         extra_headers={"X-Millicent-Feature": "scraped"},
     )  # fmt: skip
-    receipt = settled(server, raw.headers["x-millicent-receipt"])
+    receipt = server.settled(raw.headers["x-millicent-receipt"])
     scraped = httpx.get(f"{server.url}/metrics").text
     told = {
         sample.name: sample.value
@@ -147,7 +137,7 @@ def test_thirty_two_at_once_all_finish_with_a_receipt_each_and_the_accounts_bala
     with ThreadPoolExecutor(32) as pool:
         ids = list(pool.map(ask, range(32)))
     assert len(set(ids)) == 32
-    assert all(settled(server, one)["status"] == "succeeded" for one in ids)
+    assert all(server.settled(one)["status"] == "succeeded" for one in ids)
     server.check_accounts()
 
 
@@ -175,10 +165,8 @@ def test_a_client_that_goes_stops_the_work_and_leaves_a_receipt(server: LiveServ
     )
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(head.encode() + body)
-        deadline = time.monotonic() + 60
-        while not (found := server.receipts(f"&run={marker}")):
-            assert time.monotonic() < deadline
-    receipt = settled(server, found[0]["id"])
+        found = until(lambda: server.receipts(f"&run={marker}"))
+    receipt = server.settled(found[0]["id"])
     assert receipt["status"] == "cancelled"
     assert receipt["usage"]["output_text"]["tokens"] < 8000
     server.check_accounts()
@@ -190,12 +178,12 @@ def test_a_client_that_goes_while_its_prompt_is_read_stops_that_too(server: Live
         f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nX-Millicent-Run: early\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(head.encode() + body)
-        deadline = time.monotonic() + 60
-        while not (found := server.receipts("&run=early")):
-            assert time.monotonic() < deadline
-    assert settled(server, found[0]["id"])["status"] == "cancelled"
+    with server.engine_paused():
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head.encode() + body)
+            found = until(lambda: server.receipts("&run=early"))
+        time.sleep(0.5)  # so that it is told at once, when it goes on, that nobody waits
+    assert server.settled(found[0]["id"])["status"] == "cancelled"
 
 
 def test_one_prompt_over_the_context_is_refused_alone(server: LiveServer, client: openai.OpenAI) -> None:
@@ -276,7 +264,7 @@ def test_a_reader_that_pauses_gets_everything_in_the_end(server: LiveServer) -> 
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as response:
         lines = response.iter_lines()
         next(lines)
-        settled(server, response.headers["x-millicent-receipt"])
+        server.settled(response.headers["x-millicent-receipt"])
         for line in lines:
             if line.startswith("data: {"):
                 usage = json.loads(line.removeprefix("data: "))["usage"]
@@ -301,12 +289,12 @@ def test_a_quote_is_given_and_a_request_keeps_within_its_maximum(server: LiveSer
     assert (status, refused["error"]["code"]) == (402, "max_cost_exceeded")
     assert refused["error"]["quote"]["model"] == "tiny"
     status, whole, headers = ask("1")
-    receipt = settled(server, headers["x-millicent-receipt"])
+    receipt = server.settled(headers["x-millicent-receipt"])
     assert (status, whole["usage"]["completion_tokens"]) == (200, 2_000)
     assert receipt["hold_usd"] is not None
     fifth = f"{float(receipt['total_usd']) / 5:.9f}"
     status, part, headers = ask(fifth)
-    stopped = settled(server, headers["x-millicent-receipt"])
+    stopped = server.settled(headers["x-millicent-receipt"])
     assert (status, part["choices"][0]["finish_reason"], stopped["status"]) == (200, "length", "succeeded")
     assert 0 < part["usage"]["completion_tokens"] < 2_000
     # Steps of a tiny model are shorter than the way of the stop to the engine: what they took beyond isn't charged.
@@ -329,25 +317,32 @@ def test_our_headers_mean_the_same_in_every_dialect(server: LiveServer, path: st
     assert status == 402
     line = json.dumps({"role": "retrieval", "meter": "other", "amount_usd": "0.0015"})
     _, _, headers = server.request("POST", path, asked, {"X-Millicent-Lines": line})
-    receipt = settled(server, headers["x-millicent-receipt"])
+    receipt = server.settled(headers["x-millicent-receipt"])
     assert [(each["role"], each["attempt"]) for each in receipt["lines"]] == [("retrieval", 0), ("inference", 1)]
 
 
 def test_a_stream_that_waits_for_the_same_one_beats_like_it_and_gives_the_same_text(server: LiveServer) -> None:
-    body = LONG | {"max_tokens": 4_000, "stream": True}
+    body = LONG | {"max_tokens": 40, "stream": True}
     headers = {"Idempotency-Key": "twice"}
+    beats = threading.Semaphore(0)
 
     def read() -> tuple[str, list[str]]:
+        lines: list[str] = []
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, headers=headers, timeout=60) as response:
             assert response.status_code == 200
-            return response.headers["x-millicent-receipt"], list(response.iter_lines())
+            for line in response.iter_lines():
+                if line.startswith(":") and not lines:
+                    beats.release()
+                lines.append(line)
+            return response.headers["x-millicent-receipt"], lines
 
     with ThreadPoolExecutor(2) as pool:
-        readings = [pool.submit(read), pool.submit(read)]
+        with server.engine_paused():
+            readings = [pool.submit(read), pool.submit(read)]
+            assert all(beats.acquire(timeout=60) for _ in readings)
         (receipt, lines), (again, repeated) = (reading.result() for reading in readings)
     assert (again, _spoken(repeated)) == (receipt, _spoken(lines))
-    # One of them wrote as it went; the other had nothing to say for longer than a heartbeat.
-    assert any(line.startswith(":") for line in lines + repeated)
+    assert _spoken(lines)
 
 
 def _spoken(lines: list[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,7 @@ import openai
 import pytest
 
 from support.live import LiveServer, live_server
+from support.ports import free_port
 from support.tiny_models import TinyLlama, write_tiny_model
 
 HOME = Path(os.environ.get("MILLICENT_PEERS", Path(__file__).parents[2] / ".peers"))
@@ -70,12 +70,6 @@ def _wait(url: str, peer: subprocess.Popen[bytes], output: Path) -> None:
             return
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def check(server: LiveServer, **more: Any) -> str:
     """Whole and streamed, with usage reported and a receipt; returns the text."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
@@ -108,11 +102,28 @@ def test_llama_cpp_s_server(smollm2_path: Path, tmp_path: Path) -> None:
             with pytest.raises(openai.BadRequestError) as caught:
                 client.chat.completions.create(model="far", messages=[{"role": "user", "content": "x " * 3000}])
             assert caught.value.code == "context_length_exceeded"
+            asked: Any = {"model": "far", "temperature": 0, "max_tokens": 4}
+            prompts = ["The capital of France is", "One, two, three,"]
+            several = client.completions.create(prompt=prompts, **asked)
+            alone = [client.completions.create(prompt=prompt, **asked).choices[0].text for prompt in prompts]
+            assert [choice.text for choice in several.choices] == alone
+            assert several.usage is not None
+            assert several.usage.completion_tokens == 8
+            two = client.chat.completions.create(**HELLO, n=2, max_tokens=3)
+            assert two.usage is not None
+            assert two.usage.completion_tokens == 6
+            texts = ["", ""]
+            for chunk in client.completions.create(prompt=prompts, **asked, stream=True):
+                for choice in chunk.choices:
+                    texts[choice.index] += choice.text
+            assert texts == alone
             schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
             form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
-            answer = client.chat.completions.create(**HELLO, max_tokens=40, response_format=form)  # type: ignore[call-overload]
+            answer = client.chat.completions.create(**HELLO, max_tokens=40, temperature=0, response_format=form)  # type: ignore[call-overload]
             assert '"age"' in answer.choices[0].message.content
-            several = client.completions.create(model="far", prompt="Once", max_tokens=4, n=2, logprobs=1)
+            several = client.completions.create(
+                model="far", prompt="Once", max_tokens=4, n=2, logprobs=1, temperature=0
+            )
             assert [choice.index for choice in several.choices] == [0, 1]
             assert all(choice.logprobs is not None for choice in several.choices)
 
@@ -122,7 +133,7 @@ def test_mlx_lm_s_server(tmp_path: Path) -> None:
     port = free_port()
     command = [PYTHON, "-m", "mlx_lm", "server", "--model", str(tiny), "--port", str(port)]
     with behind_ours(command, "mlx", "default_model", port, tmp_path) as server:
-        check(server, temperature=0.5, extra_body={"top_k": 5})
+        check(server, temperature=0, extra_body={"top_k": 5})
 
 
 def test_transformers_serve(tmp_path: Path) -> None:
@@ -137,6 +148,6 @@ def test_transformers_serve(tmp_path: Path) -> None:
             with pytest.raises(openai.BadRequestError) as caught:
                 client.chat.completions.create(**HELLO, max_tokens=8, n=2)
             assert caught.value.param == "n"
-            completed = client.completions.create(model="far", prompt="Once", max_tokens=4)
+            completed = client.completions.create(model="far", prompt="Once", max_tokens=4, temperature=0)
             assert completed.usage is not None
             assert completed.usage.completion_tokens <= 4

@@ -43,6 +43,10 @@ output = 20
 [features.private]
 placements = ["far"]
 
+[holdout]
+levers = ["routing"]
+features = {{ measured = 0.5 }}
+
 [routing.cheap]
 kind = "cheapest"
 models = ["small", "large"]
@@ -113,6 +117,29 @@ def test_the_cheapest_is_asked_and_the_receipt_says_what_that_saved(server: Live
     assert "small (the cheapest quote)" in server.command("receipts", receipt["id"])
     # The other's prices are ten times as high.
     assert Decimal(receipt["saved_usd"]["routing"]) > 5 * Decimal(receipt["total_usd"])
+
+
+def test_what_routing_saves_is_measured_against_a_random_part_that_goes_without(server: LiveServer) -> None:
+    costs: dict[str, list[Decimal]] = {"with": [], "without": []}
+    reckoned = Decimal(0)
+    for number in range(100):
+        headers = {"x-millicent-feature": "measured", "x-millicent-conversation": f"talk {number}"}
+        text, receipt = ask(server, "cheap", "hello", **headers)
+        side = receipt["policy"]["holdout_routing"]
+        assert text == {"with": "It is hello", "without": "The far answer"}[side]
+        costs[side].append(Decimal(receipt["total_usd"]))
+        reckoned += Decimal(receipt["saved_usd"].get("routing", 0))
+    (found,) = json.loads(server.command("plan", "cheaper", "--feature", "measured", "--json"))["measured"]
+    assert (found["lever"], found["unpriced"]) == ("routing", 0)
+    assert (found["requests_with"], found["requests_without"]) == (len(costs["with"]), len(costs["without"]))
+    # All that had the lever cost the same, and so did all that went without: nothing is left to chance.
+    (dear,), (cheap,) = set(costs["without"]), set(costs["with"])
+    assert Decimal(found["saved_usd"]["expected"]) == (dear - cheap) * len(costs["with"])
+    assert found["saved_usd"]["low"] == found["saved_usd"]["high"] == found["saved_usd"]["expected"]
+    # The other model's tokens are only counted here, and its provider reports more.
+    assert 0 < Decimal(found["predicted_usd"]) == reckoned < Decimal(found["saved_usd"]["expected"])
+    shown = server.command("plan", "cheaper", "--feature", "measured")
+    assert "SAVED AGAINST A HOLD-OUT" in shown
 
 
 def test_a_features_placements_bound_the_choice(server: LiveServer) -> None:

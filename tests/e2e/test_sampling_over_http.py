@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -32,16 +31,6 @@ def client(server: LiveServer) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def settled(server: LiveServer, receipt_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while True:
-        receipt: dict[str, Any] = server.get(f"/v1/receipts/{receipt_id}")[1]
-        if receipt["status"] is not None:
-            return receipt
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_choices_are_drawn_from_seeds_of_their_own_on_one_receipt(server: LiveServer, client: openai.OpenAI) -> None:
     before = len(server.receipts())
     raw = client.chat.completions.with_raw_response.create(
@@ -60,7 +49,7 @@ def test_choices_are_drawn_from_seeds_of_their_own_on_one_receipt(server: LiveSe
     assert several.usage.prompt_tokens == alone.usage.prompt_tokens
     assert several.usage.completion_tokens == 36
     assert len(server.receipts()) == before + 3
-    receipt = settled(server, raw.headers["x-millicent-receipt"])
+    receipt = server.settled(raw.headers["x-millicent-receipt"])
     assert receipt["usage"]["output_text"]["tokens"] == 36
     server.check_accounts()
 
@@ -86,12 +75,49 @@ def test_streamed_choices_are_those_of_a_whole_answer_and_end_one_by_one(client:
         assert tokens[choice.index] == [entry.token for entry in choice.logprobs.content or ()]
 
 
+def test_several_prompts_are_answered_as_each_alone_on_one_receipt(server: LiveServer, client: openai.OpenAI) -> None:
+    prompts = ["Once", "hello there, you"]
+    asked: Any = {
+        "model": "tiny", "n": 2, "seed": 9, "max_tokens": 8, "echo": True, "logprobs": 2, "extra_body": GO_ON,
+    }  # fmt: skip
+    before = len(server.receipts())
+    raw = client.completions.with_raw_response.create(prompt=prompts, **asked)
+    several = raw.parse()
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    assert len(server.receipts()) == before + 1
+    alone = [client.completions.create(prompt=prompt, **asked) for prompt in prompts]
+    for choice, expected in zip(several.choices, [each for one in alone for each in one.choices], strict=True):
+        assert (choice.text, choice.finish_reason) == (expected.text, expected.finish_reason)
+        assert choice.logprobs is not None
+        assert expected.logprobs is not None
+        assert choice.logprobs.tokens == expected.logprobs.tokens
+        assert choice.logprobs.text_offset == expected.logprobs.text_offset
+    assert [choice.text.startswith(prompts[choice.index // 2]) for choice in several.choices] == [True] * 4
+    usages = [one.usage for one in (*alone, several) if one.usage is not None]
+    assert usages[0].prompt_tokens + usages[1].prompt_tokens == usages[2].prompt_tokens
+    assert [usage.completion_tokens for usage in usages] == [16, 16, 32]
+    receipt = server.settled(raw.headers["x-millicent-receipt"])
+    assert receipt["usage"]["output_text"]["tokens"] == 32
+    texts: dict[int, str] = defaultdict(str)
+    for chunk in client.completions.create(prompt=prompts, **asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == {choice.index: choice.text for choice in several.choices}
+    server.check_accounts()
+
+
+def test_several_prompts_are_refused_by_the_one_that_has_no_room(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="tiny", prompt=[[1], [1] * 8192], max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"
+
+
 def test_a_client_that_goes_stops_all_choices(server: LiveServer) -> None:
     body = {"model": "tiny", "prompt": "all", "n": 3, "max_tokens": 100_000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
         next(response.iter_lines())
         receipt_id = response.headers["x-millicent-receipt"]
-    receipt = settled(server, receipt_id)
+    receipt = server.settled(receipt_id)
     assert receipt["status"] == "cancelled"
     assert receipt["usage"]["output_text"]["tokens"] < 3 * 8000
     server.check_accounts()
@@ -170,7 +196,7 @@ def test_a_repeated_prompt_is_read_from_the_cache_and_says_so(server: LiveServer
     assert second.usage.prompt_tokens_details.cached_tokens == (prompt - 1) // 16 * 16
     assert second.usage.prompt_tokens == prompt
     assert first.choices[0].text == second.choices[0].text
-    leaves = settled(server, answers[1].headers["x-millicent-receipt"])["usage"]
+    leaves = server.settled(answers[1].headers["x-millicent-receipt"])["usage"]
     assert leaves["input_fresh"]["tokens"] + leaves["input_cache_read"]["tokens"] == prompt
     assert leaves["input_cache_read"]["provenance"] == "measured"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import pytest
 from support.fake_upstream import Call, FakeUpstream, fake_upstream_in_a_thread, said, split
 from support.http_server import Handler, http_server
 from support.live import LiveServer, live_server
+from support.waiting import until
 
 pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 
@@ -56,20 +56,10 @@ class Collector:
 
     def span(self, receipt: str) -> Any:
         """The request's, once it came."""
-        found = self._wait(
-            lambda: [each for each in self.spans if attributes(each).get("millicent.receipt") == receipt]
-        )
-        return found[0]
+        return until(lambda: [each for each in self.spans if attributes(each).get("millicent.receipt") == receipt])[0]
 
     def below(self, span: Any) -> list[Any]:
         return [each for each in self.spans if each.parent_span_id == span.span_id]
-
-    def _wait(self, look: Any) -> Any:
-        deadline = time.monotonic() + 60
-        while not (found := look()):
-            assert time.monotonic() < deadline, "it never came"
-            time.sleep(0.05)
-        return found
 
 
 @contextmanager

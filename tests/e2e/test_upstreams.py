@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -59,15 +58,6 @@ def server(upstream: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> 
 def client(server: LiveServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as made:
         yield made
-
-
-def settled(server: LiveServer, receipt_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while (receipt := server.get(f"/v1/receipts/{receipt_id}")[1])["status"] is None:
-        assert time.monotonic() < deadline, "never settled"
-        time.sleep(0.02)
-    assert isinstance(receipt, dict)
-    return receipt
 
 
 def test_the_official_client_gets_an_answer_from_elsewhere_with_a_priced_receipt(
@@ -140,7 +130,7 @@ def test_a_client_that_leaves_stops_the_upstream_and_what_came_is_on_the_receipt
         if each.choices[0].delta.content:
             break
     stream.close()
-    receipt = settled(server, receipt_id)
+    receipt = server.settled(receipt_id)
     assert upstream.calls[-1].gone.is_set()
     assert receipt["status"] == "cancelled"
     assert receipt["usage"]["output_text"] == {"tokens": 1, "provenance": "estimated"}

@@ -9,6 +9,7 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from millicent.core.entries import Entry, Kind
 from millicent.core.errors import ConfigError, Conflict, InvalidRequest
 from millicent.core.money import ZERO, Money
 from millicent.core.periods import DAY_NS, Period, months_of, parse_period, parse_two
+from millicent.core.request import Attribution
 from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
 from millicent.economics.margin import Books, margins
 from millicent.economics.plans import (
@@ -53,7 +55,7 @@ def uses(count: int, requests: int, cost: str) -> list[UserUse]:
 def mended(plan: PlanConfig, members: Sequence[UserUse], *, outside: Money = ZERO, days: int = 30) -> list[Mend]:
     inside = Period(NOVEMBER.from_ns, NOVEMBER.from_ns + days * DAY_NS)
     paid = [bill(plan, use, inside, NOVEMBER) for use in members]
-    return mends("pro", plan, members, paid, outside, Fraction(days, 30), only_plan=True)
+    return mends("pro", plan, members, paid, outside, Fraction(days, 30))
 
 
 @pytest.mark.parametrize(
@@ -139,11 +141,9 @@ def test_one_heavy_user_of_a_twenty_dollar_plan_is_mended_by_a_price_or_by_a_lim
     assert (price.amount, limit.amount) == (usd("43.60"), usd(41))
     assert tomllib.loads("\n".join(price.lines)) == {"plans": {"pro": {"price_usd_per_month": 43.60}}}
     written = tomllib.loads("\n".join(limit.lines), parse_float=Decimal)["budgets"]["pro-users"]
-    budget = BudgetConfig(limit_usd=written["limit_usd"], per=written["per"], every=written["every"]).budget(
-        "pro-users"
-    )
-    assert budget.limit == usd(41)
-    assert "each of 1 users" in limit.what
+    budget = msgspec.convert(written, BudgetConfig).budget("pro-users")
+    assert (budget.limit, budget.per, budget.tier) == (usd(41), "user", "pro")
+    assert "on each user (1 would have reached it)" in limit.what
     assert mended(PRO, uses(10, 10, "5")) == []
 
 
@@ -160,12 +160,14 @@ def test_what_other_costs_eat_up_no_limit_can_restore() -> None:
     assert only.what.startswith("a price of")
 
 
-def test_with_several_plans_the_users_over_the_limit_are_named() -> None:
-    members = [UserUse('o"dd', 1, 0, usd(90)), *uses(1, 1, "1")]
-    paid = [usd(20), usd(20)]
-    found = mends("pro", PRO, members, paid, ZERO, Fraction(1), only_plan=False)
-    parsed = tomllib.loads("\n".join(found[1].lines))
-    assert [each["only"] for each in parsed["budgets"].values()] == ['o"dd']
+def test_a_plans_limit_is_for_each_user_of_its_tier_whatever_it_is_called() -> None:
+    plan = msgspec.structs.replace(PRO, tier='o"dd')
+    members = [UserUse("heavy", 1, 0, usd(90)), *uses(1, 1, "1")]
+    found = mends("a/b", plan, members, [usd(20), usd(20)], ZERO, Fraction(1))
+    ((name, written),) = tomllib.loads("\n".join(found[1].lines), parse_float=Decimal)["budgets"].items()
+    budget = msgspec.convert(written, BudgetConfig).budget(name)
+    told = [budget.subject(Attribution(user="heavy", tier=tier)) for tier in ('o"dd', "other", None)]
+    assert told == ["heavy", None, None]
 
 
 def entry(number: str, amount: str, *, kind: Kind = "revenue", period: Period = NOVEMBER, **of: str) -> Entry:
@@ -218,7 +220,11 @@ def test_rows_sum_to_the_same_total_whatever_they_are_by() -> None:
     assert (totals[0].revenue, totals[0].ai_cost, totals[0].other_cost) == (usd("111.5"), usd(31), usd("139.99"))
     assert totals[0].margin == usd("-59.49")
     for report in reports.values():
-        assert Money.total(row.margin for row in report.rows) == report.total.margin
+        earned = Money.total(row.revenue for row in report.rows if row.revenue is not None)
+        spent = Money.total((row.ai_cost or ZERO) + row.other_cost for row in report.rows)
+        assert earned - spent == report.total.margin
+        # Where nobody said what is earned, it isn't nothing that is earned; those stand last.
+        assert [row.margin is None for row in report.rows] == sorted(row.revenue is None for row in report.rows)
     features = {row.group: row for row in reports["feature"].rows}
     assert (features["chat"].revenue, features["chat"].other_cost) == (usd("1.5"), usd(30))
     assert features["chat"].needed == usd(108)  # ($24 + $30) / (1 - 0.5)
@@ -242,7 +248,7 @@ def test_users_are_on_the_plan_of_their_latest_request_and_those_over_it_are_tol
     assert (pro.users, pro.revenue, pro.ai_cost, pro.over, pro.losing) == (2, usd(40), usd(28), 2, 1)
     assert [mend.amount for mend in pro.mends] == [usd(56), usd(5)]
     rows = {row.group: row for row in report.rows}
-    assert (rows["bob"].revenue, rows["eve"].revenue) == (usd(20), ZERO)
+    assert (rows["bob"].revenue, rows["eve"].revenue, rows["eve"].margin) == (usd(20), None, None)
     asyncio.run(ledger.stop())
 
 
@@ -263,7 +269,7 @@ def test_revenue_that_was_recorded_stands_instead_of_the_plans_bill() -> None:
     ledger = business()
     add(ledger, entry("r1", "35", user="bob"))
     by_user = {row.group: row.revenue for row in margins(ledger.queries, "user", NOVEMBER, BOOKS).rows}
-    assert by_user == {"bob": usd(35), "ada": usd(20), "eve": ZERO, None: usd("1.5")}
+    assert by_user == {"bob": usd(35), "ada": usd(20), "eve": None, None: usd("1.5")}
     add(ledger, entry("r2", "500", tier="pro"))
     tiers = {row.group: row.revenue for row in margins(ledger.queries, "tier", NOVEMBER, BOOKS).rows}
     assert tiers["pro"] == usd(535)

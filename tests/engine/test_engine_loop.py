@@ -75,7 +75,7 @@ class Running:
 
     def __init__(self, config: EngineConfig, open_model: Callable[[Load], OpenModel], memory_bytes: int) -> None:
         ours, theirs = socket.socketpair()
-        ours.settimeout(20)
+        ours.settimeout(60)
         self.gateway = Gateway(ours)
         self.engine = Engine(
             Connection(theirs), config, SystemClock(), memory_bytes=memory_bytes, open_model=open_model
@@ -94,7 +94,7 @@ class Running:
             self._socket.close()
 
     def join(self) -> None:
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive(), "the engine still runs"
 
 

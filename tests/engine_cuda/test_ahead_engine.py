@@ -49,7 +49,7 @@ def open_model(frame: Load) -> OpenModel:
 @contextlib.contextmanager
 def engine() -> Iterator[socket.socket]:
     ours, theirs = socket.socketpair()
-    ours.settimeout(20)
+    ours.settimeout(60)
     config = EngineConfig(device="cuda:0", block_tokens=4, step_tokens=16, calibrate=False)
     subject = Engine(Connection(theirs), config, CLOCK, memory_bytes=600_000, open_model=open_model)
     thread = threading.Thread(target=subject.run)
@@ -58,7 +58,7 @@ def engine() -> Iterator[socket.socket]:
         yield ours
     finally:
         ours.sendall(encode_frame(Shutdown()))
-        thread.join(20)
+        thread.join(60)
         theirs.close()
         ours.close()
 

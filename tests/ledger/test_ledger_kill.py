@@ -64,7 +64,7 @@ def test_kills_at_random_instants_lose_double_and_leave_open_nothing(tmp_path: P
         assert queries.verify() == []
         assert queries.count_open() == 0
     receipts = {receipt.id: receipt for receipt in queries.receipts(ReceiptFilter(), limit=1_000_000).receipts}
-    assert len(opened) > ROUNDS
+    assert len(opened) >= ROUNDS
     assert len(closed) == len(set(closed))
     assert opened <= receipts.keys()
     assert {receipts[receipt_id].status for receipt_id in closed} == {Status.SUCCEEDED}

@@ -61,6 +61,42 @@ def test_lines_are_appended_and_one_with_the_same_id_only_once() -> None:
     assert found.lines[1].unit_price_usd == Decimal("2.5E-7")
 
 
+def test_a_line_comes_after_the_end_even_where_the_clock_was_set_back() -> None:
+    receipt = settled()
+    ledger = ledger_with(receipt)
+    do(lambda: ledger.post_lines(receipt.id, (outside_line(COST, END_NS - 3600 * 10**9),)))
+    found = ledger.queries.receipt(receipt.id)
+    assert found is not None
+    assert found.settled_at_ns is not None
+    assert [line.posted_at_ns > found.settled_at_ns for line in found.lines] == [False, True]
+
+
+def test_the_last_verdict_counts_even_where_the_clock_was_set_back() -> None:
+    receipt = settled()
+    ledger = ledger_with(receipt)
+    for at_ns, useful in ((LATER_NS, True), (END_NS - 3600 * 10**9, False)):
+        given = Feedback(receipt.id, at_ns, useful=useful)
+        do(lambda given=given: ledger.add_feedback((given,)))  # type: ignore[misc]
+    found = ledger.queries.receipt(receipt.id)
+    assert found is not None
+    assert found.useful is False
+
+
+def test_the_same_id_for_another_opinion_is_a_conflict_and_adds_nothing() -> None:
+    receipt = settled()
+    ledger = ledger_with(receipt)
+    good = Feedback(receipt.id, LATER_NS, Decimal(1), "good", useful=True, id="mine")
+    for _ in range(2):
+        do(lambda: ledger.add_feedback((good,)))
+    bad = msgspec.structs.replace(good, score=Decimal(0), useful=False)
+    other = Feedback(receipt.id, LATER_NS, useful=False)
+    with pytest.raises(Conflict, match="another score"):
+        do(lambda: ledger.add_feedback((other, bad)))
+    found = ledger.queries.receipt(receipt.id)
+    assert found is not None
+    assert found.useful is True
+
+
 def test_the_same_id_for_another_cost_is_a_conflict_and_adds_nothing() -> None:
     receipt = settled()
     ledger = ledger_with(receipt)

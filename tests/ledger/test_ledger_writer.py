@@ -27,6 +27,7 @@ from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.schema import migrate, open_writer, unavailable
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.ledger.writer import Kind, Writer
+from support.waiting import until_it
 
 Make = Callable[..., Receipt]
 BRIEF = LedgerConfig(busy_timeout_ms=0)
@@ -34,15 +35,6 @@ BRIEF = LedgerConfig(busy_timeout_ms=0)
 
 def ledger_at(path: Path, config: LedgerConfig = BRIEF, gateway: str = "gw_1") -> SqliteLedger:
     return SqliteLedger(path, config, ManualClock(), gateway)
-
-
-async def healed(ledger: SqliteLedger) -> bool:
-    """Whether the ledger finds out by itself, within a few of its retries, that writing works again."""
-    for _ in range(100):
-        if ledger.healthy() is None:
-            return True
-        await asyncio.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("power", 2), ("process", 1)])
@@ -65,7 +57,10 @@ def test_what_waits_together_shares_one_commit(tmp_path: Path, opened: Make) -> 
             commits += statement == "COMMIT"
 
         ledger._writer._connection.set_trace_callback(count)  # type: ignore[union-attr]
-        await asyncio.gather(*(ledger.open(opened(number)) for number in range(200)))
+        with ledger._writer._wake:  # so that all of them wait
+            tasks = [asyncio.ensure_future(ledger.open(opened(number))) for number in range(200)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
         await ledger.stop()
         return commits
 
@@ -127,13 +122,6 @@ def test_pages_are_copied_and_rollups_folded_beside_the_commits(
     monkeypatch.setattr(journal, "_WRITES", 20)
     path = tmp_path / "ledger.db"
 
-    async def eventually(condition: Callable[[], bool]) -> bool:
-        for _ in range(400):
-            if condition():
-                return True
-            await asyncio.sleep(0.01)
-        return False
-
     def unrolled() -> int:
         with closing(sqlite3.connect(path)) as connection:
             (count,) = connection.execute("SELECT count(*) FROM unrolled").fetchone()
@@ -151,8 +139,8 @@ def test_pages_are_copied_and_rollups_folded_beside_the_commits(
                     for number in range(start, start + 50)
                 )
             )
-        assert await eventually(lambda: unrolled() == 0)
-        assert await eventually(lambda: path.stat().st_size > empty_bytes)
+        await until_it(lambda: unrolled() == 0)
+        await until_it(lambda: path.stat().st_size > empty_bytes)
         assert ledger.healthy() is None
         await ledger.stop()
 
@@ -171,23 +159,17 @@ def test_what_was_written_is_tidied_in_pieces_until_nothing_is_left(tmp_path: Pa
         asked.append(most)
         return answers.pop()
 
-    async def until_answered() -> None:
-        for _ in range(1000):
-            if not answers:
-                return
-            await asyncio.sleep(0.01)
-
     async def scenario() -> None:
         writer = Writer(tmp_path / "ledger.db", LedgerConfig(), ManualClock(), tidy)
         await writer.start()
-        await until_answered()  # what an earlier gateway may have left was asked for
+        await until_it(lambda: not answers)  # what an earlier gateway may have left was asked for
         answers[:] = [False, True, True]
         nothing = Kind(lambda _, items: [None] * len(items))
         await asyncio.gather(*(writer.submit(nothing, None) for _ in range(writes)))
-        await until_answered()
+        await until_it(lambda: not answers)
         await writer.stop()
 
-    asyncio.run(asyncio.wait_for(scenario(), 20))
+    asyncio.run(scenario())
     assert asked == [128, piece, 128, 128]
 
 
@@ -199,11 +181,8 @@ def test_a_log_that_is_too_long_begins_anew(
     monkeypatch.setattr(journal, "_TOO_LONG", 100)
     path = tmp_path / "ledger.db"
 
-    async def copied() -> None:
-        for _ in range(10_000):
-            if all(thread.name != "ledger-journal" for thread in threading.enumerate()):
-                return
-            await asyncio.sleep(0.001)
+    def copied() -> bool:
+        return all(thread.name != "ledger-journal" for thread in threading.enumerate())
 
     async def scenario() -> int:
         ledger = ledger_at(path)
@@ -211,7 +190,7 @@ def test_a_log_that_is_too_long_begins_anew(
         for number in range(400):
             await ledger.open(opened(number))
             if number % 20 == 0:  # the copying may be slow, but not for ever
-                await copied()
+                await until_it(copied)
         longest = path.with_name("ledger.db-wal").stat().st_size
         await ledger.stop()
         return longest
@@ -250,7 +229,7 @@ def test_a_locked_ledger_is_unavailable_until_it_is_let_go(tmp_path: Path, opene
         assert "another process holds its lock" in str(ledger.healthy())
         other.execute("ROLLBACK")
         other.close()
-        assert await healed(ledger)
+        await until_it(lambda: ledger.healthy() is None, "it didn't find out that writing works again")
         await ledger.open(opened(2))
         await ledger.stop()
         assert [receipt.id for receipt in LedgerQueries(path).receipts(ReceiptFilter()).receipts] == ["rcpt_0002"]

@@ -11,9 +11,11 @@ import pytest
 
 from millicent.core.accounts import Reading
 from millicent.core.clock import NS_PER_S, ManualClock
+from millicent.core.fits import StepTimeFit
 from millicent.core.identifiers import SequentialIds
 from millicent.core.receipts import Attempt, Role
 from millicent.core.usage import Provenance
+from millicent.meter.attribution import StepTimeShares
 from millicent.meter.estimated import EstimatedDevice, Flight
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement
@@ -28,11 +30,14 @@ ATTEMPT = Attempt(1, "vllm", "box", "m", Role.INFERENCE, 0)
 class Watched:
     """A gateway's meter and one device elsewhere."""
 
-    def __init__(self, accelerators: int = 1) -> None:
+    def __init__(self, accelerators: int = 1, fits: Sequence[StepTimeFit] = ()) -> None:
         self.clock = ManualClock()
         self.meter = Meter(self.clock, "gw_1", SequentialIds())
         placement = Placement("box", accelerators, Decimal(2), Provenance.MEASURED)
-        self.device = EstimatedDevice(placement, self.meter, self.clock, itertools.count(-1, -1))
+        self.versions = StepTimeShares(self.clock, SequentialIds())
+        numbers = itertools.count(-1, -1)
+        self.device = EstimatedDevice(placement, self.meter, self.clock, numbers, self.versions, "8 GPUs")
+        self.device.load_fit(fits)
         self.device.watch(placement)
 
     def enter(self, receipt: str, prompt_tokens: int = 100, choices: int = 1) -> Flight:
@@ -54,9 +59,12 @@ class Watched:
         )  # fmt: skip
 
 
-def play(events: Sequence[Event], *, polled_ns: int | None = None) -> tuple[dict[int, Reading], Watched]:
-    """What a gateway with this traffic has on its receipts; `polled_ns`: how often it asks for the engine's figures."""
-    watched = Watched()
+def play(
+    events: Sequence[Event], *, polled_ns: int | None = None, fits: Sequence[StepTimeFit] = ()
+) -> tuple[dict[int, Reading], Watched]:
+    """What a gateway with this traffic has on its receipts; `polled_ns`: how often it asks for the engine's figures;
+    `fits`: what it knew before."""
+    watched = Watched(fits=fits)
     flights: dict[int, Flight] = {}
     closed: dict[int, Reading] = {}
     waiting = running = 0
@@ -216,3 +224,22 @@ def test_a_call_that_waits_there_is_not_charged_while_others_are_worked_on() -> 
     watched.clock.advance(NS_PER_S)
     second.heard(1)
     assert watched.leave("r2", second).accelerator.serving_ns >= NS_PER_S
+
+
+def test_what_was_learned_is_a_version_and_a_gateway_that_begins_with_it_is_right_from_the_first_call() -> None:
+    learned, watched = play(simulate(jobs(Random(3), 400, 6.0), LARGE))
+    versions = watched.versions.unsaved()
+    newest = versions[-1]
+    assert {(fit.device, fit.model, fit.configuration) for fit in versions} == {("estimated:box", "*", "8 GPUs")}
+    assert watched.device.costs == Coefficients.of(newest)
+    shown = [reading.accelerator.step_time_version for reading in learned.values()]
+    assert shown[0] is None
+    assert {fit.version for fit in versions} >= set(shown[-5:])
+    # The next start, in traffic without a quiet moment to learn in.
+    early = jobs(Random(4), 200, 60.0)
+    events = simulate(early, LARGE)
+    anew, _ = play(events, polled_ns=NS_PER_S)
+    going_on, again = play(events, polled_ns=NS_PER_S, fits=[newest])
+    assert going_on[min(going_on)].accelerator.step_time_version == newest.version
+    assert all(fit.steps > newest.steps for fit in again.versions.unsaved())
+    assert errors(early, going_on, after=0)[0] < 0.5 * errors(early, anew, after=0)[0]

@@ -32,7 +32,7 @@ def test_a_quote_costs_what_the_lines_of_such_an_answer_come_to(
     entry = PriceEntry(input=input_price, output=output_price, request_fee=fee, long_context=(long,))
     placement = PlacementConfig(kind="api", provider="p", discount=discount).placement("there")
     asked = Asked("m", placement, read, Provenance.COUNTED, limit, None, prices=Prices("test", entry, entry))
-    quote = Quoter(lambda _: None).quote(asked)
+    quote = Quoter(lambda *_: None).quote(asked)
 
     def cost(written: int) -> object:
         usage = Usage.of(Provenance.ESTIMATED, input_fresh=read, output_text=written)

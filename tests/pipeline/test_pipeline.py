@@ -186,6 +186,45 @@ def test_an_answer_whose_receipt_cannot_be_closed_ends_in_an_error_and_is_closed
     run(story)
 
 
+def test_an_answer_whose_receipt_no_ledger_can_hold_ends_in_an_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def too_large(*_: object) -> None:
+        raise OverflowError("Python int too large to convert to SQLite INTEGER")
+
+    async def story() -> None:
+        world = World(FakeAnswer(LETTERS))
+        monkeypatch.setattr(world.ledger, "close", too_large)
+        answer = await world.ask()
+        with pytest.raises(MillicentError, match="The server failed"):
+            await read(answer)
+        assert world.receipt(answer).status is None
+        assert "could not be closed" in caplog.text
+        caplog.clear()
+        await world.pipeline.drain(0)
+
+    run(story)
+
+
+@pytest.mark.parametrize("seconds", [-7200, 7200])
+def test_durations_are_what_passed_when_the_system_clock_is_set_meanwhile(seconds: int) -> None:
+    async def story() -> None:
+        world = World(FakeAnswer(LETTERS, delay_s=0.5))
+        answer = await world.ask()
+        assert await taken(answer) == "a"
+        world.clock.set(seconds * NS_PER_S)
+        await read(answer)
+        receipt = world.receipt(answer)
+        assert (receipt.timing.queue_ns, receipt.timing.ttft_ns) == (0, NS_PER_S // 2)
+        assert receipt.timing.tpot_ns == NS_PER_S // 2
+        assert receipt.timing.total_ns == 3 * NS_PER_S
+        assert receipt.settled_at_ns is not None
+        assert receipt.settled_at_ns >= max(receipt.created_at_ns, *(line.posted_at_ns for line in receipt.lines))
+        assert receipt.attempts[0].ended_at_ns == receipt.settled_at_ns
+
+    run(story)
+
+
 def test_more_than_the_limit_at_once_is_told_to_come_back() -> None:
     async def story() -> None:
         world = World(FakeAnswer(LETTERS), max_concurrent=2)

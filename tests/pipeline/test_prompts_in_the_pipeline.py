@@ -12,11 +12,12 @@ from millicent.core.chunks import Text
 from millicent.core.errors import UpstreamError
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
-from millicent.core.request import Attribution, Message, Request
+from millicent.core.request import Attribution, Message, Request, TextPart
 from millicent.core.usage import Provenance, Usage
 from millicent.ledger.queries import ReceiptFilter
 from millicent.meter.prices import PriceConfig
 from millicent.pipeline.config import ModelPolicy
+from millicent.pipeline.holdout import HoldoutConfig
 from millicent.wire.anthropic_upstream import encode
 from support.fake_anthropic import PromptCache
 from support.places import SECRET, World, letters, read
@@ -190,6 +191,71 @@ def test_twenty_turns_at_a_provider_that_keeps_what_is_marked_show_on_their_rece
             assert each.list_price is not None
             assert each.total is not None
             assert Money.total(each.saved.values()) == each.list_price - each.total
+        await world.close()
+
+    run(story)
+
+
+def test_quotes_and_holds_count_what_marks_read_and_write() -> None:
+    async def story() -> None:
+        world = World(Marked(), marked_at=("one",), prices=KEPT)
+        for turn in range(6):
+            request = world.request(messages=turns("a", turn + 1))
+            [quote] = await world.pipeline.quotes(request, ["main"])
+            answer = await world.pipeline.admit(request)
+            await read(answer)
+            receipt = world.receipt(answer)
+            assert quote.cost is not None
+            assert receipt.total is not None
+            # But for some tokens of output that didn't come.
+            assert abs(quote.cost.expected.nanousd - receipt.total.nanousd) < 0.02 * receipt.total.nanousd + 200_000
+            assert quote.cost.low <= receipt.total <= quote.cost.high
+            assert receipt.hold == quote.cost.high
+        await world.close()
+
+    run(story)
+
+
+def test_what_the_caller_marks_is_held_for_as_if_all_of_it_were_written() -> None:
+    async def story() -> None:
+        world = World(Marked(), marked_at=("one",), prices=KEPT)
+        request = world.request(messages=(Message("user", (TextPart("x" * 20_000, cache="5m"),)),))
+        [quote] = await world.pipeline.quotes(request, ["main"])
+        assert quote.cost is not None
+        assert quote.input_tokens is not None
+        # $3.75 a million for what is written, $3 for what is not, and $15 for ten tokens of output at most.
+        assert quote.cost.high == Money(quote.input_tokens * 3750 + 10 * 15_000)
+        assert quote.cost.expected == Money(quote.input_tokens * 3000 + quote.output_tokens.expected * 15_000)
+        answer = await world.pipeline.admit(request)
+        await read(answer)
+        receipt = world.receipt(answer)
+        assert receipt.total is not None
+        assert receipt.hold == quote.cost.high >= receipt.total
+        await world.close()
+
+    run(story)
+
+
+def test_held_out_from_marking_a_conversation_is_sent_as_it_came_and_both_sides_are_told() -> None:
+    async def story() -> None:
+        provider = Marked()
+        half = HoldoutConfig(share=Decimal("0.5"), levers=("prompt_caching",))
+        world = World(provider, marked_at=("one",), prices=KEPT, holdout=half)
+        told: dict[str, list[str | None]] = {}
+        for number in range(8):
+            name = f"talk {number}"
+            for turn in range(4):
+                receipt, _, _ = await world.ask(
+                    messages=turns(name, turn + 1), attribution=Attribution(conversation=name)
+                )
+                policy = receipt.policy or {}
+                side = policy.get("holdout_prompt_caching")
+                assert ("prompt_cache_marks" in policy) == (side == "with")
+                assert (marks_in(provider.bodies[receipt.id]) > 0) == (side == "with")
+                told.setdefault(name, []).append(side)
+        # A first turn that nothing speaks for marking is on no side; the others are all on their conversation's.
+        assert {side for sides in told.values() for side in sides[1:]} == {"with", "without"}
+        assert all(len(set(sides[1:])) == 1 for sides in told.values())
         await world.close()
 
     run(story)

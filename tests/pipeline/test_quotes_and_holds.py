@@ -17,7 +17,7 @@ from millicent.core.identifiers import SequentialIds
 from millicent.core.money import Money
 from millicent.core.quotes import Quote
 from millicent.core.receipts import Receipt, Status
-from millicent.core.request import Limits, Message, Request
+from millicent.core.request import Embedding, Limits, Message, Request
 from millicent.core.steps import DeviceState
 from millicent.core.usage import Provenance
 from millicent.ledger.memory import MemoryLedger
@@ -56,6 +56,7 @@ class World:
             sleep=self._work,
         )
         self.opened_before_running: list[Receipt | None] = []
+        self.estimates = Estimates(Quoter(lambda *_: None), PriceBook({"fake": PRICES, "far": PRICES}))
         self.pipeline = Pipeline(
             backends=[self.backend],
             ledger=self.ledger,
@@ -63,7 +64,7 @@ class World:
             placements={placement.name: placement, API.name: API},
             clock=self.clock,
             limits=LimitsConfig(),
-            estimates=Estimates(Quoter(lambda _: None), PriceBook({"fake": PRICES, "far": PRICES})),
+            estimates=self.estimates,
         )
 
     async def _work(self, seconds: float) -> None:
@@ -203,6 +204,37 @@ def test_where_tokens_have_prices_the_output_is_limited_beforehand() -> None:
         assert receipt.prices.source == "prices.fake"
         with pytest.raises(PaymentRequired, match=r"at least|pay for"):
             await world.run(world.request("0.001"))
+
+    run(story)
+
+
+def test_a_maximum_is_shared_by_all_answers() -> None:
+    async def story() -> None:
+        world = World(letters(50), API, shows_steps=False)
+        # As above: 7 tokens can be paid for, which is 3 for each of two answers, and none for each of eight.
+        two = msgspec.structs.replace(world.request("0.0013"), choices=2)
+        await world.run(two)
+        assert world.backend.requests[-1].limits.max_tokens == 3
+        of_prompts = {"messages": None, "prompt": "a", "further_prompts": ("b", "c", "d"), "choices": 2}
+        with pytest.raises(PaymentRequired, match="each of 8 answers"):
+            await world.run(msgspec.structs.replace(world.request("0.0013"), **of_prompts))
+
+    run(story)
+
+
+def test_what_nobody_has_counted_is_held_for_by_the_length_of_all_its_texts() -> None:
+    async def story() -> None:
+        world = World(FakeAnswer(), API, shows_steps=False)
+        text = "x" * 399
+        for wanted in (
+            {"messages": None, "prompt": text, "further_prompts": ((1,) * 100,)},
+            {"messages": None, "embedding": Embedding((text, (1,) * 100))},
+        ):
+            request = msgspec.structs.replace(world.request(max_tokens=10), **wanted)
+            call = await world.backend.prepare(request)
+            call.input_tokens = None
+            asked = world.estimates.asked(request, call, API, 1, 0)
+            assert (asked.input_tokens, asked.input_provenance) == (200, Provenance.ASSUMED)
 
     run(story)
 

@@ -27,6 +27,7 @@ from millicent.pipeline.answer import Answer
 from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import FeatureConfig, Features
+from millicent.pipeline.holdout import Holdout, HoldoutConfig
 from millicent.pipeline.pipeline import Pipeline
 
 WORDS = (Text("Hello", 1), Text(" world", 1))
@@ -46,6 +47,7 @@ class World:
         features: dict[str, FeatureConfig] | None = None,
         policies: dict[str, ModelPolicy] | None = None,
         cached_behind: tuple[str, ...] = (),
+        holdout: HoldoutConfig | None = None,
     ) -> None:
         self.clock = ManualClock()
         self.ids = SequentialIds()
@@ -73,9 +75,10 @@ class World:
             clock=self.clock,
             limits=LimitsConfig(max_concurrent=64),
             features=Features(features or {}),
-            estimates=Estimates(Quoter(lambda _: None), PriceBook({"fake": PRICES, "other": PRICES})),
+            estimates=Estimates(Quoter(lambda *_: None), PriceBook({"fake": PRICES, "other": PRICES})),
             policies=policies,
             cache=self.cache,
+            holdout=Holdout(holdout or HoldoutConfig()),
             settled=self.told.append,
         )
 

@@ -1,88 +1,168 @@
-"""Compiles every kernel for a Hopper chip in real shapes, without one: `python -m support.compiled_kernels` prints, as
-JSON, the bytes of shared memory and the instructions of the matrix units of each."""
+"""Compiles for a Hopper chip, without one, every kernel that serving a real shape comes to: a whole decoder runs all
+its prepared passes on tensors that have sizes and no memory. `python -m support.compiled_kernels` prints, as JSON, what
+each compiled kernel takes of the chip."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from millicent.engine.config import Dtype, EngineConfig
+from millicent.engine.weights import ModelSpec
+from support.random_weights import LLAMA_3_1_8B, QWEN3_0_6B, RandomCheckpoint
+
+# What bench/gpu.py serves, and float32 as the tests have it: name, shape, dtype, FP8, sequences.
+MODELS: tuple[tuple[str, ModelSpec, Dtype, bool, int], ...] = (
+    ("Qwen3-0.6B", QWEN3_0_6B, "bf16", False, 256),
+    ("Llama-3.1-8B", LLAMA_3_1_8B, "bf16", False, 1),
+    ("Llama-3.1-8B FP8", LLAMA_3_1_8B, "bf16", True, 512),
+    ("Qwen3-0.6B fp32", QWEN3_0_6B, "fp32", False, 8),
+)
+
+
+class _NoWeights(RandomCheckpoint):
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(self.shapes[name], dtype=dtype, device="meta")
+
+
+class _Mark:
+    def reached(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        """It is reached."""
+
+    def since(self, earlier: Any) -> int:
+        del earlier
+        return 1
+
+
+class NoMemory:
+    """An H200 (`engine.cuda.device.Device`) on which nothing is computed."""
+
+    torch_device = torch.device("meta")
+    processors = 132
+    has_fp8 = True
+
+    def mark(self) -> _Mark:
+        return _Mark()
+
+    def on_host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype)
+
+    def send(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to("meta")
+
+    def record(self, runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        for run in runs:
+            run()
+        return list(runs)
+
+    def budget_bytes(self, config: EngineConfig) -> int:
+        del config
+        return 120 * 10**9
+
+    def peak_bytes(self, run: Callable[[], None]) -> int:
+        run()
+        return 0
+
+    def is_lost(self, error: Exception) -> bool:
+        del error
+        return False
+
+
+class _Driver:
+    """Of a GPU that isn't there."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: object = None) -> int:
+        del device
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
 
 
 def main() -> None:
-    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    class Driver:
-        """Of a GPU that isn't there."""
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: object = None) -> int:
-            return 0
-
-        def get_current_target(self) -> Any:
-            return GPUTarget("cuda", 90, 32)
-
-    driver.set_active(Driver())
-    found: list[dict[str, Any]] = []
+    driver.set_active(_Driver())
+    found: dict[int, dict[str, Any]] = {}
+    compiled: list[Any] = []
+    serving = [""]
     compile_and_run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        del warmup
+        assert max(grid[1:], default=1) < 1 << 16, f"{self.fn.__name__}: {grid} is no grid"
         kernel = compile_and_run(self, *args, grid=grid, warmup=True, **options)
-        assert kernel.asm["cubin"]
-        text = kernel.asm["ptx"]
-        found.append(
-            {
-                "kernel": self.fn.__name__,
-                "shared_bytes": kernel.metadata.shared,
-                "wgmma": text.count("wgmma.mma_async"),
-                "mma": text.count("mma.sync"),
-            }
-        )
+        if id(kernel) not in found:
+            compiled.append(kernel)  # so that its number stays its own
+            found[id(kernel)] = {"model": serving[0], "kernel": self.fn.__name__, **_takes(kernel)}
         return kernel
 
     JITFunction.run = compile_only
-    call_each(torch.bfloat16, 32, 4096, 14_336, 128_256)  # Llama-3.1-8B
-    call_each(torch.float32, 16, 1024, 3072, 151_936)  # Qwen3-0.6B
-    print(json.dumps(found))
+    for name, shape, dtype, fp8, sequences in MODELS:
+        serving[0] = name
+        _serve(shape, dtype, fp8=fp8, sequences=sequences)
+    print(json.dumps(list(found.values())))
 
 
-def call_each(dtype: torch.dtype, heads: int, hidden: int, inner: int, vocabulary: int) -> None:
-    from millicent.engine.cuda.kernels import attention, matmul, rows, sampling
+def _serve(shape: ModelSpec, dtype: Dtype, *, fp8: bool, sequences: int) -> None:
+    from millicent.engine.cuda.ahead import Changes
+    from millicent.engine.cuda.opening import open_decoder
+    from millicent.engine.sampler import Draw
 
-    kv_heads, head_dim, count = 8, 128, 64
-    ints = torch.zeros(count, dtype=torch.int32)
-    floats = torch.zeros(count)
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype)
-
-    qkv, out = empty(count, (heads + 2 * kv_heads) * head_dim), empty(count, heads * head_dim)
-    keys, norm, angles = empty(4, kv_heads, 16, head_dim), empty(head_dim), torch.empty(4096, head_dim // 2)
-    for splits in (1, 32):
-        attention.attend_decode(qkv, keys, keys, attention.DecodeRows(ints, ints, ints, splits), out)
-    attention.attend_prefill(qkv, keys, keys, attention.PrefillTiles(ints, ints, ints, ints, ints), out)
-    x = rows.embed(ints, ints, empty(vocabulary, hidden))
-    for delta, picked in ((None, None), (x, None), (x, ints)):
-        rows.add_rms_norm(delta, x, empty(hidden), 1e-5, picked=picked)
-    for norms in (None, (norm, norm)):
-        rows.rotate_and_cache(qkv, norms, 1e-5, (angles, angles), ints, ints, keys, keys)
-    rows.silu_mul(empty(count, 2 * inner))
-    sampling.draw(empty(count, vocabulary), sampling.Draws(floats, ints, floats, floats, floats), ints)
-    if dtype is torch.bfloat16:
-        rows.quantize_rows(empty(count, inner))
-        for outputs, inputs in _products(hidden, inner):
-            weight = torch.empty(outputs, inputs, dtype=rows.FP8)
-            matmul.multiply_small(empty(4, inputs), weight, torch.empty(outputs))
+    config = EngineConfig(device="cuda:0", max_sequences=sequences, step_tokens=2048)
+    with torch.inference_mode():
+        checkpoint = _NoWeights(replace(shape, layers=1))
+        decoder = open_decoder(
+            checkpoint, NoMemory(), config, name="compiled", dtype=dtype, fp8=fp8, eos_tokens=frozenset()
+        )
+        decoder.allocate(60_000, config.block_tokens)
+    nothing = np.empty(0, dtype=np.float32)
+    allowed = {0: bytes(shape.vocabulary // 8)}
+    changes = Changes(nothing, nothing, nothing, nothing, nothing, allowed)
+    decoder.redraw([0], [Draw(0.8, 0.9, 40, 1, 1)], changes)
 
 
-def _products(hidden: int, inner: int) -> Iterator[tuple[int, int]]:
-    yield 2 * inner, hidden
-    yield hidden, inner
+def _takes(kernel: Any) -> dict[str, Any]:
+    text = kernel.asm["ptx"]
+    return {
+        "shared_bytes": kernel.metadata.shared,
+        "threads": 32 * kernel.metadata.num_warps,
+        **_resources(kernel.asm["cubin"]),
+        "wgmma": text.count("wgmma.mma_async"),
+        "mma": text.count("mma.sync"),
+        "loads_ahead": text.count("cp.async.cg"),
+    }
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Registers of a thread, and the bytes of it that found no register, by the disassembler that Triton brings."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    numbers = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", done.stdout))
+    return {"registers": int(numbers["REG"]), "spilled_bytes": int(numbers["STACK"]) + int(numbers["LOCAL"])}
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def fake_upstream_in_a_thread(answer: Handler) -> Iterator[FakeUpstream]:
     async def start() -> asyncio.Server:
         return await asyncio.start_server(fake.serve, "127.0.0.1", 0)
 
-    server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    server = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
     fake.port = server.sockets[0].getsockname()[1]
 
     async def stop() -> None:
@@ -125,9 +125,9 @@ def fake_upstream_in_a_thread(answer: Handler) -> Iterator[FakeUpstream]:
     try:
         yield fake
     finally:
-        asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(stop(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join()
         loop.close()
 
 

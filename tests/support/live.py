@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from support.ports import free_port
+from support.waiting import until
 
 START_LIMIT_S = 120
 
@@ -24,7 +26,7 @@ class LiveServer:
     def __init__(self, home: Path, models: list[str], config: str = "", env: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.models = models
-        self.port = _free_port()
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.token: str | None = None  # sent with every request, once the server has keys
         self._env = dict(env or {})
@@ -87,6 +89,16 @@ class LiveServer:
         assert isinstance(pid, int)
         return pid
 
+    @contextmanager
+    def engine_paused(self) -> Iterator[None]:
+        """What is asked meanwhile waits, for as long as the test likes."""
+        pid = self.engine_pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Any, Mapping[str, str]]:
@@ -116,6 +128,17 @@ class LiveServer:
                 return found
             after = f"&after={page['next']}"
 
+    def settled(self, receipt_id: str) -> dict[str, Any]:
+        """The receipt, once it is closed."""
+
+        def closed() -> dict[str, Any] | None:
+            status, receipt = self.get(f"/v1/receipts/{receipt_id}")
+            assert status == 200, receipt
+            assert isinstance(receipt, dict)
+            return receipt if receipt["status"] is not None else None
+
+        return until(closed, "never settled")
+
     def check_accounts(self) -> None:
         """Every hour balances, and the hours' serving time is what the receipts say, to the nanosecond."""
         status, accounts = self.get("/v1/accounts")
@@ -140,11 +163,3 @@ def live_server(
     finally:
         if server.process is not None:
             server.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port

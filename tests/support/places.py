@@ -32,6 +32,7 @@ from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.deployments import Place
 from millicent.pipeline.estimates import Estimates
 from millicent.pipeline.features import FeatureConfig, Features
+from millicent.pipeline.holdout import Holdout, HoldoutConfig
 from millicent.pipeline.pipeline import Pipeline
 from millicent.pipeline.prompts import Prompts
 from millicent.routing.config import PolicyConfig
@@ -96,6 +97,7 @@ class World:
         routing: Mapping[str, PolicyConfig] | None = None,
         marked_at: tuple[str, ...] = (),
         prices: PriceConfig = PRICE,
+        holdout: HoldoutConfig | None = None,
     ) -> None:
         self.clock = LoopClock()
         self.ids = SequentialIds()
@@ -117,12 +119,13 @@ class World:
             clock=self.clock,
             limits=LimitsConfig(max_concurrent=concurrent),
             features=Features(features or {}),
-            estimates=Estimates(Quoter(lambda _: None), PriceBook({"main": prices, "spare": PRICE})),
+            estimates=Estimates(Quoter(lambda *_: None), PriceBook({"main": prices, "spare": PRICE})),
             places={"main": places},
             policies={} if policy is None else {"main": policy},
             random=Random(seed),
             routing=Policies(routing or {}, Path()),
-            prompts=Prompts(SECRET, self.clock, marked_at),
+            prompts=Prompts(SECRET, self.clock, marked_at, marked_at),
+            holdout=Holdout(holdout or HoldoutConfig()),
         )
         self.budget: Budget | None = None
 

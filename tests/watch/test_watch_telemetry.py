@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import string
 
 import pytest
@@ -17,14 +16,9 @@ from millicent.watch.config import TelemetryConfig
 from millicent.watch.metrics import Traffic
 from millicent.watch.telemetry import Telemetry, telemetry_of
 from support import receipts
+from support.ports import free_port
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def dropped(traffic: Traffic) -> float:
@@ -35,7 +29,7 @@ def dropped(traffic: Traffic) -> float:
 def test_what_a_collector_that_is_gone_does_not_get_is_counted() -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     traffic = Traffic([])
-    config = TelemetryConfig(endpoint=f"http://127.0.0.1:{closed_port()}")
+    config = TelemetryConfig(endpoint=f"http://127.0.0.1:{free_port()}")
 
     async def scenario() -> None:
         async with telemetry_of(config, traffic, []):

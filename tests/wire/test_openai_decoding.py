@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.request import Limits, Message, OutputFormat, Request, Sampling, Tool, ToolCall
-from millicent.wire import openai_chat, openai_completions
+from millicent.wire import openai_chat, openai_completions, tokens
 from millicent.wire.attribution import read_latency_target, read_max_cost
 
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -315,17 +315,50 @@ def test_a_maximum_cost_that_cannot_be_one_is_a_400_that_names_the_header(header
 
 @pytest.mark.parametrize(
     ("prompt", "expected"),
-    [("hi", "hi"), (["hi"], "hi"), ([1, 2], (1, 2)), ([[1, 2]], (1, 2))],
+    [
+        ("hi", ("hi",)),
+        (["hi"], ("hi",)),
+        ([1, 2], ((1, 2),)),
+        ([[1, 2]], ((1, 2),)),
+        (["a", "b"], ("a", "b")),
+        ([[1], [2, 3]], ((1,), (2, 3))),
+        (["a", [2, 3]], ("a", (2, 3))),
+    ],
 )
-def test_a_prompt_is_text_or_token_ids_alone_or_as_a_list_of_one(prompt: Any, expected: Any) -> None:
-    body = json.dumps({"model": "m", "prompt": prompt}).encode()
+def test_prompts_are_texts_or_token_ids_alone_or_in_a_list(prompt: Any, expected: Any) -> None:
+    body = json.dumps({"model": "m", "prompt": prompt, "n": 2}).encode()
     request, _ = openai_completions.decode(body, {}, "rcpt_1")
-    assert request.prompt == expected
+    assert request.prompts == expected
+    assert request.answers == 2 * len(expected)
     assert request.limits.max_tokens == 16
 
 
-@pytest.mark.parametrize("prompt", [[], ["a", "b"], [1, "a"], [[1], [2]], [-1], [1.5]])
-def test_several_or_senseless_prompts_are_refused(prompt: Any) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ([], "prompt"),
+        ([1, "a"], "prompt"),
+        ([-1], "prompt"),
+        ([1.5], "prompt"),
+        ([[]], "prompt"),
+        (["a", []], "prompt[1]"),
+        (["a", None], "prompt[1]"),
+        (["a"] * 2049, "prompt"),
+    ],
+)
+def test_a_senseless_prompt_is_refused_by_its_place(prompt: Any, named: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         openai_completions.decode(json.dumps({"model": "m", "prompt": prompt}).encode(), {}, "rcpt_1")
-    assert caught.value.param == "prompt"
+    assert caught.value.param == named
+
+
+def test_more_answers_than_one_call_may_have_are_refused() -> None:
+    body = {"model": "m", "prompt": ["a"] * 1025, "n": 2}
+    with pytest.raises(InvalidRequest, match="1025 prompts") as caught:
+        openai_completions.decode(json.dumps(body).encode(), {}, "rcpt_1")
+    assert caught.value.param == "n"
+
+
+def test_several_prompts_are_not_one_to_be_shown_in_tokens() -> None:
+    with pytest.raises(InvalidRequest, match="one by one"):
+        tokens.decode(b'{"prompt": ["a", "b"]}', {}, "rcpt_1", "m")

@@ -34,6 +34,7 @@ from millicent.core.request import (
     Tool,
     ToolCall,
 )
+from millicent.core.usage import Provenance, Usage
 from millicent.wire import openai_chat
 from millicent.wire.openai_servers import SERVERS
 from millicent.wire.openai_upstream import encode
@@ -73,6 +74,18 @@ def test_a_plain_request_says_only_what_was_asked(server: str) -> None:
     options = body.pop("stream_options", {})
     assert options.get("include_usage", not SERVERS[server].include_usage)
     assert body == {"model": "there", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_several_prompts_go_in_one_call_where_that_is_understood(server: str) -> None:
+    asked: dict[str, Any] = {"dialect": "openai.completions", "messages": None, "prompt": "a", "choices": 1}
+    if not SERVERS[server].completions:
+        assert refused(server, **asked).param == "prompt"
+    elif SERVERS[server].several_prompts:
+        assert sent(server, **asked, further_prompts=((1, 2),))["prompt"] == ["a", [1, 2]]
+    else:
+        assert sent(server, **asked)["prompt"] == "a"
+        assert refused(server, **asked, further_prompts=("b",)).param == "prompt"
 
 
 def test_a_default_that_was_written_out_is_sent_and_one_that_was_not_is_left_to_the_server() -> None:
@@ -225,8 +238,8 @@ def test_completions_and_embeddings_have_their_own_addresses() -> None:
 # Answers.
 
 
-def read(*chunks: dict[str, Any]) -> tuple[list[Text], AnswerReader]:
-    reader = AnswerReader()
+def read(*chunks: dict[str, Any], choices: int = 1) -> tuple[list[Text], AnswerReader]:
+    reader = AnswerReader(choices)
     return [text for each in chunks for text in reader.take(json.dumps(each).encode())], reader
 
 
@@ -260,14 +273,42 @@ def test_calls_without_an_index_and_names_said_twice_are_understood() -> None:
     assert merge_texts(texts)[0].calls == (CallPiece(0, "a", "{}"),)
 
 
+def of_answer(index: int | None, read: int, written: int, cached: int = 0) -> bytes:
+    """As llama.cpp tells usage: of one answer of a text's, or (None) of a chat's."""
+    usage = {"prompt_tokens": read, "completion_tokens": written, "prompt_tokens_details": {"cached_tokens": cached}}
+    choices = [] if index is None else [{"index": index, "text": "", "finish_reason": "length"}]
+    return json.dumps({"choices": choices, "usage": usage}).encode()
+
+
+def test_usage_that_comes_for_each_answer_is_added_up_and_each_prompt_counted_once() -> None:
+    of_chat = AnswerReader(2, choices=2)
+    for each in (of_answer(None, 32, 3), of_answer(None, 32, 5)):
+        of_chat.take(each)
+    assert of_chat.usage == Usage.of(Provenance.REPORTED, input_fresh=32, input_cache_read=0, output_text=8)
+    of_prompts = AnswerReader(4, choices=2)
+    assert of_prompts.take(b"null") == []
+    for each in (of_answer(2, 9, 1, 4), of_answer(0, 5, 2), of_answer(1, 5, 3), of_answer(3, 9, 4, 4)):
+        of_prompts.take(each)
+    assert of_prompts.usage == Usage.of(Provenance.REPORTED, input_fresh=10, input_cache_read=4, output_text=10)
+    assert of_prompts.ended
+
+
+def test_running_usage_of_one_answer_is_not_asked_for_where_there_are_several() -> None:
+    assert sent("vllm")["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert sent("vllm", choices=2)["stream_options"] == {"include_usage": True}
+
+
 def test_choices_are_kept_apart_and_each_says_how_it_ended() -> None:
-    texts, reader = read(
+    came = (
         chunk({"content": "a"}, index=1), chunk({"content": "b"}), chunk({}, "length", index=1), chunk({}, "stop"),
     )  # fmt: skip
+    texts, reader = read(*came, choices=2)
     assert [(text.choice, text.text) for text in texts] == [(1, "a"), (0, "b")]
     assert reader.reasons == (FinishReason.STOP, FinishReason.LENGTH)
-    assert reader.ended(2)
-    assert not reader.ended(3)
+    assert reader.ended
+    assert not read(*came, choices=3)[1].ended
+    with pytest.raises(msgspec.DecodeError, match="a choice 1 that nobody asked for"):
+        read(*came)
 
 
 @pytest.mark.parametrize(

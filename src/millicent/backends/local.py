@@ -33,6 +33,7 @@ from millicent.backends.local_models import (
     check_known,
     check_tokens,
     encode,
+    load_tokenizer,
     truncate,
 )
 from millicent.backends.local_runs import LocalCall, LocalRun, Reading
@@ -76,12 +77,6 @@ _STABLE_NS = 60 * NS_PER_S  # an engine that lived this long starts over with th
 _RETRY_LOAD_NS = 10 * NS_PER_S  # after a failed load, requests are refused for this long before it is tried again
 _START_GRACE_S = 5.0  # a model stays this long for a call that was prepared to be started
 _ENGINE_COMMAND = (sys.executable, "-P", "-m", "millicent.engine")
-
-
-def _load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
-    from millicent.text import load_tokenizer
-
-    return load_tokenizer(path, clock)
 
 
 class LocalBackend:
@@ -133,6 +128,10 @@ class LocalBackend:
 
     def models(self) -> tuple[str, ...]:
         return tuple(self._models)
+
+    def offer(self, model: str, spec: LocalModel) -> None:
+        """One more, from now on."""
+        self._models[model] = HeldModel(model, spec)
 
     def makes_vectors(self, model: str) -> bool:
         """As declared, or as seen when it was loaded."""
@@ -197,34 +196,38 @@ class LocalBackend:
         form = model.tokenizer.tool_format
         if grammar := answer_grammar(request, form):
             await self._grammars.check(grammar, "tools" if request.tools else "response_format")
-        tokens = await encode(request, model.tokenizer)
-        tokens = truncate(request, tokens, model.context_tokens)
+        encoded = await encode(request, model.tokenizer)
+        prompts = [truncate(request, tokens, model.context_tokens) for tokens in encoded]
         check_tokens(request, model.tokenizer.vocabulary_size)
-        max_tokens = check_fits(request, len(tokens), model.context_tokens)
-        sequences = tuple(next(self._sequences) for _ in range(request.choices))
-        submit = Submit(
-            sequences[0],
-            model.name,
-            tokens,
-            request.sampling,
-            msgspec.structs.replace(request.limits, max_tokens=max_tokens),
-            tenant=self._tenant(request.attribution.key),
-            priority=request.priority,
-            deadline_ns=self._deadline_ns(request.latency_target_ms),
-            grammar=grammar,
-        )
-        echo = model.tokenizer.decode(tokens) if request.echo else ""
+        sequences = tuple(next(self._sequences) for _ in range(request.answers))
+        submits = [
+            Submit(
+                sequences[0],
+                model.name,
+                tokens,
+                request.sampling,
+                msgspec.structs.replace(
+                    request.limits, max_tokens=check_fits(request, len(tokens), model.context_tokens)
+                ),
+                tenant=self._tenant(request.attribution.key),
+                priority=request.priority,
+                deadline_ns=self._deadline_ns(request.latency_target_ms),
+                grammar=grammar,
+            )
+            for tokens in prompts
+        ]
+        echoes = [model.tokenizer.decode(tokens) if request.echo else "" for tokens in prompts]
         label = model.tokenizer.label
         names = tuple(tool.name for tool in request.tools if request.tool_choice != "none")
         reasons = model.tokenizer.reasons and request.messages is not None
         # What a grammar holds is the answer, also where the model was to think first.
-        thinks = reasons and not grammar and opens_reasoning(model.tokenizer.decode(tokens[-8:]))
+        thinks = reasons and not grammar and opens_reasoning(model.tokenizer.decode(prompts[0][-8:]))
         reading = Reading(reasons, thinks, form, names)
         return LocalCall(
-            submit,
+            submits,
             sequences,
             placement=model.spec.placement,
-            begin=lambda submits: self._begin(LocalRun(submits, label, echo, self._cancel, reading=reading)),
+            begin=lambda submits: self._begin(LocalRun(submits, label, echoes, self._cancel, reading=reading)),
         )
 
     async def encode(self, request: Request, *, surrounded: bool) -> tuple[tuple[int, ...], tuple[bytes, ...], int]:
@@ -232,7 +235,7 @@ class LocalBackend:
         request.refuse_foreign()
         request.refuse_images()
         tokenizer, context_tokens = await self._tokenizer(request.model)
-        tokens = await encode(request, tokenizer, surrounded=surrounded)
+        (tokens,) = await encode(request, tokenizer, surrounded=surrounded)
         return tokens, tuple(map(tokenizer.label, tokens)), context_tokens
 
     async def decode(self, model: str, tokens: Sequence[int]) -> str:
@@ -416,7 +419,7 @@ class LocalBackend:
                 path = model.spec.path
                 model.path = path if isinstance(path, Path) else await asyncio.to_thread(path)
             if model.tokenizer is None:
-                model.tokenizer = await asyncio.to_thread(_load_tokenizer, model.path, self._clock)
+                model.tokenizer = await asyncio.to_thread(load_tokenizer, model.path, self._clock)
             async with self._changing_models:
                 loaded = await self._load_making_room(model, model.path)
                 model.context_tokens = loaded.context_tokens

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from millicent.core.clock import Clock
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Request
 from millicent.engine.protocol import Dtype, Quantization
@@ -116,23 +117,37 @@ def check_does(request: Request, model: HeldModel) -> None:
         )
 
 
-async def encode(request: Request, tokenizer: Tokenizer, *, surrounded: bool = True) -> tuple[int, ...]:
-    """The request's prompt as tokens; a text with what the model wants around it. Raises InvalidRequest."""
+def load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
+    """Raises ModelError."""
+    from millicent.text import load_tokenizer as load
+
+    return load(path, clock)
+
+
+async def encode(request: Request, tokenizer: Tokenizer, *, surrounded: bool = True) -> list[tuple[int, ...]]:
+    """Each of the request's prompts as tokens; a text with what the model wants around it. Raises InvalidRequest."""
     if request.messages is not None:
         messages = request.messages
         tools = () if request.tool_choice == "none" else request.tools
         thinking = request.thinking is None or request.thinking.effort != "none"
         characters = sum(len(message.text) for message in messages) + sum(len(tool.parameters) for tool in tools)
         if characters > _INLINE_CHARACTERS:
-            return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages, tools, thinking=thinking))
-        return tuple(tokenizer.encode_chat(messages, tools, thinking=thinking))
-    prompt = request.prompt or ()
-    if isinstance(prompt, str):
-        if len(prompt) > _INLINE_CHARACTERS:
-            return tuple(await asyncio.to_thread(tokenizer.encode, prompt, surrounded=surrounded))
-        return tuple(tokenizer.encode(prompt, surrounded=surrounded))
-    check_known(prompt, tokenizer.vocabulary_size, "prompt")
-    return prompt
+            return [tuple(await asyncio.to_thread(tokenizer.encode_chat, messages, tools, thinking=thinking))]
+        return [tuple(tokenizer.encode_chat(messages, tools, thinking=thinking))]
+    if sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str)) > _INLINE_CHARACTERS:
+        return await asyncio.to_thread(_encode_prompts, request, tokenizer, surrounded=surrounded)
+    return _encode_prompts(request, tokenizer, surrounded=surrounded)
+
+
+def _encode_prompts(request: Request, tokenizer: Tokenizer, *, surrounded: bool) -> list[tuple[int, ...]]:
+    encoded = []
+    for prompt in request.prompts:
+        if isinstance(prompt, str):
+            encoded.append(tuple(tokenizer.encode(prompt, surrounded=surrounded)))
+        else:
+            check_known(prompt, tokenizer.vocabulary_size, "prompt")
+            encoded.append(prompt)
+    return encoded
 
 
 def truncate(request: Request, tokens: tuple[int, ...], context_tokens: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from hashlib import blake2b
 import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, Chunk, End, FinishReason, Text, TokenLogprob, merge_pieces
-from millicent.core.errors import MillicentError
+from millicent.core.errors import InvalidRequest, MillicentError
 from millicent.core.usage import Provenance, Usage
 from millicent.engine.protocol import Output, ScoredToken, Submit
 from millicent.text.reasoning import ReasoningSplitter
@@ -145,20 +145,26 @@ class LocalRun:
         self,
         submits: tuple[Submit, ...],
         label: Label,
-        echo: str,
+        echoes: Sequence[str],
         on_cancel: Callable[[LocalRun], None],
         *,
         reading: Reading | None = None,
     ) -> None:
+        """`submits` has each prompt's choices, together and in order; `echoes` what is put before those of each."""
         self.submits = submits
         self.model = submits[0].model
         self.sequences = tuple(submit.sequence for submit in submits)
         self.submitted_ns: int | None = None  # when the engine was given it
         self._label = label
         self._on_cancel = on_cancel
+        each = len(submits) // len(echoes)
         self._choices = {
-            submit.sequence: _Choice(index, echo, reading or Reading()) for index, submit in enumerate(submits)
+            submit.sequence: _Choice(index, echoes[index // each], reading or Reading())
+            for index, submit in enumerate(submits)
         }
+        choices = list(self._choices.values())
+        # Each prompt's length, and its choices.
+        self._prompts = [(len(submits[at].tokens), choices[at : at + each]) for at in range(0, len(submits), each)]
         self._output_tokens = 0
         self._error: MillicentError | None = None
         self._unsent = submits
@@ -211,7 +217,7 @@ class LocalRun:
         if output.finish:
             ended = choice.end(FinishReason(output.finish))
             if ended is FinishReason.ERROR and self._error is None:
-                self._error = MillicentError(output.error)
+                self._error = (InvalidRequest if output.refused else MillicentError)(output.error)
             reasons = [each.reason for each in self._choices.values() if each.reason is not None]
             if len(reasons) == len(self._choices):
                 self.end(_overall(reasons), self._error)
@@ -219,17 +225,19 @@ class LocalRun:
             self._news.set()
 
     def end(self, reason: FinishReason, error: MillicentError | None = None) -> None:
-        """Nothing more comes. Usage is what was measured: the prompt once, for all choices; of one that was cut off in
-        prefill, the part computed."""
+        """Nothing more comes. Usage is what was measured: each prompt once, for all its choices; of one that was cut
+        off in prefill, the part computed."""
         if self._end is not None:
             return
-        prompt = len(self.submits[0].tokens)
-        cached = min(self._cached_tokens or 0, prompt)
-        prefilled = max(choice.prefilled_tokens for choice in self._choices.values())
+        cached = fresh = 0
+        for tokens, choices in self._prompts:
+            found = min(_found(choices) or 0, tokens)
+            cached += found
+            fresh += min(max(choice.prefilled_tokens for choice in choices), tokens - found)
         reasoning = sum(choice.reasoning_tokens for choice in self._choices.values())
         usage = Usage.of(
             Provenance.MEASURED,
-            input_fresh=min(prefilled, prompt - cached),
+            input_fresh=fresh,
             input_cache_read=cached,
             output_text=self._output_tokens - reasoning,
             **({"output_reasoning": reasoning} if reasoning else {}),
@@ -240,9 +248,14 @@ class LocalRun:
 
     @property
     def _cached_tokens(self) -> int | None:
-        """What the first choice to begin found: the others find what that one has computed."""
-        known = [choice.cached_tokens for choice in self._choices.values() if choice.cached_tokens is not None]
-        return min(known, default=None)
+        known = [found for _, choices in self._prompts if (found := _found(choices)) is not None]
+        return sum(known) if known else None
+
+
+def _found(choices: Iterable[_Choice]) -> int | None:
+    """How much of their prompt was in the cache: what the first of them to begin found. The others find what that one
+    has computed."""
+    return min((choice.cached_tokens for choice in choices if choice.cached_tokens is not None), default=None)
 
 
 def _overall(reasons: list[FinishReason]) -> FinishReason:
@@ -258,23 +271,25 @@ def _shown(scored: ScoredToken, label: Label) -> TokenLogprob:
 
 
 class LocalCall:
-    """A checked and counted request: `core.protocols.Call`. `submit` is its first choice's sequence; the others have
-    the numbers that follow in `sequences`."""
+    """A checked and counted request: `core.protocols.Call`. `submits` has each prompt's first choice; `sequences` the
+    numbers of all choices, each prompt's together."""
 
     def __init__(
         self,
-        submit: Submit,
+        submits: Sequence[Submit],
         sequences: tuple[int, ...],
         *,
         placement: str,
         begin: Callable[[tuple[Submit, ...]], LocalRun],
     ) -> None:
-        self.served_model = submit.model
+        self.served_model = submits[0].model
         self.placement = placement
         self.sequences = sequences
-        self.input_tokens: int | None = len(submit.tokens)
-        self.max_output_tokens: int | None = (submit.limits.max_tokens or 0) * len(sequences)
-        self._submits = tuple(_choice(submit, index, sequence) for index, sequence in enumerate(sequences))
+        self.input_tokens: int | None = sum(len(submit.tokens) for submit in submits)
+        each = len(sequences) // len(submits)
+        self.max_output_tokens: int | None = each * sum(submit.limits.max_tokens or 0 for submit in submits)
+        # A prompt's choices are drawn as they would be if it were the only one.
+        self._submits = tuple(_choice(submits[i // each], i % each, sequence) for i, sequence in enumerate(sequences))
         self._begin = begin
         self._started = False
 

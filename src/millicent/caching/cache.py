@@ -22,6 +22,7 @@ from millicent.caching.store import FILE_NAME, AnswerStore, CachedAnswer, Entry,
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import ConfigError, Unavailable
+from millicent.core.holdouts import Arm
 from millicent.core.receipts import Receipt, Status
 from millicent.core.request import Request
 
@@ -58,7 +59,8 @@ class Flight:
 class Lookup:
     """One request's way through the cache. Its `outcome` changes while it waits; `answer` is set exactly on a hit.
 
-    `leads` is the flight in which others wait for it, `follows` that in which it waits for another.
+    `leads` is the flight in which others wait for it, `follows` that in which it waits for another. `arm`: where some
+    requests are to go without the cache, which of the two this is.
     """
 
     def __init__(self, request: Request, outcome: Outcome, why: str | None = None) -> None:
@@ -72,6 +74,7 @@ class Lookup:
         self.follows: Flight | None = None
         self.failures = 0  # of those it waited for
         self.writes = False
+        self.arm: Arm | None = None
 
 
 class ResponseCache:
@@ -100,10 +103,13 @@ class ResponseCache:
         self._writing: asyncio.Task[None] | None = None
         self._failing = False
 
-    def look(self, request: Request, allowed: frozenset[str] | None, cache_control: str | None) -> Lookup | None:
+    def look(
+        self, request: Request, allowed: frozenset[str] | None, cache_control: str | None, arm: Arm | None = None
+    ) -> Lookup | None:
         """What there is for it; None where the cache is off for it. A lookup that `leads` must `land`.
 
-        `allowed` are the placements that its feature may run on: what others may run on isn't given to it.
+        `allowed` are the placements that its feature may run on: what others may run on isn't given to it. Who is to go
+        without the cache is neither given anything nor kept.
         """
         config = self._config.of(request.attribution.feature)
         if not config.enabled:
@@ -119,12 +125,16 @@ class ResponseCache:
         if not directives.reads:
             lookup.outcome, lookup.why = Outcome.BYPASS, "no_cache"
             return lookup
+        lookup.arm = arm
+        if arm is not None and arm.without:
+            lookup.outcome, lookup.why, lookup.writes = Outcome.BYPASS, "held_out", False
+            return lookup
         found, oldest_s = self._found(lookup.key), config.ttl_s
         if directives.max_age_s is not None:
             oldest_s = min(oldest_s, directives.max_age_s)
         if found is not None and self._clock.now_ns() - found.created_at_ns <= oldest_s * NS_PER_S:
             lookup.outcome, lookup.answer = Outcome.HIT, found
-        else:
+        elif not directives.only_kept:
             self._board(lookup)
         return lookup
 

@@ -43,7 +43,7 @@ def _canonical(request: Request) -> tuple[Any, ...]:
     return (
         request.model,
         None if request.messages is None else _messages(request.messages, family),
-        request.prompt,
+        request.prompts,
         request.embedding,
         msgspec.structs.astuple(msgspec.structs.replace(sampling, logit_bias={})),
         sorted(sampling.logit_bias.items()),

@@ -54,11 +54,12 @@ def prompt_of(request: Request, secret: bytes) -> Prompt:
 
 def _pieces(request: Request) -> Iterator[tuple[SegmentKind, int, bytes]]:
     """Kind, length, and what is hashed."""
-    if isinstance(request.prompt, tuple):
-        yield "tokens", len(request.prompt), _encode(request.prompt)
-    elif request.prompt is not None:
-        body = request.prompt.encode("utf-8", "surrogatepass")
-        yield "text", len(body), body
+    for prompt in request.prompts:
+        if isinstance(prompt, tuple):
+            yield "tokens", len(prompt), _encode(prompt)
+        else:
+            body = prompt.encode("utf-8", "surrogatepass")
+            yield "text", len(body), body
     if request.tools:
         body = _encode([_tool(tool) for tool in request.tools])
         yield "tools", len(body), body

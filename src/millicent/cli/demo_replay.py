@@ -146,7 +146,7 @@ async def _replayed(
             clock=clock,
             limits=config.limits,
             features=features,
-            estimates=Estimates(Quoter(lambda _: None), PriceBook(config.prices, lambda *_: None)),
+            estimates=Estimates(Quoter(lambda *_: None), PriceBook(config.prices, lambda *_: None)),
             places=deployed,
             policies=config.policies,
             random=random,

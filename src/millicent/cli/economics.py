@@ -104,7 +104,7 @@ def _unit_row(unit: Unit, name: str) -> tuple[str, ...]:
         name,
         f"{unit.requests:,}",
         unit.cost.human(),
-        "unknown" if unit.fully_loaded is None else unit.fully_loaded.human(),
+        _known(unit.fully_loaded),
         _amount(unit.cost_per_request),
         _amount(unit.cost_per_useful),
         _number(unit.tokens_per_useful),
@@ -204,7 +204,7 @@ def _margin(reports: Reports, by: str, where: ReceiptFilter, *, json_: bool) -> 
         print("\n" + show.table(names, over, right=frozenset(names[2:])))
     if report.total.unpriced:
         show.note(f"{report.total.unpriced:,} unpriced requests are in no cost: the margin is at most this.")
-    if not report.total.revenue.nanousd:
+    if report.total.revenue is None:
         show.note("No revenue is known: set it in [features.NAME] or [plans.NAME], or import it; see docs/margin.md.")
 
 
@@ -218,10 +218,10 @@ def _margin_row(row: MarginRow, name: str) -> tuple[str, ...]:
     return (
         name,
         f"{row.requests:,}",
-        row.revenue.human(),
-        row.ai_cost.human(),
+        _known(row.revenue),
+        _known(row.ai_cost),
         row.other_cost.human(),
-        row.margin.human(),
+        _known(row.margin),
         _percent(row.margin_share),
         _percent(row.ai_share),
         "-"
@@ -338,6 +338,10 @@ def _spread(spread: Spread) -> str:
     if spread.p50_ns is None:
         return "-"
     return " / ".join(show.duration(ns) for ns in (spread.p50_ns, spread.p95_ns, spread.p99_ns))
+
+
+def _known(amount: Money | None) -> str:
+    return "unknown" if amount is None else amount.human()
 
 
 def _percent(part: Decimal | None) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from millicent.config import Config
     from millicent.core.money import Money
     from millicent.economics.basis import Basis
-    from millicent.economics.levers import Cheaper, Estimate, Lever
+    from millicent.economics.levers import Cheaper, Estimate, Lever, Measured
     from millicent.economics.recorded import Recorded
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 
@@ -36,6 +36,7 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
     from millicent.cli.plan_scale import about, engine_basis, progress, read_traffic
     from millicent.core.clock import SystemClock
     from millicent.dashboard.scale_json import cheaper_body
+    from millicent.economics.holdouts import measured
     from millicent.economics.levers import cheaper as compare_levers
     from millicent.economics.levers import ground_of
     from millicent.economics.levers_list import LEVERS
@@ -62,7 +63,7 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
             places=places,
             now_ns=SystemClock().now_ns(),
         )
-        found = compare_levers(ground, LEVERS, said)
+        found = compare_levers(ground, LEVERS, said, measured=measured(queries, where))
     if json_:
         show.as_json(cheaper_body(found, basis))
         return
@@ -91,6 +92,10 @@ def _text(found: Cheaper, basis: Basis | None, about: Any) -> list[str]:
         names = ("SAVED BY RECEIPTS (ESTIMATED)", "ANSWERS", "SAVED")
         saved = [(each.name, f"{each.requests:,}", each.saved.human()) for each in found.realised]
         lines += ["", show.table(names, saved, right=frozenset({"ANSWERS", "SAVED"}))]
+    if found.measured:
+        header = ("SAVED AGAINST A HOLD-OUT", "WITH", "WITHOUT", "SAVED", "95%", "PREDICTED", "UNPRICED")
+        measured = [_measured(each) for each in found.measured]
+        lines += ["", show.table(header, measured, right=frozenset({*header} - {header[0], "95%"}))]
     return [show.printable(line) if "\n" not in line else line for line in lines]
 
 
@@ -109,6 +114,13 @@ def _rows(found: Cheaper, lever: Lever) -> list[tuple[str, ...]]:
         )
         for kind, amount in kinds
     ]
+
+
+def _measured(each: Measured) -> tuple[str, ...]:
+    """Predicted is what the same requests' own receipts say."""
+    saved = ("too few yet", "-") if each.saved is None else (each.saved.expected.human(), _span(each.saved))
+    reckoned = "-" if each.saved is None else each.reckoned.human()
+    return (each.lever, f"{each.with_lever:,}", f"{each.without:,}", *saved, reckoned, f"{each.unpriced:,}")
 
 
 def _span(amount: Estimate) -> str:

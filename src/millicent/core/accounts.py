@@ -48,14 +48,15 @@ class DeviceSession(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What the meter knows of one receipt so far. `first_step_at_ns`: UTC start of the first step that worked on it.
+    """What the meter knows of one receipt so far. `first_step_ns`: monotonic start of the first step that worked on
+    it.
     `uncharged_ns` went beyond what it may cost, and is the operator's overhead."""
 
     receipt: str
     usage: Usage
     accelerator: Accelerator
     shares: tuple[HourShare, ...] = ()
-    first_step_at_ns: int | None = None
+    first_step_ns: int | None = None
     energy: Energy = Energy()
     uncharged_ns: int = 0
 

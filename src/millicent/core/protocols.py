@@ -126,7 +126,8 @@ class Ledger(Protocol):
         ...
 
     async def add_feedback(self, feedback: tuple[Feedback, ...]) -> None:
-        """All or none. One whose `id` is there already changes nothing. Raises NotFound naming the receipt."""
+        """All or none. One whose `id` is there already changes nothing. Raises NotFound naming the receipt, or Conflict
+        where the same `id` stands for other feedback."""
         ...
 
     async def save_fits(self, fits: tuple[StepTimeFit, ...]) -> None:

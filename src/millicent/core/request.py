@@ -202,6 +202,9 @@ class Request(msgspec.Struct, frozen=True):
     `choices` answers are drawn, all on one receipt. `echo` puts the prompt before each. `truncate_prompt_tokens` keeps
     that many of the prompt's last tokens, -1 as many as the context has room for. Lower `priority` is served earlier.
 
+    `further_prompts` are those of the same call after `prompt`. Each has its own `choices`: answer `i * choices + j` is
+    prompt i's j-th.
+
     Of the `tools` only `tool_name` may be called, where it is set.
 
     `extra` are fields that an upstream of the same dialect may know; every other backend calls `refuse_foreign`.
@@ -219,6 +222,7 @@ class Request(msgspec.Struct, frozen=True):
     model: str
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
+    further_prompts: tuple[str | tuple[int, ...], ...] = ()
     embedding: Embedding | None = None
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
@@ -241,6 +245,21 @@ class Request(msgspec.Struct, frozen=True):
     restated: tuple[str, ...] = ()
     continues: bool = False
     hashed: Prompt | None = None
+
+    @property
+    def prompts(self) -> tuple[str | tuple[int, ...], ...]:
+        """All of them, in order; none where there are messages, or texts to embed."""
+        return () if self.prompt is None else (self.prompt, *self.further_prompts)
+
+    @property
+    def prompt_text(self) -> str:
+        """Of those of its prompts that came as text."""
+        return "\n\n".join(prompt for prompt in self.prompts if isinstance(prompt, str))
+
+    @property
+    def answers(self) -> int:
+        """How many there are to be."""
+        return self.choices * (1 + len(self.further_prompts))
 
     def refuse_foreign(self) -> None:
         """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one; or

@@ -72,6 +72,10 @@ class Usage(msgspec.Struct, frozen=True):
         """`Usage.of(Provenance.MEASURED, input_fresh=12, output_text=3)`."""
         return cls({Leaf(name): Count(count, provenance) for name, count in tokens.items()})
 
+    def tells(self, *, of_input: bool) -> bool:
+        """Whether there is anything on input, or on output."""
+        return any((leaf in _INPUTS) is of_input for leaf in self.leaves)
+
     def tokens(self, leaf: Leaf) -> int | None:
         count = self.leaves.get(leaf)
         return 0 if count is None else count.tokens

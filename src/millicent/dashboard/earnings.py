@@ -15,7 +15,7 @@ from millicent.dashboard.charts import Chart, Series
 from millicent.dashboard.features import part
 from millicent.dashboard.selection import TIMES, Selection
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table, count, money, text
+from millicent.dashboard.tables import Cell, Column, Table, count, known, money, text
 from millicent.economics.margin import By, MarginReport, MarginRow
 from millicent.economics.reports import Reports
 
@@ -28,18 +28,19 @@ def margin_page(site: Site, reports: Reports) -> Page:
         by = request.query_params.get("by") or "feature"
         if by not in get_args(By):
             raise InvalidRequest(f"by={by!r}: only {', '.join(get_args(By))} earn something", param="by")
-        period = _period(site, reports, selection)
+        period = period_of(site, reports, selection)
         report = await site.read(lambda: reports.margins(cast("By", by), period))
-        known = any(row.revenue != ZERO for row in report.rows)
+        earns = report.total.revenue is not None
         shown = (_chart(report), _rows_table(report), plans_table(report), over_table(report))
         return site.answer(
-            request, "margin.html", shown=shown, selection=selection, report=report, known=known, choices=get_args(By)
+            request, "margin.html", shown=shown, selection=selection, report=report, known=earns, choices=get_args(By)
         )
 
     return Page("Features", "Margin", "/margin", [site.get("/margin", show)])
 
 
-def _period(site: Site, reports: Reports, selection: Selection) -> Period:
+def period_of(site: Site, reports: Reports, selection: Selection) -> Period:
+    """The times selected, up to now."""
     now_ns = site.clock.now_ns()
     to_ns = min(now_ns, selection.where.to_ns or now_ns)
     from_ns = selection.where.from_ns
@@ -50,7 +51,9 @@ def _period(site: Site, reports: Reports, selection: Selection) -> Period:
 
 def _chart(report: MarginReport) -> Chart:
     """The groups with the most money in or out."""
-    moving = sorted(report.rows, key=lambda row: -max(abs(row.revenue.nanousd), abs(row.ai_cost.nanousd)))[:_DRAWN]
+    moving = sorted(
+        report.rows, key=lambda row: -max(abs((each or ZERO).nanousd) for each in (row.revenue, row.ai_cost))
+    )[:_DRAWN]
     return Chart(
         name="earned-and-spent",
         title="Earned and spent",
@@ -84,10 +87,10 @@ def _rows_table(report: MarginReport) -> Table:
         return (
             text(name, href),
             count(row.requests),
-            money(row.revenue),
+            known(row.revenue),
             money(row.ai_cost),
             money(row.other_cost),
-            money(row.margin),
+            known(row.margin),
             part(row.margin_share),
             part(row.ai_share),
             part(row.target),
@@ -157,6 +160,7 @@ def over_table(report: MarginReport) -> Table:
     )
     return Table(
         name="over",
+        most=20,
         title="Users who cost more than their plan leaves",
         columns=columns,
         rows=rows,

@@ -20,7 +20,7 @@ from millicent.dashboard.changed import effects_chart, rates_table
 from millicent.dashboard.charts import Chart, Series
 from millicent.dashboard.selection import TIMES, Selection
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table, Value, count, duration, money, tell, text
+from millicent.dashboard.tables import Cell, Column, Table, Value, count, duration, known, money, tell, text
 from millicent.economics.margin import MarginRow
 from millicent.economics.reports import Reports
 from millicent.economics.targets import Target
@@ -162,7 +162,7 @@ def _label(label: str, by: GroupBy) -> str:
 def _features_table(
     report: UnitReport, aims: dict[str, Target], earned: dict[str | None, MarginRow], selection: Selection
 ) -> Table:
-    earning = any(row.revenue != ZERO or row.other_cost != ZERO for row in earned.values())
+    earning = any(row.revenue is not None or row.other_cost != ZERO for row in earned.values())
     columns = (
         Column("Feature", "feature", number=False),
         Column("Requests", "requests", wide=True),
@@ -189,7 +189,7 @@ def _features_table(
                 part(unit.cached),
                 text(_cost_verdict(aims.get(unit.group or ""))),
                 text(_latency_verdict(aims.get(unit.group or ""))),
-                *((money(None if row is None else row.margin),) if earning else ()),
+                *((known(None if row is None else row.margin),) if earning else ()),
             )
         )
     return Table(name="features", title="Features", columns=columns, rows=tuple(rows))

@@ -106,6 +106,18 @@ def cheaper_body(found: Cheaper, basis: Basis | None) -> dict[str, Any]:
             {"name": each.name, "requests": each.requests, "saved_usd": str(each.saved), "provenance": "estimated"}
             for each in found.realised
         ],
+        "measured": [
+            {
+                "lever": each.lever,
+                "requests_with": each.with_lever,
+                "requests_without": each.without,
+                "unpriced": each.unpriced,
+                "saved_usd": _estimate(found, each.saved),
+                "predicted_usd": str(each.reckoned),
+                "provenance": "unknown" if each.saved is None else "estimated",
+            }
+            for each in found.measured
+        ],
     }
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from millicent.core.clock import NS_PER_HOUR
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Status
 from millicent.core.zones import find_zone
@@ -91,7 +91,7 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
     else:
         range_name = _choice(params.get("range", default_range), "range", tuple(RANGES))
         span_ns = RANGES[range_name][1]
-        from_ns, to_ns = (None if span_ns is None else now_ns - span_ns), None
+        from_ns, to_ns = (None if span_ns is None else _begins(now_ns - span_ns, span_ns, clocks)), None
     if "status" in params:
         _choice(params["status"], "status", (*Status, RUNNING))
     by = _choice(params.get("by", "feature"), "by", get_args(GroupBy))
@@ -110,6 +110,15 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
         limit=_limit(params["limit"]) if "limit" in params else None,
         zone=zone,
     )
+
+
+def _begins(start_ns: int, span_ns: int, clocks: tzinfo) -> int:
+    """A week or more begins with a day, so that its first bar is a whole one; a day with a quarter-hour, since sums are
+    kept by those, and no receipt need be read for a part of one."""
+    if span_ns > 24 * NS_PER_HOUR:
+        start = datetime.fromtimestamp(start_ns // NS_PER_S, clocks)
+        return zones.utc_ns(start.replace(hour=0, minute=0, second=0, fold=0))
+    return start_ns - start_ns % (NS_PER_HOUR // 4) if span_ns == 24 * NS_PER_HOUR else start_ns
 
 
 def _choice(value: str, name: str, choices: tuple[str, ...]) -> str:

@@ -12,16 +12,19 @@ from millicent.core.budgets import Balance, Budget
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import ZERO
 from millicent.dashboard import tables
+from millicent.dashboard.earnings import period_of
 from millicent.dashboard.figures import Figure
 from millicent.dashboard.selection import Selection
 from millicent.dashboard.site import Page, Site
 from millicent.dashboard.tables import Cell, Column, Table
 from millicent.dashboard.zones import when, when_short
-from millicent.ledger.queries import GroupBy, Totals
+from millicent.economics.margin import MarginRow
+from millicent.economics.reports import Reports
+from millicent.ledger.queries import Totals
 
 PINS = ("user", "team", "feature", "tier")
 SCOPES = ("client", "viewer", "admin")
-SHOWN = 50
+SHOWN = 20
 _MAX_NAME = 256
 
 
@@ -62,8 +65,8 @@ class Keys(Protocol):
     def revoke(self, key_id: str) -> Awaitable[None]: ...
 
 
-def users_page(site: Site, control: Keys) -> Page:
-    users = _Users(site, control)
+def users_page(site: Site, control: Keys, reports: Reports) -> Page:
+    users = _Users(site, control, reports)
     routes = [
         site.get("/users", users.show),
         site.post("/users/keys", users.create),
@@ -74,9 +77,10 @@ def users_page(site: Site, control: Keys) -> Page:
 
 
 class _Users:
-    def __init__(self, site: Site, control: Keys) -> None:
+    def __init__(self, site: Site, control: Keys, reports: Reports) -> None:
         self._site = site
         self._control = control
+        self._reports = reports
 
     async def show(self, request: Request) -> Response:
         return await self._answer(request)
@@ -102,6 +106,9 @@ class _Users:
         await self._control.revoke(form.get("id", ""))
         return self._site.redirect("/users")
 
+    def _earned(self, spent: Sequence[Totals], selection: Selection) -> Mapping[str | None, MarginRow]:
+        return self._reports.users_margins(spent, period_of(self._site, self._reports, selection))
+
     async def _answer(self, request: Request, token: str | None = None) -> Response:
         selection = self._site.selection(request, default_range="30d")
         queries = self._site.queries
@@ -109,8 +116,11 @@ class _Users:
         by_key = await self._site.read(lambda: queries.totals("key", selection.where))
         keys = await self._site.read(self._control.keys)
         budgets = await self._site.read(self._control.budgets)
+        dearest = sorted(by_user, key=lambda each: (-each.cost.nanousd, -each.requests))
+        told = dearest if self._site.exporting(request) else dearest[:SHOWN]
+        earned = await self._site.read(lambda: self._earned(told, selection))
         shown = [
-            _spenders("user", by_user, selection, None if self._site.exporting(request) else SHOWN),
+            _spenders(by_user, told, earned, selection),
             _keys(keys, by_key, selection, self._site.clock.now_ns()),
             _budgets(budgets, self._site.clock.now_ns()),
         ]
@@ -129,15 +139,18 @@ class _Users:
         return response
 
 
-def _spenders(by: GroupBy, totals: Sequence[Totals], selection: Selection, most: int | None) -> Table:
-    """The dearest, or all."""
+def _spenders(
+    totals: Sequence[Totals], told: Sequence[Totals], earned: Mapping[str | None, MarginRow], selection: Selection
+) -> Table:
+    """The dearest, or all; with what is left of what they pay, where that is known of any."""
     whole = sum(each.cost.nanousd for each in totals)
+    earning = any(row.revenue is not None for row in earned.values())
     rows = [
         (
             tables.text(
                 each.group or "unattributed",
                 "/receipts"
-                + selection.query(**{by if each.group else "none": each.group or by}, range=selection.range),
+                + selection.query(**{"user" if each.group else "none": each.group or "user"}, range=selection.range),
             ),
             tables.count(each.requests),
             tables.count(each.input_tokens),
@@ -145,21 +158,23 @@ def _spenders(by: GroupBy, totals: Sequence[Totals], selection: Selection, most:
             tables.money(each.cost) if each.unpriced < each.requests else tables.money(None),
             tables.share(each.cost.nanousd, whole),
             tables.count(each.unpriced),
+            *((tables.known(earned[each.group].margin),) if earning else ()),
         )
-        for each in sorted(totals, key=lambda each: (-each.cost.nanousd, -each.requests))[:most]
+        for each in told
     ]
     columns = (
-        Column(by.capitalize(), by, number=False),
+        Column("User", "user", number=False),
         Column("Requests", "requests"),
         Column("Tokens in", "input_tokens", wide=True),
         Column("Tokens out", "output_tokens", wide=True),
         Column("Cost", "cost_usd"),
         Column("Of all", "share"),
         Column("Unpriced", "unpriced_requests", wide=True),
+        *((Column("Margin", "margin_usd"),) if earning else ()),
     )
     return Table(
-        name=f"{by}s",
-        title=f"{by.capitalize()}s",
+        name="users",
+        title="Users",
         columns=columns,
         rows=tuple(rows),
         most=SHOWN,
@@ -211,7 +226,7 @@ def _budgets(budgets: Sequence[tuple[Budget, Sequence[Balance]]], now_ns: int) -
             rows.append(
                 (
                     tables.text(budget.name),
-                    tables.text(subject),
+                    tables.text(subject if budget.tier is None else f"{subject} of tier {budget.tier}"),
                     tables.text("refuses" if budget.hard else "counts"),
                     tables.money(budget.limit),
                     tables.money(balance.spent),

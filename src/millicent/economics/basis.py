@@ -11,12 +11,13 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
 from millicent.core.receipts import RATE_KEY
 from millicent.economics.arrivals import Arrival
-from millicent.economics.calibration import LEAST_ANSWERS, Calibration, Fidelity, calibrate, coefficients_of, fidelity
+from millicent.economics.calibration import LEAST_ANSWERS, Calibration, Fidelity, calibrate, fidelity
 from millicent.economics.outcomes import Outcome, outcome
 from millicent.economics.recorded import Recorded, main_engine
 from millicent.economics.simulator import Course, Gate, Machine, simulate
 from millicent.economics.steady import PrefixCache
 from millicent.ledger.queries import LedgerQueries
+from millicent.step_time import Coefficients
 
 # As many of the newest answers say how the engine behaves.
 _LEARNED_FROM = 1_000
@@ -88,7 +89,7 @@ def basis_of(
     mine = [each for each in recorded if each.place == (placement, name) and each.decoded]
     fit = _newest_fit(queries, mine, name)
     machine = Machine(
-        coefficients=coefficients_of(fit),
+        coefficients=Coefficients.of(fit),
         kv_blocks=shape.kv_blocks,
         context_tokens=shape.context_tokens,
         block_tokens=shape.block_tokens,

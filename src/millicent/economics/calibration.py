@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from millicent.core.fits import StepTimeFit
 from millicent.economics.recorded import Recorded
 from millicent.economics.simulator import Course, Fate, Machine, simulate
 from millicent.step_time import Coefficients
@@ -40,10 +39,6 @@ class Calibration(msgspec.Struct, frozen=True):
     machine: Machine
     pace: float
     fidelity: Fidelity | None
-
-
-def coefficients_of(fit: StepTimeFit) -> Coefficients:
-    return Coefficients(*(getattr(fit, name) for name in Coefficients.__struct_fields__))
 
 
 def slower(costs: Coefficients, factor: float) -> Coefficients:

@@ -80,7 +80,7 @@ def modelled(fit: StepTimeFit, usages: Sequence[Usage], slots: Slots, target_ns:
     steps, rows, sampled, kv, pairs = (sum(each[i] for each in works) / len(works) for i in range(5))
     ordered = sorted(each[0] for each in works)
     steps_p95 = ordered[-(-len(ordered) * 95 // 100) - 1]
-    costs = Coefficients(fit.fixed_ns, fit.weights_ns, fit.row_ns, fit.sampled_row_ns, fit.kv_token_ns, fit.pair_ns)
+    costs = Coefficients.of(fit)
     own_ns = costs.sampled_row_ns * sampled + costs.kv_token_ns * kv + costs.pair_ns * pairs
     best = None
     for n in range(1, slots.sequences + 1):

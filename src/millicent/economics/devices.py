@@ -94,7 +94,7 @@ def _use(
 def full_batch(fit: StepTimeFit, max_sequences: int, context_tokens: int) -> Decimal:
     """Output tokens per second when every step decodes one row of as many sequences as may share it, each attending to
     so many tokens."""
-    model = Coefficients(fit.fixed_ns, fit.weights_ns, fit.row_ns, fit.sampled_row_ns, fit.kv_token_ns, fit.pair_ns)
+    model = Coefficients.of(fit)
     step_ns = model.step_ns(Work(max_sequences, max_sequences, max_sequences * context_tokens, 0))
     return Decimal(max_sequences) * NS_PER_S / Decimal(max(1, round(step_ns)))
 

@@ -18,6 +18,7 @@ import msgspec
 from millicent.caching.config import CacheConfig
 from millicent.core.clock import NS_PER_HOUR
 from millicent.core.fits import StepTimeFit
+from millicent.core.holdouts import Held
 from millicent.core.money import Money
 from millicent.economics.basis import Basis
 from millicent.economics.outcomes import latency_of
@@ -87,6 +88,18 @@ class Realised(msgspec.Struct, frozen=True):
     name: str
     requests: int
     saved: Money
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What a lever has saved of `with_lever` requests, against `without` that were held out from it at random: None
+    where those are too few. `reckoned` is what the receipts of the former say. The `unpriced` are in neither."""
+
+    lever: Held
+    with_lever: int
+    without: int
+    unpriced: int
+    saved: Estimate | None
+    reckoned: Money
 
 
 class Ground(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +201,7 @@ class Cheaper(msgspec.Struct, frozen=True, kw_only=True):
     device_ns: int
     levers: tuple[Lever, ...]
     realised: tuple[Realised, ...]
+    measured: tuple[Measured, ...]
 
     def monthly(self, amount: Money) -> Money:
         """What it would be in a month at this pace."""
@@ -232,7 +246,13 @@ def ground_of(
 Replayed = Callable[[Ground], Sequence[Lever]]
 
 
-def cheaper(ground: Ground, levers: Sequence[Replayed], progress: Callable[[str], object] = str) -> Cheaper:
+def cheaper(
+    ground: Ground,
+    levers: Sequence[Replayed],
+    progress: Callable[[str], object] = str,
+    *,
+    measured: Sequence[Measured] = (),
+) -> Cheaper:
     found: list[Lever] = []
     for lever in levers:
         progress(f"Replaying: {lever.__name__.replace('_', ' ')}")
@@ -246,6 +266,7 @@ def cheaper(ground: Ground, levers: Sequence[Replayed], progress: Callable[[str]
         device_ns=ground.device_ns,
         levers=tuple(sorted(found, key=lambda each: (each.needs is not None, -each.worth))),
         realised=tuple(_realised(ground.everything)),
+        measured=tuple(measured),
     )
 
 

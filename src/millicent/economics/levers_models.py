@@ -13,7 +13,7 @@ from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.usage import Leaf
 from millicent.economics.api_cost import api_cost
-from millicent.economics.calibration import coefficients_of, slower
+from millicent.economics.calibration import slower
 from millicent.economics.levers import (
     HOURS_PER_MONTH,
     NOT_EVALUATED,
@@ -25,6 +25,7 @@ from millicent.economics.levers import (
 )
 from millicent.economics.recorded import Recorded
 from millicent.economics.simulator import Machine
+from millicent.step_time import Coefficients
 
 _SHORTER = Decimal("0.1")
 _NANOUSD = 1000
@@ -210,7 +211,7 @@ def _shortened(each: Recorded, what: str) -> Recorded:
 def _as_quick_as(ground: Ground, fit: StepTimeFit) -> Machine:
     """And as much slower than that fit as the own engine is than its own."""
     assert ground.basis is not None
-    costs = slower(coefficients_of(fit), ground.basis.calibration.pace)
+    costs = slower(Coefficients.of(fit), ground.basis.calibration.pace)
     return msgspec.structs.replace(ground.basis.machine, coefficients=costs)
 
 

@@ -7,7 +7,7 @@ configuration would make of that user, tier or feature in that month.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
@@ -36,14 +36,18 @@ class Books(msgspec.Struct, frozen=True):
 
 class MarginRow(msgspec.Struct, frozen=True, kw_only=True):
     """`margin` = revenue - AI cost - other costs; the shares are of revenue, None without any. `needed` is the least
-    revenue that would leave the target's part. `unpriced` requests may have cost something nobody can price."""
+    revenue that would leave the target's part. `unpriced` requests may have cost something nobody can price.
+
+    Revenue is None where nobody said what is earned, the AI cost where no request has a price; the margin then, too. In
+    the total, what is known counts.
+    """
 
     group: str | None
     requests: int
-    revenue: Money
-    ai_cost: Money
+    revenue: Money | None
+    ai_cost: Money | None
     other_cost: Money
-    margin: Money
+    margin: Money | None
     margin_share: Decimal | None
     ai_share: Decimal | None
     unpriced: int
@@ -77,8 +81,9 @@ class PlanMargin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MarginReport(msgspec.Struct, frozen=True):
-    """Least margin first. `mends` says, by feature, what would bring one that earns something to its target. `over` are
-    the users that cost more than their plan leaves, those who pay first, up to `MOST_USERS` of them."""
+    """Least margin first, then those of which it isn't known, the dearest first. `mends` says, by feature, what would
+    bring one that earns something to its target. `over` are the users that cost more than their plan leaves, those who
+    pay first, up to `MOST_USERS` of them."""
 
     by: By
     from_ns: int
@@ -93,7 +98,7 @@ class MarginReport(msgspec.Struct, frozen=True):
 class _Posting(msgspec.Struct, frozen=True, kw_only=True):
     """An amount, and all that is known of what it is for."""
 
-    revenue: Money = ZERO
+    revenue: Money | None = None
     cost: Money = ZERO
     feature: str | None = None
     tier: str | None = None
@@ -125,24 +130,13 @@ def margins(ledger: LedgerQueries, by: By, period: Period, books: Books) -> Marg
     ]
     where = ReceiptFilter(from_ns=period.from_ns, to_ns=period.to_ns)
     spent = {each.group: each for each in ledger.totals(by, where)}
-    sums: dict[str | None, list[Money]] = {group: [ZERO, ZERO] for group in spent}
+    posted: dict[str | None, list[_Posting]] = {group: [] for group in spent}
     for posting in postings:
-        have = sums.setdefault(getattr(posting, by), [ZERO, ZERO])
-        have[0] += posting.revenue
-        have[1] += posting.cost
+        posted.setdefault(getattr(posting, by), []).append(posting)
     targets = _targets(by, books, members)
-    rows = [_row(group, spent.get(group), revenue, cost, targets.get(group)) for group, (revenue, cost) in sums.items()]
-    rows.sort(key=lambda row: (row.margin, row.group is None, row.group or ""))
-    total = _row(
-        None,
-        None,
-        Money.total(row.revenue for row in rows),
-        Money.total(row.other_cost for row in rows),
-        None,
-        ai_cost=Money.total(row.ai_cost for row in rows),
-        requests=sum(row.requests for row in rows),
-        unpriced=sum(row.unpriced for row in rows),
-    )
+    rows = [_row(group, spent.get(group), ours, targets.get(group)) for group, ours in posted.items()]
+    rows.sort(key=_place)
+    total = _row(None, Totals.together(list(spent.values())), postings, None)
     return MarginReport(
         by,
         period.from_ns,
@@ -155,21 +149,29 @@ def margins(ledger: LedgerQueries, by: By, period: Period, books: Books) -> Marg
     )
 
 
-def _row(
-    group: str | None,
-    spent: Totals | None,
-    revenue: Money,
-    other_cost: Money,
-    target: Decimal | None,
-    *,
-    ai_cost: Money = ZERO,
-    requests: int = 0,
-    unpriced: int = 0,
-) -> MarginRow:
-    if spent is not None:
-        ai_cost, requests, unpriced = spent.cost, spent.requests, spent.unpriced
-    left = revenue - ai_cost - other_cost
-    least = None if target is None else needed(ai_cost + other_cost, target)
+def of_users(
+    ledger: LedgerQueries, spent: Sequence[Totals], period: Period, books: Books
+) -> dict[str | None, MarginRow]:
+    """What these users pay beside what they cost in the period; other costs are those that were recorded of them."""
+    entries = ledger.entries(None, period.from_ns, period.to_ns)
+    users = frozenset(each.group for each in spent)
+    members = list(_members(ledger, period, plans_by_tier(books.plans), entries, users))
+    mine = [each for each in entries if each.user in users and each.user is not None]
+    posted: dict[str | None, list[_Posting]] = {}
+    for posting in (*_recorded(ledger, mine, period), *_billed(members, entries)):
+        posted.setdefault(posting.user, []).append(posting)
+    return {each.group: _row(each.group, each, posted.get(each.group, ()), None) for each in spent}
+
+
+def _row(group: str | None, spent: Totals | None, postings: Sequence[_Posting], target: Decimal | None) -> MarginRow:
+    requests, unpriced = (0, 0) if spent is None else (spent.requests, spent.unpriced)
+    earned = [posting.revenue for posting in postings if posting.revenue is not None]
+    revenue = Money.total(earned) if earned else None
+    priced = ZERO if spent is None else spent.cost
+    ai_cost = None if requests and unpriced == requests else priced
+    other_cost = Money.total(posting.cost for posting in postings)
+    left = None if revenue is None or ai_cost is None else revenue - ai_cost - other_cost
+    least = None if target is None else needed(priced + other_cost, target)
     return MarginRow(
         group=group,
         requests=requests,
@@ -181,8 +183,13 @@ def _row(
         ai_share=_part(ai_cost, revenue),
         unpriced=unpriced,
         target=target,
-        needed=None if least is None or revenue >= least else least,
+        needed=None if least is None or (revenue is not None and revenue >= least) else least,
     )
+
+
+def _place(row: MarginRow) -> tuple[bool, int, bool, str]:
+    worst = -(row.ai_cost or ZERO).nanousd if row.margin is None else row.margin.nanousd
+    return row.margin is None, worst, row.group is None, row.group or ""
 
 
 def _feature_mends(rows: Sequence[MarginRow], period: Period) -> dict[str, tuple[Mend, ...]]:
@@ -191,20 +198,26 @@ def _feature_mends(rows: Sequence[MarginRow], period: Period) -> dict[str, tuple
     )
     found = {}
     for row in rows:
-        if row.group is not None and row.needed is not None and row.revenue > ZERO and months:
-            allowed = allowance(row.revenue, row.target or Decimal(0)) - row.other_cost
-            found[row.group] = tuple(feature_mends(row.group, row.needed - row.revenue, row.requests, allowed, months))
+        revenue = row.revenue or ZERO
+        if row.group is not None and row.needed is not None and revenue > ZERO and months:
+            allowed = allowance(revenue, row.target or Decimal(0)) - row.other_cost
+            found[row.group] = tuple(feature_mends(row.group, row.needed - revenue, row.requests, allowed, months))
     return found
 
 
-def _part(amount: Money, whole: Money) -> Decimal | None:
-    return Decimal(amount.nanousd) / whole.nanousd if whole > ZERO else None
+def _part(amount: Money | None, whole: Money | None) -> Decimal | None:
+    return None if amount is None or whole is None or whole <= ZERO else Decimal(amount.nanousd) / whole.nanousd
 
 
 def _members(
-    ledger: LedgerQueries, period: Period, plans: Mapping[str, tuple[str, PlanConfig]], entries: Sequence[Entry]
+    ledger: LedgerQueries,
+    period: Period,
+    plans: Mapping[str, tuple[str, PlanConfig]],
+    entries: Sequence[Entry],
+    users: Collection[str | None] | None = None,
 ) -> Iterator[_Member]:
-    """Who made requests, month by month, and is on a plan by the tier of their latest request in it."""
+    """Who made requests, month by month, and is on a plan by the tier of their latest request in it; of these `users`
+    only, where some are named."""
     if not plans:
         return
     for month in months_of(period):
@@ -212,6 +225,7 @@ def _members(
         if inside is None:
             continue
         totals = ledger.totals("user", ReceiptFilter(from_ns=inside.from_ns, to_ns=inside.to_ns))
+        totals = [each for each in totals if users is None or each.group in users]
         recorded: dict[str, Money] = {}
         for entry in _revenue(entries, inside):
             if entry.user is not None:
@@ -237,7 +251,7 @@ def _recorded(ledger: LedgerQueries, entries: Sequence[Entry], period: Period) -
         amount = period.accrued(each.amount, _time(each))
         tier = each.tier or tiers.get(each.user or "")
         yield _Posting(
-            revenue=amount if each.kind == "revenue" else ZERO,
+            revenue=amount if each.kind == "revenue" else None,
             cost=amount if each.kind == "cost" else ZERO,
             feature=each.feature,
             tier=tier,
@@ -295,7 +309,7 @@ def _plans(
             plan=name,
             tier=tier,
             users=len({member.use.user for member in ours}),
-            revenue=Money.total(posting.revenue for posting in postings if posting.tier == tier),
+            revenue=Money.total(posting.revenue or ZERO for posting in postings if posting.tier == tier),
             ai_cost=Money.total(member.use.cost for member in ours),
             other_cost=other,
             over=len(over),
@@ -308,7 +322,6 @@ def _plans(
                     [member.paid for member in ours],
                     other,
                     parts / len(ours),
-                    only_plan=len(plans) == 1,
                 )
             )
             if ours

@@ -3,7 +3,7 @@ pages alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, cast, get_args
 
@@ -14,10 +14,10 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.periods import Period, month_of, parse_period
 from millicent.economics.bodies import body_of
 from millicent.economics.changes import ChangeReport, Drift, changes, drifts
-from millicent.economics.margin import Books, By, MarginReport, margins
+from millicent.economics.margin import Books, By, MarginReport, MarginRow, margins, of_users
 from millicent.economics.targets import Aim, Target, targets
 from millicent.economics.unit import UnitReport, units
-from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter
+from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter, Totals
 
 _FILTERS = tuple(name for name in ReceiptFilter.__struct_fields__ if name not in {"from_ns", "to_ns"})
 
@@ -59,6 +59,9 @@ class Reports:
         return margins(
             self.ledger, by, Period(period.from_ns, max(period.from_ns, min(period.to_ns, now_ns))), self.setting.books
         )
+
+    def users_margins(self, spent: Sequence[Totals], period: Period) -> dict[str | None, MarginRow]:
+        return of_users(self.ledger, spent, period, self.setting.books)
 
     def changes(self, before: Period, after: Period, where: ReceiptFilter | None = None) -> ChangeReport:
         return changes(self.ledger, before, after, where)

@@ -14,7 +14,7 @@ from millicent.core.money import ZERO, Money
 from millicent.core.receipts import Receipt
 from millicent.core.request import Attribution
 
-_COLUMNS = "name, limit_nanousd, every, per, only_value, hard, source"
+_COLUMNS = "name, limit_nanousd, every, per, only_value, tier, hard, source"
 
 # A hard budget gives only what it has: the insert finds no row where the hold would go beyond its limit.
 _TAKE = """
@@ -26,15 +26,14 @@ _TAKE = """
         NOT b.hard OR NOT :enforce OR coalesce(p.spent_nanousd + p.held_nanousd, 0) + :hold <= b.limit_nanousd)
 """
 
-# All of a receipt's holds grow, or none: no row is touched where any hard budget lacks the difference.
-_EXTEND = """
-    UPDATE holds SET held_nanousd = :hold
-    WHERE receipt = :receipt AND NOT settled AND held_nanousd < :hold AND NOT EXISTS (
-        SELECT 1 FROM holds AS h JOIN budgets AS b ON b.name = h.budget JOIN budget_periods AS p
-            USING (budget, subject, period_ns)
-        WHERE h.receipt = :receipt AND NOT h.settled AND b.hard
-            AND p.spent_nanousd + p.held_nanousd + :hold - h.held_nanousd > b.limit_nanousd)
+# The hard budgets of a receipt that lack what its hold is to grow by.
+_LACKING = """
+    SELECT 1 FROM holds AS h JOIN budgets AS b ON b.name = h.budget JOIN budget_periods AS p
+        USING (budget, subject, period_ns)
+    WHERE h.receipt = :receipt AND NOT h.settled AND h.held_nanousd < :hold AND b.hard
+        AND p.spent_nanousd + p.held_nanousd + :hold - h.held_nanousd > b.limit_nanousd
 """
+_EXTEND = "UPDATE holds SET held_nanousd = :hold WHERE receipt = :receipt AND NOT settled AND held_nanousd < :hold"
 
 
 def reserve(connection: sqlite3.Connection, receipt: Receipt, *, enforce: bool = True) -> None:
@@ -78,10 +77,12 @@ def is_bounded(connection: sqlite3.Connection, receipt_id: str) -> bool:
 
 
 def extend(connection: sqlite3.Connection, receipt_id: str, hold: Money) -> bool:
-    """Raise what a running receipt holds to `hold`, in all its budgets at once; False where one lacks the money."""
-    grown = connection.execute(_EXTEND, {"receipt": receipt_id, "hold": hold.nanousd})
-    if grown.rowcount == 0:
+    """Raise what a running receipt holds to `hold`, in all its budgets at once; False, and nothing changed, where one
+    lacks the money. One that was removed meanwhile lacks nothing."""
+    wanted = {"receipt": receipt_id, "hold": hold.nanousd}
+    if connection.execute(_LACKING, wanted).fetchone() is not None:
         return False
+    connection.execute(_EXTEND, wanted)
     connection.execute(
         "UPDATE receipts SET hold_nanousd = ? WHERE id = ? AND status IS NULL", (hold.nanousd, receipt_id)
     )
@@ -93,10 +94,7 @@ def grow(connection: sqlite3.Connection, receipt: Receipt) -> bool:
     lacks the money, or nobody can say what the attempt costs at most."""
     if receipt.hold is None:
         return not is_bounded(connection, receipt.id)
-    short = connection.execute(
-        "SELECT 1 FROM holds WHERE receipt = ? AND NOT settled AND held_nanousd < ?", (receipt.id, receipt.hold.nanousd)
-    )
-    return short.fetchone() is None or extend(connection, receipt.id, receipt.hold)
+    return extend(connection, receipt.id, receipt.hold)
 
 
 def any_budget(connection: sqlite3.Connection) -> bool:
@@ -117,8 +115,8 @@ def put_budget(connection: sqlite3.Connection, budget: Budget) -> None:
     """Add it, or change it. What was counted stays when its limit changes; one that applies to something else, or
     renews otherwise, starts from nothing."""
     connection.execute(
-        "DELETE FROM budgets WHERE name = ? AND (every, per, only_value) IS NOT (?, ?, ?)",
-        (budget.name, budget.every, budget.per, budget.only),
+        "DELETE FROM budgets WHERE name = ? AND (every, per, only_value, tier) IS NOT (?, ?, ?, ?)",
+        (budget.name, budget.every, budget.per, budget.only, budget.tier),
     )
     row = (
         budget.name,
@@ -126,11 +124,12 @@ def put_budget(connection: sqlite3.Connection, budget: Budget) -> None:
         budget.every,
         budget.per,
         budget.only,
+        budget.tier,
         budget.hard,
         budget.source,
     )
     connection.execute(
-        f"INSERT INTO budgets ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"  # noqa: S608 - our own names
+        f"INSERT INTO budgets ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"  # noqa: S608 - our own names
         " limit_nanousd = excluded.limit_nanousd, hard = excluded.hard, source = excluded.source",
         row,
     )
@@ -170,14 +169,15 @@ def _applying(connection: sqlite3.Connection, attribution: Attribution) -> Itera
         yield _budget(row)
 
 
-def _budget(row: tuple[str, int, str, str | None, str | None, int, str]) -> Budget:
-    name, limit_nanousd, every, per, only, hard, source = row
+def _budget(row: tuple[str, int, str, str | None, str | None, str | None, int, str]) -> Budget:
+    name, limit_nanousd, every, per, only, tier, hard, source = row
     return Budget(
         name=name,
         limit=Money(limit_nanousd),
         every=Every(every),
         per=per,  # type: ignore[arg-type] # the table checks it
         only=only,
+        tier=tier,
         hard=bool(hard),
         source=source,
     )

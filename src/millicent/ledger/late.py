@@ -14,15 +14,20 @@ from millicent.ledger import rows
 from millicent.ledger.reading import select
 
 # What tells two postings under one identifier apart; the rest follows from when they came.
-_SAME = ("role", "meter", "quantity", "unit", "amount_nanousd", "note")
+_SAME_LINE = ("role", "meter", "quantity", "unit", "amount_nanousd", "note")
+_SAME_FEEDBACK = ("score", "label", "comment")
+# People's words, which a purge takes away: nothing contradicts what is gone.
+_WORDS = frozenset({"note", "label", "comment"})
 
 
 def post_lines(connection: sqlite3.Connection, receipt_id: str, lines: Iterable[Line]) -> None:
-    """Append to a closed receipt. Raises NotFound and Conflict as the Ledger protocol says."""
-    found = connection.execute("SELECT status FROM receipts WHERE id = ?", (receipt_id,)).fetchone()
+    """Append to a closed receipt, later than it was settled whatever the system clock says. Raises NotFound and
+    Conflict as the Ledger protocol says."""
+    found = connection.execute("SELECT settled_at_ns FROM receipts WHERE id = ?", (receipt_id,)).fetchone()
     if found is None:
         raise _not_found(receipt_id)
-    if found[0] is None:
+    (settled_at_ns,) = found
+    if settled_at_ns is None:
         raise Conflict(
             f"Receipt `{receipt_id}` is still open: post its lines once its answer has ended, or send them with the "
             "request in `X-Millicent-Lines`.",
@@ -32,40 +37,51 @@ def post_lines(connection: sqlite3.Connection, receipt_id: str, lines: Iterable[
         "SELECT coalesce(max(ordinal), -1) + 1 FROM lines WHERE receipt = ?", (receipt_id,)
     ).fetchone()
     for line in lines:
-        row = rows.line_row(receipt_id, ordinal, line)
-        if line.id is not None and _is_there(connection, dict(zip(rows.LINE_COLUMNS, row, strict=True))):
+        posted_at_ns = max(line.posted_at_ns, settled_at_ns + 1)
+        row = rows.line_row(receipt_id, ordinal, msgspec.structs.replace(line, posted_at_ns=posted_at_ns))
+        if line.id is not None and _is_there(
+            connection, "lines", dict(zip(rows.LINE_COLUMNS, row, strict=True)), _SAME_LINE
+        ):
             continue
         connection.execute(rows.INSERT_LINE, row)
         ordinal += 1
 
 
-def _is_there(connection: sqlite3.Connection, row: dict[str, object]) -> bool:
-    """Raises Conflict where the identifier stands for another cost."""
-    there = select(connection, "SELECT * FROM lines WHERE receipt = ? AND id = ?", (row["receipt"], row["id"]))
+_CORRECTED_BY = {
+    "lines": "lines never change; post a correction with role `adjustment` and an id of its own.",
+    "feedback": "feedback never changes; send what you think now with an id of its own.",
+}
+
+
+def _is_there(connection: sqlite3.Connection, table: str, row: dict[str, object], same: Sequence[str]) -> bool:
+    """Raises Conflict where the identifier stands for something else."""
+    sql = f"SELECT * FROM {table} WHERE receipt = ? AND id = ?"  # noqa: S608 - our own names
+    there = select(connection, sql, (row["receipt"], row["id"]))
     if not there:
         return False
-    if different := [name for name in _SAME if there[0][name] != row[name]]:
+    kept = [name for name in same if there[0][name] is not None or name not in _WORDS]
+    if different := [name for name in kept if there[0][name] != row[name]]:
         what = different[0].removesuffix("_nanousd")
+        thing = "a line" if table == "lines" else "feedback"
         raise Conflict(
-            f"Receipt `{row['receipt']}` has a line `{row['id']}` with another {what}: "
-            "lines never change; post a correction with role `adjustment` and an id of its own.",
+            f"Receipt `{row['receipt']}` has {thing} `{row['id']}` with another {what}: {_CORRECTED_BY[table]}",
             param="id",
         )
     return True
 
 
 def add_feedback(connection: sqlite3.Connection, feedback: Iterable[Feedback]) -> None:
-    """Raises NotFound, and then nothing was added."""
+    """Raises NotFound, or Conflict where an `id` stands for other feedback, and then nothing was added."""
     for given in feedback:
         if connection.execute("SELECT 1 FROM receipts WHERE id = ?", (given.receipt,)).fetchone() is None:
             raise _not_found(given.receipt)
         row = msgspec.structs.asdict(given) | {"score": None if given.score is None else format(given.score, "f")}
+        if given.id is not None and _is_there(connection, "feedback", row, _SAME_FEEDBACK):
+            continue
         (row["ordinal"],) = connection.execute(
             "SELECT coalesce(max(ordinal), -1) + 1 FROM feedback WHERE receipt = ?", (given.receipt,)
         ).fetchone()
-        connection.execute(
-            rows.insert("feedback", row, "ON CONFLICT (receipt, id) WHERE id IS NOT NULL DO NOTHING"), row
-        )
+        connection.execute(rows.insert("feedback", row), row)
 
 
 def save_fits(connection: sqlite3.Connection, fits: Iterable[StepTimeFit]) -> None:

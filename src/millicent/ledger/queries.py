@@ -19,16 +19,20 @@ from millicent.core.clock import NS_PER_HOUR
 from millicent.core.entries import Entry, Kind
 from millicent.core.errors import InvalidRequest
 from millicent.core.fits import StepTimeFit
+from millicent.core.holdouts import Held
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
-from millicent.core.tallies import Tally
+from millicent.core.tallies import Sums, Tally
 from millicent.core.usage import Provenance
 from millicent.ledger import tallies, waste
 from millicent.ledger.answers import Answer as Answer  # noqa: PLC0414 - for rooms that may import only this module
 from millicent.ledger.answers import newest_answers
 from millicent.ledger.budgets import read_balances, read_budgets
 from millicent.ledger.entries import latest_tiers, read_entries
+from millicent.ledger.finding import newest
 from millicent.ledger.hits import CacheUse, cache_use
+from millicent.ledger.holdouts import Drawn as Drawn  # noqa: PLC0414 - for rooms that may import only this module
+from millicent.ledger.holdouts import drawn
 from millicent.ledger.late import fits_of, latest_fits
 from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
@@ -38,6 +42,7 @@ from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql
 from millicent.ledger.rows import receipt_of
 from millicent.ledger.samples import sample_rows
 from millicent.ledger.schema import refuse_other_version, unavailable
+from millicent.ledger.tallies import Kind as Kept
 from millicent.ledger.verification import problems
 from millicent.ledger.worth import (
     ROLE_COSTS,
@@ -192,11 +197,13 @@ class LedgerQueries:
             if connection is None:
                 return ReceiptPage((), None)
             condition, values = _condition(where)
+            from_ns, to_ns = _bounds(where)
             if after is not None:
+                place = _place_of(connection, after)
                 condition += " AND (created_at_ns, id) < (?, ?)"
-                values = [*values, *_place_of(connection, after)]
-            sql = f"SELECT id FROM receipts WHERE {condition} ORDER BY created_at_ns DESC, id DESC LIMIT ?"  # noqa: S608 - columns are ours
-            ids = [receipt_id for (receipt_id,) in connection.execute(sql, (*values, limit + 1))]
+                values, to_ns = [*values, *place], min(to_ns, place[0] + 1)
+            found = newest(connection, _fixed(where), condition, values, from_ns, to_ns, limit + 1)
+            ids = [receipt_id for _, receipt_id in found]
             page = _judged(connection, ids[:limit])
         return ReceiptPage(tuple(page), ids[limit - 1] if len(ids) > limit else None)
 
@@ -259,8 +266,7 @@ class LedgerQueries:
         with self._snapshot() as connection:
             if connection is None or fixed.get("status") == RUNNING:
                 return []
-            from_ns = _storable(-(2**63) if where.from_ns is None else where.from_ns)
-            to_ns = _storable(2**63 - 1 if where.to_ns is None else where.to_ns)
+            from_ns, to_ns = _bounds(where)
             grouped = None if label_of else by
             if book == ACTUAL:
                 coarsest_s = MONTH_S if grouped else DAY_S if by != "hour" and zone == "UTC" else QUARTER_S
@@ -284,27 +290,42 @@ class LedgerQueries:
         """What requests took, by several things at once; a month, day or hour comes last. Features and models are
         answered from what is kept for it; anything else is read from receipts, and is None where that would be more
         than `tallies.MOST_DETAIL`: at once where the number of `requests` is known."""
+        return self._tallied(Tally, by, where, zone, requests)
+
+    def sums(self, by: Sequence[GroupBy], where: ReceiptFilter) -> dict[tuple[str | None, ...], Sums] | None:
+        """The same without histograms, which are most of the work."""
+        return self._tallied(Sums, by, where, "UTC", 0)
+
+    def _tallied(
+        self, kind: type[Kept], by: Sequence[GroupBy], where: ReceiptFilter, zone: str, requests: int
+    ) -> dict[tuple[str | None, ...], Kept] | None:
         time = next((name for name in by if name in _TIMES), None)
         label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
         coarsest_s = (
             DAY_S if time is None or (time != "hour" and zone == "UTC") else 3600 if zone == "UTC" else QUARTER_S
         )
+        columns = [name for name in by if name not in _TIMES]
         with self._snapshot() as connection:
             if connection is None:
                 return {}
-            found = tallies.read(
-                connection,
-                [name for name in by if name not in _TIMES],
-                _fixed(where),
-                _storable(-(2**63) if where.from_ns is None else where.from_ns),
-                _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
-                label_of,
-                coarsest_s,
-                requests,
-            )
+            asked = (_fixed(where), *_bounds(where), label_of, coarsest_s, requests)
+            found = tallies.read(kind, connection, columns, *asked)
         if found is None:
             return None
         return {tuple(member or None for member in key): tally for key, tally in found.items() if tally.requests}
+
+    def requests_by_hour(self, where: ReceiptFilter) -> dict[int, int]:
+        """Closed requests of each UTC hour, by its start in nanoseconds; hours without any aren't there."""
+        fixed = _fixed(where)
+        with self._snapshot() as connection:
+            if connection is None or fixed.get("status") == RUNNING:
+                return {}
+            sql, values = sums_sql(connection, None, fixed, *_bounds(where), ["requests"], coarsest_s=QUARTER_S)
+            hourly = (
+                f"SELECT member - member % {NS_PER_HOUR} AS hour_ns, sum(requests) AS requests FROM ({sql})"  # noqa: S608 - our own text
+                " GROUP BY hour_ns HAVING requests != 0 ORDER BY hour_ns"
+            )
+            return dict(connection.execute(hourly, values).fetchall())
 
     def first_days_ns(self) -> dict[str | None, int]:
         """When the first day (UTC) began on which each feature was asked for, None for none. Receipts of an older
@@ -334,6 +355,9 @@ class LedgerQueries:
 
     def coverage(self, where: ReceiptFilter) -> list[Coverage]:
         """How much each routing policy was asked for, and what it did. Of receipts whose detail is kept."""
+        sums = self.sums((), where)
+        if sums is not None and not any(each.routed for each in sums.values()):
+            return []  # where nobody routes, not every receipt need be read
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
 
@@ -341,6 +365,12 @@ class LedgerQueries:
         """What the response cache gave, of what it was asked for. Of receipts whose detail is kept."""
         with self._snapshot() as connection:
             return [] if connection is None else cache_use(connection, *_condition(where))
+
+    def drawn(self, lever: Held, where: ReceiptFilter) -> list[Drawn]:
+        """Those with the lever and those held out from it, by what was drawn together. Of receipts whose detail is
+        kept."""
+        with self._snapshot() as connection:
+            return [] if connection is None else drawn(connection, lever, *_condition(where))
 
     def waste(self, where: ReceiptFilter, *, most: int = waste.MOST_READ) -> waste.WasteReport:
         """What was paid for that nobody had any use of, or that could have cost less. Reads the latest `most` of the
@@ -530,6 +560,14 @@ def _condition(where: ReceiptFilter) -> tuple[str, list[object]]:
             parts.append({"from_ns": "created_at_ns >= ?", "to_ns": "created_at_ns < ?"}.get(name, f"{name} = ?"))
             values.append(_storable(value) if isinstance(value, int) else value)
     return " AND ".join(parts), values
+
+
+def _bounds(where: ReceiptFilter) -> tuple[int, int]:
+    """All of time where it has no times of its own."""
+    return (
+        _storable(-(2**63) if where.from_ns is None else where.from_ns),
+        _storable(2**63 - 1 if where.to_ns is None else where.to_ns),
+    )
 
 
 def _totals(group: str | None, figures: Sequence[int]) -> Totals:

@@ -32,10 +32,11 @@ ROLE_MEASURES = {role: f"{role}_nanousd" for role in Role}
 
 
 def verdict_sql(before: str = "") -> str:
-    """Whether receipt `r` is useful: the latest verdict by feedback beats the one on the output."""
+    """Whether receipt `r` is useful: the latest verdict by feedback beats the one on the output. In the order in which
+    it came: the system clock may have been set in between."""
     return (
         f"coalesce((SELECT f.useful FROM feedback AS f WHERE f.receipt = r.id AND f.useful IS NOT NULL {before}"
-        " ORDER BY f.posted_at_ns DESC, f.ordinal DESC LIMIT 1), r.useful)"
+        " ORDER BY f.ordinal DESC LIMIT 1), r.useful)"
     )
 
 
@@ -73,6 +74,7 @@ class Cube(NamedTuple):
 # From the smallest: the first that has what is asked for answers.
 CUBES: dict[str, Cube] = {
     "time": Cube(("status",), (QUARTER_S, DAY_S, MONTH_S)),
+    "place": Cube(("model", "placement", "status"), (QUARTER_S, DAY_S, MONTH_S)),
     "user": Cube(("user", "status"), (QUARTER_S, DAY_S, MONTH_S)),
     "work": Cube(("feature", "team", "model", "key", "tier", "status", "placement"), (QUARTER_S, DAY_S, MONTH_S)),
     # In a quarter-hour there would be as many sums as receipts: the ends of a range are added up from those.

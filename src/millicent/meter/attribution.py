@@ -107,23 +107,27 @@ class StepTimeShares:
         coefficients = model.better(least_steps)
         if coefficients is None:
             return
+        whose = (record.device, record.model, self._configuration)
+        model.use(self.version_of(whose, coefficients, model.fitter, model.steps_before))
+
+    def version_of(
+        self, whose: tuple[str, str, str], coefficients: Coefficients, fitter: Fitter, steps_before: int = 0
+    ) -> StepTimeFit:
+        """A fit that is in use from now on, as a version that the ledger must be given. `whose` is its device, model
+        and configuration; `steps_before` those that earlier versions were learned from."""
+        device, model, configuration = whose
         fit = StepTimeFit(
             version=self._ids.new("fit"),
-            device=record.device,
-            model=record.model,
-            configuration=self._configuration,
-            fixed_ns=coefficients.fixed_ns,
-            weights_ns=coefficients.weights_ns,
-            row_ns=coefficients.row_ns,
-            sampled_row_ns=coefficients.sampled_row_ns,
-            kv_token_ns=coefficients.kv_token_ns,
-            pair_ns=coefficients.pair_ns,
-            steps=model.steps,
-            error=model.fitter.error,
+            device=device,
+            model=model,
+            configuration=configuration,
+            **msgspec.structs.asdict(coefficients),
+            steps=steps_before + fitter.steps,
+            error=fitter.error,
             fitted_at_ns=self._clock.now_ns(),
         )
-        model.use(fit)
         self._unsaved.append(fit)
+        return fit
 
 
 class _Model:
@@ -132,24 +136,18 @@ class _Model:
     def __init__(self, fit: StepTimeFit | None = None) -> None:
         self.fit: StepTimeFit | None = None
         self.coefficients: Coefficients | None = None
-        self._steps_before = 0
+        self.steps_before = 0
         if fit is not None:
             self.use(fit)
-            self._steps_before = fit.steps
+            self.steps_before = fit.steps
         self.fitter = Fitter(known=self.coefficients)
         self._next_fit = _LEAST_STEPS
         self._unobserved_ns = _OBSERVED_EVERY_NS
         self._latest: deque[Work] = deque(maxlen=_LATEST_STEPS)
 
-    @property
-    def steps(self) -> int:
-        return self._steps_before + self.fitter.steps
-
     def use(self, fit: StepTimeFit) -> None:
         self.fit = fit
-        self.coefficients = Coefficients(
-            fit.fixed_ns, fit.weights_ns, fit.row_ns, fit.sampled_row_ns, fit.kv_token_ns, fit.pair_ns
-        )
+        self.coefficients = Coefficients.of(fit)
 
     def weights(self, sequences: Sequence[SequenceWork]) -> Sequence[int]:
         if self.coefficients is None or not sequences:

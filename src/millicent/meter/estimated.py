@@ -7,24 +7,30 @@ time. What others have there takes its part, as far as the engine's own figures 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from millicent.core.clock import NS_PER_MS, Clock
+from millicent.core.fits import StepTimeFit
 from millicent.core.steps import DeviceState, SequenceWork, StepRecord
+from millicent.meter.attribution import StepTimeShares
 from millicent.meter.energy import EnergySource
 from millicent.meter.meter import OTHERS, Meter
 from millicent.meter.placements import Placement
-from millicent.step_time import Stream, UnseenSteps
+from millicent.step_time import Coefficients, Stream, UnseenSteps
 
 # Stretches in which nobody comes or goes are about so long.
 _STRETCH_NS = 200 * NS_PER_MS
+# What its fits say instead of a model: see EstimatedDevice.
+ANY_MODEL = "*"
 
 
 class Flight(Stream):
     """One call on its way there and back."""
 
-    def __init__(self, device: EstimatedDevice, number: int, model: str, prompt_tokens: int, choices: int) -> None:
-        super().__init__(prompt_tokens, choices)
+    def __init__(
+        self, device: EstimatedDevice, number: int, model: str, prompt_tokens: int, answers: int, prompts: int
+    ) -> None:
+        super().__init__(prompt_tokens, answers, prompts)
         self.number = number
         self.model = model
         self.entered_ns = 0
@@ -45,9 +51,19 @@ class Flight(Stream):
 class EstimatedDevice:
     """One placement's engine, taken to serve one model at a time, and watched by `meter` as `estimated:PLACEMENT`."""
 
-    def __init__(self, placement: Placement, meter: Meter, clock: Clock, numbers: Iterator[int]) -> None:
-        """`numbers` of sequences that no other device uses; none is OTHERS."""
+    def __init__(
+        self,
+        placement: Placement,
+        meter: Meter,
+        clock: Clock,
+        numbers: Iterator[int],
+        versions: StepTimeShares,
+        configuration: str = "",
+    ) -> None:
+        """`numbers` of sequences that no other device uses; none is OTHERS. What is learned of its steps goes to
+        `versions`, for the ledger; `configuration` is what they depend on."""
         self.name = f"estimated:{placement.name}"
+        self.configuration = configuration
         self._meter = meter
         self._clock = clock
         self._numbers = numbers
@@ -56,25 +72,39 @@ class EstimatedDevice:
         self._others = 0
         self._index = 0
         self._steps = UnseenSteps()
+        self._versions = versions
+        self._fit: StepTimeFit | None = None
+        self._steps_before = 0
 
     def watch(self, placement: Placement, energy: EnergySource | None = None) -> None:
         """Begin. It is up as long as this gateway watches: whether it is down in between, nobody here knows."""
         self._meter.add_device(self.name, placement, energy=energy)
         self._meter.device_state(self.name, DeviceState.UP, self._clock.monotonic_ns())
 
+    def load_fit(self, fits: Sequence[StepTimeFit]) -> None:
+        """Go on from what the ledger has of this device, before the first call; of nothing, from nothing."""
+        for fit in fits:
+            self._fit, self._steps_before = fit, fit.steps
+            self._steps = UnseenSteps(Coefficients.of(fit))
+
+    @property
+    def costs(self) -> Coefficients | None:
+        """What its steps take; None until that is learned."""
+        return self._steps.learned
+
     @property
     def flights(self) -> int:
         return len(self._flights)
 
-    def enter(self, model: str, prompt_tokens: int, choices: int = 1) -> Flight:
-        """A call is about to be sent."""
+    def enter(self, model: str, prompt_tokens: int, answers: int = 1, prompts: int = 1) -> Flight:
+        """A call is about to be sent, whose prompts have so many tokens together."""
         now_ns = self._clock.monotonic_ns()
         # What only waits so far may never have arrived: its time is not yet anybody's.
         if any(flight.answering for flight in self._flights.values()):
             self._settle(now_ns)
         for other in self._flights.values():
             other.alone = False
-        flight = Flight(self, next(self._numbers), model, max(1, prompt_tokens), max(1, choices))
+        flight = Flight(self, next(self._numbers), model, max(1, prompt_tokens), answers, prompts)
         if not self._flights:
             self._since_ns = now_ns
             flight.alone = True
@@ -129,6 +159,7 @@ class EstimatedDevice:
         there = [flight for flight in self._flights.values() if not flight.queued]
         if now_ns <= start_ns or not there:
             return
+        version = self._version()
         split = self._steps.split(there, now_ns - start_ns, self._others)
         works, weights = [], split.weights
         for flight, rows in zip(there, split.rows, strict=True):
@@ -140,4 +171,14 @@ class EstimatedDevice:
             weights = [*weights, split.others_weight]
         record = StepRecord(self.name, there[0].model, self._index, start_ns, now_ns - start_ns, tuple(works))
         self._index += 1
-        self._meter.stretch(record, weights, split.steps)
+        self._meter.stretch(record, weights, split.steps, version)
+
+    def _version(self) -> str | None:
+        """The fit by which a stretch is split now; None while nothing is learned."""
+        costs = self._steps.learned
+        if costs is None or self._steps.fitter is None:
+            return None
+        if self._fit is None or Coefficients.of(self._fit) != costs:
+            whose = (self.name, ANY_MODEL, self.configuration)
+            self._fit = self._versions.version_of(whose, costs, self._steps.fitter, self._steps_before)
+        return self._fit.version

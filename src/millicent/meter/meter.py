@@ -139,10 +139,10 @@ class Meter:
         entries = (self._sequences.get(work.sequence) for work in record.sequences)
         self.steps.add(record, [None if entry is None else entry[0].id for entry in entries], weights)
 
-    def stretch(self, record: StepRecord, weights: Sequence[int], steps: int) -> None:
-        """About so many steps of a device that doesn't show them, taken together, and how to split their time. Work of
-        sequence `OTHERS` is overhead: whose it is, this gateway can't know."""
-        self._split(self._session(record.device), record, weights, None, steps)
+    def stretch(self, record: StepRecord, weights: Sequence[int], steps: int, version: str | None) -> None:
+        """About so many steps of a device that doesn't show them, taken together, and how to split their time, by the
+        fit of this `version`. Work of sequence `OTHERS` is overhead: whose it is, this gateway can't know."""
+        self._split(self._session(record.device), record, weights, version, steps)
 
     def _split(
         self, session: _Session, record: StepRecord, weights: Sequence[int], version: str | None, steps: int = 1
@@ -191,8 +191,8 @@ class Meter:
         for receipt in before.values():
             receipt.device = record.device
             receipt.step_time_version = version
-            if receipt.first_step_at_ns is None:
-                receipt.first_step_at_ns = self._clock.utc_ns(record.start_ns)
+            if receipt.first_step_ns is None:
+                receipt.first_step_ns = record.start_ns
             receipt.steps += steps
             receipt.batch_sum += steps * len(entries)
         for i, (entry, work) in enumerate(zip(entries, record.sequences, strict=True)):
@@ -288,7 +288,7 @@ class _Receipt:
 
     __slots__ = (
         "accepted_tokens", "batch_sum", "bound_ns", "decode_ns", "device", "drafted_tokens", "energy",
-        "first_step_at_ns", "id", "known", "near", "next_ns", "prefill_ns", "recomputed_tokens", "sequences", "shares",
+        "first_step_ns", "id", "known", "near", "next_ns", "prefill_ns", "recomputed_tokens", "sequences", "shares",
         "step_ns", "step_time_version", "steps", "uncharged_ns", "usage",
     )  # fmt: skip
 
@@ -298,7 +298,7 @@ class _Receipt:
         self.known: list[Provenance] = []
         self.sequences: list[int] = []
         self.device: str | None = None
-        self.first_step_at_ns: int | None = None
+        self.first_step_ns: int | None = None
         self.shares: dict[tuple[int, str, int], int] = defaultdict(int)
         self.prefill_ns = 0
         self.decode_ns = 0
@@ -362,7 +362,7 @@ class _Receipt:
             self.usage(),
             accelerator,
             shares,
-            self.first_step_at_ns,
+            self.first_step_ns,
             self.energy.energy,
             self.uncharged_ns,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 import msgspec
@@ -22,9 +22,22 @@ from millicent.step_time import Coefficients
 _HOUR_NS_PER_NANOUSD = 3600
 
 
+# More than any prompt has.
+ALL_INPUT = 1 << 62
+
+
+class CachedInput(msgspec.Struct, frozen=True):
+    """What a provider's cache makes of the input: tokens that are expected to be read from it and written to it, and
+    what there may be at most where nothing is there yet. What the input hasn't got doesn't count."""
+
+    expected: dict[Leaf, int]
+    at_most: dict[Leaf, int]
+
+
 class Asked(msgspec.Struct, frozen=True):
-    """What is to be quoted. `limit` is the most output tokens there can be; `batch` how many will run beside each other
-    on the device, this one included."""
+    """What is to be quoted. `limit` is the most output tokens there can be, over all choices; `batch` how many will run
+    beside each other on the device, this one included. Input that was only guessed (assumed) may be half or twice as
+    much."""
 
     model: str
     placement: Placement
@@ -34,6 +47,12 @@ class Asked(msgspec.Struct, frozen=True):
     feature: str | None
     batch: int = 1
     prices: Prices | None = None
+    cached: CachedInput | None = None
+
+    @property
+    def input_interval(self) -> Interval:
+        off = 2 if self.input_provenance is Provenance.ASSUMED else 1
+        return Interval(self.input_tokens // off, self.input_tokens, self.input_tokens * off)
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -49,6 +68,7 @@ class Answered(msgspec.Struct, frozen=True):
     times: Times
     limit: int | None = None
     cached_tokens: int = 0
+    placement: str = ""
 
     @classmethod
     def of(cls, receipt: Receipt, batch: int | None = None, limit: int | None = None) -> Answered | None:
@@ -68,23 +88,24 @@ class Answered(msgspec.Struct, frozen=True):
             times=Times(ran.serving_ns if known else None, took.ttft_ns, took.total_ns),
             limit=limit,
             cached_tokens=receipt.usage.tokens(Leaf.INPUT_CACHE_READ) or 0,
+            placement=receipt.placement or "",
         )
 
 
 class Quoter:
     """Learns from every answer, and forgets at the end of the process: the ledger holds what to learn from again.
 
-    `fit` gives a model's step-time coefficients, where there are any.
+    `fit` gives the step-time coefficients of a model at a placement, where there are any.
     """
 
-    def __init__(self, fit: Callable[[str], Coefficients | None]) -> None:
+    def __init__(self, fit: Callable[[str, str], Coefficients | None]) -> None:
         self._fit = fit
         self._lengths = OutputLengths()
         self._durations = DurationModel()
 
     def quote(self, asked: Asked) -> Quote:
         length = self._lengths.forecast(asked.model, asked.feature, asked.input_tokens, asked.limit)
-        fit = self._fit(asked.model)
+        fit = self._fit(asked.model, asked.placement.name)
         durations = self._durations.predict(asked.model, fit, asked.input_tokens, length.tokens, asked.batch)
         if asked.placement.kind == "api":
             cost, known = _cost_of_tokens(asked, length)
@@ -110,9 +131,10 @@ class Quoter:
         not known how long the model takes."""
         placement = asked.placement
         if placement.kind == "api":
-            return _TokensCost(asked, asked.prices.standard if asked.prices else None)(output_tokens)
+            return _TokensCost(asked.input_tokens, asked.prices.standard if asked.prices else None)(output_tokens)
         output = Interval(output_tokens, output_tokens, output_tokens)
-        took = self._durations.predict(asked.model, self._fit(asked.model), asked.input_tokens, output, asked.batch)
+        fit = self._fit(asked.model, placement.name)
+        took = self._durations.predict(asked.model, fit, asked.input_tokens, output, asked.batch)
         rate = placement.receipt_list_usd_per_hour
         if rate is None or took.provenance is Provenance.ASSUMED:
             return None
@@ -138,7 +160,7 @@ class Quoter:
                 cut=answered.cut,
                 promised=promised,
             )
-        fit = self._fit(answered.model)
+        fit = self._fit(answered.model, answered.placement)
         computed = max(0, answered.input_tokens - answered.cached_tokens)
         self._durations.learn(answered.model, fit, computed, answered.output_tokens, answered.batch, answered.times)
 
@@ -149,9 +171,9 @@ def serving_ns_within(cost: Money, usd_per_hour: Decimal) -> int:
 
 
 def output_tokens_within(cost: Money, asked: Asked, most: int) -> int:
-    """The longest output, at most `most`, whose tokens cost no more than this together with the input; -1 when even
-    the input costs more, or it has no price."""
-    cost_of = _own_cost(asked)
+    """The longest output, at most `most`, whose tokens cost no more than this together with all the input there may be;
+    -1 when even the input costs more, or it has no price."""
+    cost_of = _most_cost(asked)
     low, high = -1, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -161,6 +183,11 @@ def output_tokens_within(cost: Money, asked: Asked, most: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def most_cost(asked: Asked) -> Money | None:
+    """What its tokens can cost at most; None where nothing limits the output, or something has no price."""
+    return None if asked.limit is None else _most_cost(asked)(asked.limit)
 
 
 def _cost_of_time(placement: Placement, durations: Durations) -> tuple[CostInterval | None, Provenance]:
@@ -173,30 +200,48 @@ def _cost_of_time(placement: Placement, durations: Durations) -> tuple[CostInter
 
 
 def _cost_of_tokens(asked: Asked, length: Length) -> tuple[CostInterval | None, Provenance]:
-    tokens, cost_of = length.tokens, _own_cost(asked)
-    costs = {each: cost_of(each) for each in {tokens.low, tokens.expected, tokens.high}}
-    low, expected, high = costs[tokens.low], costs[tokens.expected], costs[tokens.high]
+    read, written = asked.input_interval, length.tokens
+    cached = {} if asked.cached is None else asked.cached.expected
+    low = _own_cost(asked, read.low, cached)(written.low)
+    expected = _own_cost(asked, read.expected, cached)(written.expected)
+    high = _most_cost(asked)(written.high)
     if low is None or expected is None or high is None:
         return None, Provenance.UNKNOWN
     return CostInterval(low, expected, high), asked.input_provenance
 
 
-def _own_cost(asked: Asked) -> _TokensCost:
+def _own_cost(asked: Asked, input_tokens: int, cached: Mapping[Leaf, int]) -> _TokensCost:
     """At the service's prices, less the contract's discount."""
-    return _TokensCost(asked, asked.prices.service if asked.prices else None, asked.placement.discount)
+    return _TokensCost(input_tokens, asked.prices.service if asked.prices else None, asked.placement.discount, cached)
+
+
+def _most_cost(asked: Asked) -> _TokensCost:
+    """With all the input there may be."""
+    return _own_cost(asked, asked.input_interval.high, {} if asked.cached is None else asked.cached.at_most)
 
 
 class _TokensCost:
     """What output of any length costs together with the input, as `pricing.token_lines` has it; called with a number
     of tokens. None where something has no price."""
 
-    def __init__(self, asked: Asked, prices: PriceList | None, discount: Decimal = Decimal(0)) -> None:
-        tier = TokenPrices() if prices is None else prices.tier(asked.input_tokens)
+    def __init__(
+        self,
+        input_tokens: int,
+        prices: PriceList | None,
+        discount: Decimal = Decimal(0),
+        cached: Mapping[Leaf, int] | None = None,
+    ) -> None:
+        tier = TokenPrices() if prices is None else prices.tier(input_tokens)
         self._paid = 1 - discount
         self._output = unit_price(Leaf.OUTPUT_TEXT, tier)
-        known = [(asked.input_tokens, unit_price(Leaf.INPUT_FRESH, tier)), (1, tier.request_fee)]
-        if tier.request_fee is None:
-            known.pop()
+        known = []
+        for leaf, tokens in (cached or {}).items():
+            tokens = min(tokens, input_tokens)  # noqa: PLW2901
+            input_tokens -= tokens
+            known.append((tokens, unit_price(leaf, tier)))
+        known.append((input_tokens, unit_price(Leaf.INPUT_FRESH, tier)))
+        if tier.request_fee is not None:
+            known.append((1, tier.request_fee))
         self._beside = [self._line(quantity, each) for quantity, each in known if quantity]
 
     def __call__(self, output_tokens: int) -> Money | None:

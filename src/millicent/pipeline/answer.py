@@ -20,18 +20,18 @@ from millicent.routing.policies import Decision
 
 
 class Progress:
-    """What came of one attempt, and when: times are UTC nanoseconds, `tokens` how many came so far. `known` is how they
-    are known; `input_tokens` of the call, None where nobody has counted them."""
+    """What came of one attempt, and when: times are monotonic nanoseconds, `tokens` how many came so far. `known` is
+    how they are known; `input_tokens` of the call, None where nobody has counted them."""
 
     __slots__ = (
-        "_cached_tokens", "_input_tokens", "_known", "_noted", "_vector_tokens", "first_token_at_ns",
-        "last_token_at_ns", "tokens",
+        "_cached_tokens", "_input_tokens", "_known", "_noted", "_vector_tokens", "first_token_ns", "last_token_ns",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, known: Provenance = Provenance.UNKNOWN, input_tokens: int | None = None) -> None:
         self.tokens = 0
-        self.first_token_at_ns: int | None = None
-        self.last_token_at_ns: int | None = None
+        self.first_token_ns: int | None = None
+        self.last_token_ns: int | None = None
         self._known = known
         self._input_tokens = input_tokens
         self._cached_tokens: int | None = None
@@ -47,9 +47,9 @@ class Progress:
         if chunk.tokens == 0:
             return
         self.tokens += chunk.tokens
-        self.last_token_at_ns = at_ns
-        if self.first_token_at_ns is None:
-            self.first_token_at_ns = at_ns
+        self.last_token_ns = at_ns
+        if self.first_token_ns is None:
+            self.first_token_ns = at_ns
 
     def usage(self) -> Usage:
         """So far."""
@@ -59,7 +59,7 @@ class Progress:
             return Usage()
         leaves = {Leaf.OUTPUT_TEXT: self.tokens}
         if self._input_tokens is not None:
-            leaves[Leaf.INPUT_FRESH] = self._input_tokens - (self._cached_tokens or 0)
+            leaves[Leaf.INPUT_FRESH] = max(0, self._input_tokens - (self._cached_tokens or 0))
         if self._cached_tokens is not None:
             leaves[Leaf.INPUT_CACHE_READ] = self._cached_tokens
         return Usage({leaf: Count(tokens, self._known) for leaf, tokens in leaves.items()})
@@ -81,11 +81,15 @@ class Answer:
     """Text that waits for a slow reader is merged, so that memory holds one answer and no more.
 
     The answer is driven, and its receipt closed, whether or not anybody reads. With `keep`, its whole text is kept, to
-    be judged or cached; with `claimed`, for the ledger too. `beside` is how others' latency targets see it.
+    be judged or cached; with `claimed`, for the ledger too. `beside` is how others' latency targets see it. `begun_ns`
+    is the monotonic time at which the receipt was created: the system clock may be set before it closes.
     """
 
-    def __init__(self, opened: Receipt, beside: Beside, *, keep: bool = False, claimed: bool = False) -> None:
+    def __init__(
+        self, opened: Receipt, beside: Beside, begun_ns: int, *, keep: bool = False, claimed: bool = False
+    ) -> None:
         self.opened = opened
+        self.begun_ns = begun_ns
         self.beside = beside
         self.model = opened.model  # that is asked now
         self.closing: Receipt | None = None  # final, and on its way to the ledger

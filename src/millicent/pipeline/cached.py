@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from millicent.caching.cache import Lookup, Outcome, ResponseCache, worth_keeping
+from millicent.caching.rules import Directives
 from millicent.caching.store import CachedAnswer
+from millicent.core import holdouts
 from millicent.core.chunks import End, FinishReason, merge_texts
 from millicent.core.clock import NS_PER_S, Clock
-from millicent.core.errors import MillicentError, UpstreamTimeout
+from millicent.core.errors import MillicentError, NotCached, UpstreamTimeout
 from millicent.core.money import ZERO, Money
 from millicent.core.receipts import (
     RESPONSE_CACHE,
@@ -45,10 +47,21 @@ class CachedAnswers:
         self._features = features
         self._clock = clock
 
-    def look(self, request: Request, cache_control: str | None) -> Lookup | None:
-        if self._cache is None:
-            return None
-        return self._cache.look(request, self._features.placements(request.attribution.feature), cache_control)
+    def look(self, request: Request, cache_control: str | None, arm: holdouts.Arm | None) -> Lookup | None:
+        """What there is for it, as `ResponseCache.look`. Raises NotCached where only that would do, and there is
+        nothing."""
+        lookup = None
+        if self._cache is not None:
+            allowed = self._features.placements(request.attribution.feature)
+            lookup = self._cache.look(request, allowed, cache_control, arm)
+        found = lookup is not None and lookup.answer is not None
+        if cache_control and not found and Directives.of(cache_control).only_kept:
+            raise NotCached(
+                "No answer to this request is kept, and `Cache-Control: only-if-cached` asks for nothing else: leave "
+                "it out to have the model run.",
+                param="cache-control",
+            )
+        return lookup
 
     def opened(self, lookup: Lookup) -> Receipt:
         """Of a request that no backend has been asked for. It holds nothing but the costs that it came with, and has a
@@ -68,11 +81,10 @@ class CachedAnswers:
             policy=(policy_of(request.latency_target_ms) or {}) | told(lookup),
         )
 
-    def hit(self, opened: Receipt, found: CachedAnswer) -> tuple[Receipt, End]:
+    def hit(self, answer: Answer, found: CachedAnswer) -> tuple[Receipt, End]:
         """The same usage, as it is the same answer; its cost is the lookup's. Saved is all that running it would have
         cost at list price, beside what routing would have saved of that."""
-        now_ns = self._clock.now_ns()
-        took_ns = now_ns - opened.created_at_ns
+        opened, took_ns = answer.opened, self._clock.monotonic_ns() - answer.begun_ns
         saved: dict[str, Money] = {}
         policy = (opened.policy or {}) | {RESPONSE_CACHE: Outcome.HIT.value, FILLED_BY: found.receipt}
         if found.list_price is not None:
@@ -82,7 +94,7 @@ class CachedAnswers:
         end = End(FinishReason(found.finish_reason or FinishReason.STOP), found.usage, choices=found.reasons)
         closed = msgspec.structs.replace(
             opened,
-            settled_at_ns=now_ns,
+            settled_at_ns=max(self._clock.now_ns(), opened.created_at_ns),
             status=Status.SUCCEEDED,
             served_model=found.served_model,
             backend=RESPONSE_CACHE,
@@ -97,16 +109,16 @@ class CachedAnswers:
         )
         return msgspec.structs.replace(closed, policy=with_verdict(closed)), end
 
-    def refused(self, opened: Receipt, error: MillicentError | None) -> tuple[Receipt, End]:
+    def refused(self, answer: Answer, error: MillicentError | None) -> tuple[Receipt, End]:
         """It waited for an answer that didn't come: nobody wants it any more, or it can't be run."""
-        now_ns = self._clock.now_ns()
+        opened = answer.opened
         reason = FinishReason.CANCELLED if error is None else FinishReason.ERROR
         closed = msgspec.structs.replace(
             opened,
-            settled_at_ns=now_ns,
+            settled_at_ns=max(self._clock.now_ns(), opened.created_at_ns),
             status=Status.CANCELLED if error is None else Status.REFUSED,
             finish_reason=reason.value,
-            timing=Timing(total_ns=now_ns - opened.created_at_ns),
+            timing=Timing(total_ns=self._clock.monotonic_ns() - answer.begun_ns),
             error=None if error is None else error.message,
             **_NOTHING_RAN,
         )
@@ -188,7 +200,8 @@ def told(lookup: Lookup | None) -> dict[str, str]:
     """What a receipt says of the cache, beside what made it choose a model."""
     if lookup is None:
         return {}
-    return {RESPONSE_CACHE: lookup.outcome.value} | ({} if lookup.why is None else {WHY: lookup.why})
+    why = {} if lookup.why is None else {WHY: lookup.why}
+    return {RESPONSE_CACHE: lookup.outcome.value} | why | holdouts.told(lookup.arm)
 
 
 # Known, and nothing.

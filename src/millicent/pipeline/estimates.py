@@ -8,6 +8,7 @@ import msgspec
 
 from millicent.caching.prompt_caching import Marks
 from millicent.core.errors import PaymentRequired
+from millicent.core.guesses import guessed_input_tokens
 from millicent.core.money import Money
 from millicent.core.protocols import Backend, Call
 from millicent.core.quotes import Quote
@@ -16,12 +17,10 @@ from millicent.core.request import Request
 from millicent.core.usage import Provenance
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook, Prices
-from millicent.meter.quotes import Asked, Quoter, output_tokens_within
+from millicent.meter.quotes import Asked, CachedInput, Quoter, most_cost, output_tokens_within
 
 MAX_COST_HEADER = "x-millicent-max-cost-usd"
 _MOST_TOKENS = 1 << 24
-# English text in the tokenizers of the day: about four characters to a token.
-_CHARACTERS_PER_TOKEN = 4
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -34,6 +33,12 @@ class Plan(msgspec.Struct, frozen=True):
     hold: Money | None
     maximum: Money | None = None
     marks: Marks | None = None
+
+    @property
+    def hold_is_enough(self) -> bool:
+        """Whether the hold covers the longest answer that there can be. Of what is paid for by time nobody knows."""
+        most = most_cost(self.asked)
+        return most is not None and self.hold is not None and most <= self.hold
 
 
 class Estimates:
@@ -49,20 +54,25 @@ class Estimates:
             return None
         return self._book.find(model, at_ns, placement.service, placement.provider)
 
-    def asked(self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int) -> Asked:
-        if not call.sequences and placement.kind != "api":
-            # A backend that shows no steps: its device time, and so its cost, will not be known.
+    def asked(
+        self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int, *, timed: bool = False,
+        cached: CachedInput | None = None,
+    ) -> Asked:  # fmt: skip
+        """`timed`: its device time will be estimated, where the backend shows no steps."""
+        if not call.sequences and not timed and placement.kind != "api":
+            # Its device time, and so its cost, will not be known.
             placement = msgspec.structs.replace(placement, usd_per_hour=None, list_usd_per_hour=None)
         counted = call.input_tokens is not None
         return Asked(
             model=request.model,
             placement=placement,
-            input_tokens=call.input_tokens if call.input_tokens is not None else _guess_tokens(request),
+            input_tokens=call.input_tokens if call.input_tokens is not None else guessed_input_tokens(request),
             input_provenance=Provenance.COUNTED if counted else Provenance.ASSUMED,
             limit=call.max_output_tokens,
             feature=request.attribution.feature,
             batch=batch,
             prices=self.prices(call.served_model, placement, at_ns),
+            cached=cached,
         )
 
     def asked_elsewhere(self, request: Request, placement: Placement, others: Sequence[Asked], at_ns: int) -> Asked:
@@ -72,9 +82,9 @@ class Estimates:
         return Asked(
             model=request.model,
             placement=placement,
-            input_tokens=counted[0] if counted else _guess_tokens(request),
+            input_tokens=counted[0] if counted else guessed_input_tokens(request),
             input_provenance=Provenance.ESTIMATED if counted else Provenance.ASSUMED,
-            limit=request.limits.max_tokens,
+            limit=None if request.limits.max_tokens is None else request.limits.max_tokens * request.answers,
             feature=request.attribution.feature,
             prices=self.prices(request.model, placement, at_ns),
         )
@@ -102,12 +112,14 @@ class Estimates:
             raise _refusal(f"this would cost at least ${quote.cost.low}, above the maximum of ${maximum}", quote)
         if asked.placement.kind == "api":
             most = output_tokens_within(maximum, asked, _MOST_TOKENS if asked.limit is None else asked.limit)
-            if most < 1:
-                raise _refusal(f"the maximum of ${maximum} doesn't pay for the input and one token", quote)
+            each = most // request.answers
+            if each < (0 if asked.limit == 0 else 1):
+                what = "one token" if request.answers == 1 else f"one token of each of {request.answers} answers"
+                raise _refusal(f"the maximum of ${maximum} doesn't pay for the input and {what}", quote)
             if asked.limit is None or most < asked.limit:
-                limits = msgspec.structs.replace(request.limits, max_tokens=most)
+                limits = msgspec.structs.replace(request.limits, max_tokens=each)
                 call = await backend.prepare(msgspec.structs.replace(request, limits=limits))
-                asked = msgspec.structs.replace(asked, limit=most)
+                asked = msgspec.structs.replace(asked, limit=each * request.answers)
                 quote = self.quote(asked)
             return Plan(call, asked, quote, min(maximum, held))
         return Plan(call, asked, quote, min(maximum, held), maximum)
@@ -125,10 +137,3 @@ def _refusal(what: str, quote: Quote) -> PaymentRequired:
         code="max_cost_exceeded",
         quote=quote,
     )
-
-
-def _guess_tokens(request: Request) -> int:
-    if isinstance(request.prompt, tuple):
-        return len(request.prompt)
-    text = request.prompt or "".join(message.text for message in request.messages or ())
-    return len(text) // _CHARACTERS_PER_TOKEN + 1

@@ -12,6 +12,7 @@ from random import Random, SystemRandom
 import msgspec
 
 from millicent.caching.cache import Lookup, ResponseCache
+from millicent.caching.prompt_caching import Marks
 from millicent.caching.store import CachedAnswer
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.chunks import End, FinishReason, Text, Vector
@@ -44,9 +45,10 @@ from millicent.pipeline.config import LimitsConfig, ModelPolicy
 from millicent.pipeline.deployments import Deployment, DeploymentReport, Deployments, Place
 from millicent.pipeline.estimates import Estimates, Plan
 from millicent.pipeline.features import Features
+from millicent.pipeline.holdout import Holdout, HoldoutConfig
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
 from millicent.pipeline.latency import Trials, check_target
-from millicent.pipeline.prompts import Prompts, with_surcharge
+from millicent.pipeline.prompts import Prompts
 from millicent.pipeline.quoting import Quotes
 from millicent.pipeline.reckoning import as_told, beside_others, cost_so_far, explained, most_tokens, tokens_of
 from millicent.pipeline.routes import Routes
@@ -65,7 +67,8 @@ class Pipeline:
 
     `places` says where the models that have deployments run, `policies` what to do when those fail; `estimated` has the
     devices of placements that are paid for by time and show no steps. `prompts` hashes
-    prompts, and marks them. `settled` is told of every receipt, once, when it is durable.
+    prompts, and marks them. `holdout` draws who goes without a lever. `settled` is told of every receipt, once, when it
+    is durable.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Pipeline:
         routing: Policies | None = None,
         cache: ResponseCache | None = None,
         prompts: Prompts | None = None,
+        holdout: Holdout | None = None,
         settled: Callable[[Receipt], None] = lambda _: None,
     ) -> None:
         self._random = random or SystemRandom()
@@ -101,7 +105,7 @@ class Pipeline:
         self._limits = limits
         self._fits = fits
         self._features = features or Features({})
-        self._estimates = estimates or Estimates(Quoter(lambda _: None), PriceBook({}))
+        self._estimates = estimates or Estimates(Quoter(lambda *_: None), PriceBook({}))
         self._limiter = limiter or RateLimiter(clock, lambda _: limits)
         self._routes = Routes(routing or Policies({}, Path()), self._deployments, self._look, self._estimates)
         self._books = Bookkeeper(placements, self._estimates, self._features, hold, clock)
@@ -113,6 +117,7 @@ class Pipeline:
         self._estimated = estimated or {}
         self._told = settled
         self._prompts = prompts or Prompts(None, clock)
+        self._holdout = holdout or Holdout(HoldoutConfig())
         self._admitted = 0
         self._answers: dict[str, Answer] = {}
         self._waiting: set[Answer] = set()  # for the answer of another request, that asks the same
@@ -129,15 +134,17 @@ class Pipeline:
         """The models alone."""
         return self._deployments.models()
 
+    def offer(self, model: str, place: Place) -> None:
+        """One more model can be asked for from now on."""
+        self._deployments.offer(model, place)
+
     def deployments(self) -> list[DeploymentReport]:
         """Where each model runs, and how that goes."""
         return self._deployments.reports()
 
     def load(self) -> list[tuple[str, bool]]:
         """The model of each request under way, and whether its answer has begun."""
-        return [
-            (answer.opened.model, answer.progress.first_token_at_ns is not None) for answer in self._answers.values()
-        ]
+        return [(answer.opened.model, answer.progress.first_token_ns is not None) for answer in self._answers.values()]
 
     def remember(self, receipts: Sequence[Receipt]) -> None:
         """What was asked lately, oldest first, before the start: prompts go on from it."""
@@ -195,7 +202,7 @@ class Pipeline:
         lookup = None
         try:
             request = self._prompts.hashed(self._aimed(request))
-            lookup = self._cached.look(request, cache_control)
+            lookup = self._cached.look(request, cache_control, self._holdout.arm("response_cache", request))
             if lookup is not None and (lookup.answer is not None or lookup.follows is not None):
                 return await self._await_same(lookup, claim, ticket)
             return await self._run(request, claim, lookup, ticket)
@@ -209,6 +216,7 @@ class Pipeline:
         journey, decision = await self._journey(request)
         leg = await journey.first()
         try:
+            begun_ns = self._clock.monotonic_ns()
             receipt = self._books.opened(request, leg, explained(decision) | told(lookup))
             ticket.reserve(most_tokens(leg.plan.call), receipt.hold)
             bounded = await self._open(receipt, claim, leg.plan)
@@ -217,7 +225,7 @@ class Pipeline:
             raise
         judged = self._features.judges_output(receipt.attribution.feature)
         kept = lookup is not None and lookup.writes
-        answer = Answer(receipt, beside_others(leg.plan), keep=judged or kept, claimed=claim is not None)
+        answer = Answer(receipt, beside_others(leg.plan), begun_ns, keep=judged or kept, claimed=claim is not None)
         answer.decision, answer.lookup = decision, lookup
         self._begin(answer, journey, leg)
         self._spawn(self._drive(answer, journey, leg, ticket, bounded=bounded))
@@ -226,13 +234,15 @@ class Pipeline:
     async def _await_same(self, lookup: Lookup, claim: Claim | None, ticket: Ticket) -> Answer:
         """The answer that the cache has, or will have: of a request that runs and asks the same. Where nothing has to
         be held, claimed or waited for, the receipt is written whole when it closes."""
+        begun_ns = self._clock.monotonic_ns()
         receipt, bounded = self._cached.opened(lookup), False
-        if lookup.answer is None or claim is not None or lookup.request.outside_costs:
+        written = lookup.answer is None or claim is not None or bool(lookup.request.outside_costs)
+        if written:
             bounded = await self._ledger.open(receipt, claim)
-        answer = Answer(receipt, Beside(0, 0), keep=lookup.answer is None, claimed=claim is not None)
+        answer = Answer(receipt, Beside(0, 0), begun_ns, keep=lookup.answer is None, claimed=claim is not None)
         answer.lookup = lookup
         if lookup.answer is not None:
-            await self._give(answer, lookup.answer)
+            await self._give(answer, lookup.answer, written=written)
             self._admitted -= 1
             ticket.leave(0, receipt.total)
         else:
@@ -240,10 +250,10 @@ class Pipeline:
             self._spawn(self._wait(answer, lookup, ticket, bounded=bounded))
         return answer
 
-    async def _give(self, answer: Answer, found: CachedAnswer) -> None:
+    async def _give(self, answer: Answer, found: CachedAnswer, *, written: bool = True) -> None:
         for text in found.texts:
             answer.push(text)
-        await self._finish(answer, *self._cached.hit(answer.opened, found))
+        await self._finish(answer, *self._cached.hit(answer, found), written=written)
 
     async def _wait(self, answer: Answer, lookup: Lookup, ticket: Ticket, *, bounded: bool) -> None:
         """For the answer of the request that asks the same; where it has none, this one runs after all."""
@@ -253,13 +263,13 @@ class Pipeline:
             if lookup.answer is not None:
                 await self._give(answer, lookup.answer)
             elif answer.ending:
-                await self._finish(answer, *self._cached.refused(answer.opened, None))
+                await self._finish(answer, *self._cached.refused(answer, None))
             else:
                 joined = await self._join(answer, lookup, ticket)
         except Exception as error:
             if not isinstance(error, MillicentError):
                 log.exception("receipt %s: what waited could not be run", answer.receipt_id)
-            await self._finish(answer, *self._cached.refused(answer.opened, as_told(error)))
+            await self._finish(answer, *self._cached.refused(answer, as_told(error)))
         finally:
             self._waiting.discard(answer)
             if joined is None:
@@ -272,7 +282,7 @@ class Pipeline:
     async def _join(self, answer: Answer, lookup: Lookup, ticket: Ticket) -> tuple[Journey, Leg]:
         """Begin what has waited in vain. Raises as `admit`."""
         journey, decision = await self._journey(lookup.request)
-        journey.began_earlier(self._clock.now_ns() - answer.opened.created_at_ns)
+        journey.began_earlier(self._clock.monotonic_ns() - answer.begun_ns)
         leg = await journey.first()
         try:
             receipt = self._books.joined(answer.opened, leg, explained(decision) | told(lookup))
@@ -295,7 +305,7 @@ class Pipeline:
 
     async def quotes(self, request: Request, models: Sequence[str]) -> list[Quote]:
         """As `Quotes.quotes`."""
-        return await self._quotes.quotes(request, models)
+        return await self._quotes.quotes(self._prompts.hashed(request), models)
 
     async def count(self, request: Request) -> int:
         """As `Quotes.count`."""
@@ -314,29 +324,34 @@ class Pipeline:
         policy = self._routes.policies.find(request.model)
         if policy is None:
             return Journey(request, *seams), None
-        decision = await self._routes.decide(policy, request, allowed)
+        decision = await self._routes.decide(policy, request, allowed, self._holdout.arm("routing", request))
         request = msgspec.structs.replace(request, model=decision.stages[0])
         if policy.checks is None or len(decision.stages) == 1:
             return Journey(request, *seams), decision
         return Cascade(request, decision.stages, policy.checks, *seams), decision
 
     async def _look(self, request: Request, deployment: Deployment) -> Asked:
-        return self._asked(request, await deployment.backend.prepare(request))
+        request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of, None)
+        return self._asked(request, call, marks)
 
     async def _plan(self, request: Request, deployment: Deployment) -> Plan:
-        request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of)
-        plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call))
+        arm = self._holdout.arm("prompt_caching", request)
+        request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of, arm)
+        plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call, marks))
         self._check_target(request, plan)
-        return msgspec.structs.replace(plan, marks=marks, hold=with_surcharge(plan.hold, marks))
+        return msgspec.structs.replace(plan, marks=marks)
 
     def _prices_of(self, call: Call) -> Prices | None:
         now_ns = self._clock.now_ns()
         return self._estimates.prices(call.served_model, self._placements[call.placement].at(now_ns), now_ns)
 
-    def _asked(self, request: Request, call: Call) -> Asked:
+    def _asked(self, request: Request, call: Call, marks: Marks | None) -> Asked:
         beside = [answer.model for answer in self._answers.values()].count(request.model)
         now_ns = self._clock.now_ns()
-        return self._estimates.asked(request, call, self._placements[call.placement].at(now_ns), beside + 1, now_ns)
+        placement = self._placements[call.placement].at(now_ns)
+        timed = call.placement in self._estimated
+        cached = self._prompts.cached(request, call, marks)
+        return self._estimates.asked(request, call, placement, beside + 1, now_ns, timed=timed, cached=cached)
 
     def _aimed(self, request: Request) -> Request:
         """With its feature's latency target, else its policy's, where it has none of its own."""
@@ -352,7 +367,7 @@ class Pipeline:
             return
         others = [
             msgspec.structs.replace(
-                answer.beside, made_tokens=answer.progress.tokens, begun=answer.progress.first_token_at_ns is not None
+                answer.beside, made_tokens=answer.progress.tokens, begun=answer.progress.first_token_ns is not None
             )
             for answer in self._answers.values()
             if answer.model == request.model
@@ -383,7 +398,10 @@ class Pipeline:
         sequences = call.sequences
         answer.flight = None
         if device is not None:
-            answer.flight = device.enter(call.served_model, leg.plan.asked.input_tokens, leg.request.choices)
+            prompts = 1 + len(leg.request.further_prompts)
+            answer.flight = device.enter(
+                call.served_model, leg.plan.asked.input_tokens, leg.request.choices * prompts, prompts
+            )
             sequences = (answer.flight.number,)
             answer.shown.append(Provenance.ESTIMATED)
         elif call.sequences:
@@ -413,6 +431,9 @@ class Pipeline:
             await self._settle(answer, journey, end)
             if [each.role for each in answer.opened.attempts] == [Role.INFERENCE]:  # else it tells of other models too
                 self._learn(answer, leg.plan)
+        except Exception as error:
+            log.exception("receipt %s: it could not be closed; recovery will", answer.receipt_id)
+            answer.fail(as_told(error))
         finally:
             self._cached.land(answer)
             leg.lease.give_back()
@@ -498,7 +519,7 @@ class Pipeline:
                 watchdog.heard()
                 if answer.flight is not None and isinstance(chunk, Text):
                     answer.flight.heard(chunk.tokens)
-                answer.progress.note(chunk, self._clock.now_ns())
+                answer.progress.note(chunk, self._clock.monotonic_ns())
                 answer.push(Text(chunk.line, 0) if isinstance(chunk, Vector) else chunk)
                 if purse.watches_pieces and not answer.stopped_at_limit:
                     await purse.spent(cost_so_far(self.running(answer), answer))
@@ -509,7 +530,8 @@ class Pipeline:
 
     def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
         rate = self._books.placement(plan.call.placement, answer.opened.created_at_ns).receipt_usd_per_hour
-        return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate)
+        return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate,
+                     enough=plan.hold_is_enough)  # fmt: skip
 
     async def _settle(self, answer: Answer, journey: Journey, end: End) -> None:
         reading = self._meter.close(answer.receipt_id)
@@ -519,13 +541,18 @@ class Pipeline:
         receipt = self._books.closed(answer, end, final, reading, journey.notes())
         await self._finish(answer, self._routes.with_savings(receipt, answer), final, reading.shares)
 
-    async def _finish(self, answer: Answer, receipt: Receipt, end: End, shares: tuple[HourShare, ...] = ()) -> None:
-        """Close it; the answer ends when that is durable."""
+    async def _finish(
+        self, answer: Answer, receipt: Receipt, end: End, shares: tuple[HourShare, ...] = (), *, written: bool = True
+    ) -> None:
+        """Close it; the answer ends when that is durable. Where that fails it is tried again with every checkpoint,
+        unless nothing of it was `written` before: then that raises LedgerUnavailable."""
         answer.closing = receipt
         try:
             await self._save_fits()
             await self._ledger.close(receipt, shares, answer.kept(end))
         except LedgerUnavailable as error:
+            if not written:
+                raise
             self._unsettled[receipt.id] = (receipt, shares, answer.kept(end))
             answer.fail(error)
             return

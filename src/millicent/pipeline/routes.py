@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from millicent.core.errors import MillicentError
+from millicent.core.holdouts import Arm
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt, Status
 from millicent.core.request import Request
@@ -33,10 +34,12 @@ class Routes:
         self._look = look
         self._estimates = estimates
 
-    async def decide(self, policy: Policy, request: Request, allowed: frozenset[str] | None) -> Decision:
+    async def decide(
+        self, policy: Policy, request: Request, allowed: frozenset[str] | None, arm: Arm | None
+    ) -> Decision:
         """Raises why none of the policy's models may be asked."""
         models = policy.config.models
-        return policy.decide(request, [await self._candidate(request, model, allowed) for model in models])
+        return policy.decide(request, [await self._candidate(request, model, allowed) for model in models], arm)
 
     def with_savings(self, receipt: Receipt, answer: Answer) -> Receipt:
         """A closed receipt with the lever `routing`: the strongest model's list price for the same output, without

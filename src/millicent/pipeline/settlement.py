@@ -106,7 +106,7 @@ class Bookkeeper:
             status=status,
             served_model=final.served_model or ended.served_model,
             finish_reason=final.reason.value,
-            timing=_timing(answer, reading, now_ns),
+            timing=_timing(answer, reading, self._clock.monotonic_ns()),
             error=final.error.message if final.error else None,
             useful=self._verdict(answer, status),
         )
@@ -135,7 +135,9 @@ class Bookkeeper:
     def ended(self, answer: Answer, end: End, reading: Reading) -> Receipt:
         """The receipt with its last attempt ended."""
         priced = self._priced(answer, reading, end)
-        now_ns = self._clock.now_ns()  # after pricing: lines posted later than this are late ones
+        # After pricing, and whatever the system clock was set to: lines posted later than this are late ones.
+        posted_ns = [line.posted_at_ns for line in priced.lines]
+        now_ns = max(self._clock.now_ns(), priced.created_at_ns, priced.attempts[-1].started_at_ns, *posted_ns)
         attempt = msgspec.structs.replace(
             priced.attempts[-1],
             ended_at_ns=now_ns,
@@ -266,15 +268,15 @@ def _total(lines: Iterable[Line]) -> Money:
 
 
 def _timing(answer: Answer, reading: Reading, now_ns: int) -> Timing:
-    created_ns = answer.opened.created_at_ns
-    progress = answer.progress
-    first_ns, last_ns = progress.first_token_at_ns, progress.last_token_at_ns
+    """`now_ns` is monotonic, as all of it."""
+    begun_ns, progress = answer.begun_ns, answer.progress
+    first_ns, last_ns = progress.first_token_ns, progress.last_token_ns
     tpot_ns = None
     if first_ns is not None and last_ns is not None and progress.tokens > 1:
         tpot_ns = (last_ns - first_ns) // (progress.tokens - 1)
     return Timing(
-        queue_ns=None if reading.first_step_at_ns is None else max(0, reading.first_step_at_ns - created_ns),
-        ttft_ns=None if first_ns is None else max(0, first_ns - created_ns),
+        queue_ns=None if reading.first_step_ns is None else max(0, reading.first_step_ns - begun_ns),
+        ttft_ns=None if first_ns is None else first_ns - begun_ns,
         tpot_ns=tpot_ns,
-        total_ns=now_ns - created_ns,
+        total_ns=now_ns - begun_ns,
     )

@@ -54,7 +54,7 @@ class Checks:
     def asked_of_judge(self, request: Request, texts: Sequence[Text]) -> Request:
         """What the judge is asked about the answer to `request`."""
         assert self.judge is not None
-        asked = request.prompt if isinstance(request.prompt, str) else _conversation(request.messages or ())
+        asked = _conversation(request.messages) if request.messages else request.prompt_text
         answers = "\n\n".join(_said(text) for text in texts)
         told = f"<<<ASKED\n{asked}\nASKED>>>\n\n<<<ANSWER\n{answers}\nANSWER>>>"
         return Request(

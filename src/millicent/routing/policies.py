@@ -10,6 +10,7 @@ import msgspec
 
 from millicent.core.clock import NS_PER_MS
 from millicent.core.errors import ConfigError, InvalidRequest, MillicentError, PaymentRequired, RateLimited, Unavailable
+from millicent.core.holdouts import Arm, told
 from millicent.core.money import Money
 from millicent.core.quotes import Quote
 from millicent.core.receipts import RESPONSE_CACHE, Receipt
@@ -37,13 +38,15 @@ class Candidate(msgspec.Struct, frozen=True):
 
 class Decision(msgspec.Struct, frozen=True):
     """`stages` are asked in order: all but the last are verified, where there are several. `reference` is the
-    strongest model, where it could have been asked: what savings are counted against."""
+    strongest model, where it could have been asked: what savings are counted against. `arm`: where some requests are
+    to go to that one whatever the policy says, which of the two this is."""
 
     policy: str
     stages: tuple[str, ...]
     why: str
     candidates: tuple[Candidate, ...]
     reference: Asked | None
+    arm: Arm | None = None
 
     def explained(self) -> dict[str, str]:
         """What the receipt says of it: in `quotes_usd` each model's expected cost, or why it couldn't be asked."""
@@ -53,6 +56,7 @@ class Decision(msgspec.Struct, frozen=True):
             CHOSEN: self.stages[0],
             WHY: self.why,
             QUOTES: msgspec.json.encode(quotes).decode(),
+            **told(self.arm),
         }
 
 
@@ -82,13 +86,20 @@ class Policy:
         target = config.latency_target_ms if target is None else target
         return msgspec.structs.replace(request, latency_target_ms=target, max_cost=most)
 
-    def decide(self, request: Request, candidates: Sequence[Candidate]) -> Decision:
-        """`candidates` are in the order of the policy's models. Raises why none of them may be asked."""
+    def decide(self, request: Request, candidates: Sequence[Candidate], arm: Arm | None = None) -> Decision:
+        """`candidates` are in the order of the policy's models. Raises why none of them may be asked. Only who could go
+        without routing, to the strongest model, has an arm: nobody is refused, or late, for the sake of one."""
         able = [each for each in candidates if each.refusal is None]
         if not able:
             refusals = [each.refusal for each in candidates if each.refusal is not None]
             raise next((each for each in refusals if each.retryable), refusals[-1])
-        if self.config.kind == "cascade":
+        strongest = next((each for each in able if each.model == self.config.strongest), None)
+        if strongest is None or not (_is_quick(strongest, request) and _is_paid(strongest, request)):
+            arm = None
+        stages: tuple[str, ...]
+        if arm is not None and arm.without:
+            stages, why = (self.config.strongest,), "held out"
+        elif self.config.kind == "cascade":
             stages, why = tuple(each.model for each in able), "the first whose answer is verified"
         else:
             choose = {"rules": self._by_rule, "cheapest": self._cheapest, "learned": self._by_score}[self.config.kind]
@@ -96,8 +107,8 @@ class Policy:
             stages = (self._standing_in(wanted, able),)
             if stages[0] != wanted:
                 why = f"{why}; `{wanted}` can't be asked: {_refusal_of(wanted, candidates)}"
-        strongest = next((each.asked for each in able if each.model == self.config.strongest), None)
-        return Decision(self.name, stages, why[:_MOST_WHY], tuple(candidates), strongest)
+        reference = None if strongest is None else strongest.asked
+        return Decision(self.name, stages, why[:_MOST_WHY], tuple(candidates), reference, arm)
 
     def _standing_in(self, model: str, able: Sequence[Candidate]) -> str:
         """The model itself, else the next stronger one, else the strongest there is."""
@@ -137,11 +148,10 @@ class Policy:
                 code="latency_target_unreachable",
                 retry_after_s=_RETRY_S,
             )
-        dearest = request.max_cost
-        paid = [each for each in quick if dearest is None or ((cost := _cost(each)) is not None and cost <= dearest)]
+        paid = [each for each in quick if _is_paid(each, request)]
         if not paid:
             raise PaymentRequired(
-                f"No model of `{self.name}` is expected to cost at most ${dearest}: raise "
+                f"No model of `{self.name}` is expected to cost at most ${request.max_cost}: raise "
                 "`X-Millicent-Max-Cost-USD`, or ask for less.",
                 code="max_cost_exceeded",
                 quote=quick[0].quote,
@@ -203,8 +213,8 @@ def _holds(rule: RuleConfig, request: Request, input_tokens: int) -> bool:
 
 def _question(request: Request) -> str:
     """What the user said last, or the whole prompt."""
-    if isinstance(request.prompt, str):
-        return request.prompt
+    if request.prompt is not None:
+        return request.prompt_text
     said: list[Message] = [each for each in request.messages or () if each.role == "user"]
     return said[-1].text if said else ""
 
@@ -216,6 +226,11 @@ def _is_quick(candidate: Candidate, request: Request) -> bool:
         return True
     wait = quote.ttft if request.stream else quote.total
     return wait is None or wait.expected <= target * NS_PER_MS
+
+
+def _is_paid(candidate: Candidate, request: Request) -> bool:
+    cost = _cost(candidate)
+    return request.max_cost is None or (cost is not None and cost <= request.max_cost)
 
 
 def _cost(candidate: Candidate) -> Money | None:

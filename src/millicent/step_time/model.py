@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from millicent.core.fits import StepTimeFit
 from millicent.core.steps import SequenceWork
 
 
@@ -76,6 +77,11 @@ class Coefficients(msgspec.Struct, frozen=True):
         beyond_ns = max(0.0, self.row_ns * rows - self.weights_ns)
         per_row_ns = beyond_ns / rows if rows else 0.0
         return [even_ns + per_row_ns * work.rows + self._own_ns(work) for work in works]
+
+    @classmethod
+    def of(cls, fit: StepTimeFit) -> Coefficients:
+        """Those of a version that the ledger keeps."""
+        return cls(*(getattr(fit, name) for name in cls.__struct_fields__))
 
     def differs(self, other: Coefficients, works: Iterable[Work], percent: int) -> bool:
         """Whether predictions for these steps differ by more than so much of the other's, on average."""

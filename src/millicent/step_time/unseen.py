@@ -12,6 +12,7 @@ TFLOPS, of which only the proportions matter.
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ _STANDING = Coefficients(fixed_ns=1e6, weights_ns=8e6, row_ns=51_000, sampled_ro
 # So many observations set the scale of those; from then on they are learned.
 _SCALED_BY = 16
 _REFIT_EVERY = 64
+# A new fit is used when its predictions of the latest observations differ by so much on average.
+_WORTH_IT_PERCENT = 2
+_LATEST = 32
 # Fewer steps than this are too few to say how long each took.
 _LEAST_STEPS = 4
 _WEIGHTS_PER_NS = 1000
@@ -31,11 +35,13 @@ class Stream:
     """One answer on its way. It counts as being read until its first tokens come: `answering`.
 
     Of its prompt, `read` tokens are taken to be done and `unread` not; each of its `choices` has `made` tokens from
-    before this stretch, and all of them `tokens` in it.
+    before this stretch, and all of them `tokens` in it. Several `prompts` are taken to be alike, and are counted
+    together.
     """
 
-    def __init__(self, prompt_tokens: int, choices: int) -> None:
+    def __init__(self, prompt_tokens: int, choices: int, prompts: int = 1) -> None:
         self.choices = choices
+        self.prompts = prompts
         self.unread = prompt_tokens
         self.read = 0
         self.answering = False
@@ -44,7 +50,8 @@ class Stream:
 
     @property
     def context(self) -> int:
-        return self.read + self.unread + self.made
+        """Of each answer."""
+        return (self.read + self.unread) // self.prompts + self.made
 
     def go_on(self, rows: int) -> None:
         """Its stretch is over, in which so many rows of its prompt were read."""
@@ -59,7 +66,8 @@ class Stream:
         return Work(self.choices, self.choices, context * self.choices, 0)
 
     def reading(self, rows: int) -> Work:
-        return Work(rows, int(self.answering), 0, rows * self.read + rows * (rows + 1) // 2)
+        pairs = (rows * self.read + rows * (rows + 1) // 2) // self.prompts
+        return Work(rows, int(self.answering), 0, pairs)
 
 
 class Split(NamedTuple):
@@ -73,12 +81,18 @@ class Split(NamedTuple):
 
 
 class UnseenSteps:
-    """One engine's."""
+    """One engine's. `known`: what was learned of it before. `fitter` is there once something is."""
 
-    def __init__(self) -> None:
-        self._costs = _STANDING
+    def __init__(self, known: Coefficients | None = None) -> None:
+        self._costs = known or _STANDING
         self._first: list[tuple[Work, int]] = []
-        self._fitter: Fitter | None = None
+        self._latest: deque[Work] = deque(maxlen=_LATEST)
+        self.fitter = None if known is None else Fitter(known=known)
+
+    @property
+    def learned(self) -> Coefficients | None:
+        """What steps take, in use since it was learned; None before."""
+        return None if self.fitter is None else self._costs
 
     def split(self, there: Sequence[Stream], wall_ns: int, others: int = 0) -> Split:
         """A stretch of so long with these streams, and `others` of which nothing else is known."""
@@ -104,7 +118,7 @@ class UnseenSteps:
     def learn_reading(self, stream: Stream, others: Sequence[Stream], wall_ns: int) -> None:
         """Since it came, so long ago, it was the only one whose prompt was read, and now its first token has come. A
         stretch began when it came."""
-        if others and self._fitter is None:
+        if others and self.fitter is None:
             return
         works = [other.writing() for other in others if other.tokens]
         took_ns = wall_ns * 1.0
@@ -112,7 +126,7 @@ class UnseenSteps:
             # It came in the middle of a step, and was read in the last one.
             steps = max(other.tokens / other.choices for other in others)
             took_ns -= max(0.0, steps - 1.5) * self._costs.step_ns(Work.total(works))
-        prompt = Work(stream.unread, 1, 0, stream.unread * (stream.unread + 1) // 2)
+        prompt = Work(stream.unread, 1, 0, stream.unread * (stream.unread + 1) // 2 // stream.prompts)
         self._observe(Work.total([*works, prompt]), int(took_ns))
 
     def _learn_writing(self, writing: Sequence[Stream], total: Work, wall_ns: int, steps: int) -> None:
@@ -132,7 +146,7 @@ class UnseenSteps:
         for stream in there:
             if stream.answering:
                 continue
-            possible = int(left_ns / row_ns) if self._fitter is not None and row_ns else stream.unread
+            possible = int(left_ns / row_ns) if self.fitter is not None and row_ns else stream.unread
             if (read := min(stream.unread, possible)) > 0:
                 rows[stream] = read
                 left_ns -= row_ns * read
@@ -147,18 +161,21 @@ class UnseenSteps:
     def _observe(self, work: Work, wall_ns: int) -> None:
         if wall_ns <= 0:
             return
-        if self._fitter is not None:
-            self._fitter.observe(work, wall_ns)
-            if self._fitter.steps % _REFIT_EVERY == 0:
-                self._costs = self._fitter.coefficients() or self._costs
+        if self.fitter is not None:
+            self.fitter.observe(work, wall_ns)
+            self._latest.append(work)
+            if self.fitter.steps % _REFIT_EVERY == 0:
+                found = self.fitter.coefficients()
+                if found is not None and found.differs(self._costs, self._latest, _WORTH_IT_PERCENT):
+                    self._costs = found
             return
         self._first.append((work, wall_ns))
         if len(self._first) < _SCALED_BY:
             return
         scale = statistics.median(wall_ns / _STANDING.step_ns(work) for work, wall_ns in self._first)
         known = Coefficients(*(scale * getattr(_STANDING, field) for field in _STANDING.__struct_fields__))
-        self._fitter = Fitter(known=known)
+        self.fitter = Fitter(known=known)
         for seen, seen_ns in self._first:
-            self._fitter.observe(seen, seen_ns)
+            self.fitter.observe(seen, seen_ns)
         self._first.clear()
-        self._costs = self._fitter.coefficients() or known
+        self._costs = self.fitter.coefficients() or known

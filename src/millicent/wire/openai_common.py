@@ -26,6 +26,34 @@ ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 DONE = b"data: [DONE]\n\n"
 
 
+MAX_INPUTS = 2048  # as OpenAI's API description says of embeddings
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Tokens = Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
+
+
+def read_inputs(given: str | list[Any], field: str) -> tuple[str | tuple[int, ...], ...]:
+    """One text, a list of texts, one list of token ids, or a list of those. Raises InvalidRequest naming which."""
+    if isinstance(given, str):
+        return (given,)
+    if not given:
+        raise InvalidRequest(f"`{field}` is empty: send text or token ids.", param=field)
+    if isinstance(given[0], int):
+        given = [given]
+    if len(given) > MAX_INPUTS:
+        raise InvalidRequest(f"`{field}` holds {len(given)} texts: send at most {MAX_INPUTS} at once.", param=field)
+    return tuple(_input(one, f"{field}[{index}]" if len(given) > 1 else field) for index, one in enumerate(given))
+
+
+def _input(given: Any, where: str) -> str | tuple[int, ...]:
+    if isinstance(given, str):
+        return given
+    try:
+        return msgspec.convert(given, _Tokens)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"Invalid `{where}`: send a text or a list of token ids ({error}).", param=where) from None
+
+
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`continuous_usage_stats` puts the running usage, with its cost so far, on every chunk."""
 

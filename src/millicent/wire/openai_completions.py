@@ -59,11 +59,13 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
     if completion.max_tokens == 0 and not completion.echo:
         raise InvalidRequest("`max_tokens` 0 goes only with `echo: true`: ask for at least 1.", param="max_tokens")
     stream = bool(completion.stream)
+    first, *further = common.read_inputs(completion.prompt, "prompt")
     request = Request(
         id=receipt_id,
         dialect=DIALECT,
         model=completion.model,
-        prompt=_prompt(completion.prompt),
+        prompt=first,
+        further_prompts=tuple(further),
         sampling=completion.sampling(
             completion.logprobs, prompt_logprobs=bool(completion.echo) and completion.logprobs is not None
         ),
@@ -78,24 +80,13 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
         extra=generation.known_elsewhere(extra),
         restated=completion.restated(),
     )
-    return request, common.StreamShape.of(stream=stream, options=completion.stream_options, choices=request.choices)
-
-
-def _prompt(prompt: str | list[Any]) -> str | tuple[int, ...]:
-    """Text or token ids; a list that holds just one of either is that one."""
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        return prompt
-    try:
-        tokens = msgspec.convert(prompt, tuple[generation.TokenId, ...])
-    except msgspec.ValidationError as error:
+    if request.answers > common.MAX_INPUTS:
         raise InvalidRequest(
-            f"Invalid `prompt`: send one text or one list of token ids ({error}).", param="prompt"
-        ) from None
-    if not tokens:
-        raise InvalidRequest("`prompt` is empty: send text or token ids.", param="prompt")
-    return tokens
+            f"`n` is {request.choices} for each of {1 + len(further)} prompts: ask for at most {common.MAX_INPUTS}"
+            " answers at once.",
+            param="n",
+        )
+    return request, common.StreamShape.of(stream=stream, options=completion.stream_options)
 
 
 def completion_id(receipt: Receipt) -> str:

@@ -19,10 +19,6 @@ from millicent.wire.attribution import read_attribution
 from millicent.wire.decoding import decode_with_extra
 
 DIALECT = "openai.embeddings"
-_MAX_INPUTS = 2048  # as OpenAI's API description says
-
-TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-Tokens = Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
 
 
 class EmbeddingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,29 +63,11 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
 
 
 def _inputs(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
-    """One text, a list of texts, one list of tokens, or a list of those."""
-    if isinstance(given, str):
-        given = [given]
-    if not given:
-        raise InvalidRequest("`input` is empty: send at least one text.", param="input")
-    if isinstance(given[0], int):
-        given = [given]
-    if len(given) > _MAX_INPUTS:
-        raise InvalidRequest(f"`input` holds {len(given)} texts: send at most {_MAX_INPUTS} at once.", param="input")
-    return tuple(_input(one, f"input[{index}]" if len(given) > 1 else "input") for index, one in enumerate(given))
-
-
-def _input(given: Any, where: str) -> str | tuple[int, ...]:
-    if isinstance(given, str):
-        if not given:
-            raise InvalidRequest(f"`{where}` is an empty text: leave it out.", param=where)
-        return given
-    try:
-        return msgspec.convert(given, Tokens)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(
-            f"Invalid `{where}`: an input is a text or a list of token ids ({error}).", param=where
-        ) from None
+    inputs = common.read_inputs(given, "input")
+    if "" in inputs:
+        where = f"input[{inputs.index('')}]" if len(inputs) > 1 else "input"
+        raise InvalidRequest(f"`{where}` is an empty text: leave it out.", param=where)
+    return inputs
 
 
 def answer_body(receipt: Receipt, text: str, shape: common.StreamShape) -> dict[str, Any]:

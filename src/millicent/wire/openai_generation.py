@@ -10,11 +10,11 @@ import msgspec
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Extra, Limits, OutputFormat, Sampling
 from millicent.wire import output_format
+from millicent.wire.openai_common import TokenId
 
 MAX_LOGPROBS = 20
 
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
-TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
 StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]

@@ -23,7 +23,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     what it calls fields of OpenAI's.
 
     `effort` is the field that says how much to think, and `efforts` the words it takes there. `thoughts` is the field
-    of a message that holds what was thought before it. `running_usage`: each chunk can have the usage so far.
+    of a message that holds what was thought before it. `running_usage`: each chunk can have the usage so far;
+    `usage_of_each`: that of each of several answers comes by itself.
     `cache_key`: prompts of one `prompt_cache_key` are sent where their beginning is cached.
     """
 
@@ -37,6 +38,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     formats: frozenset[str] = _OPENAI_FORMATS
     include_usage: bool = True
     running_usage: bool = False
+    usage_of_each: bool = False
     effort: Literal["reasoning_effort", "reasoning", "thinking", "chat_template_kwargs"] | None = None
     efforts: frozenset[Effort] = frozenset()
     thoughts: Literal["reasoning_content", "reasoning"] | None = None
@@ -44,6 +46,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     call_id_length: int | None = None  # it takes only identifiers of so many letters and digits
     cache_key: bool = False
     completions: bool = True
+    several_prompts: bool = True  # in one call for text
     embeddings: bool = True
 
 
@@ -102,6 +105,7 @@ SERVERS: dict[str, Server] = {
     ),
     "openrouter": Server(
         title="OpenRouter",
+        several_prompts=False,
         base_url="https://openrouter.ai/api/v1",
         lacks=frozenset({"n"}),
         takes=_same("top_k", "min_p", "repetition_penalty"),
@@ -141,6 +145,7 @@ SERVERS: dict[str, Server] = {
     ),
     "llama.cpp": Server(
         title="llama.cpp",
+        usage_of_each=True,
         takes=_same("top_k", "min_p", "typical_p", "ignore_eos") | {"repetition_penalty": "repeat_penalty"},
         effort="chat_template_kwargs",
         efforts=frozenset({"none"}),
@@ -148,12 +153,14 @@ SERVERS: dict[str, Server] = {
     ),
     "lmstudio": Server(
         title="LM Studio",
+        several_prompts=False,
         lacks=frozenset({"n", "logprobs", "parallel_tool_calls"}),
         takes=_same("top_k") | {"repetition_penalty": "repeat_penalty"},
         formats=frozenset({"json_schema"}),
     ),
     "mlx": Server(
         title="mlx-lm",
+        several_prompts=False,
         lacks=frozenset({"n", "logprobs", "tool_choice", "parallel_tool_calls"}),
         takes=_same("top_k", "min_p", "repetition_penalty"),
         formats=frozenset(),
@@ -161,6 +168,7 @@ SERVERS: dict[str, Server] = {
     ),
     "transformers": Server(
         title="transformers serve",
+        several_prompts=False,
         lacks=frozenset(
             {
                 "n",
@@ -181,6 +189,7 @@ SERVERS: dict[str, Server] = {
     ),
     "ollama": Server(
         title="Ollama",
+        several_prompts=False,
         base_url="http://127.0.0.1:11434/v1",
         lacks=frozenset({"n", "logit_bias", "tool_choice", "parallel_tool_calls"}),
         effort="reasoning_effort",

@@ -71,7 +71,7 @@ class _Encoding:
         body["stream"] = True
         if self._server.include_usage:
             body["stream_options"] = {"include_usage": True}
-            if self._server.running_usage:
+            if self._server.running_usage and request.answers == 1:  # with several, it would be one answer's
                 body["stream_options"]["continuous_usage_stats"] = True
         self._sampling()
         self._limits()
@@ -196,8 +196,10 @@ class _Encoding:
                 param="prompt",
                 code="unsupported_parameter",
             )
-        prompt = request.prompt or ""
-        self.body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in request.prompts]
+        if len(prompts) > 1 and not self._server.several_prompts:
+            raise self._refuse("prompt", "`prompt` with more than one text")
+        self.body["prompt"] = prompts if len(prompts) > 1 else prompts[0]
         if request.sampling.logprobs is not None:
             self._set("logprobs", request.sampling.logprobs)
         if request.echo:

@@ -12,7 +12,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.request import Request
 from millicent.wire import openai_chat, openai_common, openai_completions
 from millicent.wire.decoding import decode_body
-from millicent.wire.openai_generation import TokenId
+from millicent.wire.openai_common import TokenId
 
 _MOST_TOKENS = 1 << 20
 
@@ -80,6 +80,8 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str, model: str)
         fields.setdefault("prompt", msgspec.Raw(msgspec.json.encode(asked.content)))
     dialect = openai_chat if "messages" in fields else openai_completions
     request, _ = dialect.decode(msgspec.json.encode(fields), headers, receipt_id)
+    if request.further_prompts:
+        raise InvalidRequest("`prompt` holds more than one text: send them one by one.", param="prompt")
     surrounded = (asked.add_special_tokens, asked.add_special)
     return ToEncode(request, False not in surrounded, bool(asked.return_token_strs), bool(asked.with_pieces))
 

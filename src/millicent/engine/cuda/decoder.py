@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,10 +135,9 @@ class DeviceDecoder:
             self._inputs.zero_()
             self._part("slots").fill_(-1)
             # The largest first: what the others need then fits into what it has taken.
-            self._recorded = {
-                shape: self._device.record(lambda shape=shape: self._run(shape))  # type: ignore[misc]
-                for shape in sorted(self._shapes, reverse=True)
-            }
+            shapes = sorted(self._shapes, reverse=True)
+            recorded = self._device.record([functools.partial(self._run, shape) for shape in shapes])
+            self._recorded = dict(zip(shapes, recorded, strict=True))
 
     def _allocate(self, blocks: int, block_tokens: int) -> None:
         spec = self._spec

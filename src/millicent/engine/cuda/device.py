@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,8 +50,9 @@ class Device(Protocol):
         """A copy on the device, which the host doesn't wait for."""
         ...
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """`run` happens now, and again with each call of what is given back."""
+    def record(self, runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        """Each run happens now, and again with each call of what is given back for it. They share memory: never two at
+        the same time."""
         ...
 
     def budget_bytes(self, config: EngineConfig) -> int:
@@ -97,7 +98,6 @@ class CudaDevice:
             )
         self.processors = properties.multi_processor_count
         self.has_fp8 = capability >= _FP8_FROM
-        self._pool = torch.cuda.graph_pool_handle()
         # Not the default stream, which other libraries' work would wait for; and the one that this thread uses.
         torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
@@ -110,15 +110,18 @@ class CudaDevice:
     def send(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.from_numpy(array).pin_memory().to(self.torch_device, non_blocking=True)
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        run()  # compiles what isn't yet, and libraries take their memory
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Graphs share memory: they never run at the same time.
-        with torch.cuda.graph(graph, pool=self._pool):
-            run()
-        replay: Callable[[], None] = graph.replay
-        return replay
+    def record(self, runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        # A pool for each model: once all its graphs are gone, PyTorch lets nothing be recorded into a pool again.
+        pool = torch.cuda.graph_pool_handle()
+        recorded: list[Callable[[], None]] = []
+        for run in runs:
+            run()  # compiles what isn't yet, and libraries take their memory
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                run()
+            recorded.append(graph.replay)
+        return recorded
 
     def budget_bytes(self, config: EngineConfig) -> int:
         """Configured, or what is free less a twelfth: graphs, libraries' workspaces, fragments."""
@@ -177,8 +180,8 @@ class HostDevice:
     def send(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.from_numpy(array).clone()
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        return run
+    def record(self, runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        return list(runs)
 
     def budget_bytes(self, config: EngineConfig) -> int:
         return int((config.memory_gb or 1.0) * 1e9)
@@ -194,7 +197,7 @@ class HostDevice:
 
 @functools.cache
 def _cuda_device(name: str) -> CudaDevice:
-    """One for all models on it: they share its stream and its graphs' memory."""
+    """One for all models on it: they share its stream."""
     return CudaDevice(name)
 
 

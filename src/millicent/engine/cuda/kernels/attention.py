@@ -25,11 +25,12 @@ _LOG2_E = 1.4426950408889634
 def _decode(
     qkv, keys, values, tables, starts, lengths, out, partial, stats, scale, row_stride,
     heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, block_tokens: tl.constexpr,
-    SPLITS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, TOKENS: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, TOKENS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    splits = tl.num_programs(2)
     length = tl.load(lengths + row)
-    share = tl.cdiv(tl.cdiv(length, SPLITS), TOKENS) * TOKENS
+    share = tl.cdiv(tl.cdiv(length, splits), TOKENS) * TOKENS
     first, last = split * share, tl.minimum(length, (split + 1) * share)
     group: tl.constexpr = heads // kv_heads
     member, dim, step = tl.arange(0, GROUP), tl.arange(0, DIM), tl.arange(0, TOKENS)
@@ -56,12 +57,12 @@ def _decode(
         mass = mass * fade + tl.sum(weight, axis=1)
         found = found * fade[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
         peak = higher
-    if SPLITS == 1:
+    if WHOLE:
         found = found / tl.maximum(mass, 1e-30)[:, None]
         target = (row.to(tl.int64) * heads + head) * head_dim
         tl.store(out + target[:, None] + dim[None, :], found.to(out.dtype.element_ty), mask=here)
     else:
-        part = (row.to(tl.int64) * heads + head) * SPLITS + split
+        part = (row.to(tl.int64) * heads + head) * splits + split
         tl.store(partial + part[:, None] * head_dim + dim[None, :], found, mask=here)
         tl.store(stats + part * 2, peak, mask=member < group)
         tl.store(stats + part * 2 + 1, mass, mask=member < group)
@@ -119,7 +120,7 @@ def attend_decode(
         kv_heads,
         head_dim,
         block_tokens,
-        SPLITS=splits,
+        WHOLE=splits == 1,
         GROUP=max(_LEAST_DOT, triton.next_power_of_2(heads // kv_heads)),
         DIM=dim,
         TOKENS=_turn_tokens(qkv),
@@ -233,8 +234,9 @@ def _turn_tokens(tensor: torch.Tensor) -> int:
 
 
 def _stages(tensor: torch.Tensor) -> int:
-    """How many turns' keys and values lie in shared memory at once: of float32, twice the bytes, only one fits."""
-    return 1 if tensor.dtype is torch.float32 else 2
+    """How far loads run ahead of products: blocks' numbers two turns, keys and values one; float32's, which are twice
+    the bytes, not at all."""
+    return 1 if tensor.dtype is torch.float32 else 3
 
 
 def _precision(tensor: torch.Tensor) -> str:

@@ -10,7 +10,7 @@ SMALL_ROWS = 16  # what a matrix unit computes anyway; above, rounding rows to F
 _INPUTS = 256  # columns per turn of the loop
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _multiply_small(
     x, weight, scales, out, rows, outputs: tl.constexpr, inputs: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,

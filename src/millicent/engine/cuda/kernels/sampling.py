@@ -74,17 +74,19 @@ def _draw(logits, temperatures, top_ks, top_ps, min_ps, numbers, out, stride, co
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * stride
     at = tl.arange(0, BLOCK)
-    largest = tl.full((), float("-inf"), tl.float32)
-    token = tl.full((), 0, tl.int32)
-    sound = tl.full((), 1, tl.int32)
+    # Each lane keeps its own: they meet once, after the last block.
+    peaks = tl.full((BLOCK,), float("-inf"), tl.float32)
+    places = tl.zeros((BLOCK,), tl.int32)
+    sounds = tl.full((BLOCK,), 1, tl.int32)
     for start in range(0, count, BLOCK):
         score = tl.load(row + start + at, mask=start + at < count, other=float("-inf")).to(tl.float32)
-        sound = tl.minimum(sound, tl.min((score == score).to(tl.int32), axis=0))
-        score = tl.where(score == score, score, float("-inf"))
-        best = tl.max(score, axis=0)
-        where = tl.min(tl.where(score == best, start + at, count), axis=0)
-        token = tl.where(best > largest, where, token)
-        largest = tl.maximum(largest, best)
+        sounds = sounds & (score == score).to(tl.int32)
+        higher = score > peaks
+        places = tl.where(higher, start + at, places)
+        peaks = tl.where(higher, score, peaks)
+    largest = tl.max(peaks, axis=0)
+    token = tl.min(tl.where(peaks == largest, places, count), axis=0)
+    sound = tl.min(sounds, axis=0)
     usable = (sound == 1) & (largest > float("-inf")) & (largest < float("inf"))
     temperature = tl.load(temperatures + index)
     if usable & (temperature >= _GREEDY_BELOW):
