@@ -59,24 +59,35 @@ def tell(figure: str, value: float, unit: str, **more: Any) -> None:
     print(json.dumps({"figure": figure, "value": shown, "unit": unit, **more}), flush=True)
 
 
-def seconds(settings: Settings, run: Callable[[], object], repeats: int = 10) -> float:
-    """The median of `repeats` runs, after a few that aren't counted."""
+def seconds(settings: Settings, *runs: Callable[[], object], repeats: int = 10) -> float:
+    """The median time of one of `runs`, which do the same, each in memory of its own where a cache would serve it. They
+    are played from a graph: what the host takes to launch them isn't counted."""
     import torch
 
     if settings.rehearsal:
         start = time.perf_counter()
-        run()
+        runs[0]()
         return time.perf_counter() - start
-    for _ in range(3):
+    for run in runs:
         run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for run in runs:
+            run()
     event = partial(torch.cuda.Event, enable_timing=True)
-    pairs = [(event(), event()) for _ in range(repeats)]
+    pairs = [(event(), event()) for _ in range(3 + repeats)]
     for first, last in pairs:
         first.record()
-        run()
+        graph.replay()
         last.record()
     torch.cuda.synchronize()
-    return float(statistics.median(first.elapsed_time(last) for first, last in pairs)) / 1000
+    return float(statistics.median(first.elapsed_time(last) for first, last in pairs[3:])) / 1000 / len(runs)
+
+
+def copies(settings: Settings, nbytes: int) -> range:
+    """As many as don't fit into the chip's cache together."""
+    return range(1 if settings.rehearsal else max(1, min(64, -(-(256 << 20) // nbytes))))
 
 
 # What the machine can do.
@@ -92,7 +103,7 @@ def machine(settings: Settings) -> None:
         properties = torch.cuda.get_device_properties(0)
         versions |= {"triton": triton.__version__, "gpu": properties.name, "memory": properties.total_memory}
     print(json.dumps({"versions": versions}), flush=True)
-    count = settings.sized(1 << 31, 1 << 20)
+    count = settings.sized(1 << 30, 1 << 20)
     source = torch.randn(count, device=settings.device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / seconds(settings, partial(target.copy_, source))
@@ -105,41 +116,46 @@ def machine(settings: Settings) -> None:
     bf16 = 2 * side**3 / seconds(settings, lambda: left @ right)
     tell("matrix product, bf16", bf16 / 1e12, "TFLOP/s")
     found = {"bytes_per_s": max(copied, read), "bf16_flops": bf16}
+    keep(settings, found)
+    small = torch.zeros(64, device=settings.device)
+    tell("floor of a graph's node", seconds(settings, *[lambda: small.add_(1)] * 300) * 1e6, "us")
     scale = torch.ones(side, 1, device=settings.device)
     left8, right8 = (each.to(torch.float8_e4m3fn) for each in (left, right))
+    multiply = partial(
+        torch._scaled_mm,  # noqa: SLF001 - private in name, and the only door to it
+        scale_a=scale,
+        scale_b=scale.t(),
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+    fp8 = 2 * side**3 / seconds(settings, lambda: multiply(left8, right8.t()))
+    tell("matrix product, fp8 with a scale for each row and column", fp8 / 1e12, "TFLOP/s")
+    keep(settings, found | {"fp8_flops": fp8})
 
-    multiply = torch._scaled_mm  # noqa: SLF001 - private in name, and the only door to it
 
-    def fp8() -> object:
-        return multiply(left8, right8.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
-
-    found["fp8_flops"] = 2 * side**3 / seconds(settings, fp8)
-    tell("matrix product, fp8 with a scale for each row and column", found["fp8_flops"] / 1e12, "TFLOP/s")
+def keep(settings: Settings, ceilings: dict[str, float]) -> None:
     if not settings.rehearsal:
-        Path(os.environ[CEILINGS]).write_text(json.dumps(found))
-        launches(settings)
-
-
-def launches(settings: Settings) -> None:
-    """What a graph's node costs when there is nothing to do in it."""
-    import torch
-
-    small = torch.zeros(64, device="cuda")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(300):
-            small.add_(1)
-    whole = seconds(settings, graph.replay, repeats=50)
-    tell("graph of 300 dependent small kernels", whole * 1e6, "us")
-    tell("floor of a graph's node", whole / 300 * 1e6, "us")
+        Path(os.environ[CEILINGS]).write_text(json.dumps(ceilings))
 
 
 # Is it right?
 
 
 def tests(settings: Settings) -> None:
-    """The tests of the engine's GPU part, the ones that need a GPU among them."""
-    chosen = ["tests/engine_cuda/test_ahead_runner.py"] if settings.rehearsal else ["tests/engine_cuda"]
+    """Those that need a GPU."""
+    run_tests("tests/engine_cuda/" + ("test_ahead_runner.py" if settings.rehearsal else "test_on_device.py"))
+
+
+def kernel_tests(settings: Settings) -> None:
+    """Those that run on a processor too, several at a time: the more so as each shape is compiled first."""
+    import importlib.util
+
+    several = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    chosen = "tests/engine_cuda/test_device_passes.py" if settings.rehearsal else "tests/engine_cuda"
+    run_tests(chosen, "--ignore=tests/engine_cuda/test_on_device.py", *several)
+
+
+def run_tests(*chosen: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider", *chosen]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -156,13 +172,13 @@ def logits(settings: Settings) -> None:
     import msgspec
 
     from support.device_decoders import CONFIG, errors, mixed_passes, on_device
-    from support.random_weights import RandomCheckpoint
+    from support.random_weights import KeptCheckpoint
 
     for name in ("QWEN3_0_6B", "LLAMA_3_1_8B"):
         shape = replace(
             settings.shape(name), layers=1 if settings.rehearsal else 2, vocabulary=1024, context_tokens=512
         )
-        checkpoint = RandomCheckpoint(shape)
+        checkpoint = KeptCheckpoint(shape)
         config = msgspec.structs.replace(CONFIG, step_tokens=settings.sized(64, 16))
         for label, dtype, fp8 in (("fp32", "fp32", False), ("bf16", "bf16", False), ("fp8", "bf16", True)):
             if settings.rehearsal and dtype == "bf16":
@@ -357,25 +373,26 @@ def attention(settings: Settings) -> None:
     for heads, kv_heads, count, context in ((16, 8, 1, 8192), (16, 8, 256, 1024), (32, 8, 1, 8192), (32, 8, 64, 2048)):
         rows, tokens = settings.sized(count, 2), settings.sized(context, 20)
         blocks = -(-tokens // size)
-        keys, values = (torch.randn(rows * blocks, kv_heads, size, head_dim, dtype=dtype, device=place) for _ in "kv")
+        bytes_read = 2 * rows * tokens * kv_heads * head_dim * dtype.itemsize
+        layer = partial(torch.randn, rows * blocks, kv_heads, size, head_dim, dtype=dtype, device=place)
+        caches = [(layer(), layer()) for _ in copies(settings, bytes_read)]
         tables = torch.randperm(rows * blocks, device=place).int()
         starts = torch.arange(rows, device=place).int() * blocks
         qkv = torch.randn(max(rows, tokens), (heads + 2 * kv_heads) * head_dim, dtype=dtype, device=place)
         out = torch.empty(len(qkv), heads * head_dim, dtype=dtype, device=place)
         chip = 132 if settings.rehearsal else torch.cuda.get_device_properties(0).multi_processor_count
         decode = DecodeRows(starts, torch.full_like(starts, tokens), tables, splits_for(rows * kv_heads, chip))
-        took = seconds(settings, partial(attend_decode, qkv, keys, values, decode, out))
-        bytes_read = 2 * rows * tokens * kv_heads * head_dim * dtype.itemsize
+        took = seconds(settings, *(partial(attend_decode, qkv, *cache, decode, out) for cache in caches))
         floor = bytes_read / settings.ceilings["bytes_per_s"]
         label = f"decode attention, {heads}/{kv_heads} heads, {count} x {context}"
         tell(label, took * 1e6, "us", share=round(floor / took, 4), splits=decode.splits)
         step = tile_rows(heads, kv_heads, dtype)
         firsts = torch.arange(0, tokens, step, device=place).int()
         tiles = PrefillTiles(tables, firsts, (tokens - firsts).clamp(max=step), firsts, torch.zeros_like(firsts))
-        took = seconds(settings, partial(attend_prefill, qkv, keys, values, tiles, out))
+        took = seconds(settings, partial(attend_prefill, qkv, *caches[0], tiles, out))
         floor = 2 * tokens**2 * heads * head_dim / settings.ceilings["bf16_flops"]  # two products of half a square
         tell(f"prefill attention, {heads}/{kv_heads} heads, {context}", took * 1e6, "us", share=round(floor / took, 4))
-        del keys, values
+        del caches
 
 
 def linears(settings: Settings) -> None:
@@ -397,23 +414,25 @@ def linears(settings: Settings) -> None:
             "head": (shape.vocabulary, shape.hidden),
         }
         for part, (outputs, inputs) in sizes.items():
-            weight = torch.randn(outputs, inputs, dtype=dtype, device=settings.device)
-            kinds: dict[str, Any] = {"bf16": PlainLinear(weight)}
+            shown = copies(settings, outputs * inputs)  # in FP8; more than enough in bf16
+            weights = [torch.randn(outputs, inputs, dtype=dtype, device=settings.device) for _ in shown]
+            kinds: dict[str, list[Any]] = {"bf16": list(map(PlainLinear, weights))}
             if Fp8Linear.fits(outputs, inputs) and part != "head":
-                kinds["fp8"] = Fp8Linear(weight)
+                kinds["fp8"] = list(map(Fp8Linear, weights))
             # Not used so: whether it would be faster than the library's product is one of the questions.
-            kinds["bf16 by the kernel for few rows"] = partial(multiply_small, weight=weight, scales=ones(outputs))
-            for kind, linear in kinds.items():
+            few = partial(partial, multiply_small, scales=ones(outputs))
+            kinds["bf16 by the kernel for few rows"] = [few(weight=weight) for weight in weights]
+            for kind, loaded in kinds.items():
                 for rows in (1, 16) if "few" in kind else (1, 16, 256):
                     x = torch.randn(settings.sized(rows, 2), inputs, dtype=dtype, device=settings.device)
-                    took = seconds(settings, partial(linear, x))
-                    size = outputs * inputs * (1 if kind == "fp8" else weight.itemsize)
+                    took = seconds(settings, *(partial(linear, x) for linear in loaded))
+                    size = outputs * inputs * (1 if kind == "fp8" else dtype.itemsize)
                     floor = max(
                         size / settings.ceilings["bytes_per_s"],
                         2 * rows * outputs * inputs / settings.ceilings[f"{kind[:4].strip()}_flops"],
                     )
                     tell(f"{name} {part} {kind}, {rows} rows", took * 1e6, "us", share=round(floor / took, 4))
-            del weight, kinds
+            del weights, kinds
 
 
 def transformers(settings: Settings) -> None:
@@ -441,8 +460,8 @@ def transformers(settings: Settings) -> None:
         ("batch 1, 128 in 512 out", [(settings.sized(128, 6), settings.sized(512, 5))]),
         ("256 requests of 100 to 1,024 in and out", random_lengths(settings)),
     ):
-        most = max(made for _, made in lengths)
-        wanted = generation(max_new_tokens=most, eos_token_id=-1, pad_token_id=0, do_sample=False, use_cuda_graph=True)
+        each = round(statistics.mean(made for _, made in lengths))  # it takes one length for all: as much work, no tail
+        wanted = generation(max_new_tokens=each, eos_token_id=-1, pad_token_id=0, do_sample=False)
         prompts = [
             [random.Random(i).randrange(shape.vocabulary) for _ in range(given)] for i, (given, _) in enumerate(lengths)
         ]
@@ -450,9 +469,9 @@ def transformers(settings: Settings) -> None:
         with torch.no_grad():
             found = model.generate_batch(inputs=prompts, generation_config=wanted, progress_bar=False)
         wall = time.perf_counter() - start
-        made = sum(len(each.generated_tokens) for each in found.values())
-        assert made == most * len(lengths), f"{made} tokens came of {most * len(lengths)}"
-        tell(f"transformers' continuous batching, {label} (all to the longest)", made / wall, "tokens/s")
+        made = sum(len(answer.generated_tokens) for answer in found.values())
+        assert made == each * len(lengths), f"{made} tokens came of {each * len(lengths)}"
+        tell(f"transformers' continuous batching, {label} (each the mean)", made / wall, "tokens/s")
 
 
 def http(settings: Settings) -> None:
@@ -466,6 +485,7 @@ def _each() -> Iterator[tuple[str, Callable[[Settings], None]]]:
         machine,
         host,
         tests,
+        kernel_tests,
         logits,
         qwen_single,
         qwen_many,

@@ -10,6 +10,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
@@ -191,7 +192,13 @@ def _energy(settings: Settings) -> Any:
         return lambda: 0
     from millicent.meter.energy import NvmlZone
 
-    return NvmlZone(0, os.environ.get("CUDA_VISIBLE_DEVICES")).read_uj
+    try:
+        read: Callable[[], int] = NvmlZone(0, os.environ.get("CUDA_VISIBLE_DEVICES")).read_uj
+        read()
+    except OSError as error:
+        print(json.dumps({"energy": f"no counter: {error}"}), flush=True)
+        return lambda: 0
+    return read
 
 
 async def _joules(session: Any, before_uj: int, after_uj: int) -> None:

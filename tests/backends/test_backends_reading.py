@@ -16,7 +16,7 @@ CALL = '<tool_call>{"name": "now", "arguments": {"x": 1}}</tool_call>'
 def read(reading: Reading | None, *said: list[str], finish: str = "stop") -> tuple[dict[int, Text], End]:
     """Each choice says its pieces, a token each."""
     submits = tuple(Submit(number, "m", (1, 2), Sampling(), Limits(max_tokens=9)) for number in range(len(said)))
-    run = LocalRun(submits, lambda token: b"", "", lambda run: None, reading=reading)
+    run = LocalRun(submits, lambda token: b"", [""], lambda run: None, reading=reading)
 
     async def collect() -> list[Any]:
         return [chunk async for chunk in run]

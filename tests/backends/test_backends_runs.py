@@ -139,3 +139,13 @@ def test_the_engine_knows_tenants_as_numbers_that_say_nothing(tmp_path: Path) ->
     assert len({first._tenant(key) for key in (None, "mk_a", "mk_b")}) == 3
     assert first._tenant("mk_a") == first._tenant("mk_a") != second._tenant("mk_a")
     assert 0 <= first._tenant("mk_a") < 2**63
+
+
+def test_an_error_is_the_requests_own_only_where_the_engine_says_so() -> None:
+    for refused, status in ((True, 400), (False, 500)):
+        run = run_of(1)
+        run.take(Output(10, 0, "", "error", "it cannot go on", refused=refused))
+        end = chunks(run)[-1]
+        assert isinstance(end, End)
+        assert end.error is not None
+        assert (end.error.status, end.error.message) == (status, "it cannot go on")

@@ -293,7 +293,7 @@ MISBEHAVIOUR: list[tuple[Handler, type[MillicentError], str, str]] = [
     (streaming(b'data: {"choices": 7}\n\n'), UpstreamError, "no answer", ""),
     (streaming(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n'), UpstreamError, "no answer", ""),
     (streaming(events(chunk({"content": "a"}), done=False)), UpstreamError, "in the middle", "a"),
-    (streaming(b""), UpstreamError, "in the middle", ""),
+    (streaming(b""), UpstreamError, "without an answer", ""),
     (streaming(events(chunk({"content": "a"}), {"error": {"message": "oh", "code": 502}})), UpstreamError, "oh", "a"),
     (streaming(events(chunk({"content": "a"}), chunk({}, "error"))), UpstreamError, "gave up", "a"),
     (streaming(events({"error": {"message": "too fast", "type": "rate_limit_error"}})), RateLimited, "too fast", ""),

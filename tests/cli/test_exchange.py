@@ -143,6 +143,13 @@ def test_any_table_is_read_when_its_columns_are_named(capsys: pytest.CaptureFixt
         (LITELLM.replace(",7,", ",-7,"), "row 3, column prompt_tokens: '-7' is no count"),
         (LITELLM.replace("2026-10-01 12:00:00.123", "yesterday"), "row 1, column startTime: 'yesterday' is no time"),
         (LITELLM.replace("gpt-4o,", ","), "row 1 has no model"),
+        (LITELLM.replace(",7,", ",1e30,"), "row 3, column prompt_tokens: '1e30' is no count"),
+        (LITELLM.replace("2026-10-01 12:00:00.123", "\u00b2"), "row 1, column startTime: '\u00b2' is no time"),
+        (LITELLM.replace("2026-10-01 12:00:00.123", "9999-12-31"), "row 1, column startTime: '9999-12-31' is no time"),
+        (LITELLM.replace("2026-10-01 12:00:00.123", "1969-12-31"), "row 1, column startTime: '1969-12-31' is no time"),
+        (LITELLM.replace("0.00123", "1e30"), "row 1, column spend: '1e30' is more than a row can cost"),
+        (LITELLM.replace("gpt-4o,", "gpt-4o\x00,"), "row 1, column model: 'gpt-4o\\x00' holds control characters"),
+        ("time,model\n2026-10-01,a\n2026-10-01,b,c\n", "row 2 has more cells than the header"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named_and_nothing_is_imported(
@@ -150,6 +157,36 @@ def test_a_row_that_cannot_be_read_is_named_and_nothing_is_imported(
 ) -> None:
     assert told in refusal(capsys, "import", written(tmp_path, text))
     assert not (tmp_path / "home" / "ledger.db").exists()
+
+
+def test_a_file_that_is_no_text_is_told_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "export.xlsx").write_bytes(b"PK\x03\x04\xff")
+    assert "export.xlsx is no UTF-8 text (byte 4)" in refusal(capsys, "import", str(tmp_path / "export.xlsx"))
+    assert "export.xlsx is no UTF-8 text (byte 4)" in refusal(capsys, "reconcile", str(tmp_path / "export.xlsx"))
+
+
+def test_models_that_are_spelled_alike_are_each_charged_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    named = ("--time", "when", "--model", "what", "--cost", "usd")
+    call(capsys, "import", written(tmp_path, "when,what,usd\n2026-10-01,gpt-4o,1.5\n2026-10-01,GPT 4o,2\n"), *named)
+    invoice = written(tmp_path, "date,model,amount\n2026-10-01,gpt-4o,1.500000001\n", "invoice.csv")
+    body = call(capsys, "reconcile", invoice, "--json")
+    assert [(each["name"], each["invoice_usd"], each["residual_usd"]) for each in body["data"]] == [
+        ("gpt-4o", "1.500000001", "0.000000001"),
+        ("GPT 4o", "0", "-2"),
+    ]
+    assert body["total"]["invoice_usd"] == "1.500000001"
+
+
+def test_lines_of_another_time_than_the_one_asked_for_are_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    call(capsys, "import", written(tmp_path, LITELLM))
+    text = "date,model,amount\n2026-10-01,gpt-4o,0.00123\n2026-09-01,gpt-4o,9\n"
+    since = ("--since", "2026-10-01", "--until", "2026-10-02")
+    body = call(capsys, "reconcile", written(tmp_path, text, "invoice.csv"), *since, "--json")
+    assert (body["total"]["invoice_usd"], body["total"]["residual_usd"]) == ("0.00123", "0")
 
 
 def test_an_invoice_is_explained_line_by_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -323,6 +323,25 @@ def test_unattributed_requests_share_one_sum_of_a_budget_per_team(connection: sq
     assert attempt_open(connection, opened(3, 21, team="blue"))
 
 
+def test_a_budget_of_a_tier_gives_each_of_its_users_the_limit_and_leaves_others_alone() -> None:
+    connection = connect(Budget(name="pro", limit=Money(50), every=Every.ONCE, per="user", tier="pro"))
+
+    def asked(number: int, user: str, tier: str | None, hold: int) -> bool:
+        who = Attribution(user=user, tier=tier)
+        return attempt_open(connection, msgspec.structs.replace(opened(number, hold), attribution=who))
+
+    assert asked(1, "ada", "pro", 40)
+    assert not asked(2, "ada", "pro", 20)
+    assert asked(3, "bob", "pro", 20)
+    assert asked(4, "eve", "free", 90)
+    assert asked(5, "ada", None, 90)
+    assert balances(connection) == {("pro", "ada"): (0, 40), ("pro", "bob"): (0, 20)}
+    # Of another tier, it counts other requests.
+    set_budget(connection, Budget(name="pro", limit=Money(50), every=Every.ONCE, per="user", tier="free"))
+    assert balances(connection) == {}
+    connection.close()
+
+
 def test_opening_again_takes_nothing_more(connection: sqlite3.Connection) -> None:
     for _ in range(3):
         assert open_receipt(connection, opened(1, 30), "a") is True
@@ -362,6 +381,9 @@ def test_budgets_of_the_configuration_follow_it(connection: sqlite3.Connection) 
         ({"limit_usd": Decimal("nan")}, "limit_usd"),
         ({"only": "x"}, "per"),
         ({"per": "user", "only": ""}, "only"),
+        ({"tier": "pro"}, "tier"),
+        ({"per": "tier", "tier": "pro"}, "tier"),
+        ({"per": "user", "tier": ""}, "tier"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused_by_field(changes: dict[str, Any], told: str) -> None:

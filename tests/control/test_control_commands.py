@@ -64,6 +64,10 @@ def test_budgets_are_made_changed_listed_and_removed(capsys: pytest.CaptureFixtu
     [budget] = json.loads(said(capsys, "budgets", "list", "--json"))["data"]
     assert (budget["limit_usd"], budget["hard"], budget["per"]) == ("7.25", False, "team")
     assert "daily" in said(capsys, "budgets", "list")
+    pro = ("budgets", "create", "pro", "--limit", "5", "--per", "user", "--tier", "pro")
+    assert said(capsys, *pro) == "pro: $5, hard, every month, for each user of tier pro."
+    assert "of tier pro" in said(capsys, "budgets", "list")
+    said(capsys, "budgets", "remove", "pro")
     said(capsys, "budgets", "remove", "daily")
     assert json.loads(said(capsys, "budgets", "list", "--json"))["data"] == []
 

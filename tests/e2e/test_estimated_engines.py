@@ -19,7 +19,7 @@ from millicent.core.identifiers import SystemIds
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
-from millicent.step_time import Coefficients
+from millicent.step_time import Coefficients, Fitter
 from support.fake_upstream import Call, chunk, events, fake_upstream_in_a_thread
 from support.live import LiveServer, live_server
 
@@ -133,7 +133,7 @@ async def _kept(database: Path, learned: Coefficients, runs: str) -> None:
     await ledger.start()
     try:
         shares = StepTimeShares(clock, SystemIds(clock))
-        shares.version_of(("estimated:box", "*", runs), learned, 500, 0.02)
+        shares.version_of(("estimated:box", "*", runs), learned, Fitter(), 500)
         await ledger.save_fits(shares.unsaved())
     finally:
         await ledger.stop()

@@ -9,6 +9,7 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from millicent.core.entries import Entry, Kind
 from millicent.core.errors import ConfigError, Conflict, InvalidRequest
 from millicent.core.money import ZERO, Money
 from millicent.core.periods import DAY_NS, Period, months_of, parse_period, parse_two
+from millicent.core.request import Attribution
 from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
 from millicent.economics.margin import Books, margins
 from millicent.economics.plans import (
@@ -53,7 +55,7 @@ def uses(count: int, requests: int, cost: str) -> list[UserUse]:
 def mended(plan: PlanConfig, members: Sequence[UserUse], *, outside: Money = ZERO, days: int = 30) -> list[Mend]:
     inside = Period(NOVEMBER.from_ns, NOVEMBER.from_ns + days * DAY_NS)
     paid = [bill(plan, use, inside, NOVEMBER) for use in members]
-    return mends("pro", plan, members, paid, outside, Fraction(days, 30), only_plan=True)
+    return mends("pro", plan, members, paid, outside, Fraction(days, 30))
 
 
 @pytest.mark.parametrize(
@@ -139,11 +141,9 @@ def test_one_heavy_user_of_a_twenty_dollar_plan_is_mended_by_a_price_or_by_a_lim
     assert (price.amount, limit.amount) == (usd("43.60"), usd(41))
     assert tomllib.loads("\n".join(price.lines)) == {"plans": {"pro": {"price_usd_per_month": 43.60}}}
     written = tomllib.loads("\n".join(limit.lines), parse_float=Decimal)["budgets"]["pro-users"]
-    budget = BudgetConfig(limit_usd=written["limit_usd"], per=written["per"], every=written["every"]).budget(
-        "pro-users"
-    )
-    assert budget.limit == usd(41)
-    assert "each of 1 users" in limit.what
+    budget = msgspec.convert(written, BudgetConfig).budget("pro-users")
+    assert (budget.limit, budget.per, budget.tier) == (usd(41), "user", "pro")
+    assert "on each user (1 would have reached it)" in limit.what
     assert mended(PRO, uses(10, 10, "5")) == []
 
 
@@ -160,12 +160,14 @@ def test_what_other_costs_eat_up_no_limit_can_restore() -> None:
     assert only.what.startswith("a price of")
 
 
-def test_with_several_plans_the_users_over_the_limit_are_named() -> None:
-    members = [UserUse('o"dd', 1, 0, usd(90)), *uses(1, 1, "1")]
-    paid = [usd(20), usd(20)]
-    found = mends("pro", PRO, members, paid, ZERO, Fraction(1), only_plan=False)
-    parsed = tomllib.loads("\n".join(found[1].lines))
-    assert [each["only"] for each in parsed["budgets"].values()] == ['o"dd']
+def test_a_plans_limit_is_for_each_user_of_its_tier_whatever_it_is_called() -> None:
+    plan = msgspec.structs.replace(PRO, tier='o"dd')
+    members = [UserUse("heavy", 1, 0, usd(90)), *uses(1, 1, "1")]
+    found = mends("a/b", plan, members, [usd(20), usd(20)], ZERO, Fraction(1))
+    ((name, written),) = tomllib.loads("\n".join(found[1].lines), parse_float=Decimal)["budgets"].items()
+    budget = msgspec.convert(written, BudgetConfig).budget(name)
+    told = [budget.subject(Attribution(user="heavy", tier=tier)) for tier in ('o"dd', "other", None)]
+    assert told == ["heavy", None, None]
 
 
 def entry(number: str, amount: str, *, kind: Kind = "revenue", period: Period = NOVEMBER, **of: str) -> Entry:

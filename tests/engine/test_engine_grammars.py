@@ -127,6 +127,7 @@ def test_a_grammar_that_fails_ends_its_own_answer_only() -> None:
     ends = Bench().run(frame(1, "start: nothing"), frame(2, PLATE), frame(3))
     assert ends[1][1].finish == "error"
     assert "grammar" in ends[1][1].error
+    assert ends[1][1].refused
     assert [ends[2][1].finish, ends[3][1].finish] == ["stop", "length"]
 
 
@@ -136,6 +137,7 @@ def test_one_that_becomes_too_complex_on_the_way_ends_with_an_error() -> None:
     text, end = bench.run(long)[1]
     assert end.finish == "error"
     assert "too complex" in end.error
+    assert end.refused  # by what was asked: nothing of ours went wrong
     assert len(text) < 50
 
 

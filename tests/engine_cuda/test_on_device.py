@@ -5,6 +5,7 @@ Runs without a network on a machine with a CUDA build of PyTorch and its Triton;
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from millicent.engine.runner import OpenModel
 from millicent.engine.sampler import Draw, sample
 from support.device_answers import said_by_device, said_by_reference, submits
 from support.device_decoders import BLOCKS, errors, mixed_passes, on_device
-from support.random_weights import LLAMA_3_1_8B, QWEN3_0_6B, RandomCheckpoint
+from support.random_weights import LLAMA_3_1_8B, QWEN3_0_6B, KeptCheckpoint, RandomCheckpoint
 from support.scripted_model import Letters
 
 GREEDY = Draw(0.0, 1.0, 0, 0, 0)
@@ -56,12 +57,17 @@ def tokens(count: int, seed: int = 1) -> list[int]:
     return torch.randint(2048, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+@functools.lru_cache(maxsize=1)
+def kept(name: str) -> KeptCheckpoint:
+    return KeptCheckpoint(SHAPES[name])
+
+
 @pytest.mark.parametrize(
     ("dtype", "fp8", "limit"), [("fp32", False, 1e-4), ("bf16", False, 3e-2), ("bf16", True, 0.15)]
 )
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_are_near_those_of_float64(name: str, dtype: Dtype, fp8: bool, limit: float, gpu: Device) -> None:
-    checkpoint = RandomCheckpoint(SHAPES[name])
+    checkpoint = kept(name)
     model = on_device(checkpoint, CONFIG, dtype=dtype, fp8=fp8, device=gpu)
     assert max(errors(model, checkpoint, mixed_passes(2048), CONFIG)) < limit
 

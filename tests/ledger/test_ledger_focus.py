@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from millicent.core.accounts import Account
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock
 from millicent.core.money import Money
-from millicent.core.receipts import Accelerator, Line, Meter, Receipt, Role, Status
+from millicent.core.receipts import Accelerator, Line, Meter, PriceSource, Receipt, Role, Status
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance
 from millicent.ledger.focus import COLUMNS, Row, charges, machine_charges, unpriced, unpriced_machines
@@ -187,6 +187,71 @@ def test_device_time_shows_the_share_and_the_batch_it_was_shared_with(opened: Ma
     (row,) = charges(closed(opened(1)))
     assert (row["x_AcceleratorSeconds"], row["x_MeanBatch"], row["x_SplitPart"]) == ("0.000000700", "2.250", "serving")
     assert (row["ResourceId"], row["ResourceType"]) == ("cpu", "Accelerator")
+
+
+def test_the_list_cost_is_that_before_the_contracts_discount(opened: Make, closed: Make) -> None:
+    receipt = closed(opened(1))
+    (attempt,) = receipt.attempts
+    line = msgspec.structs.replace(
+        receipt.lines[0],
+        meter=Meter.INPUT,
+        unit="token",
+        quantity=Decimal(1001),
+        unit_price_usd=Decimal("0.00000255"),
+        amount=Money.price(1001, Decimal("0.00000255")),
+    )
+    receipt = msgspec.structs.replace(
+        receipt,
+        placement=attempt.placement,
+        lines=(line, msgspec.structs.replace(line, attempt=0)),
+        prices=PriceSource("prices.m", {"kind": "api", "input": "3", "discount": "0.15"}),
+    )
+    row, outside = charges(receipt)
+    check(row)
+    assert (row["ListUnitPrice"], row["ContractedUnitPrice"]) == ("0.000003", "0.00000255")
+    assert (row["ListCost"], row["ContractedCost"]) == ("0.003003", "0.00255255")
+    assert outside["ListCost"] == outside["ContractedCost"]
+
+
+def test_what_recovery_reduced_to_the_hold_is_one_unit_at_that_price(opened: Make, closed: Make) -> None:
+    receipt = closed(opened(1))
+    reduced = msgspec.structs.replace(receipt.lines[0], amount=Money(3))
+    assert reduced.unit_price_usd is not None
+    assert Money.price(reduced.quantity, reduced.unit_price_usd) > Money(5)
+    (row,) = charges(msgspec.structs.replace(receipt, lines=(reduced,)))
+    check(row)
+    assert (row["PricingQuantity"], row["PricingUnit"], row["ContractedUnitPrice"]) == ("1", "Units", "0.000000003")
+
+
+def test_a_price_has_an_identifier_of_its_own_and_so_has_each_kind_of_cache_write(opened: Make, closed: Make) -> None:
+    receipt = closed(opened(1))
+    line = msgspec.structs.replace(receipt.lines[0], meter=Meter.CACHE_WRITE, unit="token", note="kept for 5 minutes")
+    lines = [
+        line,
+        msgspec.structs.replace(line, note="kept for 1 hour"),
+        msgspec.structs.replace(line, unit_price_usd=Decimal("0.1"), amount=Money.price(line.quantity, Decimal("0.1"))),
+    ]
+    rows = list(charges(msgspec.structs.replace(receipt, lines=tuple(lines))))
+    assert len({row["SkuPriceId"] for row in rows}) == 3
+    assert [row["SkuId"] == rows[0]["SkuId"] for row in rows] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("unit", "plural"),
+    [("token-hour", "Token-Hours"), ("query", "Queries"), ("batch", "Batches"), ("day", "Days"), ("calls", "Calls")],
+)
+def test_units_are_capitalised_and_plural(opened: Make, closed: Make, unit: str, plural: str) -> None:
+    receipt = closed(opened(1))
+    line = msgspec.structs.replace(receipt.lines[0], unit=unit)
+    (row,) = charges(msgspec.structs.replace(receipt, lines=(line,)))
+    assert (row["PricingUnit"], row["ConsumedUnit"]) == (plural, plural)
+
+
+def test_what_a_caller_chose_is_no_formula(opened: Make, closed: Make) -> None:
+    who = Attribution(user="=1+1", team="@x", feature="-1", tier="+1")
+    row = next(charges(msgspec.structs.replace(closed(opened(1)), attribution=who)))
+    chosen = ("x_User", "SubAccountId", "SubAccountName", "x_Feature", "x_Tier")
+    assert [row[name] for name in chosen] == ["'=1+1", "'@x", "'@x", "'-1", "'+1"]
 
 
 def test_no_time_on_a_machine_of_unknown_price_is_no_charge(opened: Make, closed: Make) -> None:

@@ -93,6 +93,12 @@ def test_questions_write_nothing(tmp_path: Path, opened: Make, closed: Make, sha
         ("DELETE FROM receipts", "belongs to no row of receipts"),
         ("UPDATE lines SET amount_nanousd = 9", "the rollup by status of 2026-01-01T00:00:00.000000Z isn't the sum"),
         ("DELETE FROM rollup_groups WHERE cube = 'user'", "the rollup by user, status of 2026-01-01T00:00:00.000000Z"),
+        ("UPDATE lines SET quantity = '7'", "has a line of 7 at $"),
+        ("UPDATE lines SET unit_price_usd = '7'", "at $7 each for "),
+        ("UPDATE receipts SET usage = '{}'", "tokens in and "),
+        ("UPDATE receipts SET list_nanousd = 3, saved = '{}'", "was listed at 3 nano-dollars and saved 0"),
+        ("INSERT INTO maintenance VALUES ('purge')", "a permit to change what is settled was left behind (purge)"),
+        ("DELETE FROM tallies WHERE span_s = 3600", "the tally of 3600 s from 2026-01-01T00:00:00.000000Z isn't"),
         (
             "INSERT INTO unrolled SELECT id, NULL, NULL FROM receipts",
             "the rollup by status of 2026-01-01T00:00:00.0000",

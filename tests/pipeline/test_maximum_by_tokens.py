@@ -68,7 +68,7 @@ def plan(request: Request, provider: Provider | None = None) -> Plan:
     backend = provider or Provider()
 
     async def story() -> Plan:
-        estimates = Estimates(Quoter(lambda _: None), PriceBook({"m": PRICES}))
+        estimates = Estimates(Quoter(lambda *_: None), PriceBook({"m": PRICES}))
         call = await backend.prepare(request)
         return await estimates.within(request, backend, call, estimates.asked(request, call, PROVIDER, 1, 0))
 

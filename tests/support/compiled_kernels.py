@@ -103,8 +103,8 @@ def main() -> None:
     driver.set_active(_Driver())
     found: dict[int, dict[str, Any]] = {}
     compiled: list[Any] = []
+    serving = [""]
     compile_and_run = JITFunction.run
-    model = ""
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         del warmup
@@ -112,11 +112,12 @@ def main() -> None:
         kernel = compile_and_run(self, *args, grid=grid, warmup=True, **options)
         if id(kernel) not in found:
             compiled.append(kernel)  # so that its number stays its own
-            found[id(kernel)] = {"model": model, "kernel": self.fn.__name__, **_takes(kernel)}
+            found[id(kernel)] = {"model": serving[0], "kernel": self.fn.__name__, **_takes(kernel)}
         return kernel
 
     JITFunction.run = compile_only
-    for model, shape, dtype, fp8, sequences in MODELS:
+    for name, shape, dtype, fp8, sequences in MODELS:
+        serving[0] = name
         _serve(shape, dtype, fp8=fp8, sequences=sequences)
     print(json.dumps(list(found.values())))
 
@@ -134,7 +135,9 @@ def _serve(shape: ModelSpec, dtype: Dtype, *, fp8: bool, sequences: int) -> None
         )
         decoder.allocate(60_000, config.block_tokens)
     nothing = np.empty(0, dtype=np.float32)
-    decoder.redraw([0], [Draw(0.8, 0.9, 40, 1, 1)], Changes(*[nothing] * 5, {0: bytes(shape.vocabulary // 8)}))
+    allowed = {0: bytes(shape.vocabulary // 8)}
+    changes = Changes(nothing, nothing, nothing, nothing, nothing, allowed)
+    decoder.redraw([0], [Draw(0.8, 0.9, 40, 1, 1)], changes)
 
 
 def _takes(kernel: Any) -> dict[str, Any]:

@@ -90,6 +90,19 @@ class RandomCheckpoint(Checkpoint):
         return (drawn * scale * (3 if "embed_tokens" in name else 1)).to(dtype)
 
 
+class KeptCheckpoint(RandomCheckpoint):
+    """Draws each tensor once: for several precisions, and the reference, of one model."""
+
+    def __init__(self, shape: ModelSpec) -> None:
+        super().__init__(shape)
+        self._drawn: dict[str, torch.Tensor] = {}
+
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        if name not in self._drawn:
+            self._drawn[name] = super().read(name, torch.float32)
+        return self._drawn[name].to(dtype, copy=True)
+
+
 def _shapes(shape: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
     query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     found: list[tuple[str, tuple[int, ...]]] = [

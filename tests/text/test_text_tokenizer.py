@@ -240,3 +240,23 @@ def test_the_mark_of_a_call_is_text_where_other_control_tokens_are_none() -> Non
     backend.add_special_tokens(["[TOOL_CALLS]", "</s>"])
     made = Tokenizer(backend, template=None, eos_tokens=[2], context_tokens=None)
     assert made.decode([1, 2]) == "[TOOL_CALLS]"
+
+
+class Considerate:
+    """The library's tokenizer without the call that lets no other thread run until it is done."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        assert name != "encode", "a megabyte of text would stop the whole gateway for a second"
+        return getattr(self._backend, name)
+
+
+def test_texts_become_tokens_while_other_threads_run(tiny_path: Path, tmp_path: Path) -> None:
+    tokenizer = with_template(tiny_path, tmp_path, "{{ messages[0].content }}</s>")
+    told = [Message(role="user", content="some </s> words")]
+    expected = tokenizer.encode("words"), tokenizer.encode("</s>", special=True), tokenizer.encode_chat(told)
+    for name in ("_parsing", "_plain"):
+        setattr(tokenizer, name, Considerate(getattr(tokenizer, name)))
+    assert (tokenizer.encode("words"), tokenizer.encode("</s>", special=True), tokenizer.encode_chat(told)) == expected

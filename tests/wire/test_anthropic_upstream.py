@@ -202,7 +202,7 @@ def test_a_stream_is_read_as_it_was_said() -> None:
     assert [(call.index, call.name, json.loads(call.arguments)) for call in text.calls] == [
         (0, "weather", {"city": "東京"}), (1, "now", {}),
     ]  # fmt: skip
-    assert (reader.ended, reader.reason, reader.id) == (True, FinishReason.TOOL_CALLS, "msg_01")
+    assert (reader.ended, reader.reasons, reader.id) == (True, (FinishReason.TOOL_CALLS,), "msg_01")
     assert reader.served_model == "claude-sonnet-4-20250514"
     known = Provenance.REPORTED
     assert reader.usage is not None
@@ -231,7 +231,7 @@ def test_a_whole_answer_says_the_same() -> None:
         other.sealed,
     )
     assert [json.loads(call.arguments) for call in one.calls] == [json.loads(call.arguments) for call in other.calls]
-    assert (whole.usage, whole.reason, whole.ended) == (streamed.usage, streamed.reason, True)
+    assert (whole.usage, whole.reasons, whole.ended) == (streamed.usage, streamed.reasons, True)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_whole_answer_says_the_same() -> None:
 )
 def test_why_it_ended(said: str, stop: str | None, reason: FinishReason) -> None:
     reader, texts = read(*data_of(fake.answer(fake.text(0, "x"), said, stop)))
-    assert (reader.reason, "".join(text.stop for text in texts)) == (reason, stop or "")
+    assert (reader.reasons, "".join(text.stop for text in texts)) == ((reason,), stop or "")
 
 
 def test_an_answer_that_broke_off_has_its_input_reported_and_its_output_estimated() -> None:

@@ -238,8 +238,8 @@ def test_completions_and_embeddings_have_their_own_addresses() -> None:
 # Answers.
 
 
-def read(*chunks: dict[str, Any]) -> tuple[list[Text], AnswerReader]:
-    reader = AnswerReader()
+def read(*chunks: dict[str, Any], choices: int = 1) -> tuple[list[Text], AnswerReader]:
+    reader = AnswerReader(choices)
     return [text for each in chunks for text in reader.take(json.dumps(each).encode())], reader
 
 
@@ -281,16 +281,47 @@ def of_answer(index: int | None, read: int, written: int, cached: int = 0) -> by
 
 
 def test_usage_that_comes_for_each_answer_is_added_up_and_each_prompt_counted_once() -> None:
-    of_chat = AnswerReader(choices=2)
+    of_chat = AnswerReader(2, choices=2)
     for each in (of_answer(None, 32, 3), of_answer(None, 32, 5)):
         of_chat.take(each)
     assert of_chat.usage == Usage.of(Provenance.REPORTED, input_fresh=32, input_cache_read=0, output_text=8)
-    of_prompts = AnswerReader(choices=2)
+    of_prompts = AnswerReader(4, choices=2)
     assert of_prompts.take(b"null") == []
     for each in (of_answer(2, 9, 1, 4), of_answer(0, 5, 2), of_answer(1, 5, 3), of_answer(3, 9, 4, 4)):
         of_prompts.take(each)
     assert of_prompts.usage == Usage.of(Provenance.REPORTED, input_fresh=10, input_cache_read=4, output_text=10)
-    assert of_prompts.ended(4)
+    assert of_prompts.ended
+
+
+@pytest.mark.parametrize(
+    ("delta", "thought"),
+    [
+        (
+            {"reasoning": "Hm.", "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]},
+            "Hm.",
+        ),
+        ({"reasoning": None, "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]}, "Hm."),
+        (
+            {"reasoning_details": [{"type": "reasoning.summary", "summary": "So."}, {"type": "x", "data": "c2VhbA"}]},
+            "So.",
+        ),
+    ],
+)
+def test_what_openrouter_s_models_thought_is_read_once_wherever_it_stands(delta: dict[str, Any], thought: str) -> None:
+    texts, reader = read(chunk(delta), chunk({"content": "Yes."}), chunk({}, "stop"))
+    [merged] = merge_texts(texts)
+    assert (merged.reasoning, merged.text) == (thought, "Yes.")
+    assert reader.ended
+
+
+def test_what_ollama_cuts_unasked_goes_to_servers_that_cannot_be_told_and_what_is_asked_for_does_not() -> None:
+    asked: dict[str, Any] = {"messages": None, "dialect": "ollama.embed"}
+    unasked = Embedding(("hi",), truncate_tokens=-1, by_default=True)
+    assert sent("openai", **asked, embedding=unasked) == {"model": "there", "input": "hi", "encoding_format": "float"}
+    assert sent("vllm", **asked, embedding=unasked)["truncate_prompt_tokens"] == -1
+    assert (
+        refused("openai", **asked, embedding=Embedding(("hi",), truncate_tokens=-1)).param == "truncate_prompt_tokens"
+    )
 
 
 def test_running_usage_of_one_answer_is_not_asked_for_where_there_are_several() -> None:
@@ -299,13 +330,16 @@ def test_running_usage_of_one_answer_is_not_asked_for_where_there_are_several() 
 
 
 def test_choices_are_kept_apart_and_each_says_how_it_ended() -> None:
-    texts, reader = read(
+    came = (
         chunk({"content": "a"}, index=1), chunk({"content": "b"}), chunk({}, "length", index=1), chunk({}, "stop"),
     )  # fmt: skip
+    texts, reader = read(*came, choices=2)
     assert [(text.choice, text.text) for text in texts] == [(1, "a"), (0, "b")]
     assert reader.reasons == (FinishReason.STOP, FinishReason.LENGTH)
-    assert reader.ended(2)
-    assert not reader.ended(3)
+    assert reader.ended
+    assert not read(*came, choices=3)[1].ended
+    with pytest.raises(msgspec.DecodeError, match="a choice 1 that nobody asked for"):
+        read(*came)
 
 
 @pytest.mark.parametrize(

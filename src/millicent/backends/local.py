@@ -33,6 +33,7 @@ from millicent.backends.local_models import (
     check_known,
     check_tokens,
     encode,
+    load_tokenizer,
     truncate,
 )
 from millicent.backends.local_runs import LocalCall, LocalRun, Reading
@@ -76,12 +77,6 @@ _STABLE_NS = 60 * NS_PER_S  # an engine that lived this long starts over with th
 _RETRY_LOAD_NS = 10 * NS_PER_S  # after a failed load, requests are refused for this long before it is tried again
 _START_GRACE_S = 5.0  # a model stays this long for a call that was prepared to be started
 _ENGINE_COMMAND = (sys.executable, "-P", "-m", "millicent.engine")
-
-
-def _load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
-    from millicent.text import load_tokenizer
-
-    return load_tokenizer(path, clock)
 
 
 class LocalBackend:
@@ -133,6 +128,10 @@ class LocalBackend:
 
     def models(self) -> tuple[str, ...]:
         return tuple(self._models)
+
+    def offer(self, model: str, spec: LocalModel) -> None:
+        """One more, from now on."""
+        self._models[model] = HeldModel(model, spec)
 
     def makes_vectors(self, model: str) -> bool:
         """As declared, or as seen when it was loaded."""
@@ -420,7 +419,7 @@ class LocalBackend:
                 path = model.spec.path
                 model.path = path if isinstance(path, Path) else await asyncio.to_thread(path)
             if model.tokenizer is None:
-                model.tokenizer = await asyncio.to_thread(_load_tokenizer, model.path, self._clock)
+                model.tokenizer = await asyncio.to_thread(load_tokenizer, model.path, self._clock)
             async with self._changing_models:
                 loaded = await self._load_making_room(model, model.path)
                 model.context_tokens = loaded.context_tokens

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from millicent.core.clock import Clock
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Request
 from millicent.engine.protocol import Dtype, Quantization
@@ -114,6 +115,13 @@ def check_does(request: Request, model: HeldModel) -> None:
             f"dimensions: {embedding.dimensions} are more than the {model.dimensions} of {model.name}; ask for fewer",
             param="dimensions",
         )
+
+
+def load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
+    """Raises ModelError."""
+    from millicent.text import load_tokenizer as load
+
+    return load(path, clock)
 
 
 async def encode(request: Request, tokenizer: Tokenizer, *, surrounded: bool = True) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ from hashlib import blake2b
 import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, Chunk, End, FinishReason, Text, TokenLogprob, merge_pieces
-from millicent.core.errors import MillicentError
+from millicent.core.errors import InvalidRequest, MillicentError
 from millicent.core.usage import Provenance, Usage
 from millicent.engine.protocol import Output, ScoredToken, Submit
 from millicent.text.reasoning import ReasoningSplitter
@@ -217,7 +217,7 @@ class LocalRun:
         if output.finish:
             ended = choice.end(FinishReason(output.finish))
             if ended is FinishReason.ERROR and self._error is None:
-                self._error = MillicentError(output.error)
+                self._error = (InvalidRequest if output.refused else MillicentError)(output.error)
             reasons = [each.reason for each in self._choices.values() if each.reason is not None]
             if len(reasons) == len(self._choices):
                 self.end(_overall(reasons), self._error)

@@ -1,43 +1,34 @@
-"""Servers that speak OpenAI's dialect as backends: one backend for each placement.
-
-The answer is always streamed from there, so that a client that goes stops it and its time limits hold; a server that
-answers whole all the same is understood.
-"""
+"""Servers that speak OpenAI's dialect as backends: one backend for each placement."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import msgspec
-
 from millicent.backends.config import ServerName, UpstreamConfig
 from millicent.backends.local_models import encode as encode_prompt
-from millicent.backends.upstream import Upstream, UpstreamRun, merged
-from millicent.core.chunks import Chunk, End, FinishReason, Text
+from millicent.backends.local_models import load_tokenizer
+from millicent.backends.providers import Provider, UpstreamCall, UpstreamRun, VectorsRun
+from millicent.core.chunks import Text
 from millicent.core.clock import Clock
-from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
-from millicent.core.guesses import guessed_text_tokens, pictures_in
+from millicent.core.errors import ConfigError
+from millicent.core.guesses import pictures_in
 from millicent.core.request import Request
-from millicent.core.usage import Count, Leaf, Provenance, Usage
+from millicent.core.usage import Provenance, Usage
 from millicent.wire.openai_servers import SERVERS
 from millicent.wire.openai_upstream import Sent, encode
 from millicent.wire.openai_upstream_answers import AnswerReader, VectorsReader
-from millicent.wire.reported import completed
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
 
-# No chunk is so short; the word that ends a stream is, with blanks around it.
-_SHORTER_THAN_JSON = 16
 
-
-class OpenAIBackend:
-    """`models` are public names, and what each is called there; `tokenizers` where theirs lie, for those that have one
-    here. `service_tier` is what the placement is charged at, where it isn't the usual."""
+class OpenAIBackend(Provider):
+    """`tokenizers` is where those of models lie that have one here. `service_tier` is what the placement is charged at,
+    where it isn't the usual."""
 
     def __init__(
         self,
@@ -55,39 +46,37 @@ class OpenAIBackend:
         base_url = config.base_url or server.base_url
         if base_url is None:
             raise ConfigError(f"[placements.{placement}] base_url: missing; {server.title} has none of its own")
-        secret = config.secret(placement)
-        headers = config.headers(placement)
-        secrets = [*headers.values(), *([] if secret is None else [secret])]
-        if secret is not None:
-            headers[server.key_header] = secret if server.key_header == "api-key" else f"Bearer {secret}"
+        super().__init__(placement, server.title, base_url, config, models, clock, key_header=server.key_header)
         self.name: str = name
-        self.placement = placement
-        self.upstream = Upstream(
-            f"{server.title} (placement `{placement}`)", base_url, config, clock, headers=headers, secrets=secrets
-        )
-        self.server = server
-        self._models = dict(models)
+        self._server = server
         self._azure_version = config.api_version
         self._service_tier = service_tier
         self._clock = clock
         self._paths = dict(tokenizers or {})
         self._tokenizers: dict[str, Tokenizer] = {}
 
-    def models(self) -> tuple[str, ...]:
-        return tuple(self._models)
-
-    async def prepare(self, request: Request) -> OpenAICall:
-        model = self._models.get(request.model)
-        if model is None:
-            known = ", ".join(self._models) or "none"
-            raise ModelNotFound(f"model: {request.model} is not at {self.upstream.who}: {known}", param="model")
-        cache_key = self.upstream.config.prompt_caching == "auto"
-        sent = encode(request, model, self.server, self.upstream.who, self._service_tier, cache_key=cache_key)
-        call = OpenAICall(self, request, model, sent)
+    async def prepare(self, request: Request) -> UpstreamCall:
+        model = self.name_there(request)
+        upstream, server = self.upstream, self._server
+        cache_key = upstream.config.prompt_caching == "auto"
+        sent = encode(request, model, server, upstream.who, self._service_tier, cache_key=cache_key)
         tokenizer = await self._tokenizer(request.model)
+        input_tokens = None
         if tokenizer is not None and request.embedding is None and not pictures_in(request):
-            call.tokenizer = tokenizer
-            call.input_tokens = sum(map(len, await encode_prompt(request, tokenizer)))
+            input_tokens = sum(map(len, await encode_prompt(request, tokenizer)))
+
+        def start() -> UpstreamRun:
+            exchange = upstream.post(self._path(sent, model), sent.body)
+            reader = AnswerReader(request.answers, choices=request.choices if server.usage_of_each else None)
+            if request.embedding is not None:
+                return VectorsRun(upstream, exchange, request, reader, VectorsReader)
+            run = OpenAIRun(upstream, exchange, request, reader)
+            if tokenizer is not None and input_tokens is not None:
+                run.counted = CountedHere(tokenizer, input_tokens)
+            return run
+
+        call = UpstreamCall(self, request, model, start)
+        call.input_tokens = input_tokens
         return call
 
     async def _tokenizer(self, model: str) -> Tokenizer | None:
@@ -97,10 +86,7 @@ class OpenAIBackend:
             self._tokenizers[model] = await asyncio.to_thread(load_tokenizer, path, self._clock)
         return self._tokenizers.get(model)
 
-    async def close(self) -> None:
-        await self.upstream.close()
-
-    def path(self, sent: Sent, model: str) -> str:
+    def _path(self, sent: Sent, model: str) -> str:
         """Azure's addresses name the deployment, or are like OpenAI's since there is no version in them."""
         if self.name != "azure":
             return sent.path
@@ -109,139 +95,35 @@ class OpenAIBackend:
         return sent.path if self.upstream.base_url.endswith("/openai/v1") else f"/openai/v1{sent.path}"
 
 
-class OpenAICall:
-    """A request that is ready to be sent."""
+class CountedHere:
+    """An answer's tokens by a tokenizer of this machine, for when the server doesn't tell them."""
 
-    def __init__(self, backend: OpenAIBackend, request: Request, model: str, sent: Sent) -> None:
-        wanted = request.limits.max_tokens
-        self.served_model = model
-        self.placement = backend.placement
-        self.sequences: tuple[int, ...] = ()
-        self.input_tokens: int | None = None
-        self.tokenizer: Tokenizer | None = None
-        self.max_output_tokens: int | None = None if wanted is None else wanted * request.answers
-        if request.embedding is not None:
-            self.max_output_tokens = 0
-        self._backend = backend
-        self._request = request
-        self._sent = sent
+    def __init__(self, tokenizer: Tokenizer, input_tokens: int) -> None:
+        self._input_tokens = input_tokens
+        self._tokenizer = tokenizer
+        self._said: list[str] = []
 
-    def start(self) -> OpenAIRun:
-        return OpenAIRun(self._backend, self._request, self._sent, self)
+    def hear(self, texts: Sequence[Text]) -> None:
+        for each in texts:
+            self._said += [each.reasoning, each.text, *(call.name + call.arguments for call in each.calls)]
+
+    @property
+    def usage(self) -> Usage:
+        """Less what the model wants around any text."""
+        encode = self._tokenizer.encode
+        written = len(encode("".join(self._said))) - len(encode(""))
+        return Usage.of(Provenance.COUNTED, input_fresh=self._input_tokens, output_text=written)
 
 
 class OpenAIRun(UpstreamRun):
-    def __init__(self, backend: OpenAIBackend, request: Request, sent: Sent, call: OpenAICall) -> None:
-        path = backend.path(sent, call.served_model)
-        super().__init__(backend.upstream, backend.upstream.post(path, sent.body))
-        self._request = request
-        self._call = call
-        self._said: list[str] = []  # for the tokenizer, where there is one
-        self._reader = AnswerReader(choices=request.choices if backend.server.usage_of_each else None)
-        self._done = False
-        self._vectors: VectorsReader | None = None
+    counted: CountedHere | None = None
 
-    async def _chunks(self) -> AsyncIterator[Chunk]:
-        """Until the answer is whole. Raises what went wrong."""
-        kind = self._exchange.content_type
-        if kind == "text/event-stream":
-            async for events in self._exchange.events():
-                texts, error = merged(events, self._take)
-                for text in texts:
-                    yield text
-                if error is not None:
-                    raise error
-                if self._done:
-                    return
-            if not self._reader.ended(self._request.answers):
-                raise self._upstream.garbled("ended its answer in the middle")
-            return
-        if kind != "application/json":
-            raise self._upstream.garbled(f"answered with {kind} in place of an answer")
-        body = await self._exchange.body()
-        if (complaint := self._upstream.complained(body)) is not None:
-            raise complaint
-        if self._request.embedding is None:
-            for chunk in self._take(body):
-                yield chunk
-            if not self._reader.ended(self._request.answers):
-                raise self._upstream.garbled("answered without an answer")
-            return
-        try:
-            self._vectors = VectorsReader(body, len(self._request.embedding.inputs))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self._upstream.garbled(f"sent what are no embeddings ({error})") from None
-        for vector in self._vectors.vectors:
-            yield vector
-
-    def _take(self, data: bytes) -> Iterator[Text]:
-        reader = self._reader
-        if self._done or (len(data) < _SHORTER_THAN_JSON and data.strip() == b"[DONE]"):
-            self._done = True
-            return
-        try:
-            texts = reader.take(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise self._upstream.garbled(f"sent what is no answer ({error})") from None
-        if reader.failure is not None:
-            raise self._upstream.complained(reader.failure) or self._upstream.garbled("sent an error")
-        if texts:
-            self._exchange.progressed()
-            if self._call.tokenizer is not None and not (reader.usage and reader.usage.tells(of_input=False)):
-                for each in texts:
-                    self._said += [each.reasoning, each.text, *(call.name + call.arguments for call in each.calls)]
-            yield from texts
-        if reader.failed is not None:
-            raise self._upstream.garbled(f"gave up in the middle of its answer ({reader.failed})")
-
-    def _end(self, error: MillicentError | None) -> End:
-        reader = self._reader
-        reasons = reader.reasons
-        complete = error is None or reader.ended(self._request.answers)
-        found = self._vectors or reader
-        told = (found.served_model, found.cost, self._exchange.header("x-millicent-receipt") or found.id)
-        if self._vectors is not None:
-            return End(FinishReason.STOP, completed(self._vectors.usage, self._estimated), None, (), *told)
-        usage = completed(reader.usage, self._estimated)
-        if self._cancelled and not complete:
-            return End(FinishReason.CANCELLED, usage, None, (), *told)
-        if complete and reader.failure is None and reader.failed is None:
-            choices = reasons if len(reasons) > 1 else ()
-            return End(overall(reasons), usage, None, choices, *told)
-        return End(FinishReason.ERROR, usage, error, (), *told)
+    def _heard(self, texts: Sequence[Text]) -> None:
+        told = self._reader.usage
+        if self.counted is not None and not (told and told.tells(of_input=False)):
+            self.counted.hear(texts)
 
     def _estimated(self) -> Usage:
-        """Without a count from there: by a tokenizer, or from characters. Nothing where it can't have begun to work."""
-        if not self._exchange.worked:
-            return Usage()
-        tokenizer, read = self._call.tokenizer, self._call.input_tokens
-        if tokenizer is not None and read is not None:
-            # Less what the model wants around any text.
-            written = len(tokenizer.encode("".join(self._said))) - len(tokenizer.encode(""))
-            return Usage.of(Provenance.COUNTED, input_fresh=read, output_text=written)
-        return estimated_usage(self._request, self._reader.output_estimate)
-
-
-def load_tokenizer(path: Path, clock: Clock) -> Tokenizer:
-    """Raises ModelError."""
-    from millicent.text import load_tokenizer as load
-
-    return load(path, clock)
-
-
-def estimated_usage(request: Request, output_tokens: int) -> Usage:
-    """From its bytes, where nothing was counted there. What a picture takes nobody can say."""
-    leaves = {Leaf.INPUT_FRESH: Count(guessed_text_tokens(request), Provenance.ESTIMATED)}
-    if request.embedding is None:
-        leaves[Leaf.OUTPUT_TEXT] = Count(output_tokens, Provenance.ESTIMATED)
-    if pictures_in(request):
-        leaves[Leaf.INPUT_IMAGE] = Count(None, Provenance.UNKNOWN)
-    return Usage(leaves)
-
-
-def overall(reasons: tuple[FinishReason, ...]) -> FinishReason:
-    """How an answer of several choices ended."""
-    for reason in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER, FinishReason.TOOL_CALLS):
-        if reason in reasons:
-            return reason
-    return FinishReason.STOP
+        if self.counted is None or not self._exchange.worked:
+            return super()._estimated()
+        return self.counted.usage

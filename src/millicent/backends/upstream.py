@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 
 from millicent.backends.config import UpstreamConfig
@@ -26,12 +25,11 @@ from millicent.backends.http import (
     Untrusted,
     head_of,
 )
-from millicent.core.chunks import Chunk, End, Text, merge_texts
 from millicent.core.clock import NS_PER_S, Clock
-from millicent.core.errors import MillicentError, UpstreamError, UpstreamTimeout
+from millicent.core.errors import MillicentError, UpstreamError, UpstreamTimeout, one_line
 from millicent.core.traces import CURRENT
 from millicent.wire.server_sent_events import Event, EventReader
-from millicent.wire.upstream_errors import complaint_in, error_of, one_line
+from millicent.wire.upstream_errors import complaint_in, error_of
 
 MAX_BODY_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 64 << 10
@@ -315,54 +313,6 @@ async def _read(answer: Answer, most_bytes: int, who: str) -> bytes:
                 break
             raise UpstreamError(f"{who} sent more than {most_bytes >> 20} MB.", code="upstream_garbled")
     return b"".join(parts)
-
-
-class UpstreamRun(ABC):
-    """One answer, read at the reader's pace: nothing is read ahead of it. A dialect's own says what its chunks are,
-    and what its end tells."""
-
-    def __init__(self, upstream: Upstream, exchange: Exchange) -> None:
-        self._upstream = upstream
-        self._exchange = exchange
-        self._cancelled = False
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        self._exchange.interrupt(MillicentError("cancelled"))
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        whole = False
-        try:
-            await self._exchange.open()
-            async for chunk in self._chunks():
-                yield chunk
-            whole = True
-            end = self._end(None)
-        except MillicentError as error:
-            end = self._end(error)
-        finally:
-            self._exchange.close(whole=whole)
-        yield end
-
-    @abstractmethod
-    def _chunks(self) -> AsyncIterator[Chunk]:
-        """Until the answer is whole. Raises what went wrong."""
-
-    @abstractmethod
-    def _end(self, error: MillicentError | None) -> End: ...
-
-
-def merged(
-    events: Sequence[Event], take: Callable[[bytes], Iterator[Text]]
-) -> tuple[tuple[Text, ...], MillicentError | None]:
-    """What events that came together say, in as few pieces as can be; and what went wrong after that."""
-    texts: list[Text] = []
-    try:
-        for event in events:
-            texts += take(event.data)
-    except MillicentError as error:
-        return merge_texts(texts, in_order=True), error
-    return merge_texts(texts, in_order=True), None
 
 
 def retry_after_s(headers: Mapping[str, str], now_ns: int) -> int | None:

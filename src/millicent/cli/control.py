@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from millicent.control.keys import ApiKey
+    from millicent.core.budgets import Budget
 
 T = TypeVar("T")
 
@@ -180,17 +181,20 @@ def budgets() -> None:
     help="Each of these has its own; without it, all spend from one.",
 )
 @click.option("--only", metavar="VALUE", help="Only this one of --per.")
+@click.option("--tier", metavar="TIER", help="Only requests of this tier.")
 @click.option("--soft", is_flag=True, help="Count, and refuse nothing.")
-def create_budget(name: str, limit_usd: Decimal, every: str, per: Any, only: str | None, soft: bool) -> None:
+def create_budget(
+    name: str, limit_usd: Decimal, every: str, per: Any, only: str | None, tier: str | None, soft: bool
+) -> None:
     """Set a budget, or change it: a new limit holds from the next request on."""
     from millicent.control.budgets import set_budget
     from millicent.control.config import BudgetConfig
     from millicent.core.budgets import Every
 
-    config = BudgetConfig(limit_usd=limit_usd, every=Every(every), per=per, only=only, hard=not soft)
+    config = BudgetConfig(limit_usd=limit_usd, every=Every(every), per=per, only=only, tier=tier, hard=not soft)
     budget = config.budget(name, "api")
     _write(lambda connection: set_budget(connection, budget))
-    print(f"{name}: ${budget.limit}, {'soft' if soft else 'hard'}, {_when(every)}{_whose(per, only)}.")
+    print(f"{name}: ${budget.limit}, {'soft' if soft else 'hard'}, {_when(every)}{_whose(budget)}.")
 
 
 @budgets.command("list")
@@ -214,6 +218,7 @@ def list_budgets(json_: bool) -> None:
         kind = "hard" if budget.hard else "soft"
         for subject, spent, held in [(each.subject, each.spent, each.held) for each in balances] or [("", ZERO, ZERO)]:
             whose = "everything" if budget.per is None else f"{budget.per} {subject or budget.only or '(none)'}"
+            whose += "" if budget.tier is None else f" of tier {budget.tier}"
             left = budget.limit - spent - held
             amounts = (budget.limit.human(), spent.human(), held.human(), left.human())
             rows.append((budget.name, kind, _when(budget.every), whose, *amounts))
@@ -261,7 +266,8 @@ def _when(every: str) -> str:
     return "once" if every == "once" else f"every {every}"
 
 
-def _whose(per: str | None, only: str | None) -> str:
-    if per is None:
+def _whose(budget: Budget) -> str:
+    if budget.per is None:
         return ", for everything together"
-    return f", for each {per}" if only is None else f", for {per} {only}"
+    tier = "" if budget.tier is None else f" of tier {budget.tier}"
+    return f", for each {budget.per}{tier}" if budget.only is None else f", for {budget.per} {budget.only}{tier}"

@@ -145,7 +145,7 @@ def import_(
     from millicent.ledger import importing
     from millicent.ledger.schema import write_once
 
-    rows = importing.read_table(file.read_text(encoding="utf-8-sig"))
+    rows = importing.read_table(_text(file))
     if name in {"revenue", "costs"}:
         from millicent.cli.economics import import_entries
 
@@ -167,6 +167,13 @@ def import_(
         return
     verb = "would be added or are there already" if dry_run else f"read ({form.name}), {added:,} of them new"
     print(f"{len(receipts):,} rows {verb}; {len(receipts) - len(priced):,} without a cost.")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is no UTF-8 text (byte {error.start}): save it as CSV in UTF-8.") from None
 
 
 def _format(rows: list[dict[str, str]], name: str | None, columns: dict[str, str]) -> Format:
@@ -238,7 +245,7 @@ def reconcile(
     from millicent.ledger.importing import read_table
 
     given = {field: column for field, column in columns.items() if column}
-    lines = reconciling.invoice_lines(read_table(invoice.read_text(encoding="utf-8-sig")), given)
+    lines = reconciling.invoice_lines(read_table(_text(invoice)), given)
     if since is None or until is None:
         first, last = reconciling.period_of(lines)
         since, until = first if since is None else since, last if until is None else until

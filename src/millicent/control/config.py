@@ -47,14 +47,15 @@ def _joined(rates: Rates, default: Rates) -> Rates:
 
 class BudgetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """At most `limit_usd` in every `hour`, `day`, `week`, `month`, or `once`. `per` gives each key, user, team,
-    feature, tier or run its own; `only` narrows that to one of them. `hard` refuses what may exceed it; otherwise it
-    only counts.
+    feature, tier or run its own; `only` narrows that to one of them, `tier` to requests of that tier: each user of a
+    plan, say. `hard` refuses what may exceed it; otherwise it only counts.
     """
 
     limit_usd: Decimal
     every: Every = Every.MONTH
     per: Per | None = None
     only: str | None = None
+    tier: str | None = None
     hard: bool = True
 
     def budget(self, name: str, source: str = "config") -> Budget:
@@ -68,12 +69,15 @@ class BudgetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ConfigError(f'{at} only = "{self.only}": needs per, which says what it is one of')
         if not self.only and self.only is not None:
             raise ConfigError(f'{at} only = "": name a {self.per}, or leave it out')
+        if self.tier is not None and (not self.tier or self.per in {None, "tier"}):
+            raise ConfigError(f'{at} tier = "{self.tier}": narrows a budget per key, user, team, feature or run')
         return Budget(
             name=name,
             limit=Money.from_usd(self.limit_usd),
             every=self.every,
             per=self.per,
             only=self.only,
+            tier=self.tier,
             hard=self.hard,
             source=source,
         )

@@ -47,14 +47,15 @@ class Every(StrEnum):
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """`limit` for each period of `every`. Without `per` it is one sum over everything; with it each value of that
-    attribution has its own, what is unattributed too; `only` narrows it to one value. A hard budget refuses what may
-    exceed it; a soft one counts. `source` says where it is defined: `config` or `api`."""
+    attribution has its own, what is unattributed too; `only` narrows it to one value, `tier` to requests of that tier.
+    A hard budget refuses what may exceed it; a soft one counts. `source` says where it is from: `config` or `api`."""
 
     name: str
     limit: Money
     every: Every = Every.MONTH
     per: Per | None = None
     only: str | None = None
+    tier: str | None = None
     hard: bool = True
     source: str = "api"
 
@@ -62,6 +63,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         """Whose sum a request counts in; "" for everyone's or nobody's. None: this budget doesn't apply."""
         if self.per is None:
             return ""
+        if self.tier is not None and attribution.tier != self.tier:
+            return None
         value = getattr(attribution, self.per)
         if self.only is not None:
             return self.only if value == self.only else None

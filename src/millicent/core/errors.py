@@ -10,6 +10,7 @@ MillicentError
 ├── Conflict              409
 ├── TooLarge              413
 ├── RateLimited           429  `retry_after_s` is set
+├── NotCached             504  only a kept answer was wanted, and there is none
 ├── UpstreamError         502  a backend elsewhere failed, refused us or made no sense
 │   └── UpstreamTimeout   504  it took longer than allowed
 ├── Unavailable           503  not ready, or shutting down; retry
@@ -27,10 +28,24 @@ if TYPE_CHECKING:
     from millicent.core.quotes import Quote
 
 
+_MOST_CHARACTERS = 1000
+_MOST_IN_PARAM = 200
+_MOST_QUOTED = 400
+
+
+def one_line(text: str, most: int = _MOST_QUOTED) -> str:
+    """At most so many characters, printable, without line ends."""
+    if len(text) <= most and text.isprintable():
+        return text
+    shown = " ".join("".join(each if each.isprintable() else " " for each in text[: 4 * most]).split())
+    return shown if len(shown) <= most else shown[: most - 4].rstrip() + " ..."
+
+
 class MillicentError(Exception):
     """`message` is one line for a person; `status` the HTTP status; `code` a stable word for programs.
 
-    `retryable`: the same request may succeed if it is sent again.
+    `retryable`: the same request may succeed if it is sent again. What a message or `param` quotes of a request may be
+    as long as a body and hold anything: both are cut to a line.
     """
 
     status = 500
@@ -41,9 +56,9 @@ class MillicentError(Exception):
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: int | None = None
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = one_line(message, _MOST_CHARACTERS)
+        super().__init__(self.message)
+        self.param = param if param is None else one_line(param, _MOST_IN_PARAM)
         self.code = code or type(self).code
         self.retry_after_s = retry_after_s
 
@@ -141,6 +156,12 @@ class UpstreamError(MillicentError):
 class UpstreamTimeout(UpstreamError):
     status = 504
     code = "upstream_timeout"
+
+
+class NotCached(MillicentError):
+    status = 504
+    kind = "invalid_request_error"
+    code = "not_cached"
 
 
 class Unavailable(MillicentError):

@@ -14,9 +14,9 @@ import msgspec
 
 from millicent.core.clock import NS_PER_MS, NS_PER_S, iso_utc
 from millicent.core.receipts import Receipt
+from millicent.core.spreadsheets import inert
 from millicent.core.usage import Provenance
 from millicent.dashboard.figures import total_provenance, usage_provenance
-from millicent.dashboard.tables import inert
 from millicent.ledger.queries import ReceiptPage
 
 Cell = str | int | float | None

@@ -11,14 +11,12 @@ from typing import NamedTuple
 import msgspec
 
 from millicent.core.money import Money
+from millicent.core.spreadsheets import inert
 from millicent.core.usage import Provenance
 from millicent.dashboard import figures
 from millicent.dashboard.figures import Figure
 
 Value = str | int | float | Decimal | Money | None
-
-# A cell that begins so is run as a formula by spreadsheets; callers choose texts.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Column(NamedTuple):
@@ -64,6 +62,20 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     def table(self) -> Table:
         return self
+
+    def classes(self) -> list[str]:
+        """Of each column's cells."""
+        told = []
+        for i, column in enumerate(self.columns):
+            names = ["num" if column.number else "text", "wide" if column.wide else ""]
+            if column.name.endswith("_usd"):
+                shown = [*self.rows[: self.most], *([self.total] if self.total else [])]
+                amounts = (row[i].value for row in shown)
+                names += ["money", figures.slot(each for each in amounts if isinstance(each, Money))]
+            elif column.name.endswith("_at") or column.name == "since":
+                names.append("time")
+            told.append(" ".join(filter(None, names)))
+        return told
 
 
 def money(amount: Money | None, provenance: Provenance | None = None, href: str | None = None) -> Cell:
@@ -119,11 +131,6 @@ def as_csv(table: Table) -> Iterator[str]:
     yield _line([column.name for column in table.columns])
     for row in table.rows:
         yield _line([inert(cell.value) if isinstance(cell.value, str) else exact(cell.value) for cell in row])
-
-
-def inert(words: str) -> str:
-    """Text that a spreadsheet would run as a formula, with a leading `'`."""
-    return f"'{words}" if words.startswith(_FORMULA) else words
 
 
 def _line(cells: list[str]) -> str:

@@ -14,8 +14,6 @@ from millicent.core.periods import Period
 from millicent.economics.config import PlanConfig
 
 _CENT = 10**7  # nano-dollars
-# So many users are named in lines that limit them one by one.
-_NAMED = 20
 
 
 class UserUse(msgspec.Struct, frozen=True):
@@ -105,8 +103,6 @@ def mends(
     paid: Sequence[Money],
     outside: Money,
     part_of_month: Fraction,
-    *,
-    only_plan: bool,
 ) -> list[Mend]:
     """What would bring a plan to its target, had it been so: another price, and a limit on what each user may cost.
     `part_of_month` is how much of a month the uses are of; users who were limited are taken to pay what they paid."""
@@ -129,10 +125,16 @@ def mends(
     limit = largest_limit([use.cost for use in uses], allowed) if allowed.nanousd > 0 else None
     monthly = None if limit is None else Money(int(limit.nanousd / part_of_month // _CENT) * _CENT)
     if monthly is not None and monthly.nanousd > 0:
-        dearest = sorted(uses, key=lambda use: -use.cost.nanousd)
-        over = list(dict.fromkeys(use.user for use in dearest if limit is not None and use.cost > limit))
-        text = f"a limit of ${monthly.usd:.2f} a month on each of {len(over):,} users"
-        found.append(Mend(text, monthly, tuple(_limit_lines(name, monthly, over, everyone=only_plan))))
+        over = {use.user for use in uses if limit is not None and use.cost > limit}
+        lines = [
+            f"[budgets.{_key(f'{name}-users'.replace('/', '-')[:100])}]",
+            'per = "user"',
+            f"tier = {_text(plan.tier or name)}",
+            'every = "month"',
+            f"limit_usd = {monthly.usd:.2f}",
+        ]
+        text = f"a limit of ${monthly.usd:.2f} a month on each user ({len(over):,} would have reached it)"
+        found.append(Mend(text, monthly, tuple(lines)))
     return found
 
 
@@ -155,24 +157,6 @@ def feature_mends(feature: str, missing: Money, requests: int, allowed: Money, m
         ]
         found.append(Mend(f"a limit of ${limit.usd:.2f} a month on what its models cost", limit, tuple(lines)))
     return found
-
-
-def _limit_lines(name: str, limit: Money, users: Sequence[str], *, everyone: bool) -> list[str]:
-    """Budgets know users, not plans: with one plan a limit for each user will do, else those over it are named."""
-    if everyone:
-        return [f"[budgets.{_key(name + '-users')}]", 'per = "user"', 'every = "month"', f"limit_usd = {limit.usd:.2f}"]
-    lines = []
-    for user in users[:_NAMED]:
-        lines += [
-            f"[budgets.{_key(f'{name}-{user}'.replace('/', '-')[:100])}]",
-            'per = "user"',
-            f"only = {_text(user)}",
-            'every = "month"',
-            f"limit_usd = {limit.usd:.2f}",
-        ]
-    if len(users) > _NAMED:
-        lines.append(f"# and {len(users) - _NAMED:,} more users")
-    return lines
 
 
 def _key(name: str) -> str:

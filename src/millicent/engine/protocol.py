@@ -148,7 +148,7 @@ class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     `finish` is empty while it runs; then stop, length, cancelled or error, with `error` saying why. The end also
     carries the sequence's totals; an Embed's is its vector, little-endian float32. `scored` are the tokens produced
     now and `scored_prompt` those of the prompt, where they were asked for. `cached_tokens` of the prompt weren't
-    computed; None before it began. `stop` is the stop string that ended it.
+    computed; None before it began. `stop` is the stop string that ended it. `refused`: the error is the request's own.
     """
 
     sequence: int
@@ -162,6 +162,7 @@ class Output(msgspec.Struct, frozen=True, tag=True, array_like=True):
     scored_prompt: tuple[ScoredToken, ...] = ()
     vector: bytes = b""
     stop: str = ""
+    refused: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):

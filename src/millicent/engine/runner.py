@@ -165,11 +165,14 @@ class _Answer:
             sequence.id, tokens, text, cached_tokens=sequence.cached_tokens, scored=scored, scored_prompt=told
         )
 
-    def end(self, finish: FinishReason, *, news: Output | None = None, error: str = "") -> Output:
+    def end(
+        self, finish: FinishReason, *, news: Output | None = None, error: str = "", refused: bool = False
+    ) -> Output:
         return msgspec.structs.replace(
             news or self.news(0, ""),
             finish=finish.value,
             error=error,
+            refused=refused,
             total_output_tokens=self.sequence.output_tokens,
         )
 
@@ -200,6 +203,12 @@ def check_tokens(tokens: Collection[int], vocabulary_size: int, what: str = "the
     for token in (min(tokens, default=0), max(tokens, default=0)):
         if not 0 <= token < vocabulary_size:
             raise InvalidRequest(f"{what} token {token}; this model's are 0 to {vocabulary_size - 1}")
+
+
+def _refusal(sequence: int, error: BaseException) -> Output:
+    """The request's own fault, unless something else went wrong."""
+    refused = isinstance(error, InvalidRequest)
+    return Output(sequence, 0, "", FinishReason.ERROR.value, str(error), refused=refused)
 
 
 class Runner:
@@ -281,7 +290,7 @@ class Runner:
                 continue
             del self._compiling[sequence]
             if error := compiled.exception():
-                refused.append(Output(sequence, 0, "", FinishReason.ERROR.value, str(error)))
+                refused.append(_refusal(sequence, error))
             else:
                 refused.append(self._queue(frame, Grammar(compiled.result().deep_copy(), self._vocabulary_size)))
         return [output for output in refused if output is not None]
@@ -304,7 +313,7 @@ class Runner:
             check_tokens(limits.stop_tokens, self._vocabulary_size, "stop_token_ids names")
             self.scheduler.add(sequence)
         except InvalidRequest as error:
-            return Output(sequence.id, 0, "", FinishReason.ERROR.value, error.message)
+            return _refusal(sequence.id, error)
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
         ends = self._eos_tokens.union(limits.stop_tokens)
         adjust = adjustments(sampling, limits, sequence.tokens, [end for end in ends if end < self._vocabulary_size])
@@ -487,7 +496,7 @@ class Runner:
         if limits.max_tokens == 0:
             return self._finish(answer, FinishReason.LENGTH, answer.news(0, ""))
         if answer.grammar is not None and answer.grammar.error:
-            return self._finish(answer, FinishReason.ERROR, answer.news(0, ""), answer.grammar.error)
+            return self._finish(answer, FinishReason.ERROR, answer.news(0, ""), answer.grammar.error, refused=True)
         if token is None:
             error = "the model gave no usable probabilities (NaN or infinity); check its files, or try dtype fp32"
             return self._finish(answer, FinishReason.ERROR, answer.news(0, ""), error)
@@ -499,7 +508,8 @@ class Runner:
         if answer.grammar is not None:
             answer.grammar.take(token)
             if answer.grammar.error:
-                return self._finish(answer, FinishReason.ERROR, answer.news(1, "", scored), answer.grammar.error)
+                news = answer.news(1, "", scored)
+                return self._finish(answer, FinishReason.ERROR, news, answer.grammar.error, refused=True)
         text = words.push(token, heed_stops=sequence.output_tokens >= limits.min_tokens)
         if words.stop:
             news = msgspec.structs.replace(answer.news(1, text, scored), stop=words.stop)
@@ -511,9 +521,11 @@ class Runner:
             return self._finish(answer, FinishReason.LENGTH, answer.news(1, text + words.finish(), scored))
         return answer.news(1, text, scored)
 
-    def _finish(self, answer: _Answer, finish: FinishReason, news: Output, error: str = "") -> Output:
+    def _finish(
+        self, answer: _Answer, finish: FinishReason, news: Output, error: str = "", *, refused: bool = False
+    ) -> Output:
         self._drop(answer.sequence.id, sound=not error)
-        return answer.end(finish, news=news, error=error)
+        return answer.end(finish, news=news, error=error, refused=refused)
 
     def _fail(self, sequences: Iterable[int], error: str) -> list[Output]:
         dropped = [self._drop(sequence, sound=False) for sequence in sequences]

@@ -14,7 +14,7 @@ from millicent.core.money import ZERO, Money
 from millicent.core.receipts import Receipt
 from millicent.core.request import Attribution
 
-_COLUMNS = "name, limit_nanousd, every, per, only_value, hard, source"
+_COLUMNS = "name, limit_nanousd, every, per, only_value, tier, hard, source"
 
 # A hard budget gives only what it has: the insert finds no row where the hold would go beyond its limit.
 _TAKE = """
@@ -115,8 +115,8 @@ def put_budget(connection: sqlite3.Connection, budget: Budget) -> None:
     """Add it, or change it. What was counted stays when its limit changes; one that applies to something else, or
     renews otherwise, starts from nothing."""
     connection.execute(
-        "DELETE FROM budgets WHERE name = ? AND (every, per, only_value) IS NOT (?, ?, ?)",
-        (budget.name, budget.every, budget.per, budget.only),
+        "DELETE FROM budgets WHERE name = ? AND (every, per, only_value, tier) IS NOT (?, ?, ?, ?)",
+        (budget.name, budget.every, budget.per, budget.only, budget.tier),
     )
     row = (
         budget.name,
@@ -124,11 +124,12 @@ def put_budget(connection: sqlite3.Connection, budget: Budget) -> None:
         budget.every,
         budget.per,
         budget.only,
+        budget.tier,
         budget.hard,
         budget.source,
     )
     connection.execute(
-        f"INSERT INTO budgets ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"  # noqa: S608 - our own names
+        f"INSERT INTO budgets ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"  # noqa: S608 - our own names
         " limit_nanousd = excluded.limit_nanousd, hard = excluded.hard, source = excluded.source",
         row,
     )
@@ -168,14 +169,15 @@ def _applying(connection: sqlite3.Connection, attribution: Attribution) -> Itera
         yield _budget(row)
 
 
-def _budget(row: tuple[str, int, str, str | None, str | None, int, str]) -> Budget:
-    name, limit_nanousd, every, per, only, hard, source = row
+def _budget(row: tuple[str, int, str, str | None, str | None, str | None, int, str]) -> Budget:
+    name, limit_nanousd, every, per, only, tier, hard, source = row
     return Budget(
         name=name,
         limit=Money(limit_nanousd),
         every=Every(every),
         per=per,  # type: ignore[arg-type] # the table checks it
         only=only,
+        tier=tier,
         hard=bool(hard),
         source=source,
     )

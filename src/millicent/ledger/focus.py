@@ -17,6 +17,7 @@ from millicent.core.accounts import Account
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, hour_start_ns
 from millicent.core.money import Money
 from millicent.core.receipts import Line, Meter, Receipt, Role
+from millicent.core.spreadsheets import inert
 
 Row = dict[str, str | None]
 
@@ -77,7 +78,11 @@ COLUMNS = (
 )
 UNPRICED_COLUMNS = ("receipt", "created_at", "status", "model", "placement", "meter", "quantity", "unit")
 
-_PLURALS = {"second": "Seconds", "token": "Tokens", "request": "Requests", "image": "Images", "unit": "Units"}
+# Lines of one meter that are different things: how long a cache keeps it, which way a picture goes, which tool.
+_TOLD_APART = frozenset({Meter.CACHE_WRITE, Meter.IMAGE, Meter.AUDIO, Meter.TOOL_CALL})
+# What a rounded unit price may be off.
+_OFF_NANOUSD = 1
+_STEP = Decimal("1e-18")
 # What a machine's hour was, besides serving.
 _PARTS = ("overhead", "lost", "idle", "down")
 
@@ -141,10 +146,13 @@ def _charge(receipt: Receipt, line: Line, amount: Money) -> Row:
     placement = (attempt.placement if attempt else receipt.placement) or receipt.backend or "millicent"
     model = (attempt.model if attempt else receipt.served_model) or receipt.model
     sku = f"{placement}/{model}/{line.meter.value}"
+    if line.attempt and line.note and line.meter in _TOLD_APART:
+        sku += f"/{line.note}"
     quantity, price, unit = line.quantity, line.unit_price_usd, _unit(line.unit)
-    if price is None:
-        # An amount without a unit price, as a late line may have: one unit of it.
+    if price is None or abs(Money.price(quantity, price).nanousd - amount.nanousd) > _OFF_NANOUSD:
+        # Without a unit price, as a late line may come, or reduced to the hold by recovery: one unit of it.
         quantity, price, unit = Decimal(1), amount.usd, "Units"
+    listed = _list_price(receipt, line, price)
     on_device = line.meter is Meter.ACCELERATOR
     who, device = receipt.attribution, receipt.accelerator
     row = _common(line.incurred_at_ns, placement, amount)
@@ -155,7 +163,8 @@ def _charge(receipt: Receipt, line: Line, amount: Money) -> Row:
         "ConsumedQuantity": None if adjusts else f"{quantity:f}",
         "ConsumedUnit": None if adjusts else unit,
         "ContractedUnitPrice": None if adjusts else f"{price:f}",
-        "ListUnitPrice": None if adjusts else f"{price:f}",
+        "ListUnitPrice": None if adjusts else f"{listed:f}",
+        "ListCost": str(amount if adjusts or listed == price else Money.price(quantity, listed)),
         "PricingQuantity": None if adjusts else f"{quantity:f}",
         "PricingUnit": None if adjusts else unit,
         "PricingCategory": "Standard",
@@ -164,13 +173,13 @@ def _charge(receipt: Receipt, line: Line, amount: Money) -> Row:
         "ServiceName": model,
         "SkuId": sku,
         "SkuMeter": line.meter.value,
-        "SkuPriceId": sku,
-        "SubAccountId": who.team or None,
-        "SubAccountName": who.team or None,
+        "SkuPriceId": f"{sku} at {listed:f}",
+        "SubAccountId": _said(who.team),
+        "SubAccountName": _said(who.team),
         "Tags": msgspec.json.encode(_tags(receipt)).decode(),
         "x_AcceleratorSeconds": f"{line.quantity:f}" if on_device else None,
         "x_Attempt": str(line.attempt),
-        "x_Feature": who.feature,
+        "x_Feature": _said(who.feature),
         "x_Key": who.key,
         "x_MeanBatch": f"{Decimal(device.batch_sum) / device.steps:.3f}" if on_device and device.steps else None,
         "x_Model": receipt.model,
@@ -179,14 +188,21 @@ def _charge(receipt: Receipt, line: Line, amount: Money) -> Row:
         "x_Role": line.role.value,
         "x_SplitPart": "serving" if on_device else None,
         "x_Status": receipt.status,
-        "x_Tier": who.tier,
-        "x_User": who.user,
+        "x_Tier": _said(who.tier),
+        "x_User": _said(who.user),
     }
+
+
+def _list_price(receipt: Receipt, line: Line, price: Decimal) -> Decimal:
+    """The unit price before the contract's discount, which is known of the attempt that answered."""
+    answered = any(each.ordinal == line.attempt and each.placement == receipt.placement for each in receipt.attempts)
+    paid = 1 - Decimal(receipt.prices.snapshot.get("discount", "0"))
+    return (price / paid).quantize(_STEP).normalize() if answered and 0 < paid < 1 else price
 
 
 def _machine_charge(account: Account, part: str, part_ns: int, cost: Money) -> Row:
     assert account.usd_per_hour is not None
-    price = (account.usd_per_hour / 3600).quantize(Decimal("1e-18")).normalize()
+    price = (account.usd_per_hour / 3600).quantize(_STEP).normalize()
     seconds = f"{Decimal(part_ns).scaleb(-9):f}"
     sku = f"{account.placement}/{account.device}/{part}"
     return _common(account.hour_ns, account.placement, cost) | {
@@ -204,7 +220,7 @@ def _machine_charge(account: Account, part: str, part_ns: int, cost: Money) -> R
         "ServiceName": account.device,
         "SkuId": sku,
         "SkuMeter": Meter.ACCELERATOR.value,
-        "SkuPriceId": sku,
+        "SkuPriceId": f"{sku} at {price:f}",
         "x_AcceleratorCount": str(account.accelerators),
         "x_AcceleratorSeconds": seconds,
         "x_MachineHourCost": None if account.cost is None else str(account.cost),
@@ -245,9 +261,21 @@ def _tags(receipt: Receipt) -> dict[str, str]:
     return mine | {f"millicent/{name}": value for name, value in ours.items() if value}
 
 
+def _said(words: str | None) -> str | None:
+    """What a caller chose, so that a spreadsheet doesn't run it."""
+    return inert(words) if words else None
+
+
 def _unit(unit: str) -> str:
-    """As the unit format wants them: capitalised, in the plural."""
-    return _PLURALS.get(unit) or (unit[:1].upper() + unit[1:] if unit.endswith("s") else f"{unit.capitalize()}s")
+    """As the unit format wants them: capitalised, in the plural; of `token-hour` both parts, the last one plural."""
+    *parts, last = [part[:1].upper() + part[1:] for part in unit.split("-")]
+    if last.endswith("y") and last[-2:-1] not in "aeiou":
+        last = f"{last[:-1]}ies"
+    elif last.endswith(("ch", "sh", "x", "z")):
+        last += "es"
+    elif not last.endswith("s"):
+        last += "s"
+    return "-".join((*parts, last))
 
 
 def _time(utc_ns: int) -> str:

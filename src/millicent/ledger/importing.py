@@ -27,6 +27,10 @@ from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.ledger.store import close_receipt
 
 BACKEND = "import"
+# What one row may say at most: 10^9 dollars, 10^12 tokens; and the last time that can be kept.
+_MOST_USD = Decimal(10**9)
+_MOST_TOKENS = 10**12
+_LAST_NS = 2**63 - 1
 # Fields that hold an input leaf's tokens, besides the fresh ones.
 _CACHE = {
     "cached": Leaf.INPUT_CACHE_READ,
@@ -167,7 +171,10 @@ def read_table(text: str) -> list[dict[str, str]]:
     """The rows of a CSV with a header, of a JSON list or JSON lines, or of a page of OpenAI's or Anthropic's usage."""
     start = text.lstrip("\ufeff \t\r\n")
     if not start.startswith(("[", "{")):
-        return [_opened(row) for row in csv.DictReader(io.StringIO(start))]
+        rows = [_opened(row) for row in csv.DictReader(io.StringIO(start))]
+        if long := next((number for number, row in enumerate(rows, start=1) if None in row), None):
+            raise ConfigError(f"row {long} has more cells than the header: quote cells that hold a comma.")
+        return rows
     try:
         body = json.loads(start, parse_float=Decimal)
     except json.JSONDecodeError:
@@ -189,10 +196,14 @@ def parse_amount(text: str) -> Decimal | None:
 
 
 def parse_moment_ns(text: str) -> int:
-    """UTC nanoseconds of a date, a time, or seconds since 1970. Raises ValueError."""
-    if text.replace(".", "", 1).isdigit():
-        return int(Decimal(text) * NS_PER_S)
-    return parse_time_ns(text.removesuffix(" UTC").replace("Z", "+00:00"))
+    """UTC nanoseconds of a date, a time, or seconds since 1970; from then on until 2262. Raises ValueError."""
+    if text.replace(".", "", 1).isdecimal():
+        at_ns = int(Decimal(text) * NS_PER_S)
+    else:
+        at_ns = parse_time_ns(text.removesuffix(" UTC").replace("Z", "+00:00"))
+    if not 0 <= at_ns <= _LAST_NS:
+        raise ValueError(f"{text} is before 1970 or after 2262")
+    return at_ns
 
 
 def _opened(row: Mapping[str, Any]) -> dict[str, str]:
@@ -266,11 +277,14 @@ class _Row:
     def text(self, field: str) -> str | None:
         column = self.form.columns.get(field)
         value = self.cells.get(column) if column else None
-        return value.strip() or None if value else None
+        text = value.strip() if value else ""
+        if not text.isprintable():
+            raise ConfigError(f"row {self.number}, column {column}: {text!r} holds control characters.")
+        return text or None
 
     def count(self, field: str) -> int | None:
         value = self.decimal(field)
-        if value is not None and (value < 0 or value != value.to_integral_value()):
+        if value is not None and (not 0 <= value <= _MOST_TOKENS or value != value.to_integral_value()):
             raise self.error(field, "is no count of tokens")
         return None if value is None else int(value)
 
@@ -306,6 +320,8 @@ def _receipt(row: _Row, placement: str, seen: Counter[str]) -> Receipt:
         raise ConfigError(f"row {row.number} has no {missing}: {where}; name the column with --{missing}.")
     usage = _usage(row)
     cost = row.decimal("cost")
+    if cost is not None and abs(cost) > _MOST_USD:
+        raise row.error("cost", "is more than a row can cost")
     if cost == 0 and row.form.zero_is_unknown and (row.cells.get("cache_hit") or "").lower() != "true":
         cost = None if usage.input_tokens or usage.output_tokens else cost
     lines = _lines(usage, cost, created_ns)

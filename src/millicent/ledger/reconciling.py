@@ -114,29 +114,34 @@ def period_of(lines: Sequence[InvoiceLine]) -> tuple[int, int]:
 def reconcile(
     queries: LedgerQueries, lines: Sequence[InvoiceLine], from_ns: int, to_ns: int, placement: str | None
 ) -> list[Item]:
-    """One item for each name on the invoice, dearest first, then for each model that is only in the ledger."""
+    """One item for each name on the invoice, dearest first, then for each model that is only in the ledger. Lines of
+    another time are left out; those without a date are of this one."""
     amounts: dict[str, Money] = {}
-    for name, of_one in _by_model(lines).items():
+    within = [line for line in lines if line.at_ns is None or from_ns <= line.at_ns < to_ns]
+    for name, of_one in _by_model(within).items():
         amounts[name] = Money.total(line.amount for line in of_one)
     where = ReceiptFilter(from_ns=from_ns, to_ns=to_ns, placement=placement)
     known = {total.group or "": total for total in queries.totals("model", where)}
     nameless = msgspec.structs.replace(where, feature="")
     unattributed = {total.group or "": total.cost for total in queries.totals("model", nameless)}
     matches = _matches(list(amounts), list(known))
+    wanted: list[tuple[str, str | None, Money | None]] = [
+        (name, matches.get(name), amount)
+        for name, amount in sorted(amounts.items(), key=lambda pair: (-pair[1].nanousd, pair[0]))
+    ]
+    wanted += [(model, model, None) for model in sorted(set(known) - set(matches.values()))]
     items = []
-    for name in sorted([*amounts, *(model for model in known if model not in matches.values())], key=str.lower):
-        on_invoice = name in amounts
-        models = [model for model in known if matches.get(name) == model] if on_invoice else [name]
-        total = known.get(models[0]) if models else None
+    for name, model, charged in wanted:
+        total = None if model is None else known[model]
         cost = Money(0) if total is None else total.cost
-        nobody = unattributed.get(models[0], Money(0)) if models else Money(0)
-        invoiced = amounts.get(name, Money(0))
+        nobody = Money(0) if model is None else unattributed.get(model, Money(0))
+        invoiced = Money(0) if charged is None else charged
         residual = invoiced - cost
         unpriced = 0 if total is None else total.unpriced
         requests = 0 if total is None else total.requests
-        why = _why(on_invoice, total is not None, residual, unpriced)
+        why = _why(charged is not None, total is not None, residual, unpriced)
         items.append(Item(name, invoiced, cost - nobody, nobody, residual, requests, unpriced, why))
-    return sorted(items, key=lambda item: (item.name not in amounts, -item.invoice.nanousd, item.name))
+    return items
 
 
 def _by_model(lines: Sequence[InvoiceLine]) -> dict[str, list[InvoiceLine]]:
@@ -150,15 +155,15 @@ def _by_model(lines: Sequence[InvoiceLine]) -> dict[str, list[InvoiceLine]]:
 
 
 def _matches(names: Sequence[str], models: Sequence[str]) -> dict[str, str]:
-    """Invoice names to models: the same, or the longest model that the name begins with or has inside. Each model once,
-    so that no receipt explains two lines."""
-    found: dict[str, str] = {}
-    left = sorted(models, key=len, reverse=True)
-    for exact in (True, False):
-        for name in sorted(set(names) - set(found), key=len):
+    """Invoice names to models: the same, else the same letters, else the longest model that the name begins with or has
+    inside. Each model once, so that no receipt explains two lines."""
+    found = {name: name for name in names if name in models}
+    left = sorted(set(models) - set(found), key=lambda model: (-len(model), model))
+    for same in (True, False):
+        for name in sorted(set(names) - set(found), key=lambda name: (len(name), name)):
             plain = _plain(name)
             for model in left:
-                if (_plain(model) == plain) if exact else (_plain(model) and _plain(model) in plain):
+                if _plain(model) == plain if same else _plain(model) and _plain(model) in plain:
                     found[name] = model
                     left.remove(model)
                     break

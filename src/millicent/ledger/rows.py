@@ -174,7 +174,7 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
         stream=bool(row["stream"]),
         finish_reason=row["finish_reason"],
         attribution=Attribution(**{name: row[name] for name in _ATTRIBUTES}, tags=_strings_decoder.decode(row["tags"])),
-        usage=_usage_decoder.decode(row["usage"]),
+        usage=usage_of(row["usage"]),
         timing=Timing(row["queue_ns"], row["ttft_ns"], row["tpot_ns"], row["total_ns"]),
         accelerator=Accelerator(
             row["serving_ns"],
@@ -193,7 +193,7 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
         attempts=tuple(attempts),
         hold=_money(row["hold_nanousd"]),
         list_price=_money(row["list_nanousd"]),
-        saved={lever: Money(amount) for lever, amount in _nanousd_decoder.decode(row["saved"]).items()},
+        saved={lever: Money(amount) for lever, amount in saved_of(row["saved"]).items()},
         basis=row["basis"],
         prices=PriceSource(row["price_source"], _strings_decoder.decode(row["price_snapshot"])),
         policy=None if row["policy"] is None else _strings_decoder.decode(row["policy"]),
@@ -201,6 +201,15 @@ def receipt_of(row: sqlite3.Row, lines: Iterable[Line] = (), attempts: Iterable[
         useful=None if row["useful"] is None else bool(row["useful"]),
         prompt=None if row["segments"] is None else unpacked(row["request_digest"], row["segments"]),
     )
+
+
+def usage_of(text: str) -> Usage:
+    return _usage_decoder.decode(text)
+
+
+def saved_of(text: str) -> dict[str, int]:
+    """Nano-dollars by lever."""
+    return _nanousd_decoder.decode(text)
 
 
 def line_row(receipt_id: str, ordinal: int, line: Line) -> tuple[object, ...]:

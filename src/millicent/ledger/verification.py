@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 
 from millicent.core.clock import iso_utc
-from millicent.ledger import rollups, tallies
+from millicent.ledger import arithmetic, rollups, tallies
 
 # Each finds rows that must not be, and says of one row what is wrong.
 _MUST_BE_EMPTY: dict[str, str] = {
@@ -51,6 +51,14 @@ _MUST_BE_EMPTY: dict[str, str] = {
             UNION ALL SELECT budget, subject, period_ns, spent_nanousd, 0 FROM holds_archived
         ) AS h USING (budget, subject, period_ns)
         GROUP BY p.budget, p.subject, p.period_ns HAVING spent != p.spent_nanousd OR held != p.held_nanousd""",
+    "receipt {0} cost {3} nano-dollars, and budget {1} counts {2} for it": """
+        SELECT receipt, budget, spent_nanousd, (SELECT sum(amount_nanousd) FROM lines AS l WHERE l.receipt = h.receipt
+                AND book = 'actual') AS cost
+        FROM holds AS h WHERE settled AND cost != spent_nanousd AND NOT EXISTS (
+            SELECT 1 FROM lines AS l WHERE l.receipt = h.receipt AND book = 'actual' AND amount_nanousd IS NULL)
+            AND EXISTS (SELECT 1 FROM lines AS l JOIN receipts AS r ON r.id = l.receipt
+                WHERE l.receipt = h.receipt AND book = 'actual' AND l.posted_at_ns <= r.settled_at_ns)""",
+    "a permit to change what is settled was left behind ({0})": "SELECT reason FROM maintenance",
     "receipt {0} is closed and still holds {2} nano-dollars of budget {1}": """
         SELECT receipt, budget, held_nanousd FROM holds JOIN receipts ON receipts.id = receipt
         WHERE receipts.status IS NOT NULL AND NOT settled""",
@@ -78,4 +86,4 @@ def problems(connection: sqlite3.Connection, is_live: Callable[[str], bool]) -> 
     ]
     for message, sql in _MUST_BE_EMPTY.items():
         found += [message.format(*row) for row in connection.execute(sql)]
-    return found + rollups.problems(connection) + tallies.problems(connection)
+    return found + arithmetic.problems(connection) + rollups.problems(connection) + tallies.problems(connection)

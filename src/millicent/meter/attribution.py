@@ -108,13 +108,13 @@ class StepTimeShares:
         if coefficients is None:
             return
         whose = (record.device, record.model, self._configuration)
-        model.use(self.version_of(whose, coefficients, model.steps, model.fitter.error))
+        model.use(self.version_of(whose, coefficients, model.fitter, model.steps_before))
 
     def version_of(
-        self, whose: tuple[str, str, str], coefficients: Coefficients, steps: int, error: float | None
+        self, whose: tuple[str, str, str], coefficients: Coefficients, fitter: Fitter, steps_before: int = 0
     ) -> StepTimeFit:
         """A fit that is in use from now on, as a version that the ledger must be given. `whose` is its device, model
-        and configuration."""
+        and configuration; `steps_before` those that earlier versions were learned from."""
         device, model, configuration = whose
         fit = StepTimeFit(
             version=self._ids.new("fit"),
@@ -122,8 +122,8 @@ class StepTimeShares:
             model=model,
             configuration=configuration,
             **msgspec.structs.asdict(coefficients),
-            steps=steps,
-            error=error,
+            steps=steps_before + fitter.steps,
+            error=fitter.error,
             fitted_at_ns=self._clock.now_ns(),
         )
         self._unsaved.append(fit)
@@ -136,18 +136,14 @@ class _Model:
     def __init__(self, fit: StepTimeFit | None = None) -> None:
         self.fit: StepTimeFit | None = None
         self.coefficients: Coefficients | None = None
-        self._steps_before = 0
+        self.steps_before = 0
         if fit is not None:
             self.use(fit)
-            self._steps_before = fit.steps
+            self.steps_before = fit.steps
         self.fitter = Fitter(known=self.coefficients)
         self._next_fit = _LEAST_STEPS
         self._unobserved_ns = _OBSERVED_EVERY_NS
         self._latest: deque[Work] = deque(maxlen=_LATEST_STEPS)
-
-    @property
-    def steps(self) -> int:
-        return self._steps_before + self.fitter.steps
 
     def use(self, fit: StepTimeFit) -> None:
         self.fit = fit

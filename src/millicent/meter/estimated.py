@@ -176,10 +176,9 @@ class EstimatedDevice:
     def _version(self) -> str | None:
         """The fit by which a stretch is split now; None while nothing is learned."""
         costs = self._steps.learned
-        if costs is None:
+        if costs is None or self._steps.fitter is None:
             return None
         if self._fit is None or Coefficients.of(self._fit) != costs:
-            steps, error = self._steps.observed
             whose = (self.name, ANY_MODEL, self.configuration)
-            self._fit = self._versions.version_of(whose, costs, self._steps_before + steps, error)
+            self._fit = self._versions.version_of(whose, costs, self._steps.fitter, self._steps_before)
         return self._fit.version

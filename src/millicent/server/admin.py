@@ -76,7 +76,12 @@ class Admin:
     async def _set_budget(self, request: Request) -> Response:
         asked = wire.decode_budget(await _body(request))
         config = BudgetConfig(
-            limit_usd=asked.limit_usd, every=asked.every, per=asked.per, only=asked.only, hard=asked.hard
+            limit_usd=asked.limit_usd,
+            every=asked.every,
+            per=asked.per,
+            only=asked.only,
+            tier=asked.tier,
+            hard=asked.hard,
         )
         try:
             budget = config.budget(asked.name, "api")

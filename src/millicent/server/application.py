@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -51,6 +52,7 @@ T = TypeVar("T")
 MissingPage = Callable[[str], Response]
 """What a browser is shown at an address where nothing is."""
 _MAX_PAGE = 1000
+_WHOLE = re.compile(r"\d{1,9}", re.ASCII)
 _FILTERS = ("key", "team", "user", "feature", "tier", "conversation", "run", "model", "status")
 
 
@@ -270,7 +272,7 @@ def _json(body: object, status: int = 200) -> Response:
 def _limit(text: str | None) -> int:
     if text is None:
         return 50
-    if not text.isdecimal() or not 1 <= int(text) <= _MAX_PAGE:
+    if not _WHOLE.fullmatch(text) or not 1 <= int(text) <= _MAX_PAGE:
         raise InvalidRequest(f"Invalid `limit`: `{text[:40]}`; send 1 to {_MAX_PAGE}.", param="limit")
     return int(text)
 

@@ -11,6 +11,7 @@ from millicent.core.errors import InvalidRequest, TooLarge
 
 _MB = 1 << 20
 _DRAIN_LIMIT_BYTES = 64 * _MB
+_AS_IT_IS = frozenset({b"", b"identity"})
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_mb: int, timeout_s: float) -> bytes:
@@ -20,7 +21,16 @@ async def read_body(scope: Scope, receive: Receive, *, max_mb: int, timeout_s: f
     it reads gets the answer; above that the answer comes at once.
     """
     limit = max_mb * _MB
-    declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+    declared = 0
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            declared = int(value)
+        elif name == b"content-encoding" and value.strip().lower() not in _AS_IT_IS:
+            raise InvalidRequest(
+                f"The body is compressed (`Content-Encoding: {value[:40].decode('latin-1')}`): send it as it is.",
+                param="content-encoding",
+                code="unsupported_encoding",
+            )
     if declared > _DRAIN_LIMIT_BYTES:
         raise _too_large(max_mb)
     pieces: list[bytes] = []

@@ -81,23 +81,18 @@ class Split(NamedTuple):
 
 
 class UnseenSteps:
-    """One engine's. `known`: what was learned of it before."""
+    """One engine's. `known`: what was learned of it before. `fitter` is there once something is."""
 
     def __init__(self, known: Coefficients | None = None) -> None:
         self._costs = known or _STANDING
         self._first: list[tuple[Work, int]] = []
         self._latest: deque[Work] = deque(maxlen=_LATEST)
-        self._fitter = None if known is None else Fitter(known=known)
+        self.fitter = None if known is None else Fitter(known=known)
 
     @property
     def learned(self) -> Coefficients | None:
         """What steps take, in use since it was learned; None before."""
-        return None if self._fitter is None else self._costs
-
-    @property
-    def observed(self) -> tuple[int, float | None]:
-        """How many observations the fit is from, and its mean error: see `Fitter`."""
-        return (0, None) if self._fitter is None else (self._fitter.steps, self._fitter.error)
+        return None if self.fitter is None else self._costs
 
     def split(self, there: Sequence[Stream], wall_ns: int, others: int = 0) -> Split:
         """A stretch of so long with these streams, and `others` of which nothing else is known."""
@@ -123,7 +118,7 @@ class UnseenSteps:
     def learn_reading(self, stream: Stream, others: Sequence[Stream], wall_ns: int) -> None:
         """Since it came, so long ago, it was the only one whose prompt was read, and now its first token has come. A
         stretch began when it came."""
-        if others and self._fitter is None:
+        if others and self.fitter is None:
             return
         works = [other.writing() for other in others if other.tokens]
         took_ns = wall_ns * 1.0
@@ -151,7 +146,7 @@ class UnseenSteps:
         for stream in there:
             if stream.answering:
                 continue
-            possible = int(left_ns / row_ns) if self._fitter is not None and row_ns else stream.unread
+            possible = int(left_ns / row_ns) if self.fitter is not None and row_ns else stream.unread
             if (read := min(stream.unread, possible)) > 0:
                 rows[stream] = read
                 left_ns -= row_ns * read
@@ -166,11 +161,11 @@ class UnseenSteps:
     def _observe(self, work: Work, wall_ns: int) -> None:
         if wall_ns <= 0:
             return
-        if self._fitter is not None:
-            self._fitter.observe(work, wall_ns)
+        if self.fitter is not None:
+            self.fitter.observe(work, wall_ns)
             self._latest.append(work)
-            if self._fitter.steps % _REFIT_EVERY == 0:
-                found = self._fitter.coefficients()
+            if self.fitter.steps % _REFIT_EVERY == 0:
+                found = self.fitter.coefficients()
                 if found is not None and found.differs(self._costs, self._latest, _WORTH_IT_PERCENT):
                     self._costs = found
             return
@@ -179,8 +174,8 @@ class UnseenSteps:
             return
         scale = statistics.median(wall_ns / _STANDING.step_ns(work) for work, wall_ns in self._first)
         known = Coefficients(*(scale * getattr(_STANDING, field) for field in _STANDING.__struct_fields__))
-        self._fitter = Fitter(known=known)
+        self.fitter = Fitter(known=known)
         for seen, seen_ns in self._first:
-            self._fitter.observe(seen, seen_ns)
+            self.fitter.observe(seen, seen_ns)
         self._first.clear()
-        self._costs = self._fitter.coefficients() or known
+        self._costs = self.fitter.coefficients() or known

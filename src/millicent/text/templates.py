@@ -48,7 +48,15 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             reason = error.message or type(error).__name__
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
+        ) as error:
             reason = str(error)
         raise InvalidRequest(
             f"messages: this model's chat template cannot take them ({reason}); change the roles or their order",

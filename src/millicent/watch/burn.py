@@ -109,6 +109,7 @@ def _burning(rule: str, budget: Budget, balance: Balance, spending: Spending, no
     member, name = _named(budget, balance)
     # Without a value everything counts; an empty one is what is unattributed.
     whose: dict[str, str] = {} if budget.per is None else {budget.per: balance.subject}
+    whose |= {} if budget.tier is None else {"tier": budget.tier}
     for window in _BUDGET_WINDOWS[budget.every]:
         long, elapsed_ns = _spending(spending, whose, window.long_ns, now_ns)
         # spent / elapsed over limit / period

@@ -8,7 +8,7 @@ import msgspec
 
 from millicent.core.chunks import CallPiece, FinishReason, Text
 from millicent.core.usage import Count, Leaf, Provenance, Usage
-from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN
+from millicent.wire import upstream_answers
 from millicent.wire.reported import split, tokens_told
 
 _ENDS = {
@@ -78,28 +78,27 @@ class _Event(_Message, frozen=True):
 _decoder = msgspec.json.Decoder(_Event)
 
 
-class AnswerReader:
-    """Events, or one whole answer, to text. Raises msgspec.DecodeError for what isn't one.
-
-    `failure` is an event that holds an error in place of an answer; `ended` comes with the last of its events.
-    """
+class AnswerReader(upstream_answers.AnswerReader):
+    """`over` with the last of its events."""
 
     def __init__(self) -> None:
-        self.id: str | None = None
-        self.served_model: str | None = None
-        self.reason = FinishReason.STOP
-        self.ended = False
-        self.failure: dict[str, Any] | None = None
+        super().__init__()
+        self._reason = FinishReason.STOP
         self._told = _Usage()
         self._final = False  # whether the output's count is
         self._calls: dict[int, bool] = {}  # by block: whether arguments came
-        self._pieces = 0
-        self._characters = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.over
+
+    @property
+    def reasons(self) -> tuple[FinishReason, ...]:
+        return (self._reason,)
 
     @property
     def usage(self) -> Usage | None:
-        """Disjoint leaves, as they were reported; None before anything was. An answer that broke off has its output
-        from characters."""
+        """An answer that broke off has its output from characters."""
         told, output = self._told, tokens_told(self._told.output_tokens)
         if tokens_told(told.input_tokens) is None and output is None:
             return None
@@ -119,18 +118,14 @@ class AnswerReader:
             if (tokens := tokens_told(said)) is not None
         }
         if output is None or not self._final:
-            return Usage(leaves | {Leaf.OUTPUT_TEXT: Count(max(self._estimate, output or 0), Provenance.ESTIMATED)})
+            output = max(self.output_estimate, output or 0)
+            return Usage(leaves | {Leaf.OUTPUT_TEXT: Count(output, Provenance.ESTIMATED)})
         thought = (told.output_tokens_details or _OutputDetails()).thinking_tokens
         return Usage(leaves | split(output, Leaf.OUTPUT_TEXT, {Leaf.OUTPUT_REASONING: thought or None}))
 
     @property
     def _cached(self) -> int | None:
         return tokens_told(self._told.cache_read_input_tokens)
-
-    @property
-    def _estimate(self) -> int:
-        """Hardly any piece has less than one token, and English has four characters in each."""
-        return max(self._pieces, -(-self._characters // CHARACTERS_PER_TOKEN))
 
     def take(self, data: bytes) -> list[Text]:
         event = _decoder.decode(data)
@@ -147,7 +142,7 @@ class AnswerReader:
                 self._use(event.usage, final=True)
                 return self._finish(event.delta.stop_reason, event.delta.stop_sequence)
             case "message_stop":
-                self.ended = True
+                self.over = True
             case "error":
                 self.failure = {"error": event.error}
             case "message":
@@ -173,7 +168,7 @@ class AnswerReader:
             texts += self._texts(index, block, begins=True)
             if block.type == "tool_use":
                 texts.append(self._piece(index, "", bytes(block.input).decode()))
-        self.ended = True
+        self.over = True
         return texts + self._finish(event.stop_reason, event.stop_sequence)
 
     def _texts(self, index: int, block: _Block, *, begins: bool) -> list[Text]:
@@ -195,12 +190,6 @@ class AnswerReader:
         call = CallPiece(list(self._calls).index(index), name, arguments)
         return Text("", self._counted(len(name) + len(arguments)), cached_tokens=self._cached, calls=(call,))
 
-    def _counted(self, characters: int) -> int:
-        before = self._estimate
-        self._pieces += 1
-        self._characters += characters
-        return self._estimate - before
-
     def _finish(self, reason: str | None, stop: str | None) -> list[Text]:
-        self.reason = _ENDS.get(reason or "", FinishReason.STOP)
+        self._reason = _ENDS.get(reason or "", FinishReason.STOP)
         return [Text("", 0, cached_tokens=self._cached, stop=stop)] if stop else []

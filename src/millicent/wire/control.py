@@ -41,6 +41,7 @@ class BudgetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     every: Every = Every.MONTH
     per: Per | None = None
     only: str | None = None
+    tier: str | None = None
     hard: bool = True
 
 
@@ -72,6 +73,7 @@ def budget_body(budget: Budget, balances: list[Balance], now_ns: int) -> dict[st
         "every": budget.every,
         "per": budget.per,
         "only": budget.only,
+        "tier": budget.tier,
         "hard": budget.hard,
         "source": budget.source,
         "renews_at": None if end_ns is None else iso_utc(end_ns),

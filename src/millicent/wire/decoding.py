@@ -50,7 +50,7 @@ def decode_with_extra(
     extra = {}
     for field in [field for field in fields if field not in known]:
         refusal = _invalid_field(f"Object contains unknown field `{field}`", known_fields)
-        extra[field] = Extra(bytes(fields.pop(field)).decode(), refusal.message, refusal.code)
+        extra[field] = Extra(json_text(fields.pop(field), field), refusal.message, refusal.code)
     return decode_body(msgspec.json.encode(fields), decoder, known_fields), extra
 
 

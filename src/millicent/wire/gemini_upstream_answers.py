@@ -9,7 +9,7 @@ import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob
 from millicent.core.usage import Count, Leaf, Provenance, Usage
-from millicent.wire.openai_upstream_answers import CHARACTERS_PER_TOKEN
+from millicent.wire import upstream_answers
 from millicent.wire.reported import split, tokens_told
 
 _ENDS = {"STOP": FinishReason.STOP, "MAX_TOKENS": FinishReason.LENGTH}
@@ -107,36 +107,25 @@ class _ChoiceState:
         self.calls = 0
 
 
-class AnswerReader:
-    """Chunks, or one whole answer, to text. Raises msgspec.DecodeError for what isn't one.
-
-    `failure` is a chunk that holds an error in place of an answer; `failed` a finish reason that is none.
-    """
+class AnswerReader(upstream_answers.AnswerReader):
+    """Never `over` before the stream is: the last count may come after the end of the last choice."""
 
     def __init__(self, choices: int) -> None:
-        self.id: str | None = None
-        self.served_model: str | None = None
-        self.failure: dict[str, Any] | None = None
-        self.failed: str | None = None
+        super().__init__()
         self._told: _Usage | None = None
         self._choices = [_ChoiceState() for _ in range(choices)]
-        self._pieces = 0
-        self._characters = 0
 
     @property
     def ended(self) -> bool:
-        """Has every choice said how it ended?"""
         return all(choice.reason is not None for choice in self._choices)
 
     @property
     def reasons(self) -> tuple[FinishReason, ...]:
-        """How each choice ended; stop where it wasn't said."""
         return tuple(choice.reason or FinishReason.STOP for choice in self._choices)
 
     @property
     def usage(self) -> Usage | None:
-        """Disjoint leaves, as they were reported; None before anything was. An answer that broke off has its output
-        from characters where that is more."""
+        """An answer that broke off has its output from characters where that is more."""
         if self._told is None:
             return None
         usage = usage_of(self._told)
@@ -145,11 +134,6 @@ class AnswerReader:
         thought = usage.tokens(Leaf.OUTPUT_REASONING) or 0
         left = Count(max(0, self.output_estimate - thought), Provenance.ESTIMATED)
         return Usage(usage.leaves | {Leaf.OUTPUT_TEXT: left})
-
-    @property
-    def output_estimate(self) -> int:
-        """Hardly any piece has less than one token, and English has four characters in each."""
-        return max(self._pieces, -(-self._characters // CHARACTERS_PER_TOKEN))
 
     def take(self, data: bytes) -> list[Text]:
         chunk = _decoder.decode(data)
@@ -198,11 +182,9 @@ class AnswerReader:
             self.failed = said
 
     def _text(self, choice: int, characters: int, text: str = "", **fields: Any) -> Text:
-        before = self.output_estimate
-        self._pieces += 1 if characters else 0
-        self._characters += characters
+        tokens = self._counted(characters) if characters else 0
         cached = None if self._told is None else tokens_told(self._told.cached_content_token_count)
-        return Text(text, self.output_estimate - before, choice, cached_tokens=cached, **fields)
+        return Text(text, tokens, choice, cached_tokens=cached, **fields)
 
 
 def usage_of(usage: _Usage) -> Usage:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import ImagePart, OtherPart, Part, TextPart
+from millicent.wire.decoding import decode_at, json_text
 
 _DATA = re.compile(r"data:(?P<kind>[\w.+/-]+)(?:;[\w.+=-]+)*?;base64,", re.ASCII)
 
@@ -25,15 +25,12 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 _decoder = msgspec.json.Decoder(_Part)
-_any_decoder = msgspec.json.Decoder(dict[str, Any])
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read(raw: msgspec.Raw, where: str) -> Part:
     """Raises InvalidRequest naming the part."""
-    try:
-        part = _decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"Invalid `{where}`: {error}.", param=where) from None
+    part = decode_at(raw, _decoder, where)
     if part.type == "text":
         return _text(part, raw, where)
     if part.type == "image_url":
@@ -45,7 +42,7 @@ def read(raw: msgspec.Raw, where: str) -> Part:
             )
         given = part.image_url
         return image(ImageUrl(given) if isinstance(given, str) else given, f"{where}.image_url.url")
-    return OtherPart(part.type, bytes(raw).decode(), where)
+    return OtherPart(part.type, json_text(raw, where), where)
 
 
 def _text(part: _Part, raw: msgspec.Raw, where: str) -> TextPart:
@@ -53,12 +50,8 @@ def _text(part: _Part, raw: msgspec.Raw, where: str) -> TextPart:
         raise InvalidRequest(
             f"`{where}.text` is missing: send the text.", param=f"{where}.text", code="missing_required_parameter"
         )
-    unknown = (
-        [field for field in _any_decoder.decode(raw) if field not in {"type", "text"}]
-        if len(raw) > _least(part)
-        else []
-    )
-    if unknown:
+    fields = decode_at(raw, _fields_decoder, where) if len(raw) > _least(part) else {}
+    if unknown := [field for field in fields if field not in {"type", "text"}]:
         field = f"{where}.{unknown[0]}"
         raise InvalidRequest(f"Unknown field `{field}`: remove it.", param=field, code="unknown_parameter")
     return TextPart(part.text)

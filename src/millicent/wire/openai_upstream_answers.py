@@ -6,17 +6,14 @@ import base64
 import struct
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, Vector
-from millicent.core.money import Money
 from millicent.core.usage import Count, Leaf, Usage
+from millicent.wire import upstream_answers
 from millicent.wire.reported import cost_told, split, tokens_told
-
-# English text in the tokenizers of the day: about four characters to a token.
-CHARACTERS_PER_TOKEN = 4
 
 
 class _InputDetails(msgspec.Struct, frozen=True):
@@ -51,12 +48,39 @@ class _Call(msgspec.Struct, frozen=True):
     function: _Function | None = None
 
 
+class _Detail(msgspec.Struct, frozen=True):
+    """`reasoning.text` and `reasoning.summary`; what is encrypted shows nothing."""
+
+    text: str | None = None
+    summary: str | None = None
+
+
 class _Delta(msgspec.Struct, frozen=True):
     content: str | list[Any] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: list[_Detail] | None = None  # OpenRouter
     tool_calls: list[_Call] | None = None
+
+
+class _Likely(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[Annotated[int, msgspec.Meta(ge=0, le=255)]] | None = None
+
+
+class _Token(_Likely, frozen=True):
+    top_logprobs: list[_Likely] | None = None
+
+
+class _Logprobs(msgspec.Struct, frozen=True):
+    """In chat's shape, or in that of text completions."""
+
+    content: list[_Token] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True):
@@ -67,7 +91,7 @@ class _Choice(msgspec.Struct, frozen=True):
     message: _Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Groq(msgspec.Struct, frozen=True):
@@ -85,6 +109,8 @@ class _Chunk(msgspec.Struct, frozen=True):
 
 # llama.cpp's streams of several prompts begin with a null.
 _decoder = msgspec.json.Decoder(_Chunk | None, strict=False)
+# No chunk is so short; the word that ends a stream is, with blanks around it.
+_SHORTER_THAN_JSON = 16
 
 _ENDS: dict[str, FinishReason] = {
     "length": FinishReason.LENGTH,
@@ -129,44 +155,41 @@ class _ChoiceState:
         return tuple(found)
 
 
-class AnswerReader:
-    """Chunks, or one whole answer, to text. Raises msgspec.DecodeError for what isn't one.
+class AnswerReader(upstream_answers.AnswerReader):
+    """`over` with the word that ends a stream, after which nothing more need come."""
 
-    `failure` is a chunk that holds an error in place of an answer; `failed` a finish reason that is none. `choices` is
-    set where each answer's usage comes by itself: then so many answers in a row are of one prompt, which counts once.
-    """
-
-    def __init__(self, *, choices: int | None = None) -> None:
+    def __init__(self, answers: int = 1, *, choices: int | None = None) -> None:
+        """`choices` is set where each answer's usage comes by itself: then so many answers in a row are of one prompt,
+        which counts once."""
+        super().__init__()
+        self._answers = answers
         self._each = choices
         self._prompts: set[int] = set()  # whose usage was told
-        self.usage: Usage | None = None
-        self.cost: Money | None = None
-        self.served_model: str | None = None
-        self.id: str | None = None
-        self.failure: dict[str, Any] | None = None
-        self.failed: str | None = None
+        self._usage: Usage | None = None
         self._choices: dict[int, _ChoiceState] = {}
-        self._pieces = 0
-        self._characters = 0
         self._told = 0  # tokens that texts were said to have
         self._reported = 0
 
     @property
-    def output_estimate(self) -> int:
-        """Tokens of what came: hardly any server sends a piece of less than one, and English has four characters in
-        each."""
-        return max(self._pieces, -(-self._characters // CHARACTERS_PER_TOKEN))
+    def usage(self) -> Usage | None:
+        return self._usage
 
     @property
     def reasons(self) -> tuple[FinishReason, ...]:
-        """How each choice ended; stop where it wasn't said."""
+        """Of those choices that came."""
         return tuple(self._reason(self._choices[index]) for index in sorted(self._choices)) or (FinishReason.STOP,)
 
-    def ended(self, choices: int) -> bool:
-        """Has every choice said how it ended?"""
-        return len(self._choices) >= choices and all(each.reason is not None for each in self._choices.values())
+    @property
+    def ended(self) -> bool:
+        """A server that ended its stream need not have said why."""
+        if self.over and self._choices:
+            return True
+        return len(self._choices) == self._answers and all(each.reason is not None for each in self._choices.values())
 
     def take(self, data: bytes) -> list[Text]:
+        if len(data) < _SHORTER_THAN_JSON and data.strip() == b"[DONE]":
+            self.over = True
+            return []
         chunk = _decoder.decode(data)
         if chunk is None:
             return []
@@ -177,8 +200,8 @@ class AnswerReader:
         self.served_model = chunk.model or self.served_model
         usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if usage is not None and (found := usage_of(usage)) is not None:
-            self.usage = found if self._each is None else self._with(found, chunk.choices or (), self._each)
-            self._reported = self.usage.output_tokens or 0
+            self._usage = found if self._each is None else self._with(found, chunk.choices or (), self._each)
+            self._reported = self._usage.output_tokens or 0
             self.cost = cost_told(usage.cost) or self.cost
         if not chunk.choices:
             return []
@@ -187,7 +210,7 @@ class AnswerReader:
     def _with(self, found: Usage, told: Sequence[_Choice], choices: int) -> Usage:
         """What was told before and that of another answer. A chunk that names none is of the one prompt of a chat."""
         prompt = told[0].index // choices if told else 0
-        leaves = dict(self.usage.leaves if self.usage is not None else {})
+        leaves = dict(self._usage.leaves if self._usage is not None else {})
         for leaf, count in found.leaves.items():
             if count.tokens is not None and not (leaf.is_input and prompt in self._prompts):
                 before = leaves.get(leaf)
@@ -204,6 +227,8 @@ class AnswerReader:
     def _text(self, choice: _Choice) -> Text | None:
         state = self._choices.get(choice.index)
         if state is None:
+            if not 0 <= choice.index < self._answers:
+                raise msgspec.DecodeError(f"a choice {choice.index} that nobody asked for")
             state = self._choices[choice.index] = _ChoiceState()
         if choice.finish_reason:
             if choice.finish_reason in _FAILURES:
@@ -211,6 +236,8 @@ class AnswerReader:
             state.reason = _ENDS.get(choice.finish_reason, FinishReason.STOP)
         delta = choice.delta or choice.message or _NOTHING
         text, reasoning = delta.content, delta.reasoning_content or delta.reasoning or ""
+        if delta.reasoning_details and not reasoning:  # as a rule it is said in both ways
+            reasoning = "".join(each.text or each.summary or "" for each in delta.reasoning_details)
         if not isinstance(text, str):
             text, thinking = _content(text)
             reasoning = thinking + reasoning
@@ -229,7 +256,7 @@ class AnswerReader:
             self._characters += len(call.name) + len(call.arguments)
         tokens = max(0, (self._reported or self.output_estimate) - self._told)
         self._told += tokens
-        cached = None if self.usage is None else self.usage.tokens(Leaf.INPUT_CACHE_READ)
+        cached = None if self._usage is None else self._usage.tokens(Leaf.INPUT_CACHE_READ)
         return Text(text, tokens, choice.index, logprobs, cached, calls, reasoning)
 
 
@@ -246,7 +273,7 @@ def _content(content: str | list[Any] | None) -> tuple[str, str]:
             text += str(part.get("text") or "")
         elif isinstance(part, dict) and part.get("type") == "thinking":
             inner = part.get("thinking")
-            thinking += inner if isinstance(inner, str) else _content(inner)[0]
+            thinking += _content(inner)[0] if isinstance(inner, str | list) else ""
     return text, thinking
 
 
@@ -280,35 +307,30 @@ def usage_of(usage: _Usage) -> Usage | None:
     return Usage(leaves) if leaves else None
 
 
-def _logprobs(found: dict[str, Any]) -> tuple[TokenLogprob, ...]:
-    """In chat's shape, or in that of text completions."""
-    try:
-        if content := found.get("content"):
-            return tuple(
-                TokenLogprob(_bytes(one), one["logprob"], tuple(map(_candidate, one.get("top_logprobs") or ())))
-                for one in content
-            )
-        tokens, logprobs = found.get("tokens") or (), found.get("token_logprobs") or ()
-        tops = found.get("top_logprobs") or [None] * len(tokens)
+def _logprobs(found: _Logprobs) -> tuple[TokenLogprob, ...]:
+    if found.content:
         return tuple(
-            TokenLogprob(
-                token.encode(),
-                logprob,
-                tuple(Candidate(other.encode(), value) for other, value in (top or {}).items()),
-            )
-            for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
+            TokenLogprob(_bytes(one), one.logprob, tuple(map(_candidate, one.top_logprobs or ())))
+            for one in found.content
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise msgspec.DecodeError(f"log probabilities in no known shape ({type(error).__name__})") from None
+    tokens, logprobs = found.tokens or (), found.token_logprobs or ()
+    tops = found.top_logprobs or [None] * len(tokens)
+    if not len(tokens) == len(logprobs) == len(tops):
+        raise msgspec.DecodeError("log probabilities of different lengths")
+    return tuple(
+        TokenLogprob(
+            token.encode(), logprob, tuple(Candidate(other.encode(), value) for other, value in (top or {}).items())
+        )
+        for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
+    )
 
 
-def _candidate(one: dict[str, Any]) -> Candidate:
-    return Candidate(_bytes(one), one["logprob"])
+def _candidate(one: _Likely) -> Candidate:
+    return Candidate(_bytes(one), one.logprob)
 
 
-def _bytes(one: dict[str, Any]) -> bytes:
-    exact = one.get("bytes")
-    return bytes(exact) if exact is not None else str(one["token"]).encode()
+def _bytes(one: _Likely) -> bytes:
+    return bytes(one.bytes) if one.bytes is not None else one.token.encode()
 
 
 class _Vector(msgspec.Struct, frozen=True):
@@ -342,9 +364,14 @@ class VectorsReader:
 
 def _floats(given: list[float] | str) -> bytes:
     """Little-endian float32."""
-    if isinstance(given, str):
-        try:
-            return base64.b64decode(given, validate=True)
-        except ValueError:
-            raise msgspec.DecodeError("a vector that is not base64") from None
-    return struct.pack(f"<{len(given)}f", *given)
+    try:
+        values = base64.b64decode(given, validate=True) if isinstance(given, str) else _packed(given)
+    except (ValueError, OverflowError):
+        raise msgspec.DecodeError("a vector that is neither base64 nor of 32-bit numbers") from None
+    if not values or len(values) % 4:
+        raise msgspec.DecodeError(f"a vector of {len(values)} bytes")
+    return values
+
+
+def _packed(values: list[float]) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)

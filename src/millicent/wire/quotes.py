@@ -9,6 +9,7 @@ import msgspec
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Request
 from millicent.wire import openai_chat
+from millicent.wire.decoding import decode_at
 
 _MOST_MODELS = 32
 _body_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -19,17 +20,15 @@ def decode(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Re
     """The request, and the models to quote it on: those in `models`, else its own. Raises InvalidRequest."""
     try:
         fields = _body_decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # Not even an object: the chat decoder says what is wrong with it.
         return openai_chat.decode(body, headers, receipt_id)[0], ()
     raw = fields.pop("models", None)
     if raw is None:
         request, _ = openai_chat.decode(body, headers, receipt_id)
         return request, (request.model,)
-    try:
-        models = tuple(dict.fromkeys(_models_decoder.decode(raw)))
-    except msgspec.MsgspecError:
-        raise InvalidRequest("`models` must be a list of names.", param="models") from None
+    named = decode_at(raw, _models_decoder, "models")
+    models = tuple(dict.fromkeys(named))
     if not 1 <= len(models) <= _MOST_MODELS:
         raise InvalidRequest(f"`models` names {len(models)}: send 1 to {_MOST_MODELS}.", param="models")
     fields.setdefault("model", msgspec.Raw(msgspec.json.encode(models[0])))

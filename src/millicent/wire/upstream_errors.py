@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
-from millicent.core.errors import InvalidRequest, MillicentError, RateLimited, UpstreamError, UpstreamTimeout
+from millicent.core.errors import InvalidRequest, MillicentError, RateLimited, UpstreamError, UpstreamTimeout, one_line
 
-_MOST_CHARACTERS = 400
+# More than is shown, so that a secret is found whole before the rest is cut off.
+_MOST_KEPT = 4096
 _BAD_KEY = "API_KEY_INVALID"  # Google says so with the status of a bad request
 
 _CONTEXT = re.compile(
@@ -20,6 +21,7 @@ _CONTEXT = re.compile(
     r"|input token count|tokens? exceeds? .*(limit|maximum|max_total_tokens)|`inputs` tokens \+",
     re.IGNORECASE,
 )
+_STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
 _WAIT = re.compile(r"(\d{1,5}(?:\.\d{1,9})?)s", re.ASCII)
 # What names a kind of complaint where no status does.
 _STATUS_BY_WORD = {
@@ -38,7 +40,7 @@ _STATUS_BY_WORD = {
 
 
 class Complaint(msgspec.Struct, frozen=True):
-    """`message` is one line. `status` is an HTTP status that it names itself, where it does."""
+    """`message` is the beginning of what was said. `status` is an HTTP status that it names itself, where it does."""
 
     message: str
     code: str | None = None
@@ -79,11 +81,11 @@ def complaint_in(body: bytes | Any) -> Complaint | None:
 def _of(found: dict[str, Any]) -> Complaint:
     said = found.get("message") or found.get("detail") or found.get("type") or "it gave no reason"
     code, status = found.get("code"), None
-    if isinstance(code, int | float) or (isinstance(code, str) and code.isdecimal()):
+    if isinstance(code, int | float) or (isinstance(code, str) and _STATUS.fullmatch(code)):
         status, code = int(code), None
     reason, after_s = _details(found.get("details"))
     return Complaint(
-        one_line(said if isinstance(said, str) else msgspec.json.encode(said).decode()),
+        (said if isinstance(said, str) else msgspec.json.encode(said).decode())[:_MOST_KEPT],
         code if isinstance(code, str) and code else reason,
         next((found[name] for name in ("type", "status") if isinstance(found.get(name), str)), None),
         found["param"] if isinstance(found.get("param"), str) else None,
@@ -103,12 +105,6 @@ def _details(details: Any) -> tuple[str | None, int | None]:
     return reason, after_s
 
 
-def one_line(text: str) -> str:
-    """At most 400 characters, printable, without line ends."""
-    shown = " ".join("".join(each if each.isprintable() else " " for each in text[: 4 * _MOST_CHARACTERS]).split())
-    return shown if len(shown) <= _MOST_CHARACTERS else shown[:_MOST_CHARACTERS].rstrip() + " ..."
-
-
 def error_of(
     who: str, status: int, complaint: Complaint | None, *, retry_after_s: int | None = None, secrets: Iterable[str] = ()
 ) -> MillicentError:
@@ -118,6 +114,7 @@ def error_of(
     said = complaint.message if complaint is not None else "it gave no reason"
     for secret in secrets:
         said = said.replace(secret, "***")
+    said = one_line(said)
     code = complaint.code if complaint is not None else None
     if status in {401, 403} or code == _BAD_KEY:
         # What it says may show parts of the key.

@@ -304,7 +304,9 @@ class AheadRunner(Runner):
             end = output
             if output.tokens:
                 end = msgspec.structs.replace(output, tokens=0, text="", scored=(), scored_prompt=())
-                told.append(msgspec.structs.replace(output, finish="", error="", total_output_tokens=0, stop=""))
+                told.append(
+                    msgspec.structs.replace(output, finish="", error="", total_output_tokens=0, stop="", refused=False)
+                )
             self._ends[output.sequence] = end
         over = [sequence for sequence in self._ends if not self._is_flying(sequence)]
         return told + [self._ends.pop(sequence) for sequence in over]

@@ -234,8 +234,8 @@ def _turn_tokens(tensor: torch.Tensor) -> int:
 
 
 def _stages(tensor: torch.Tensor) -> int:
-    """How far loads run ahead of the products: the blocks' numbers two turns, keys and values one. Of float32, twice the
-    bytes, nothing."""
+    """How far loads run ahead of products: blocks' numbers two turns, keys and values one; float32's, which are twice
+    the bytes, not at all."""
     return 1 if tensor.dtype is torch.float32 else 3
 
 
