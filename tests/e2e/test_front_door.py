@@ -327,7 +327,7 @@ def test_a_stream_that_waits_for_the_same_one_beats_like_it_and_gives_the_same_t
     beats = threading.Semaphore(0)
 
     def read() -> tuple[str, list[str]]:
-        lines = []
+        lines: list[str] = []
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, headers=headers, timeout=60) as response:
             assert response.status_code == 200
             for line in response.iter_lines():

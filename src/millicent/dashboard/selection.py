@@ -4,7 +4,7 @@ reloaded and exported by changing the suffix."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import cast, get_args
 from urllib.parse import urlencode
 
@@ -27,6 +27,7 @@ RANGES: dict[str, tuple[str, int | None]] = {
     "all": ("all time", None),
 }
 MAX_LIMIT = 500
+_FIRST_NS, _LAST_NS = (zones.utc_ns(datetime(year, 1, 1, tzinfo=UTC)) for year in (2, 9998))
 
 TIMES = frozenset({"range", "from", "to", "zone"})
 FILTERS = TIMES | frozenset(FIELDS) | {"none"}
@@ -141,4 +142,5 @@ def _utc_ns(value: str, name: str, clocks: tzinfo) -> int:
         raise InvalidRequest(
             f"{name}={value!r} is not a time; write it as 2026-01-31 or 2026-01-31T18:30", param=name
         ) from None
-    return zones.utc_ns(when if when.tzinfo else when.replace(tzinfo=clocks))
+    # Nearer to the ends of the calendar, other zones and the days beside have no date.
+    return max(_FIRST_NS, min(zones.utc_ns(when if when.tzinfo else when.replace(tzinfo=clocks)), _LAST_NS))
