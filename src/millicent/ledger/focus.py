@@ -18,6 +18,7 @@ from millicent.core.clock import NS_PER_HOUR, NS_PER_S, hour_start_ns
 from millicent.core.money import Money
 from millicent.core.receipts import Line, Meter, Receipt, Role
 from millicent.core.spreadsheets import inert
+from millicent.core.usage import Provenance
 
 Row = dict[str, str | None]
 
@@ -147,7 +148,7 @@ def _charge(receipt: Receipt, line: Line, amount: Money) -> Row:
     attempt = next((each for each in receipt.attempts if each.ordinal == line.attempt), None)
     placement = (attempt.placement if attempt else receipt.placement) or receipt.backend or "millicent"
     model = (attempt.model if attempt else receipt.served_model) or receipt.model
-    if line.attempt == 0 and not adjusts:
+    if line.attempt == 0 and line.provenance is Provenance.REPORTED and not adjusts:
         # Somebody else's bill: not that of where the model ran.
         placement, model = _OUTSIDE, line.role.value
     sku = f"{placement}/{model}/{line.meter.value}"
