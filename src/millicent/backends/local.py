@@ -129,6 +129,10 @@ class LocalBackend:
     def models(self) -> tuple[str, ...]:
         return tuple(self._models)
 
+    def offer(self, model: str, spec: LocalModel) -> None:
+        """One more, from now on."""
+        self._models[model] = HeldModel(model, spec)
+
     def makes_vectors(self, model: str) -> bool:
         """As declared, or as seen when it was loaded."""
         held = self._models[model]

@@ -4,13 +4,13 @@ reloaded and exported by changing the suffix."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import cast, get_args
 from urllib.parse import urlencode
 
 import msgspec
 
-from millicent.core.clock import NS_PER_HOUR
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Status
 from millicent.core.zones import find_zone
@@ -27,6 +27,7 @@ RANGES: dict[str, tuple[str, int | None]] = {
     "all": ("all time", None),
 }
 MAX_LIMIT = 500
+_FIRST_NS, _LAST_NS = (zones.utc_ns(datetime(year, 1, 1, tzinfo=UTC)) for year in (2, 9998))
 
 TIMES = frozenset({"range", "from", "to", "zone"})
 FILTERS = TIMES | frozenset(FIELDS) | {"none"}
@@ -91,7 +92,7 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
     else:
         range_name = _choice(params.get("range", default_range), "range", tuple(RANGES))
         span_ns = RANGES[range_name][1]
-        from_ns, to_ns = (None if span_ns is None else now_ns - span_ns), None
+        from_ns, to_ns = (None if span_ns is None else _begins(now_ns - span_ns, span_ns, clocks)), None
     if "status" in params:
         _choice(params["status"], "status", (*Status, RUNNING))
     by = _choice(params.get("by", "feature"), "by", get_args(GroupBy))
@@ -110,6 +111,15 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
         limit=_limit(params["limit"]) if "limit" in params else None,
         zone=zone,
     )
+
+
+def _begins(start_ns: int, span_ns: int, clocks: tzinfo) -> int:
+    """A week or more begins with a day, so that its first bar is a whole one; a day with a quarter-hour, since sums are
+    kept by those, and no receipt need be read for a part of one."""
+    if span_ns > 24 * NS_PER_HOUR:
+        start = datetime.fromtimestamp(start_ns // NS_PER_S, clocks)
+        return zones.utc_ns(start.replace(hour=0, minute=0, second=0, fold=0))
+    return start_ns - start_ns % (NS_PER_HOUR // 4) if span_ns == 24 * NS_PER_HOUR else start_ns
 
 
 def _choice(value: str, name: str, choices: tuple[str, ...]) -> str:
@@ -132,4 +142,5 @@ def _utc_ns(value: str, name: str, clocks: tzinfo) -> int:
         raise InvalidRequest(
             f"{name}={value!r} is not a time; write it as 2026-01-31 or 2026-01-31T18:30", param=name
         ) from None
-    return zones.utc_ns(when if when.tzinfo else when.replace(tzinfo=clocks))
+    # Nearer to the ends of the calendar, other zones and the days beside have no date.
+    return max(_FIRST_NS, min(zones.utc_ns(when if when.tzinfo else when.replace(tzinfo=clocks)), _LAST_NS))

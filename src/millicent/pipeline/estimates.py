@@ -17,7 +17,7 @@ from millicent.core.request import Request
 from millicent.core.usage import Provenance
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook, Prices
-from millicent.meter.quotes import Asked, Quoter, most_cost, output_tokens_within
+from millicent.meter.quotes import Asked, CachedInput, Quoter, most_cost, output_tokens_within
 
 MAX_COST_HEADER = "x-millicent-max-cost-usd"
 _MOST_TOKENS = 1 << 24
@@ -55,8 +55,9 @@ class Estimates:
         return self._book.find(model, at_ns, placement.service, placement.provider)
 
     def asked(
-        self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int, *, timed: bool = False
-    ) -> Asked:
+        self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int, *, timed: bool = False,
+        cached: CachedInput | None = None,
+    ) -> Asked:  # fmt: skip
         """`timed`: its device time will be estimated, where the backend shows no steps."""
         if not call.sequences and not timed and placement.kind != "api":
             # Its device time, and so its cost, will not be known.
@@ -71,6 +72,7 @@ class Estimates:
             feature=request.attribution.feature,
             batch=batch,
             prices=self.prices(call.served_model, placement, at_ns),
+            cached=cached,
         )
 
     def asked_elsewhere(self, request: Request, placement: Placement, others: Sequence[Asked], at_ns: int) -> Asked:

@@ -12,6 +12,7 @@ from random import Random, SystemRandom
 import msgspec
 
 from millicent.caching.cache import Lookup, ResponseCache
+from millicent.caching.prompt_caching import Marks
 from millicent.caching.store import CachedAnswer
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.chunks import End, FinishReason, Text, Vector
@@ -47,7 +48,7 @@ from millicent.pipeline.features import Features
 from millicent.pipeline.holdout import Holdout, HoldoutConfig
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
 from millicent.pipeline.latency import Trials, check_target
-from millicent.pipeline.prompts import Prompts, with_surcharge
+from millicent.pipeline.prompts import Prompts
 from millicent.pipeline.quoting import Quotes
 from millicent.pipeline.reckoning import as_told, beside_others, cost_so_far, explained, most_tokens, tokens_of
 from millicent.pipeline.routes import Routes
@@ -132,6 +133,10 @@ class Pipeline:
     def deployed(self) -> tuple[str, ...]:
         """The models alone."""
         return self._deployments.models()
+
+    def offer(self, model: str, place: Place) -> None:
+        """One more model can be asked for from now on."""
+        self._deployments.offer(model, place)
 
     def deployments(self) -> list[DeploymentReport]:
         """Where each model runs, and how that goes."""
@@ -300,7 +305,7 @@ class Pipeline:
 
     async def quotes(self, request: Request, models: Sequence[str]) -> list[Quote]:
         """As `Quotes.quotes`."""
-        return await self._quotes.quotes(request, models)
+        return await self._quotes.quotes(self._prompts.hashed(request), models)
 
     async def count(self, request: Request) -> int:
         """As `Quotes.count`."""
@@ -326,25 +331,27 @@ class Pipeline:
         return Cascade(request, decision.stages, policy.checks, *seams), decision
 
     async def _look(self, request: Request, deployment: Deployment) -> Asked:
-        return self._asked(request, await deployment.backend.prepare(request))
+        request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of, None)
+        return self._asked(request, call, marks)
 
     async def _plan(self, request: Request, deployment: Deployment) -> Plan:
         arm = self._holdout.arm("prompt_caching", request)
         request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of, arm)
-        plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call))
+        plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call, marks))
         self._check_target(request, plan)
-        return msgspec.structs.replace(plan, marks=marks, hold=with_surcharge(plan.hold, marks))
+        return msgspec.structs.replace(plan, marks=marks)
 
     def _prices_of(self, call: Call) -> Prices | None:
         now_ns = self._clock.now_ns()
         return self._estimates.prices(call.served_model, self._placements[call.placement].at(now_ns), now_ns)
 
-    def _asked(self, request: Request, call: Call) -> Asked:
+    def _asked(self, request: Request, call: Call, marks: Marks | None) -> Asked:
         beside = sum(answer.model == request.model for answer in self._answers.values())
         now_ns = self._clock.now_ns()
         placement = self._placements[call.placement].at(now_ns)
         timed = call.placement in self._estimated
-        return self._estimates.asked(request, call, placement, beside + 1, now_ns, timed=timed)
+        cached = self._prompts.cached(request, call, marks)
+        return self._estimates.asked(request, call, placement, beside + 1, now_ns, timed=timed, cached=cached)
 
     def _aimed(self, request: Request) -> Request:
         """With its feature's latency target, else its policy's, where it has none of its own."""

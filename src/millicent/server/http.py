@@ -149,4 +149,5 @@ class GatheredWrites:
             data = b"".join(self._waiting)
             self._waiting.clear()
             self._waiting_bytes = 0
-            self._transport.write(data)
+            if not self._transport.is_closing():  # the client may have gone within this turn
+                self._transport.write(data)

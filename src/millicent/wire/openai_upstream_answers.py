@@ -48,11 +48,19 @@ class _Call(msgspec.Struct, frozen=True):
     function: _Function | None = None
 
 
+class _Detail(msgspec.Struct, frozen=True):
+    """`reasoning.text` and `reasoning.summary`; what is encrypted shows nothing."""
+
+    text: str | None = None
+    summary: str | None = None
+
+
 class _Delta(msgspec.Struct, frozen=True):
     content: str | list[Any] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: list[_Detail] | None = None  # OpenRouter
     tool_calls: list[_Call] | None = None
 
 
@@ -228,6 +236,8 @@ class AnswerReader(upstream_answers.AnswerReader):
             state.reason = _ENDS.get(choice.finish_reason, FinishReason.STOP)
         delta = choice.delta or choice.message or _NOTHING
         text, reasoning = delta.content, delta.reasoning_content or delta.reasoning or ""
+        if delta.reasoning_details and not reasoning:  # as a rule it is said in both ways
+            reasoning = "".join(each.text or each.summary or "" for each in delta.reasoning_details)
         if not isinstance(text, str):
             text, thinking = _content(text)
             reasoning = thinking + reasoning
