@@ -55,6 +55,17 @@ def test_closing_writes_what_waits_first() -> None:
     assert asyncio.run(turns()) == ([b"last", "closed"], True)
 
 
+def test_a_client_that_left_within_the_turn_is_written_nothing() -> None:
+    async def turns() -> list[bytes | str]:
+        transport = Recorded()
+        gathered(transport).write(b"last")
+        transport.close()
+        await asyncio.sleep(0)
+        return transport.said
+
+    assert asyncio.run(turns()) == ["closed"]
+
+
 def test_what_waits_is_bounded_so_that_a_slow_reader_is_noticed() -> None:
     async def turns() -> list[bytes | str]:
         transport = Recorded()

@@ -59,13 +59,12 @@ def count_at_most(histogram: Mapping[int, int], value: int) -> int:
     return count
 
 
-class Tally(msgspec.Struct, omit_defaults=True):
+class Sums(msgspec.Struct, omit_defaults=True):
     """Closed receipts. `priced` have lines, all with an amount: `nanousd` (by "role meter") and `priced_tokens` (by
     leaf) are theirs, as are `prefill_ns` and `decode_ns`, which say how much of an accelerator's amount is for input.
     What the response cache answered is in the leaves `input_hit` and `output_hit`. `tokens` are of all others of which
-    they are known. Latencies are of those that a model answered, `cost` of the priced ones; `wait` is what a caller
-    waited for, hits too: the first token of what is streamed, else the whole answer. Times are nanoseconds, `energy_uj`
-    microjoules of the `measured` ones whose energy is known; `cache_hits` and `cache_misses` are of the response cache.
+    they are known. `energy_uj` are microjoules of the `measured` ones whose energy is known; `cache_hits` and
+    `cache_misses` are of the response cache.
     """
 
     requests: int = 0
@@ -80,14 +79,8 @@ class Tally(msgspec.Struct, omit_defaults=True):
     nanousd: dict[str, int] = msgspec.field(default_factory=dict)
     tokens: dict[str, int] = msgspec.field(default_factory=dict)
     priced_tokens: dict[str, int] = msgspec.field(default_factory=dict)
-    queue: Histogram = msgspec.field(default_factory=dict)
-    ttft: Histogram = msgspec.field(default_factory=dict)
-    tpot: Histogram = msgspec.field(default_factory=dict)
-    total: Histogram = msgspec.field(default_factory=dict)
-    wait: Histogram = msgspec.field(default_factory=dict)
-    cost: Histogram = msgspec.field(default_factory=dict)
 
-    def add(self, other: Tally, sign: int = 1) -> None:
+    def add(self, other: Sums, sign: int = 1) -> None:
         """Take in the other's, or, with a sign of -1, take them off; what comes to nothing is dropped."""
         # Written out: a report adds up thousands.
         self.requests += sign * other.requests
@@ -99,21 +92,9 @@ class Tally(msgspec.Struct, omit_defaults=True):
         self.decode_ns += sign * other.decode_ns
         self.energy_uj += sign * other.energy_uj
         self.measured += sign * other.measured
-        for ours, theirs in (
-            (self.nanousd, other.nanousd),
-            (self.tokens, other.tokens),
-            (self.priced_tokens, other.priced_tokens),
-        ):
-            add_up(ours, theirs, sign)
-        for have, more in (
-            (self.queue, other.queue),
-            (self.ttft, other.ttft),
-            (self.tpot, other.tpot),
-            (self.total, other.total),
-            (self.wait, other.wait),
-            (self.cost, other.cost),
-        ):
-            add_up(have, more, sign)
+        add_up(self.nanousd, other.nanousd, sign)
+        add_up(self.tokens, other.tokens, sign)
+        add_up(self.priced_tokens, other.priced_tokens, sign)
 
     @property
     def input_tokens(self) -> int:
@@ -122,6 +103,32 @@ class Tally(msgspec.Struct, omit_defaults=True):
     @property
     def cost_nanousd(self) -> int:
         return sum(self.nanousd.values())
+
+
+class Tally(Sums, omit_defaults=True):
+    """The same, with histograms of nanoseconds and nano-dollars. Latencies are of those that a model answered, `cost`
+    of the priced ones; `wait` is what a caller waited for, hits too: the first token of what is streamed, else the
+    whole answer."""
+
+    queue: Histogram = msgspec.field(default_factory=dict)
+    ttft: Histogram = msgspec.field(default_factory=dict)
+    tpot: Histogram = msgspec.field(default_factory=dict)
+    total: Histogram = msgspec.field(default_factory=dict)
+    wait: Histogram = msgspec.field(default_factory=dict)
+    cost: Histogram = msgspec.field(default_factory=dict)
+
+    def add(self, other: Sums, sign: int = 1) -> None:
+        Sums.add(self, other, sign)
+        if isinstance(other, Tally):
+            for have, more in (
+                (self.queue, other.queue),
+                (self.ttft, other.ttft),
+                (self.tpot, other.tpot),
+                (self.total, other.total),
+                (self.wait, other.wait),
+                (self.cost, other.cost),
+            ):
+                add_up(have, more, sign)
 
 
 def add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from millicent.core.money import Money
+from millicent.core.money import NANOUSD_PER_USD, Money
 from millicent.core.usage import Provenance
 from millicent.dashboard.figures import Figure
 from millicent.dashboard.tables import Cell, Column, Table, Value, tell
@@ -29,6 +29,7 @@ _Y_INTERVALS = 5
 _X_LABELS = 6
 _X_LONG_LABELS = 4
 _LONG = 8
+_WIDEST_BAR = 60
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +132,7 @@ def draw(chart: Chart) -> Drawing | None:
     lines = chart.kind in ("line", "step")
     money = any(isinstance(value, Money) for series in chart.series for value in series.values)
     return Drawing(
-        y=tuple(Tick(_percent(y(tick)), _y_label(tick, chart.unit, money)) for tick in ticks),
+        y=tuple(Tick(_percent(y(tick)), _y_label(tick, chart.unit, money, max(-low, high))) for tick in ticks),
         x=_x_ticks(chart, places),
         zero=_number(y(0.0)),
         marks=() if lines else tuple(_bars(chart, places, y)),
@@ -172,9 +173,13 @@ def _nice(low: float, high: float) -> list[float]:
     return [step * i for i in range(first, max(last, first + 1) + 1)]
 
 
-def _y_label(value: float, unit: str, money: bool) -> str:
+def _y_label(value: float, unit: str, money: bool, most: float) -> str:
+    """One axis has one unit: where it reaches a dollar, all of it is told in dollars."""
     if value == 0:
         return "0"
+    if money and most >= NANOUSD_PER_USD:
+        places = 0 if most >= 10 * NANOUSD_PER_USD else 2
+        return f"{'-' if value < 0 else ''}${abs(value) / NANOUSD_PER_USD:,.{places}f}"
     figure = tell(Money(round(value)) if money else (int(value) if value == int(value) else value), unit)
     text = re.sub(r"\.0+$", "", figure.text)
     return f"{text} {figure.unit}".strip() if unit in ("usd", "ns", "share") else text
@@ -196,7 +201,18 @@ def _places(chart: Chart) -> list[float]:
 
 
 def _x_ticks(chart: Chart, places: Sequence[float]) -> tuple[Tick, ...]:
-    """At most six labels, fewer where they are long, of which every other is left out on narrow screens."""
+    """At most six labels, fewer where they are long, of which every other is left out on narrow screens; round numbers
+    on a linear axis."""
+    if chart.scale == "linear":
+        numbers = [float(x) for x in chart.x]
+        low, high = min(numbers), max(numbers)
+        round_ones = [tick for tick in _nice(low, high) if low <= tick <= high]
+        at = [SIDE * (tick - low) / ((high - low) or 1.0) for tick in round_ones]
+        labels = [_x_label(int(tick) if tick == int(tick) else tick).text for tick in round_ones]
+        return tuple(
+            Tick(_percent(place), label, minor=bool(n % 2))
+            for n, (place, label) in enumerate(zip(at, labels, strict=True))
+        )
     labels = [_short(_x_label(x).text) for x in chart.x]
     most = _X_LONG_LABELS if max(map(len, labels)) > _LONG else _X_LABELS
     every = max(1, math.ceil(len(places) / most))
@@ -221,7 +237,7 @@ def _short(label: str) -> str:
 
 def _bars(chart: Chart, places: Sequence[float], y: _Y) -> list[Mark]:
     slot = SIDE / len(places)
-    full = slot if chart.kind == "histogram" else slot * 0.78
+    full = slot if chart.kind == "histogram" else min(slot * 0.78, _WIDEST_BAR * len(chart.series))
     marks = []
     for i, place in enumerate(places):
         above = below = 0.0

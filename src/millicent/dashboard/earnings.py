@@ -160,6 +160,7 @@ def over_table(report: MarginReport) -> Table:
     )
     return Table(
         name="over",
+        most=20,
         title="Users who cost more than their plan leaves",
         columns=columns,
         rows=rows,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Context, Decimal
 from typing import NamedTuple
 
@@ -16,6 +16,22 @@ _THREE_DIGITS = Context(prec=3)
 _SIX_DIGITS = Context(prec=6)
 
 BAR_UNITS = 1000  # a bar's width in its own coordinates
+
+# What a receipt's snapshot of prices tells in dollars per million tokens.
+TOKEN_PRICES = frozenset(
+    {
+        "input",
+        "input_cached",
+        "cache_write_5m",
+        "cache_write_1h",
+        "output",
+        "reasoning",
+        "input_image",
+        "output_image",
+        "input_audio",
+        "output_audio",
+    }
+)
 
 MEANINGS = {
     Provenance.MEASURED: "our own engine saw it",
@@ -49,6 +65,12 @@ def amount(money: Money | None) -> Figure:
         return Figure("unpriced", "", "no price is known for this; it is not zero")
     text, _, unit = money.human().partition(" ")
     return Figure(text, unit, f"{money} USD")
+
+
+def slot(amounts: Iterable[Money | None]) -> str:
+    """The class of a column of amounts, by its widest unit: numbers stand under each other, and their heading above."""
+    units = {amount(money).unit.rstrip("s") for money in amounts}
+    return next((f"in-{unit}s" for unit in ("millicent", "cent") if unit in units), "")
 
 
 def count(number: int | None, unit: str = "") -> Figure:

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from millicent.core.clock import NS_PER_HOUR
+from millicent.core.clock import NS_PER_HOUR, NS_PER_S, parse_time_ns
 from millicent.core.errors import InvalidRequest
 from millicent.core.receipts import Status
 from millicent.core.zones import find_zone
@@ -91,7 +91,7 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
     else:
         range_name = _choice(params.get("range", default_range), "range", tuple(RANGES))
         span_ns = RANGES[range_name][1]
-        from_ns, to_ns = (None if span_ns is None else now_ns - span_ns), None
+        from_ns, to_ns = (None if span_ns is None else _begins(now_ns - span_ns, span_ns, clocks)), None
     if "status" in params:
         _choice(params["status"], "status", (*Status, RUNNING))
     by = _choice(params.get("by", "feature"), "by", get_args(GroupBy))
@@ -112,6 +112,15 @@ def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: in
     )
 
 
+def _begins(start_ns: int, span_ns: int, clocks: tzinfo) -> int:
+    """A week or more begins with a day, so that its first bar is a whole one; a day with a quarter-hour, since sums are
+    kept by those, and no receipt need be read for a part of one."""
+    if span_ns > 24 * NS_PER_HOUR:
+        start = datetime.fromtimestamp(start_ns // NS_PER_S, clocks)
+        return zones.utc_ns(start.replace(hour=0, minute=0, second=0, fold=0))
+    return start_ns - start_ns % (NS_PER_HOUR // 4) if span_ns == 24 * NS_PER_HOUR else start_ns
+
+
 def _choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise InvalidRequest(f"{name}={value!r} is not known; use one of {', '.join(choices)}", param=name)
@@ -119,7 +128,7 @@ def _choice(value: str, name: str, choices: tuple[str, ...]) -> str:
 
 
 def _limit(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= MAX_LIMIT):
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and 1 <= int(value) <= MAX_LIMIT):
         raise InvalidRequest(f"limit={value!r} must be a whole number from 1 to {MAX_LIMIT}", param="limit")
     return int(value)
 
@@ -127,9 +136,8 @@ def _limit(value: str) -> int:
 def _utc_ns(value: str, name: str, clocks: tzinfo) -> int:
     """UTC nanoseconds of an ISO 8601 date or time; one that names no zone is by the clocks of the page's."""
     try:
-        when = datetime.fromisoformat(value.replace(" ", "+"))  # a bare + in a query string arrives as a space
+        return parse_time_ns(value.replace(" ", "+"), clocks)  # a bare + in a query string arrives as a space
     except ValueError:
         raise InvalidRequest(
             f"{name}={value!r} is not a time; write it as 2026-01-31 or 2026-01-31T18:30", param=name
         ) from None
-    return zones.utc_ns(when if when.tzinfo else when.replace(tzinfo=clocks))

@@ -63,6 +63,20 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     def table(self) -> Table:
         return self
 
+    def classes(self) -> list[str]:
+        """Of each column's cells."""
+        told = []
+        for i, column in enumerate(self.columns):
+            names = ["num" if column.number else "text", "wide" if column.wide else ""]
+            if column.name.endswith("_usd"):
+                shown = [*self.rows[: self.most], *([self.total] if self.total else [])]
+                amounts = (row[i].value for row in shown)
+                names += ["money", figures.slot(each for each in amounts if isinstance(each, Money))]
+            elif column.name.endswith("_at") or column.name == "since":
+                names.append("time")
+            told.append(" ".join(filter(None, names)))
+        return told
+
 
 def money(amount: Money | None, provenance: Provenance | None = None, href: str | None = None) -> Cell:
     return Cell(figures.amount(amount), amount, None if amount is None else provenance, href)

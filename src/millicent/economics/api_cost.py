@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
@@ -26,19 +26,32 @@ class ApiCost(msgspec.Struct, frozen=True):
     uncached: Fraction
 
 
-def api_cost(usages: Sequence[Usage], prices: PriceList, discount: Decimal = Decimal(0)) -> ApiCost | str:
-    """The mean over these usages, each in the tier that its own length falls into; or what has no price.
+def tokens_of(usages: Iterable[Usage]) -> Counter[Leaf]:
+    """How many of each kind, together."""
+    tokens: Counter[Leaf] = Counter()
+    for usage in usages:
+        for leaf, count in usage.leaves.items():
+            tokens[leaf] += count.tokens or 0
+    return tokens
+
+
+def api_cost(
+    usages: Sequence[Usage], prices: PriceList, discount: Decimal = Decimal(0), tokens: Counter[Leaf] | None = None
+) -> ApiCost | str:
+    """The mean over these usages, each in the tier that its own length falls into; or what has no price. `tokens` are
+    `tokens_of` them, where many prices are asked for the same.
 
     Input that was read from or written to a cache here is fresh input where the provider has no price for that.
     """
     by_tier: dict[int, tuple[TokenPrices, Counter[Leaf]]] = {}
-    for usage in usages:
+    if not prices.long_context:
+        by_tier[0] = (prices, tokens_of(usages) if tokens is None else tokens)
+    for usage in usages if prices.long_context else ():
         tier = tier_of(prices, usage)
-        _, tokens = by_tier.setdefault(id(tier), (tier, Counter()))
-        tokens.update({leaf: count.tokens or 0 for leaf, count in usage.leaves.items()})
+        by_tier.setdefault(id(tier), (tier, Counter()))[1].update(tokens_of([usage]))
     as_here = uncached = Fraction(0)
-    for tier, tokens in by_tier.values():
-        for leaf, count in tokens.items():
+    for tier, counted in by_tier.values():
+        for leaf, count in counted.items():
             here = CHARGES[leaf].price(tier)
             fresh = here
             if leaf in _CACHED:

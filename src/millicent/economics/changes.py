@@ -25,9 +25,9 @@ import msgspec
 
 from millicent.core.money import ZERO, Money, apportion
 from millicent.core.periods import DAY_NS, Period, day_of, start_ns
-from millicent.core.tallies import Tally
+from millicent.core.tallies import Sums
 from millicent.economics.config import EarningsConfig
-from millicent.economics.tallied import tallied
+from millicent.economics.tallied import summed
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 
 # In the order in which ties are broken.
@@ -97,7 +97,13 @@ def changes(ledger: LedgerQueries, before: Period, after: Period, where: Receipt
     """Of requests that are priced; `where`'s times are left aside."""
     cells = [_cells(ledger, period, where or ReceiptFilter()) for period in (before, after)]
     features = {feature for side in cells for feature in side}
-    found = [_change(feature, *(side.get(feature, {}) for side in cells)) for feature in features]
+    pairs = {feature: [side.get(feature, {}) for side in cells] for feature in features}
+    # What has no price in either period has nothing to compare: the total says how many those are.
+    found = [
+        _change(feature, *pair)
+        for feature, pair in pairs.items()
+        if any(tally.priced for side in pair for tally in side.values())
+    ]
     found.sort(key=lambda each: (-abs(each.difference.nanousd), each.group is None, each.group or ""))
     effects: dict[str, Money] = {}
     for each in found:
@@ -110,21 +116,23 @@ def changes(ledger: LedgerQueries, before: Period, after: Period, where: Receipt
 def drifts(
     ledger: LedgerQueries, now_ns: int, features: Mapping[str, EarningsConfig], where: ReceiptFilter | None = None
 ) -> list[Drift]:
-    """Of every feature asked for in the last seven days. A feature's baseline is the week from the day in its
-    configuration, or the first week in which it was asked for."""
+    """Of every feature with a priced request in the last seven days. A feature's baseline is the week from the day in
+    its configuration, or the first week in which it was asked for."""
     where = where or ReceiptFilter()
     now, week_ago = Period(now_ns - _WEEK_NS, now_ns), Period(now_ns - 2 * _WEEK_NS, now_ns - _WEEK_NS)
     current, before = (_by_feature(ledger, period, where) for period in (now, week_ago))
     first_days = ledger.first_days_ns()
-    weeks: dict[int, dict[str | None, Tally]] = {}
+    weeks: dict[int, dict[str | None, Sums]] = {}
     found = []
     for feature, tally in sorted(current.items(), key=lambda each: (each[0] is None, each[0] or "")):
+        if not tally.priced:
+            continue
         own = features.get(feature or "")
         given = None if own is None or own.baseline is None else start_ns(own.baseline)
         base_ns = first_days.get(feature, now.from_ns) if given is None else given
         if base_ns not in weeks:
             weeks[base_ns] = _by_feature(ledger, Period(base_ns, base_ns + _WEEK_NS), where)
-        rates = [rates_of(each) for each in (tally, *(week.get(feature, Tally()) for week in (before, weeks[base_ns])))]
+        rates = [rates_of(each) for each in (tally, *(week.get(feature, Sums()) for week in (before, weeks[base_ns])))]
         found.append(
             Drift(
                 feature=feature,
@@ -152,7 +160,7 @@ def _moved(now: Rates, then: Rates, name: str) -> bool:
     return bool(new != old and abs(new - old) * 100 >= least)
 
 
-def rates_of(tally: Tally) -> Rates:
+def rates_of(tally: Sums) -> Rates:
     count = tally.priced
     inputs = sum(tokens for leaf, tokens in tally.priced_tokens.items() if leaf.startswith("input"))
     outputs = sum(tokens for leaf, tokens in tally.priced_tokens.items() if leaf.startswith("output"))
@@ -167,28 +175,28 @@ def rates_of(tally: Tally) -> Rates:
     )
 
 
-def _by_feature(ledger: LedgerQueries, period: Period, where: ReceiptFilter) -> dict[str | None, Tally]:
+def _by_feature(ledger: LedgerQueries, period: Period, where: ReceiptFilter) -> dict[str | None, Sums]:
     within = msgspec.structs.replace(where, from_ns=period.from_ns, to_ns=period.to_ns)
-    return {feature: tally for (feature,), tally in tallied(ledger, ("feature",), within).items()}
+    return {feature: tally for (feature,), tally in summed(ledger, ("feature",), within).items()}
 
 
-def _cells(ledger: LedgerQueries, period: Period, where: ReceiptFilter) -> dict[str | None, dict[str, Tally]]:
+def _cells(ledger: LedgerQueries, period: Period, where: ReceiptFilter) -> dict[str | None, dict[str, Sums]]:
     """Tallies by feature and model."""
     within = msgspec.structs.replace(where, from_ns=period.from_ns, to_ns=period.to_ns)
-    cells: dict[str | None, dict[str, Tally]] = {}
-    for (feature, model), tally in tallied(ledger, ("feature", "model"), within).items():
+    cells: dict[str | None, dict[str, Sums]] = {}
+    for (feature, model), tally in summed(ledger, ("feature", "model"), within).items():
         cells.setdefault(feature, {})[model or ""] = tally
     return cells
 
 
-def _sum(tallies: Iterable[Tally]) -> Tally:
-    whole = Tally()
+def _sum(tallies: Iterable[Sums]) -> Sums:
+    whole = Sums()
     for each in tallies:
         whole.add(each)
     return whole
 
 
-def _change(feature: str | None, before: Mapping[str, Tally], after: Mapping[str, Tally]) -> Change:
+def _change(feature: str | None, before: Mapping[str, Sums], after: Mapping[str, Sums]) -> Change:
     was, became = _sum(before.values()), _sum(after.values())
     difference = became.cost_nanousd - was.cost_nanousd
     if not was.priced or not became.priced:
@@ -198,7 +206,7 @@ def _change(feature: str | None, before: Mapping[str, Tally], after: Mapping[str
     return _told(feature, was, became, {factor: Money(part) for factor, part in effects.items() if part})
 
 
-def _told(group: str | None, was: Tally, became: Tally, effects: dict[str, Money]) -> Change:
+def _told(group: str | None, was: Sums, became: Sums, effects: dict[str, Money]) -> Change:
     before, after = Money(was.cost_nanousd), Money(became.cost_nanousd)
     return Change(
         group=group,
@@ -224,11 +232,11 @@ class _Cell(msgspec.Struct, frozen=True):
     other: Decimal
 
 
-def shapley(before: Mapping[str, Tally], after: Mapping[str, Tally]) -> list[int]:
+def shapley(before: Mapping[str, Sums], after: Mapping[str, Sums]) -> list[int]:
     """Each of `FACTORS`' part of the difference in nano-dollars; they sum to it exactly. Both have priced requests."""
     models = sorted({model for side in (before, after) for model, tally in side.items() if tally.priced})
     counts = [sum(tally.priced for tally in side.values()) for side in (before, after)]
-    cells = [_paired(before.get(model, Tally()), after.get(model, Tally()), counts) for model in models]
+    cells = [_paired(before.get(model, Sums()), after.get(model, Sums()), counts) for model in models]
     n = len(FACTORS)
     values = {
         chosen: _value([Decimal(count) for count in counts], cells, chosen)
@@ -274,7 +282,7 @@ def _value(counts: Sequence[Decimal], cells: Sequence[tuple[_Cell, _Cell]], chos
     return _EXACT.multiply(counts[volume], total)
 
 
-def _paired(before: Tally, after: Tally, counts: Sequence[int]) -> tuple[_Cell, _Cell]:
+def _paired(before: Sums, after: Sums, counts: Sequence[int]) -> tuple[_Cell, _Cell]:
     """The model in both periods. What isn't known of one period, since it had none of it, is as in the other."""
     was, became = _cell(before, counts[0]), _cell(after, counts[1])
     if not before.priced:
@@ -295,7 +303,7 @@ def _filled(cell: _Cell, other: _Cell) -> _Cell:
     )
 
 
-def _cell(tally: Tally, requests: int) -> _Cell:
+def _cell(tally: Sums, requests: int) -> _Cell:
     count = tally.priced
     if not count:
         nothing = dict.fromkeys(_CLASSES, _ZERO)

@@ -12,7 +12,7 @@ from millicent.core.clock import NS_PER_HOUR, NS_PER_MS
 from millicent.core.fits import StepTimeFit
 from millicent.core.money import Money
 from millicent.core.usage import Provenance, weakest
-from millicent.economics.api_cost import ApiCost, api_cost
+from millicent.economics.api_cost import ApiCost, api_cost, tokens_of
 from millicent.economics.capacity import Capacity, Slots, back_to_back, best, measured, modelled, stated
 from millicent.economics.curves import Curve
 from millicent.economics.machines import MachineConfig
@@ -100,6 +100,7 @@ class Comparing:
     ) -> None:
         self._at_ns = at_ns
         self._traffic = traffic
+        self._tokens = tokens_of(traffic.usages)
         self._asked = asked
         self._candidates = candidates
         self._prices = prices
@@ -127,7 +128,7 @@ class Comparing:
             return _noted(place, f"nobody publishes prices for {api.model}: state them in [prices.{api.model!r}]")
         if not self._traffic.usages:
             return _noted(place, "no answer's tokens are known here: nothing to price")
-        cost = api_cost(self._traffic.usages, prices.service, api.discount)
+        cost = api_cost(self._traffic.usages, prices.service, api.discount, self._tokens)
         if not isinstance(cost, ApiCost):
             return _noted(place, f"{prices.source}: {cost}")
         notes = [] if api.placement else ["tokens as the model here counts them; its answers are another model's"]

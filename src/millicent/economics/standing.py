@@ -12,6 +12,7 @@ import msgspec
 from millicent.core.clock import Clock
 from millicent.core.money import ZERO, Money
 from millicent.core.periods import Period
+from millicent.core.tallies import Sums
 from millicent.core.usage import Leaf
 from millicent.economics.alternatives import Alternative
 from millicent.economics.margin import Books, MarginRow, margins
@@ -151,16 +152,17 @@ def standing(
     period = Period(traffic.from_ns, max(traffic.from_ns, min(traffic.to_ns, clock.now_ns())))
     where = ReceiptFilter(from_ns=traffic.from_ns, to_ns=traffic.to_ns)
     earned = margins(queries, "feature", period, books).rows
+    sums = (queries.sums((), where) or {}).get((), Sums())
     ticks = (
         *_understand(queries, where),
         *_measure(queries, where, configured, earned),
-        *_optimise(queries, where, traffic),
+        *_optimise(sums, traffic),
         *_monitor(configured),
         *_scale(traffic, configured),
     )
     return Standing(
         traffic,
-        (_ai_cost(earned), _request_cost(traffic), _coverage(queries, where, traffic), _profitable(earned)),
+        (_ai_cost(earned), _request_cost(traffic), _coverage(sums, traffic), _profitable(earned)),
         ticks,
         next((tick for tick in ticks if not tick.done), None),
         tuple(_without(queries, where, configured)),
@@ -186,12 +188,11 @@ def _request_cost(traffic: Traffic) -> Stand:
     return _stand(REQUEST_COST, value, f"{Money(traffic.cost_nanousd).human()} for {priced:,} priced requests")
 
 
-def _coverage(queries: LedgerQueries, where: ReceiptFilter, traffic: Traffic) -> Stand:
-    routed = sum(each.routed for each in queries.coverage(where))
+def _coverage(sums: Sums, traffic: Traffic) -> Stand:
     if not traffic.requests:
         return _stand(COVERAGE, None, "unknown: no requests")
-    value = min(Fraction(routed, traffic.requests), Fraction(1))
-    return _stand(COVERAGE, value, f"{routed:,} of {traffic.requests:,} requests asked for a routing policy")
+    value = min(Fraction(sums.routed, traffic.requests), Fraction(1))
+    return _stand(COVERAGE, value, f"{sums.routed:,} of {traffic.requests:,} requests asked for a routing policy")
 
 
 def _profitable(earned: Sequence[MarginRow]) -> Stand:
@@ -277,17 +278,15 @@ def _measure(
     ]
 
 
-def _optimise(queries: LedgerQueries, where: ReceiptFilter, traffic: Traffic) -> list[Tick]:
-    routed = sum(each.routed for each in queries.coverage(where))
-    hits = sum(each.hits for each in queries.cache_use(where))
+def _optimise(sums: Sums, traffic: Traffic) -> list[Tick]:
     given = sum(usage.input_tokens or 0 for usage in traffic.usages)
     cached = sum(usage.tokens(Leaf.INPUT_CACHE_READ) or 0 for usage in traffic.usages)
     return [
         Tick(
             "optimise",
             "requests are routed",
-            routed > 0,
-            f"{routed:,} of {traffic.requests:,} asked for a routing policy",
+            sums.routed > 0,
+            f"{sums.routed:,} of {traffic.requests:,} asked for a routing policy",
             "state [routing.NAME] and ask for it like a model: docs/routing.md",
         ),
         Tick(
@@ -300,8 +299,8 @@ def _optimise(queries: LedgerQueries, where: ReceiptFilter, traffic: Traffic) ->
         Tick(
             "optimise",
             "answers that repeat come from the response cache",
-            hits > 0,
-            f"{hits:,} of {traffic.requests:,} requests",
+            sums.cache_hits > 0,
+            f"{sums.cache_hits:,} of {traffic.requests:,} requests",
             "switch it on: docs/caching.md",
         ),
     ]

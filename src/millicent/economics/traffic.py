@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import msgspec
 
-from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns, parse_time_ns
+from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns
 from millicent.core.receipts import Status
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.ledger.queries import Answer, LedgerQueries, ReceiptFilter, Totals
@@ -149,17 +149,20 @@ def _totals(queries: LedgerQueries, where: ReceiptFilter) -> Sequence[Totals]:
 
 def _requests_by_hour(queries: LedgerQueries, where: ReceiptFilter) -> dict[int, int]:
     """By the hour's start. What was refused ran nowhere, nor did what the response cache answered."""
-    hours = Counter(_by_hour(queries, where))
+    hours = Counter(queries.requests_by_hour(where))
     if where.status is None:
-        hours.subtract(_by_hour(queries, msgspec.structs.replace(where, status=Status.REFUSED.value)))
-    if where.placement is None and any(each.hits for each in queries.cache_use(where)):
+        hours.subtract(queries.requests_by_hour(msgspec.structs.replace(where, status=Status.REFUSED.value)))
+    if where.placement is None and _any_hits(queries, where):
         hits = msgspec.structs.replace(where, status=Status.SUCCEEDED.value, placement="")
-        hours.subtract(_by_hour(queries, hits))
+        hours.subtract(queries.requests_by_hour(hits))
     return {start_ns: requests for start_ns, requests in hours.items() if requests > 0}
 
 
-def _by_hour(queries: LedgerQueries, where: ReceiptFilter) -> dict[int, int]:
-    return {parse_time_ns(each.group or ""): each.requests for each in queries.totals("hour", where)}
+def _any_hits(queries: LedgerQueries, where: ReceiptFilter) -> bool:
+    found = queries.sums((), where)
+    if found is None:  # more than is read one by one, by what no tally tells apart
+        return any(each.hits for each in queries.cache_use(where))
+    return any(each.cache_hits for each in found.values())
 
 
 def _known(usage: Usage) -> bool:
@@ -182,7 +185,7 @@ def _ran(queries: LedgerQueries, where: ReceiptFilter, answers: Sequence[Answer]
             by_hour[hour_start_ns(each.created_at_ns)].append(each)
         hours = tuple(
             Hour(start_ns, count, None if start_ns == cut_ns else _p95_ns(by_hour[start_ns]))
-            for start_ns, count in _by_hour(queries, here).items()
+            for start_ns, count in queries.requests_by_hour(here).items()
         )
         newest = next((each.fit for each in reversed(those) if each.fit is not None), None)
         found.append(Ran(placement, model, len(those), _took(those), _serving_ns(those), _tokens(those), hours, newest))

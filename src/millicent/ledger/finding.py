@@ -98,11 +98,16 @@ def _walk(
     *finer_s, span_s = spans_s
     span_ns = span_s * NS_PER_S
     wanted = " AND ".join(f"g.{name} = ?" for name in fixed)
+    within = (from_ns - span_ns, to_ns)
+    # What is pending is in no span yet: quarter-hours of their own, of which there are few.
     starts = connection.execute(
-        f"SELECT start_ns FROM rollup_groups AS g CROSS JOIN rollups ON grouped = g.id WHERE g.cube = ? AND {wanted}"
-        " AND span_s = ? AND start_ns > ? AND start_ns < ?"
-        " GROUP BY start_ns HAVING sum(requests) > 0 ORDER BY start_ns DESC",
-        (cube, *fixed.values(), span_s, from_ns - span_ns, to_ns),
+        "SELECT start_ns FROM ("
+        " SELECT start_ns, requests FROM rollup_groups AS g CROSS JOIN rollups ON grouped = g.id"
+        f" WHERE g.cube = ? AND {wanted} AND span_s = ? AND start_ns > ? AND start_ns < ?"
+        f" UNION ALL SELECT quarter_ns - quarter_ns % {span_ns} AS start_ns, requests FROM rollups_pending AS g"
+        f" WHERE {wanted} AND start_ns > ? AND start_ns < ?"
+        ") GROUP BY start_ns HAVING sum(requests) > 0 ORDER BY start_ns DESC",
+        (cube, *fixed.values(), span_s, *within, *fixed.values(), *within),
     ).fetchall()
     for (start_ns,) in starts:
         part = max(start_ns, from_ns), min(start_ns + span_ns, to_ns)

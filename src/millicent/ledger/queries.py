@@ -22,7 +22,7 @@ from millicent.core.fits import StepTimeFit
 from millicent.core.holdouts import Held
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
-from millicent.core.tallies import Tally
+from millicent.core.tallies import Sums, Tally
 from millicent.core.usage import Provenance
 from millicent.ledger import tallies, waste
 from millicent.ledger.answers import Answer as Answer  # noqa: PLC0414 - for rooms that may import only this module
@@ -42,6 +42,7 @@ from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql
 from millicent.ledger.rows import receipt_of
 from millicent.ledger.samples import sample_rows
 from millicent.ledger.schema import refuse_other_version, unavailable
+from millicent.ledger.tallies import Kind as Kept
 from millicent.ledger.verification import problems
 from millicent.ledger.worth import (
     ROLE_COSTS,
@@ -118,6 +119,11 @@ class Totals(msgspec.Struct, frozen=True):
     unpriced: int
     assumed: int
     unknown_usage: int
+
+    @property
+    def known_cost(self) -> Money | None:
+        """None where not one of them is priced."""
+        return None if self.requests and self.unpriced == self.requests else self.cost
 
     @classmethod
     def together(cls, groups: Sequence[Totals], name: str | None = None) -> Totals:
@@ -289,26 +295,42 @@ class LedgerQueries:
         """What requests took, by several things at once; a month, day or hour comes last. Features and models are
         answered from what is kept for it; anything else is read from receipts, and is None where that would be more
         than `tallies.MOST_DETAIL`: at once where the number of `requests` is known."""
+        return self._tallied(Tally, by, where, zone, requests)
+
+    def sums(self, by: Sequence[GroupBy], where: ReceiptFilter) -> dict[tuple[str | None, ...], Sums] | None:
+        """The same without histograms, which are most of the work."""
+        return self._tallied(Sums, by, where, "UTC", 0)
+
+    def _tallied(
+        self, kind: type[Kept], by: Sequence[GroupBy], where: ReceiptFilter, zone: str, requests: int
+    ) -> dict[tuple[str | None, ...], Kept] | None:
         time = next((name for name in by if name in _TIMES), None)
         label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
         coarsest_s = (
             DAY_S if time is None or (time != "hour" and zone == "UTC") else 3600 if zone == "UTC" else QUARTER_S
         )
+        columns = [name for name in by if name not in _TIMES]
         with self._snapshot() as connection:
             if connection is None:
                 return {}
-            found = tallies.read(
-                connection,
-                [name for name in by if name not in _TIMES],
-                _fixed(where),
-                *_bounds(where),
-                label_of,
-                coarsest_s,
-                requests,
-            )
+            asked = (_fixed(where), *_bounds(where), label_of, coarsest_s, requests)
+            found = tallies.read(kind, connection, columns, *asked)
         if found is None:
             return None
         return {tuple(member or None for member in key): tally for key, tally in found.items() if tally.requests}
+
+    def requests_by_hour(self, where: ReceiptFilter) -> dict[int, int]:
+        """Closed requests of each UTC hour, by its start in nanoseconds; hours without any aren't there."""
+        fixed = _fixed(where)
+        with self._snapshot() as connection:
+            if connection is None or fixed.get("status") == RUNNING:
+                return {}
+            sql, values = sums_sql(connection, None, fixed, *_bounds(where), ["requests"], coarsest_s=QUARTER_S)
+            hourly = (
+                f"SELECT member - member % {NS_PER_HOUR} AS hour_ns, sum(requests) AS requests FROM ({sql})"  # noqa: S608 - our own text
+                " GROUP BY hour_ns HAVING requests != 0 ORDER BY hour_ns"
+            )
+            return dict(connection.execute(hourly, values).fetchall())
 
     def first_days_ns(self) -> dict[str | None, int]:
         """When the first day (UTC) began on which each feature was asked for, None for none. Receipts of an older
@@ -338,6 +360,9 @@ class LedgerQueries:
 
     def coverage(self, where: ReceiptFilter) -> list[Coverage]:
         """How much each routing policy was asked for, and what it did. Of receipts whose detail is kept."""
+        sums = self.sums((), where)
+        if sums is not None and not any(each.routed for each in sums.values()):
+            return []  # where nobody routes, not every receipt need be read
         with self._snapshot() as connection:
             return [] if connection is None else coverage(connection, *_condition(where))
 

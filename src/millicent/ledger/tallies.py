@@ -10,11 +10,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from typing import Any, TypeVar
 
 import msgspec
 
 from millicent.core.clock import NS_PER_S, iso_utc
-from millicent.core.tallies import Tally, add_to, add_up, bucket_of
+from millicent.core.tallies import Sums, Tally, add_to, add_up, bucket_of
 
 QUARTER_S, DAY_S = 900, 86_400
 SPANS_S = (QUARTER_S, 3600, DAY_S)
@@ -27,6 +28,8 @@ _BACKFILL = 2_000
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Tally)
+# What isn't in a struct is skipped, and costs next to nothing.
+_decoders: dict[type[Sums], msgspec.msgpack.Decoder[Any]] = {Sums: msgspec.msgpack.Decoder(Sums), Tally: _decoder}
 _lines_decoder = msgspec.json.Decoder(list[tuple[int, str, str, int | None]])
 
 
@@ -48,6 +51,7 @@ _FIGURES = """
         WHERE l.receipt = r.id AND l.book = 'actual')
 """
 Row = tuple[object, ...]
+Kind = TypeVar("Kind", bound=Sums)
 # A quarter-hour, a feature and a model.
 Place = tuple[int, str, str]
 # What to count: whose, its figures, which of its lines, and whether it is added (1) or taken off (-1).
@@ -118,6 +122,7 @@ def first_days_ns(connection: sqlite3.Connection) -> dict[str, int]:
 
 
 def read(
+    kind: type[Kind],
     connection: sqlite3.Connection,
     by: Sequence[str],
     fixed: Mapping[str, str],
@@ -126,17 +131,18 @@ def read(
     label_of: Callable[[int], str] | None,
     coarsest_s: int,
     requests: int = 0,
-) -> dict[tuple[str, ...], Tally] | None:
-    """Sums by these columns, and by time where there is a label for it, which then comes last. `fixed` columns must
-    have a value, '' for none. Features and models are read from tallies, what else there is from up to `MOST_DETAIL`
-    receipts: None where there are more."""
-    found: dict[tuple[str, ...], Tally] = {}
+) -> dict[tuple[str, ...], Kind] | None:
+    """Tallies, or their sums alone, by these columns, and by time where there is a label for it, which then comes last.
+    `fixed` columns must have a value, '' for none. Features and models are read from tallies, what else there is from
+    up to `MOST_DETAIL` receipts: None where there are more."""
+    found: dict[tuple[str, ...], Kind] = {}
+    decode = _decoders[kind].decode
 
-    def into(members: Sequence[str], at_ns: int) -> Tally:
+    def into(members: Sequence[str], at_ns: int) -> Kind:
         key = (*members, *(() if label_of is None else (label_of(at_ns),)))
         tally = found.get(key)
         if tally is None:
-            tally = found[key] = Tally()
+            tally = found[key] = kind()
         return tally
 
     parts = ["1"]
@@ -163,7 +169,7 @@ def read(
     pending = f"SELECT quarter_ns, {columns} FROM tallies_pending WHERE quarter_ns >= ? AND quarter_ns < ? AND {wanted}"
     for asked, span in [*((sql, piece) for piece in pieces), (pending, (first, last))]:
         for start_ns, packed, *members in connection.execute(asked, (*span, *fixed.values())):
-            into(members, start_ns).add(_decoder.decode(packed))
+            into(members, start_ns).add(decode(packed))
     noted = _unrolled(by, f"r.created_at_ns >= ? AND r.created_at_ns < ? AND {condition}")
     for members, figures, before, sign in _differences(connection.execute(noted, (first, last, *values)), len(by)):
         _count(into(members, figures[0]), figures, before, sign)  # type: ignore[arg-type]
@@ -211,7 +217,7 @@ def _detail(
     values: Sequence[object],
     from_ns: int,
     to_ns: int,
-    into: Callable[[Sequence[str], int], Tally],
+    into: Callable[[Sequence[str], int], Sums],
     most: int = -1,
 ) -> bool:
     """Receipts one by one; False where there are more than so many, of which some were taken."""
@@ -284,7 +290,7 @@ def _add(
         )
 
 
-def _count(tally: Tally, figures: Row, before: int | None = None, sign: int = 1) -> None:
+def _count(tally: Sums, figures: Row, before: int | None = None, sign: int = 1) -> None:
     """Add one receipt to the tally, or take it off again with a sign of -1; with only its lines before that ordinal,
     where one is given."""
     _, status, stream, usage, *took, prefill_ns, decode_ns, joules, routed, cache, lines = figures
@@ -303,10 +309,11 @@ def _count(tally: Tally, figures: Row, before: int | None = None, sign: int = 1)
     if joules is not None:
         tally.measured += sign
         tally.energy_uj += sign * int(Decimal(joules).scaleb(6))  # type: ignore[arg-type]
-    if status == "succeeded":
+    whole = tally if isinstance(tally, Tally) else None
+    if whole is not None and status == "succeeded":
         if (waited_ns := took[1 if stream else 3]) is not None:
-            add_to(tally.wait, bucket_of(waited_ns), sign)  # type: ignore[arg-type]
-        for histogram, took_ns in zip((tally.queue, tally.ttft, tally.tpot, tally.total), took, strict=True):
+            add_to(whole.wait, bucket_of(waited_ns), sign)  # type: ignore[arg-type]
+        for histogram, took_ns in zip((whole.queue, whole.ttft, whole.tpot, whole.total), took, strict=True):
             if took_ns is not None and cache != "hit":
                 add_to(histogram, bucket_of(took_ns), sign)  # type: ignore[arg-type]
     if given and all(amount is not None for *_, amount in given):
@@ -318,7 +325,8 @@ def _count(tally: Tally, figures: Row, before: int | None = None, sign: int = 1)
         for _, role, meter, amount in given:
             add_to(tally.nanousd, f"{role} {meter}", sign * (amount or 0))
             cost += amount or 0
-        add_to(tally.cost, bucket_of(cost), sign)
+        if whole is not None:
+            add_to(whole.cost, bucket_of(cost), sign)
 
 
 def _of_hit(tokens: Mapping[str, int]) -> dict[str, int]:

@@ -23,9 +23,10 @@ def repriced(
     receipt: Receipt, placements: Mapping[str, Placement], prices: PriceBook, at_ns: int, now_ns: int, book: str
 ) -> tuple[Line, ...]:
     """Every line that stands, at the prices in force at `at_ns`. Quantities are those that were measured; lines that
-    somebody else charged keep their amounts, and a placement that is no longer known leaves its lines unpriced."""
+    somebody else charged keep their amounts, and a placement that is no longer known leaves its lines unpriced. A
+    caller's `id` stays that of the line which it was given to."""
     return tuple(
-        msgspec.structs.replace(line, book=book, posted_at_ns=now_ns)
+        msgspec.structs.replace(line, book=book, posted_at_ns=now_ns, id=None)
         for line in _lines(receipt, placements, prices, at_ns, now_ns)
     )
 

@@ -48,8 +48,10 @@ class HttpProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._begin_again(data[offer.args[0] :])
+            return
         except httptools.HttpParserError:
             self.send_400_response("is not HTTP/1.1")
+            return
         if self._heading:
             self._head_bytes += len(data)
             self._keep_up()
@@ -149,4 +151,5 @@ class GatheredWrites:
             data = b"".join(self._waiting)
             self._waiting.clear()
             self._waiting_bytes = 0
-            self._transport.write(data)
+            if not self._transport.is_closing():  # the client may have gone within this turn
+                self._transport.write(data)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, Vector
-from millicent.core.usage import Count, Leaf, Usage
+from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire import upstream_answers
 from millicent.wire.reported import cost_told, split, tokens_told
 
@@ -281,7 +281,8 @@ def usage_of(usage: _Usage) -> Usage | None:
     """Disjoint leaves of overlapping totals; None where it says nothing that can be. An explicit zero is a zero.
 
     Cached and written tokens are part of the prompt's. Reasoning is part of the completion's, unless the total says
-    that it stands beside it; or there is more of it, and the total doesn't say that there isn't.
+    that it stands beside it; or there is more of it, and the total doesn't say that there isn't. A total that goes
+    beyond what it is told to consist of has reasoning in it that was left out: charged for there, and assumed here.
     """
     read, written = tokens_told(usage.prompt_tokens) or 0, tokens_told(usage.completion_tokens)
     inputs, outputs = (
@@ -304,6 +305,9 @@ def usage_of(usage: _Usage) -> Usage | None:
         apart = usage.total_tokens == within + reasoning or (reasoning > written and usage.total_tokens != within)
         parts = {Leaf.OUTPUT_REASONING: reasoning or None, Leaf.OUTPUT_AUDIO: outputs.audio_tokens or None}
         leaves |= split(written + reasoning if apart else written, Leaf.OUTPUT_TEXT, parts)
+        left_out = (tokens_told(usage.total_tokens) or 0) - within
+        if left_out > 0 and not reasoning and usage.prompt_tokens is not None:
+            leaves[Leaf.OUTPUT_REASONING] = Count(left_out, Provenance.ASSUMED)
     return Usage(leaves) if leaves else None
 
 
