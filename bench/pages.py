@@ -166,7 +166,7 @@ def application(queries: LedgerQueries, reports: Reports, config: Config, clock:
     control: Any = SimpleNamespace(keys=list, budgets=list)
     more: list[Callable[[Site], Any]] = [
         *(partial(page, reports=reports) for page in (features_page, margin_page, changes_page)),
-        partial(users_page, control=control),
+        partial(users_page, control=control, reports=reports),
         partial(models_page, fleet=fleet),
         partial(alerts_page, ask=queries.ask, rules=[], told=[]),
         *plan_pages(planning),

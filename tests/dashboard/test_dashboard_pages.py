@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from urllib.parse import parse_qsl
 
 import msgspec
 import pytest
@@ -13,11 +14,12 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from millicent.core.accounts import Account
-from millicent.core.clock import NS_PER_HOUR, ManualClock, iso_utc
+from millicent.core.clock import NS_PER_HOUR, ManualClock, iso_utc, parse_time_ns
 from millicent.core.errors import LedgerUnavailable
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt, Status
 from millicent.dashboard.routes import dashboard_routes
+from millicent.dashboard.selection import TIMES, parse
 from millicent.dashboard.site import Queries, Site
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
 
@@ -121,6 +123,34 @@ def test_times_in_the_address_bound_the_receipts_to_the_exclusive_end(
     assert receipt_ids(client.get("/receipts", params={"from": to_text, "to": to_text}).text) == []
     with_offset = from_text.replace("Z", "+00:00")
     assert receipt_ids(client.get("/receipts", params={"from": with_offset, "to": to_text}).text) == [receipts[30].id]
+
+
+@pytest.mark.parametrize(
+    ("query", "now", "begins"),
+    [
+        ("range=1h", "2026-03-30T10:07:08Z", "2026-03-30T09:07:08Z"),
+        ("range=24h", "2026-03-30T10:07:08Z", "2026-03-29T10:00:00Z"),
+        ("range=7d", "2026-03-30T10:07:08Z", "2026-03-23T00:00:00Z"),
+        ("range=30d", "2026-03-30T10:07:08Z", "2026-02-28T00:00:00Z"),
+        ("range=7d&zone=Asia/Kolkata", "2026-03-30T20:00:00Z", "2026-03-23T18:30:00Z"),
+        # Berlin's clocks went ahead between that midnight and now.
+        ("range=7d&zone=Europe/Berlin", "2026-03-30T10:07:08Z", "2026-03-22T23:00:00Z"),
+    ],
+)
+def test_a_week_begins_with_a_day_of_the_zone_and_a_day_with_a_quarter_hour(query: str, now: str, begins: str) -> None:
+    found = parse(parse_qsl(query), TIMES, now_ns=parse_time_ns(now), default_range="24h")
+    assert found.where.from_ns == parse_time_ns(begins)
+    assert found.where.to_ns is None
+
+
+@pytest.mark.parametrize("path", ["/", "/receipts", "/accounts", "/receipts.json"])
+@pytest.mark.parametrize(
+    "query", ["from=0001-01-01&zone=Asia/Tokyo", "to=9999-12-31T23:59:59&zone=America/New_York", "from=9999-12-31"]
+)
+def test_a_time_that_no_receipt_can_have_is_said_to_be_none(client: TestClient, path: str, query: str) -> None:
+    answer = client.get(f"{path}?{query}")
+    assert answer.status_code == 400
+    assert "is not a time" in answer.text
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,44 @@ def test_a_step_keeps_its_height_until_the_next_place_and_a_log_axis_has_equal_d
     assert re.findall(r"[MH]([\d.]+)", drawing.paths[0].d) == ["0", "500", "1000"]
 
 
+def test_one_axis_has_one_unit_and_a_linear_one_round_places() -> None:
+    drawing = draw(chart())
+    assert drawing is not None
+    assert [tick.label for tick in drawing.y] == ["-$0.50", "0", "$0.50", "$1.00", "$1.50"]
+    small = draw(chart(series=(Series(name="Cost", values=tuple(map(Money.from_usd, ("0.3", "0.1", "0.4")))),)))
+    assert small is not None
+    assert {tick.label.split()[-1] for tick in small.y[1:-1]} == {"cents"}
+    volumes = Series(name="machines", values=(1, 2, 3, 4))
+    line = draw(chart("line", x=(0, 14_503, 14_504, 43_767), scale="linear", series=(volumes,), unit="machines"))
+    assert line is not None
+    assert [tick.label for tick in line.x] == ["0", "10,000", "20,000", "30,000", "40,000"]
+
+
+def test_a_single_bar_is_no_wall() -> None:
+    drawing = draw(chart(x=("New",), series=(Series(name="Cost", values=(Money.from_usd("1"),)),)))
+    assert drawing is not None
+    assert Decimal(drawing.marks[0].width) < SIDE / 10
+    assert Decimal(drawing.marks[0].x) + Decimal(drawing.marks[0].width) / 2 == SIDE // 2
+
+
+@pytest.mark.parametrize(
+    ("amounts", "expected"),
+    [
+        (["12", "3.50"], "num money"),
+        (["12", "0.35", None], "num money in-cents"),
+        (["12", "0.35", "0.0001"], "num money in-millicents"),
+        ([None], "num money"),
+    ],
+)
+def test_amounts_stand_under_each_other_and_their_heading_above_whatever_their_units(
+    amounts: list[str | None], expected: str
+) -> None:
+    """The room for a unit is the widest's that is there: a column of dollars has none."""
+    rows = tuple((tables.text("a"), tables.money(None if each is None else Money.from_usd(each))) for each in amounts)
+    columns = (Column("What", "what", number=False), Column("Cost", "cost_usd"))
+    assert Table(name="t", title="T", columns=columns, rows=rows).classes() == ["text", expected]
+
+
 def test_a_line_can_have_a_range_around_it_which_its_table_shows() -> None:
     series = Series(name="cost", values=(1, 2, 3), low=(None, 1, 2), high=(None, 4, 9))
     ranged = chart("line", series=(series,), unit="requests")

@@ -18,7 +18,7 @@ from millicent.core.clock import NS_PER_S, ManualClock, iso_utc
 from millicent.core.money import Money
 from millicent.core.receipts import Accelerator, Energy, Line, Meter, Receipt, Role, Status, Timing
 from millicent.core.request import Attribution
-from millicent.core.tallies import Tally, bounds_of, bucket_of, count_at_most, percentile
+from millicent.core.tallies import Sums, Tally, bounds_of, bucket_of, count_at_most, percentile
 from millicent.core.usage import Provenance, Usage
 from millicent.ledger import rollups, rows, tallies
 from millicent.ledger.maintenance import delete_expired
@@ -176,8 +176,19 @@ def test_tallies_are_the_sum_of_receipts_whatever_was_folded_and_whatever_is_ask
     receipts = asyncio.run(play(ledger, script))
     for by, where in questions:
         assert ledger.queries.tallies(by, where) == expected(receipts, by, where), (by, where)
+        if not {"day", "month", "hour"} & {*by}:
+            sums = {key: summed(tally) for key, tally in expected(receipts, by, where).items()}
+            assert ledger.queries.sums(by, where) == sums, (by, where)
+        hours = {each.group: each.requests for each in ledger.queries.totals("hour", where)}
+        found = ledger.queries.requests_by_hour(where)
+        assert {iso_utc(start_ns)[:19] + "Z": requests for start_ns, requests in found.items()} == hours
     assert not [each for each in ledger.queries.verify() if "tally" in each]
     asyncio.run(ledger.stop())
+
+
+def summed(tally: Tally) -> Sums:
+    """Without its histograms."""
+    return Sums(**{name: getattr(tally, name) for name in Sums.__struct_fields__})
 
 
 @settings(max_examples=15, deadline=None)

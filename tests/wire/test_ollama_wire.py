@@ -115,7 +115,7 @@ def test_a_raw_prompt_gets_no_template() -> None:
 
 
 def test_texts_to_embed_are_cut_to_what_the_model_reads_unless_told_otherwise() -> None:
-    assert embed().embedding == Embedding(("hi",), None, -1)
+    assert embed().embedding == Embedding(("hi",), None, -1, by_default=True)
     assert embed(input=["a", "b"], truncate=False, dimensions=3).embedding == Embedding(("a", "b"), 3)
 
 

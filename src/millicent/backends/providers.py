@@ -6,18 +6,19 @@ limits hold; a server that answers whole all the same is understood.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
 from millicent.backends.config import UpstreamConfig
 from millicent.backends.upstream import Exchange, Upstream
-from millicent.core.chunks import Chunk, End, FinishReason, Text, merge_texts
+from millicent.core.chunks import Chunk, End, FinishReason, Text, Vector, merge_texts
 from millicent.core.clock import Clock
 from millicent.core.errors import MillicentError, ModelNotFound
 from millicent.core.guesses import guessed_text_tokens, pictures_in
+from millicent.core.money import Money
 from millicent.core.request import Request
 from millicent.core.usage import Count, Leaf, Provenance, Usage
-from millicent.wire.openai_upstream_answers import VectorsReader
 from millicent.wire.reported import completed
 from millicent.wire.server_sent_events import Event
 from millicent.wire.upstream_answers import AnswerReader
@@ -193,16 +194,37 @@ class UpstreamRun:
         return estimated_usage(self._request, self._reader.output_estimate) if worked else Usage()
 
 
-class VectorsRun(UpstreamRun):
-    """The vectors of a request for embeddings, which never stream."""
+class Vectors(Protocol):
+    """What was read of an answer with vectors."""
 
-    _found: VectorsReader | None = None
+    @property
+    def vectors(self) -> Sequence[Vector]: ...
+    @property
+    def usage(self) -> Usage | None: ...
+    @property
+    def cost(self) -> Money | None: ...
+    @property
+    def served_model(self) -> str | None: ...
+    @property
+    def id(self) -> str | None: ...
+
+
+class VectorsRun(UpstreamRun):
+    """The vectors of a request for embeddings, which never stream: `read` makes them of a body, for so many inputs."""
+
+    def __init__(
+        self, upstream: Upstream, exchange: Exchange, request: Request, reader: AnswerReader,
+        read: Callable[[bytes, int], Vectors],
+    ) -> None:  # fmt: skip
+        super().__init__(upstream, exchange, request, reader)
+        self._read = read
+        self._found: Vectors | None = None
 
     async def _chunks(self) -> AsyncIterator[Chunk]:
         body = await self._body()
         assert self._request.embedding is not None
         try:
-            self._found = VectorsReader(body, len(self._request.embedding.inputs))
+            self._found = self._read(body, len(self._request.embedding.inputs))
         except _NO_ANSWER as error:
             raise self._upstream.garbled(f"sent what are no embeddings ({error})") from None
         for vector in self._found.vectors:

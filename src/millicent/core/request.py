@@ -171,12 +171,14 @@ class OutsideCost(msgspec.Struct, frozen=True):
 class Embedding(msgspec.Struct, frozen=True):
     """Texts, or their tokens, each to become a vector. `dimensions` keeps so many of its numbers, as a unit vector.
 
-    What is longer than `truncate_tokens` is cut off there (-1: where the model's length ends); None refuses it.
+    What is longer than `truncate_tokens` is cut off there (-1: where the model's length ends); None refuses it. Only
+    `by_default`: the caller didn't ask for it, and a server elsewhere that can't be told does what it does.
     """
 
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
     truncate_tokens: int | None = None
+    by_default: bool = False
 
 
 class Thinking(msgspec.Struct, frozen=True):

@@ -167,11 +167,10 @@ def _row(group: str | None, spent: Totals | None, postings: Sequence[_Posting], 
     requests, unpriced = (0, 0) if spent is None else (spent.requests, spent.unpriced)
     earned = [posting.revenue for posting in postings if posting.revenue is not None]
     revenue = Money.total(earned) if earned else None
-    priced = ZERO if spent is None else spent.cost
-    ai_cost = None if requests and unpriced == requests else priced
+    ai_cost = ZERO if spent is None else spent.known_cost
     other_cost = Money.total(posting.cost for posting in postings)
     left = None if revenue is None or ai_cost is None else revenue - ai_cost - other_cost
-    least = None if target is None else needed(priced + other_cost, target)
+    least = None if target is None else needed((ai_cost or ZERO) + other_cost, target)
     return MarginRow(
         group=group,
         requests=requests,

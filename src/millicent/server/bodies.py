@@ -13,7 +13,8 @@ from millicent.core.errors import InvalidRequest, TooLarge
 ARRIVED = "millicent.body_arrived"
 _MB = 1 << 20
 _DRAIN_LIMIT_BYTES = 64 * _MB
-_AS_IT_IS = frozenset({b"", b"identity"})
+_CODINGS = frozenset({b"content-encoding", b"transfer-encoding"})
+_AS_IT_IS = frozenset({b"", b"identity", b"chunked"})
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_mb: int, timeout_s: float) -> bytes:
@@ -27,10 +28,11 @@ async def read_body(scope: Scope, receive: Receive, *, max_mb: int, timeout_s: f
     for name, value in scope["headers"]:
         if name == b"content-length":
             declared = int(value)
-        elif name == b"content-encoding" and value.strip().lower() not in _AS_IT_IS:
+        elif name in _CODINGS and value.strip().lower() not in _AS_IT_IS:
+            coding = f"{name.decode()}: {value[:40].decode('latin-1')}"
             raise InvalidRequest(
-                f"The body is compressed (`Content-Encoding: {value[:40].decode('latin-1')}`): send it as it is.",
-                param="content-encoding",
+                f"The body is compressed (`{coding}`): send it as it is.",
+                param=name.decode(),
                 code="unsupported_encoding",
             )
     if declared > _DRAIN_LIMIT_BYTES:

@@ -49,8 +49,10 @@ class HttpProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._begin_again(data[offer.args[0] :])
+            return
         except httptools.HttpParserError:
             self.send_400_response("is not HTTP/1.1")
+            return
         if self._heading:
             self._head_bytes += len(data)
             self._keep_up()

@@ -11,6 +11,7 @@ from millicent.core.limits import Allowance
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Leaf, Usage
 from millicent.wire import openai_common
+from millicent.wire.decoding import read_limit
 from millicent.wire.family import Family
 from millicent.wire.receipts import encode, quote_body
 
@@ -106,9 +107,7 @@ def model_body(model: str, created_s: int) -> dict[str, Any]:
 
 def model_list(models: Sequence[str], created_s: int, query: Mapping[str, str]) -> dict[str, Any]:
     """A page of models: at most `limit`, after `after_id` or before `before_id`. Raises InvalidRequest."""
-    limit = query.get("limit", "20")
-    if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
-        raise InvalidRequest(f"Invalid `limit`: `{limit[:40]}`; send 1 to 1000.", param="limit")
+    limit = read_limit(query, 20, 1000)
     found = list(models)
     for name in ("after_id", "before_id"):
         if name in query and query[name] not in found:
@@ -118,7 +117,7 @@ def model_list(models: Sequence[str], created_s: int, query: Mapping[str, str]) 
     backwards = "before_id" in query
     if backwards:
         found = found[: found.index(query["before_id"])]
-    page = found[-int(limit) :] if backwards else found[: int(limit)]
+    page = found[-limit:] if backwards else found[:limit]
     return {
         "data": [model_body(model, created_s) for model in page],
         "has_more": len(page) < len(found),

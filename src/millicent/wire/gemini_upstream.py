@@ -46,6 +46,14 @@ def encode(request: Request, model: str, who: str) -> Sent:
     return Sent(f"/models/{name}:streamGenerateContent?alt=sse", _Encoding(request, model, who).made())
 
 
+def not_taken(request: Request, who: str, field: str, what: str | None = None) -> InvalidRequest:
+    return InvalidRequest(
+        f"{what or f'`{field}`'} is not something that {who} takes, where `{request.model}` runs: leave it out.",
+        param=field,
+        code="unsupported_parameter",
+    )
+
+
 class _Encoding:
     def __init__(self, request: Request, model: str, who: str) -> None:
         self._request = request
@@ -57,7 +65,7 @@ class _Encoding:
         request = self._request
         request.refuse_foreign()
         if request.messages is None:
-            raise self._refuse("model", "anything but a chat")
+            raise self._refuse("prompt", "anything but a chat and embeddings")
         self._check()
         body: dict[str, Any] = {"contents": self._contents(request.messages)}
         system = [part for each in request.messages if each.role == "system" for part in self._parts(each.content)]
@@ -71,12 +79,7 @@ class _Encoding:
         return _encoder.encode(body)
 
     def _refuse(self, field: str, what: str | None = None) -> InvalidRequest:
-        return InvalidRequest(
-            f"{what or f'`{field}`'} is not something that {self._who} takes, where `{self._request.model}` runs: "
-            "leave it out.",
-            param=field,
-            code="unsupported_parameter",
-        )
+        return not_taken(self._request, self._who, field, what)
 
     def _check(self) -> None:
         request, neutral = self._request, Request("", "", "")

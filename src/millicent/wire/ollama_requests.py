@@ -140,7 +140,9 @@ def decode_embed(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tu
         id=receipt_id,
         dialect=EMBED,
         model=asked.model,
-        embedding=Embedding(inputs, asked.dimensions, None if asked.truncate is False else -1),
+        embedding=Embedding(
+            inputs, asked.dimensions, None if asked.truncate is False else -1, by_default=asked.truncate is None
+        ),
         attribution=read_attribution(headers),
         extra=extra,
     )

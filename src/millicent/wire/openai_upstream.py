@@ -284,7 +284,8 @@ class _Encoding:
         body["encoding_format"] = "float"
         if wanted.dimensions is not None:
             self._set("dimensions", wanted.dimensions)
-        if wanted.truncate_tokens is not None:
+        told = "truncate_prompt_tokens" in self._server.takes
+        if wanted.truncate_tokens is not None and (told or not wanted.by_default):
             self._extend("truncate_prompt_tokens", wanted.truncate_tokens)
         body |= self._extra()
         return _encoder.encode(body)
