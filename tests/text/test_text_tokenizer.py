@@ -217,11 +217,11 @@ def test_loops_know_where_they_are(tiny_path: Path, tmp_path: Path) -> None:
         "{% for m in messages if m.role == 'user' %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}"
         "{% else %}none{% endfor %};{% for m in messages[::-1] %}{% if loop.first %}{% continue %}{% endif %}"
         "{{ m.content }}{% endfor %};{% for i in [[1, [2, 3]]] recursive %}{{ loop(i) if i is iterable else i }}"
-        "{% endfor %}"
+        "{% endfor %};{% set ns = namespace(self=4) %}{{ ns.self }}"
     )
     tokenizer = with_template(tiny_path, tmp_path, template)
     messages = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
-    assert tokenizer.decode(tokenizer.encode_chat(messages)) == "1/2,2/2;ba;123"
+    assert tokenizer.decode(tokenizer.encode_chat(messages)) == "1/2,2/2;ba;123;4"
 
 
 def test_a_template_that_is_no_jinja_is_the_models_error(tiny_path: Path, tmp_path: Path) -> None:

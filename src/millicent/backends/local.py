@@ -189,7 +189,7 @@ class LocalBackend:
         await self._await_loaded(model)
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model, _START_GRACE_S)
-        model.expected_ns.append(model.used_ns + int(_START_GRACE_S * NS_PER_S))
+        model.expect(model.used_ns, model.used_ns + int(_START_GRACE_S * NS_PER_S))
         assert model.tokenizer is not None
         check_does(request, model)
         if request.embedding is not None:

@@ -97,9 +97,17 @@ class HeldModel:
 
     def in_use(self, now_ns: int) -> bool:
         """Whether there are calls that must find it loaded."""
+        self._drop_late(now_ns)
+        return bool(self.running or self.awaited or self.expected_ns)
+
+    def expect(self, now_ns: int, until_ns: int) -> None:
+        """A call was prepared, and may begin until then."""
+        self._drop_late(now_ns)
+        self.expected_ns.append(until_ns)
+
+    def _drop_late(self, now_ns: int) -> None:
         while self.expected_ns and self.expected_ns[0] <= now_ns:
             self.expected_ns.popleft()
-        return bool(self.running or self.awaited or self.expected_ns)
 
     def begin(self) -> None:
         """A call that was prepared has begun."""

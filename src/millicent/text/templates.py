@@ -81,7 +81,7 @@ class ChatTemplate:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         class Environment(ImmutableSandboxedEnvironment):
-            def call(self, *args: Any, **kwargs: Any) -> Any:
+            def call(self, /, *args: Any, **kwargs: Any) -> Any:
                 _spend_turn()
                 return super().call(*args, **kwargs)
 
