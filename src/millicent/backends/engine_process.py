@@ -100,8 +100,7 @@ class EngineProcess:
         """Raises Unavailable if no engine comes up."""
         loop = asyncio.get_running_loop()
         link = _Link(on_frame)
-        # A directory of our own, because a socket's path has room for about 100 characters; gone once connected.
-        directory = Path(tempfile.mkdtemp(prefix="millicent-"))
+        directory = _socket_directory()
         try:
             server = await loop.create_unix_server(lambda: link, str(directory / "engine"))
             try:
