@@ -139,7 +139,7 @@ def _socket_directory() -> Path:
     """One of our own, gone once connected. A socket's path has room for about 100 characters: where the folder for
     temporary files is too deep for that, another is used."""
     deep = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER_BYTES
-    return Path(tempfile.mkdtemp(prefix="millicent-", dir="/tmp" if deep else None))
+    return Path(tempfile.mkdtemp(prefix="millicent-", dir="/tmp" if deep else None))  # noqa: S108 - made anew, for us alone
 
 
 async def _spawn(
