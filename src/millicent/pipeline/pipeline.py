@@ -346,7 +346,7 @@ class Pipeline:
         return self._estimates.prices(call.served_model, self._placements[call.placement].at(now_ns), now_ns)
 
     def _asked(self, request: Request, call: Call, marks: Marks | None) -> Asked:
-        beside = sum(answer.model == request.model for answer in self._answers.values())
+        beside = [answer.model for answer in self._answers.values()].count(request.model)
         now_ns = self._clock.now_ns()
         placement = self._placements[call.placement].at(now_ns)
         timed = call.placement in self._estimated

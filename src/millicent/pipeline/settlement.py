@@ -230,7 +230,10 @@ def cut_short(call: Call, end: End) -> End:
 
 
 def _policy(*parts: Mapping[str, str] | None) -> dict[str, str] | None:
-    told = {name: value for part in parts for name, value in (part or {}).items()}
+    told: dict[str, str] = {}
+    for part in parts:
+        if part:
+            told |= part
     return told or None
 
 
