@@ -123,7 +123,7 @@ def test_every_field_of_a_request_was_thought_of() -> None:
     determine = {
         "model", "messages", "prompt", "embedding", "sampling", "limits", "output_format", "tools", "tool_choice",
         "tool_name", "parallel_tool_calls", "choices", "echo", "truncate_prompt_tokens", "thinking", "extra",
-        "restated", "continues", "further_prompts",
+        "restated", "unasked", "continues", "further_prompts",
     }  # fmt: skip
     others = {
         "id", "dialect", "stream", "priority", "attribution", "latency_target_ms", "max_cost", "outside_costs",

@@ -21,8 +21,9 @@ from millicent.core.request import (
     Thought,
     ToolCall,
 )
-from millicent.wire import ollama_answers, ollama_common, ollama_requests
+from millicent.wire import ollama_answers, ollama_common, ollama_requests, openai_upstream
 from millicent.wire import receipts as receipts_wire
+from millicent.wire.openai_servers import SERVERS
 from support import receipts, snapshots
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -62,7 +63,17 @@ def test_the_least_there_can_be_has_ollamas_own_defaults() -> None:
         messages=(Message("user", "hi"),),
         sampling=Sampling(temperature=0.8, top_p=0.9, top_k=40),
         stream=True,
+        unasked=("temperature", "top_p", "top_k"),
     )
+
+
+def test_a_server_with_defaults_of_its_own_is_sent_only_what_was_asked_for() -> None:
+    assert chat().as_asked().sampling == Sampling()
+    asked = chat(options={"temperature": 1, "top_k": 5}).as_asked()
+    assert (asked.sampling, asked.restated) == (Sampling(temperature=1.0, top_k=5), ("temperature",))
+    for server in SERVERS.values():
+        body = json.loads(openai_upstream.encode(chat().as_asked(), "there", server, "It").body)
+        assert {"temperature", "top_p", "top_k"} & set(body) == set()
 
 
 def test_options_are_honoured() -> None:

@@ -214,7 +214,7 @@ class Request(msgspec.Struct, frozen=True):
     `continues`: the last message, an assistant's, is how the answer begins: what comes goes on from there.
 
     `restated` names sampling's fields that were written out with the value they have anyway: an upstream's own default
-    may be another.
+    may be another. `unasked` names those that nobody wrote out, but whose value is the dialect's own default.
 
     `hashed` is its prompt without its words, from admission on.
     """
@@ -245,6 +245,7 @@ class Request(msgspec.Struct, frozen=True):
     thinking: Thinking | None = None
     extra: dict[str, Extra] = {}
     restated: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
     continues: bool = False
     hashed: Prompt | None = None
 
@@ -262,6 +263,15 @@ class Request(msgspec.Struct, frozen=True):
     def answers(self) -> int:
         """How many there are to be."""
         return self.choices * (1 + len(self.further_prompts))
+
+    def as_asked(self) -> Request:
+        """Without the dialect's own defaults: for a server that has its own, and may not take these."""
+        if not self.unasked:
+            return self
+        neutral = {field: getattr(Sampling(), field) for field in self.unasked}
+        restated = tuple(field for field in self.restated if field not in neutral)
+        sampling = msgspec.structs.replace(self.sampling, **neutral)
+        return msgspec.structs.replace(self, sampling=sampling, restated=restated, unasked=())
 
     def refuse_foreign(self) -> None:
         """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one; or

@@ -168,16 +168,19 @@ def _request(
         thinking=common.read_think(asked.think),
         extra=extra,
         restated=_restated(options, Sampling()),
+        unasked=tuple(field for field in _DRAWN if getattr(options, field) is None),
         continues=bool(messages) and messages[-1].role == "assistant",
         **what,
     )
 
 
+_DRAWN = ("temperature", "top_p", "top_k")
+
+
 def _restated(options: common.Options, neutral: Sampling) -> tuple[str, ...]:
     """What was written out, or is Ollama's default, with the value that changes nothing."""
     told = options.sampling()
-    fields = ("temperature", "top_p", "top_k")
-    return tuple(field for field in fields if getattr(told, field) == getattr(neutral, field))
+    return tuple(field for field in _DRAWN if getattr(told, field) == getattr(neutral, field))
 
 
 def _messages(given: list[ChatMessage]) -> tuple[Message, ...]:
