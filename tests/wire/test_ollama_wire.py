@@ -21,9 +21,8 @@ from millicent.core.request import (
     Thought,
     ToolCall,
 )
-from millicent.wire import ollama_answers, ollama_common, ollama_requests, openai_upstream
+from millicent.wire import ollama_answers, ollama_common, ollama_requests
 from millicent.wire import receipts as receipts_wire
-from millicent.wire.openai_servers import SERVERS
 from support import receipts, snapshots
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -63,17 +62,13 @@ def test_the_least_there_can_be_has_ollamas_own_defaults() -> None:
         messages=(Message("user", "hi"),),
         sampling=Sampling(temperature=0.8, top_p=0.9, top_k=40),
         stream=True,
-        unasked=("temperature", "top_p", "top_k"),
+        assumed=("temperature", "top_p", "top_k"),
     )
-
-
-def test_a_server_with_defaults_of_its_own_is_sent_only_what_was_asked_for() -> None:
+    some = chat(options={"temperature": 0.8, "top_k": 40})
+    assert (some.sampling, some.assumed) == (chat().sampling, ("top_p",))
+    # Servers elsewhere are told what was said.
     assert chat().as_asked().sampling == Sampling()
-    asked = chat(options={"temperature": 1, "top_k": 5}).as_asked()
-    assert (asked.sampling, asked.restated) == (Sampling(temperature=1.0, top_k=5), ("temperature",))
-    for server in SERVERS.values():
-        body = json.loads(openai_upstream.encode(chat().as_asked(), "there", server, "It").body)
-        assert {"temperature", "top_p", "top_k"} & set(body) == set()
+    assert some.as_asked().sampling == Sampling(temperature=0.8, top_k=40)
 
 
 def test_options_are_honoured() -> None:
@@ -126,7 +121,7 @@ def test_a_raw_prompt_gets_no_template() -> None:
 
 
 def test_texts_to_embed_are_cut_to_what_the_model_reads_unless_told_otherwise() -> None:
-    assert embed().embedding == Embedding(("hi",), None, -1, by_default=True)
+    assert embed().embedding == Embedding(("hi",), None, -1)
     assert embed(input=["a", "b"], truncate=False, dimensions=3).embedding == Embedding(("a", "b"), 3)
 
 

@@ -41,7 +41,7 @@ class AnthropicBackend(Provider):
         self._priority = priority
 
     async def prepare(self, request: Request) -> AnthropicCall:
-        model, request = self.name_there(request), request.as_asked()
+        model = self.name_there(request)
         sent = encode(request, model, self.upstream.who, priority=self._priority)
         return AnthropicCall(self, request, model, sent)
 

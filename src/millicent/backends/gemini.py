@@ -23,7 +23,7 @@ class GeminiBackend(Provider):
         super().__init__(placement, "Gemini", base_url, config, models, clock, key_header="x-goog-api-key")
 
     async def prepare(self, request: Request) -> UpstreamCall:
-        model, request = self.name_there(request), request.as_asked()
+        model = self.name_there(request)
         upstream = self.upstream
         embeds = request.embedding is not None
         sent = (gemini_embeddings.encode if embeds else encode)(request, model, upstream.who)

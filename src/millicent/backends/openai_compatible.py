@@ -56,7 +56,7 @@ class OpenAIBackend(Provider):
         self._tokenizers: dict[str, Tokenizer] = {}
 
     async def prepare(self, request: Request) -> UpstreamCall:
-        model, request = self.name_there(request), request.as_asked()
+        model = self.name_there(request)
         upstream, server = self.upstream, self._server
         cache_key = upstream.config.prompt_caching == "auto"
         sent = encode(request, model, server, upstream.who, self._service_tier, cache_key=cache_key)

@@ -12,7 +12,8 @@ import msgspec
 from millicent.core.chunks import Vector
 from millicent.core.request import Request
 from millicent.core.usage import Provenance, Usage
-from millicent.wire.gemini_upstream import Sent, not_taken
+from millicent.wire.gemini_upstream import Sent
+from millicent.wire.refusals import not_taken
 from millicent.wire.reported import tokens_told
 
 _encoder = msgspec.json.Encoder()

@@ -16,6 +16,7 @@ from millicent.wire import openai_common, output_format
 from millicent.wire import openai_generation as generation
 from millicent.wire.decoding import refuse_unless_neutral
 from millicent.wire.family import Family
+from millicent.wire.field_names import FieldNames
 from millicent.wire.receipts import encode
 
 _LATEST = ":latest"
@@ -175,8 +176,30 @@ def done(receipt: Receipt, reason: FinishReason) -> dict[str, Any]:
     }
 
 
+_OPTIONS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "seed",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+)
+_NAMES = FieldNames(
+    {
+        "response_format": "format",
+        "repetition_penalty": "options.repeat_penalty",
+        "truncate_prompt_tokens": "truncate",
+        **{field: f"options.{field}" for field in _OPTIONS},
+    }
+)
+
+
 def error_body(error: MillicentError, _: str | None = None) -> dict[str, Any]:
-    return {"error": error.message, "code": error.code, "param": error.param}
+    message, param = _NAMES.told(error)
+    return {"error": message, "code": error.code, "param": param}
 
 
 FAMILY = Family(
