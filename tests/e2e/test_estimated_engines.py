@@ -110,9 +110,10 @@ def test_quotes_and_holds_begin_with_what_was_learned_of_it_before_the_restart(t
         runs = f"{upstream.url} qwen3 accelerators=1"
         asyncio.run(_kept(tmp_path / "home" / "ledger.db", learned, runs))
         with live_server(tmp_path / "home", [], config.format(url=upstream.url)) as server:
-            messages = [{"role": "user", "content": "x" * 1199}]
+            messages = [{"role": "user", "content": "x" * 1184}]
             asked = json.dumps({"model": "mine", "messages": messages, "max_tokens": 100}).encode()
             quote = server.request("POST", "/v1/quote", asked)[1]["data"][0]
+            # 296 of text and 4 around it.
             # 300 tokens read at a millisecond each, then a step of 40 ms for each one written but the first.
             assert quote["input_tokens"] == 300
             assert quote["ttft_ms"]["expected"] == 300

@@ -316,12 +316,11 @@ def test_what_openrouter_s_models_thought_is_read_once_wherever_it_stands(delta:
 
 def test_what_ollama_cuts_unasked_goes_to_servers_that_cannot_be_told_and_what_is_asked_for_does_not() -> None:
     asked: dict[str, Any] = {"messages": None, "dialect": "ollama.embed"}
-    unasked = Embedding(("hi",), truncate_tokens=-1, by_default=True)
-    assert sent("openai", **asked, embedding=unasked) == {"model": "there", "input": "hi", "encoding_format": "float"}
-    assert sent("vllm", **asked, embedding=unasked)["truncate_prompt_tokens"] == -1
-    assert (
-        refused("openai", **asked, embedding=Embedding(("hi",), truncate_tokens=-1)).param == "truncate_prompt_tokens"
-    )
+    asked["embedding"] = Embedding(("hi",), truncate_tokens=-1)
+    unasked = asked | {"assumed": ("truncate_tokens",)}
+    assert sent("openai", **unasked) == {"model": "there", "input": "hi", "encoding_format": "float"}
+    assert sent("vllm", **unasked)["truncate_prompt_tokens"] == -1
+    assert refused("openai", **asked).param == "truncate_prompt_tokens"
 
 
 def test_running_usage_of_one_answer_is_not_asked_for_where_there_are_several() -> None:

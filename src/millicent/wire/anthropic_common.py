@@ -13,6 +13,7 @@ from millicent.core.usage import Leaf, Usage
 from millicent.wire import openai_common
 from millicent.wire.decoding import read_limit
 from millicent.wire.family import Family
+from millicent.wire.field_names import FieldNames
 from millicent.wire.receipts import encode, quote_body
 
 VERSION_HEADER = "anthropic-version"
@@ -65,13 +66,23 @@ def _sum(usage: Usage, *leaves: Leaf) -> int | None:
     return None if None in tokens else sum(count for count in tokens if count is not None)
 
 
+_NAMES = FieldNames(
+    {
+        "stop": "stop_sequences",
+        "response_format": "output_config.format",
+        "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    }
+)
+
+
 def error_body(error: MillicentError, receipt_id: str | None = None) -> dict[str, Any]:
     """Anthropic's shape, with the field to blame beside the message."""
     kind = "invalid_request_error" if error.status < 500 else "api_error"
+    message, param = _NAMES.told(error)
     told: dict[str, Any] = {
         "type": _ERROR_TYPES.get(error.status, kind),
-        "message": error.message,
-        "param": error.param,
+        "message": message,
+        "param": param,
         "details": {"error_code": error.code},
     }
     if isinstance(error, PaymentRequired) and error.quote is not None:

@@ -10,6 +10,7 @@ import msgspec
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import ImagePart, Message, OutputFormat, Part, Request, Sampling, TextPart, Thinking, Tool
+from millicent.wire.refusals import not_taken
 
 _encoder = msgspec.json.Encoder()
 
@@ -43,15 +44,7 @@ class Sent(msgspec.Struct, frozen=True):
 def encode(request: Request, model: str, who: str) -> Sent:
     """The call for this request. Raises InvalidRequest for what `who`, the upstream, can't do."""
     name = quote(model.removeprefix("models/"), safe="")
-    return Sent(f"/models/{name}:streamGenerateContent?alt=sse", _Encoding(request, model, who).made())
-
-
-def not_taken(request: Request, who: str, field: str, what: str | None = None) -> InvalidRequest:
-    return InvalidRequest(
-        f"{what or f'`{field}`'} is not something that {who} takes, where `{request.model}` runs: leave it out.",
-        param=field,
-        code="unsupported_parameter",
-    )
+    return Sent(f"/models/{name}:streamGenerateContent?alt=sse", _Encoding(request.as_asked(), model, who).made())
 
 
 class _Encoding:
