@@ -219,6 +219,23 @@ def test_a_model_without_room_takes_an_idle_ones_and_says_when_none_is_idle(tiny
     run(busy())
 
 
+def test_a_model_that_was_loaded_for_a_call_stays_until_that_call_has_begun(tiny: Path, tmp_path: Path) -> None:
+    """Else two models that fit one at a time take each other's place, and neither answers."""
+    script = [["load"], ["load", "out_of_memory"], ["submit"], ["text", "x"], ["end"]]
+    script += [["load", "out_of_memory"], ["unload"], ["load"]]
+
+    async def test() -> None:
+        async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, _):
+            prepared = await subject.prepare(request("m"))
+            with pytest.raises(Unavailable, match="in use"):
+                await subject.prepare(request("n"))
+            assert isinstance([chunk async for chunk in prepared.start()][-1], End)
+            await subject.prepare(request("n"))
+            assert subject.status().models == {"m": ModelState.UNLOADED, "n": ModelState.LOADED}
+
+    run(test())
+
+
 def test_a_failed_load_is_not_tried_again_at_once(tiny: Path, tmp_path: Path) -> None:
     async def test() -> None:
         script = [["load"], ["load", "model_unusable"]]

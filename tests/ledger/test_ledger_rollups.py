@@ -7,6 +7,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from importlib import resources
 from typing import Any, get_args
 
 import msgspec
@@ -406,4 +407,26 @@ def test_unattributed_and_running_receipts_can_be_selected(opened: Make, closed:
     assert found(feature="") == ["2", "1"]
     assert found(status="running") == ["3", "1"]
     assert ledger.queries.totals("feature", ReceiptFilter(status="running")) == []
+    asyncio.run(ledger.stop())
+
+
+def test_the_cube_of_places_begins_as_the_sum_of_what_was_kept_before_there_was_one(opened: Make, closed: Make) -> None:
+    """Its migration, on a ledger of several days, models, places and states; one receipt is still pending."""
+    ledger = MemoryLedger()
+    for number in range(40):
+        receipt = opened(number, model="mn"[number % 2], created_at_ns=T0 + number * 7 * NS_PER_HOUR)
+        receipt = closed(receipt, accelerator=Accelerator(), placement=["p", None, "q"][number % 3])
+        status = Status.FAILED if number % 5 == 0 else Status.SUCCEEDED
+        asyncio.run(ledger.close(msgspec.structs.replace(receipt, status=status), ()))
+    asyncio.run(ledger.checkpoint(Checkpoint(T0, (), ())))
+    where = ReceiptFilter(model="m", placement="p", status="succeeded")
+    expected_hours = ledger.queries.requests_by_hour(where)
+    assert len(expected_hours) > 3
+    kept = ledger._connection
+    kept.execute("DELETE FROM rollups WHERE grouped IN (SELECT id FROM rollup_groups WHERE cube = 'place')")
+    kept.execute("DELETE FROM rollup_groups WHERE cube = 'place'")
+    assert ledger.queries.verify()
+    kept.executescript((resources.files("millicent.ledger") / "migrations" / "0020_places.sql").read_text("utf-8"))
+    assert ledger.queries.verify() == []
+    assert ledger.queries.requests_by_hour(where) == expected_hours
     asyncio.run(ledger.stop())

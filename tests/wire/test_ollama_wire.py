@@ -208,3 +208,9 @@ def test_errors_are_one_line() -> None:
 def test_what_nobody_knows_is_null() -> None:
     ended = ollama_common.done(receipts.unknown(), FinishReason.STOP)
     assert (ended["prompt_eval_count"], ended["cost"]) == (None, None)
+
+
+def test_a_line_is_one_to_readers_that_cut_at_any_end_of_a_line() -> None:
+    said = "a\x85b\u2028c\u2029d\ne\x0bf\x1cg"
+    (line,) = ollama_common.line({"response": said}).decode().splitlines()
+    assert json.loads(line) == {"response": said}

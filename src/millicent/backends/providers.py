@@ -5,7 +5,7 @@ limits hold; a server that answers whole all the same is understood.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -153,10 +153,10 @@ class UpstreamRun:
             return merge_texts(texts, in_order=True), error
         return merge_texts(texts, in_order=True), None
 
-    def _take(self, data: bytes) -> Iterator[Text]:
+    def _take(self, data: bytes) -> Iterable[Text]:
         reader = self._reader
         if reader.over:
-            return
+            return ()
         try:
             texts = reader.take(data)
         except _NO_ANSWER as error:
@@ -166,9 +166,11 @@ class UpstreamRun:
         if texts:
             self._exchange.progressed()
             self._heard(texts)
-            yield from texts
-        if reader.failed is not None:
-            raise self._upstream.garbled(f"gave up in the middle of its answer ({reader.failed})")
+        return texts if reader.failed is None else self._given_up(texts, reader.failed)
+
+    def _given_up(self, texts: Iterable[Text], failed: str) -> Iterator[Text]:
+        yield from texts
+        raise self._upstream.garbled(f"gave up in the middle of its answer ({failed})")
 
     def _heard(self, texts: Sequence[Text]) -> None:
         """What came, before it is handed on."""

@@ -41,16 +41,21 @@ class SystemClock:
         self._anchor_ns = time.time_ns() - time.monotonic_ns()
 
     def now_ns(self) -> int:
-        return self.utc_ns(time.monotonic_ns())
+        monotonic_ns = time.monotonic_ns()
+        return self._anchored(monotonic_ns) + monotonic_ns
 
     def monotonic_ns(self) -> int:
         return time.monotonic_ns()
 
     def utc_ns(self, monotonic_ns: int) -> int:
-        anchor_ns = time.time_ns() - time.monotonic_ns()
+        return self._anchored(time.monotonic_ns()) + monotonic_ns
+
+    def _anchored(self, monotonic_ns: int) -> int:
+        """The anchor, given what the monotonic clock says now."""
+        anchor_ns = time.time_ns() - monotonic_ns
         if abs(anchor_ns - self._anchor_ns) >= _STEP_NS:
             self._anchor_ns = anchor_ns
-        return self._anchor_ns + monotonic_ns
+        return self._anchor_ns
 
 
 class ManualClock:

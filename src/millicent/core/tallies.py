@@ -133,8 +133,12 @@ class Tally(Sums, omit_defaults=True):
 
 def add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:
     """Add their counts to ours, or, with a sign of -1, take them off."""
+    # Written out: a report adds up some hundred thousand.
     for key, count in theirs.items():
-        add_to(ours, key, sign * count)
+        if left := ours.get(key, 0) + sign * count:
+            ours[key] = left
+        else:
+            ours.pop(key, None)
 
 
 def add_to(ours: dict[Key, int], key: Key, count: int) -> None:

@@ -152,9 +152,11 @@ def _requests_by_hour(queries: LedgerQueries, where: ReceiptFilter) -> dict[int,
     hours = Counter(queries.requests_by_hour(where))
     if where.status is None:
         hours.subtract(queries.requests_by_hour(msgspec.structs.replace(where, status=Status.REFUSED.value)))
-    if where.placement is None and _any_hits(queries, where):
-        hits = msgspec.structs.replace(where, status=Status.SUCCEEDED.value, placement="")
-        hours.subtract(queries.requests_by_hour(hits))
+    if where.placement is None:
+        nowhere = msgspec.structs.replace(where, status=Status.SUCCEEDED.value, placement="")
+        answered = queries.requests_by_hour(nowhere)
+        if answered and _any_hits(queries, where):
+            hours.subtract(answered)
     return {start_ns: requests for start_ns, requests in hours.items() if requests > 0}
 
 

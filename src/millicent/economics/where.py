@@ -92,7 +92,7 @@ def verdict(found: Where) -> str:
         if not pays:
             return f"{told} None does at any volume up to a billion."
         first, machine = min(pays)
-        times = float(Fraction(first, max(1, found.volume)))
+        times = Decimal(first) / max(1, found.volume)
         return f"{told} The first to pay is {machine}, from {first:,} requests a month, {times:,.1f} times as many."
     return ""
 

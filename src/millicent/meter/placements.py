@@ -187,6 +187,8 @@ class Placement(msgspec.Struct, frozen=True):
 
     def at(self, at_ns: int) -> Placement:
         """What it is at that UTC instant."""
+        if not self.later:
+            return self
         due = [terms for start_ns, terms in self.later if start_ns <= at_ns]
         return due[-1] if due else self
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 import msgspec
 
 from millicent.core.money import Money
-from millicent.core.receipts import Line, Meter, Receipt, device_line
+from millicent.core.receipts import METERS, Line, Meter, Receipt, device_line
 from millicent.core.usage import Leaf, Provenance, weakest
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook, TokenPrices
@@ -16,7 +16,7 @@ from millicent.meter.pricing import CHARGES, per_token, tier_of
 
 ACTUAL = "actual"
 # Read back from a line: its meter and note tell which leaf it charged.
-_LEAVES = {(charge.meter, charge.note): leaf for leaf, charge in CHARGES.items()}
+_LEAVES = {(METERS[leaf], charge.note): leaf for leaf, charge in CHARGES.items()}
 
 
 def repriced(

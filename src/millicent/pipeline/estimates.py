@@ -35,10 +35,9 @@ class Plan(msgspec.Struct, frozen=True):
     marks: Marks | None = None
 
     @property
-    def hold_is_enough(self) -> bool:
-        """Whether the hold covers the longest answer that there can be. Of what is paid for by time nobody knows."""
-        most = most_cost(self.asked)
-        return most is not None and self.hold is not None and most <= self.hold
+    def most(self) -> Money | None:
+        """What the longest answer that there can be costs; None where nobody knows, as of what is paid for by time."""
+        return most_cost(self.asked)
 
 
 class Estimates:

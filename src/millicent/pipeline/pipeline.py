@@ -218,7 +218,7 @@ class Pipeline:
         try:
             begun_ns = self._clock.monotonic_ns()
             receipt = self._books.opened(request, leg, explained(decision) | told(lookup))
-            ticket.reserve(most_tokens(leg.plan.call), receipt.hold)
+            ticket.reserve(most_tokens(leg.plan), receipt.hold)
             bounded = await self._open(receipt, claim, leg.plan)
         except BaseException:
             leg.lease.give_back()
@@ -286,7 +286,7 @@ class Pipeline:
         leg = await journey.first()
         try:
             receipt = self._books.joined(answer.opened, leg, explained(decision) | told(lookup))
-            ticket.reserve(most_tokens(leg.plan.call), receipt.hold)
+            ticket.reserve(most_tokens(leg.plan), receipt.hold)
             begun = await self._ledger.begin(receipt)
         except BaseException:
             leg.lease.give_back()
@@ -346,7 +346,7 @@ class Pipeline:
         return self._estimates.prices(call.served_model, self._placements[call.placement].at(now_ns), now_ns)
 
     def _asked(self, request: Request, call: Call, marks: Marks | None) -> Asked:
-        beside = sum(answer.model == request.model for answer in self._answers.values())
+        beside = [answer.model for answer in self._answers.values()].count(request.model)
         now_ns = self._clock.now_ns()
         placement = self._placements[call.placement].at(now_ns)
         timed = call.placement in self._estimated
@@ -411,7 +411,7 @@ class Pipeline:
             answer.shown.append(Provenance.UNKNOWN if paid_by_time else None)
         # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
         known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
-        answer.progress = Progress(known, call.input_tokens)
+        answer.progress = Progress(known, leg.plan.asked.input_tokens)
         answer.model, answer.beside = leg.request.model, beside_others(leg.plan)
         if leg.role is not Role.VERIFICATION:
             answer.answered_by = leg.request.model
@@ -492,8 +492,8 @@ class Pipeline:
             receipt, reserved = self._books.followed(answer, following, end, reading)
             standing = self._books.ended(answer, end, reading) if end.error is None else answer.standing
             used = tokens_of(reading.usage)
-            before = answer.tokens_before + (most_tokens(leg.plan.call) if used is None else used)
-            ticket.reserve(before + most_tokens(following.plan.call), receipt.hold)
+            before = answer.tokens_before + (most_tokens(leg.plan) if used is None else used)
+            ticket.reserve(before + most_tokens(following.plan), receipt.hold)
             begun = await self._ledger.begin(receipt)
         except (RateLimited, LedgerUnavailable):
             begun = False
@@ -531,7 +531,7 @@ class Pipeline:
     def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
         rate = self._books.placement(plan.call.placement, answer.opened.created_at_ns).receipt_usd_per_hour
         return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate,
-                     enough=plan.hold_is_enough)  # fmt: skip
+                     most=plan.most)  # fmt: skip
 
     async def _settle(self, answer: Answer, journey: Journey, end: End) -> None:
         reading = self._meter.close(answer.receipt_id)

@@ -9,6 +9,8 @@ from starlette.types import Receive, Scope
 
 from millicent.core.errors import InvalidRequest, TooLarge
 
+# Set in the scope once the whole body is here.
+ARRIVED = "millicent.body_arrived"
 _MB = 1 << 20
 _DRAIN_LIMIT_BYTES = 64 * _MB
 _CODINGS = frozenset({b"content-encoding", b"transfer-encoding"})
@@ -35,28 +37,34 @@ async def read_body(scope: Scope, receive: Receive, *, max_mb: int, timeout_s: f
             )
     if declared > _DRAIN_LIMIT_BYTES:
         raise _too_large(max_mb)
-    pieces: list[bytes] = []
-    seen = 0
+    if scope.get(ARRIVED):  # as nearly always: no timer is needed
+        return await _gathered(receive, limit, max_mb)
     try:
         async with asyncio.timeout(timeout_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                piece = message.get("body", b"")
-                seen += len(piece)
-                if seen > _DRAIN_LIMIT_BYTES:
-                    raise _too_large(max_mb)
-                if seen <= limit:
-                    pieces.append(piece)
-                else:
-                    pieces.clear()
-                if not message.get("more_body", False):
-                    break
+            return await _gathered(receive, limit, max_mb)
     except TimeoutError:
         raise InvalidRequest(
             f"The body did not arrive within {timeout_s:g} s: send it faster or smaller.", code="body_timeout"
         ) from None
+
+
+async def _gathered(receive: Receive, limit: int, max_mb: int) -> bytes:
+    pieces: list[bytes] = []
+    seen = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
+        seen += len(piece)
+        if seen > _DRAIN_LIMIT_BYTES:
+            raise _too_large(max_mb)
+        if seen <= limit:
+            pieces.append(piece)
+        else:
+            pieces.clear()
+        if not message.get("more_body", False):
+            break
     if seen > limit:
         raise _too_large(max_mb)
     return b"".join(pieces)

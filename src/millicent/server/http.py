@@ -1,5 +1,5 @@
 """Uvicorn's HTTP protocol, with bounds on what it doesn't bound, and writing less often: a write to a socket costs as
-much as the rest of a small answer.
+much as the rest of a small answer. It tells when a request's body is here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from millicent.core.errors import InvalidRequest, MillicentError
+from millicent.server.bodies import ARRIVED
 from millicent.server.families import family_of
 from millicent.wire.receipts import encode
 
@@ -81,6 +82,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._relax()
         super().on_message_complete()
+        cast("dict[str, Any]", self.scope)[ARRIVED] = True
 
     def send_400_response(self, msg: str) -> None:
         message = f"The request {msg}: correct the client, or whatever stands between."

@@ -290,9 +290,9 @@ class InferenceEndpoint:
             return
         receipt = answer.settled
         assert receipt is not None
-        # An empty piece for each choice, so that one without any text is there too.
-        all_choices = [*pieces, *(Text("", 0, choice) for choice in range(len(answer.reasons)))]
-        texts = merge_texts(all_choices, in_order=self._dialect.in_order)
+        said = {piece.choice for piece in pieces}
+        silent = [Text("", 0, choice) for choice in range(len(answer.reasons)) if choice not in said]
+        texts = merge_texts([*pieces, *silent], in_order=self._dialect.in_order)
         body = self._dialect.answer_body(receipt, texts, answer.reasons, shape)
         if not isinstance(answer, Replay):
             await self._answered(receipt, shape, body)

@@ -14,6 +14,7 @@ from millicent.core.request import Request
 from millicent.core.usage import Provenance, Usage
 from millicent.wire.gemini_upstream import Sent
 from millicent.wire.refusals import not_taken
+from millicent.wire.reported import tokens_told
 
 _encoder = msgspec.json.Encoder()
 
@@ -71,8 +72,8 @@ class VectorsReader:
         found = _decoder.decode(body)
         if len(found.embeddings) != inputs:
             raise msgspec.DecodeError(f"{len(found.embeddings)} vectors for {inputs} inputs")
-        told = None if found.usage_metadata is None else found.usage_metadata.prompt_token_count
-        self.usage = None if told is None or told < 0 else Usage.of(Provenance.REPORTED, input_fresh=told)
+        told = tokens_told(None if found.usage_metadata is None else found.usage_metadata.prompt_token_count)
+        self.usage = None if told is None else Usage.of(Provenance.REPORTED, input_fresh=told)
         self.vectors = [Vector(i, _unit(each.values), 0) for i, each in enumerate(found.embeddings)]
 
 

@@ -141,8 +141,16 @@ def served_name(name: str, models: Sequence[str]) -> str:
     return tagged[0] if len(tagged) == 1 else plain
 
 
+# Ends of lines to Unicode, at which Python's clients cut what they read.
+_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
+
+
 def line(body: Mapping[str, Any]) -> bytes:
-    return encode(body) + b"\n"
+    """One line, however its reader tells lines apart."""
+    encoded = encode(body)
+    for end, escaped in _LINE_ENDS:
+        encoded = encoded.replace(end, escaped)
+    return encoded + b"\n"
 
 
 def head(receipt: Receipt) -> dict[str, Any]:

@@ -196,16 +196,21 @@ class AnswerReader(upstream_answers.AnswerReader):
         if chunk.error:
             self.failure = {"error": chunk.error}
             return []
-        self.id = self.id or chunk.id
-        self.served_model = chunk.model or self.served_model
+        if self.id is None:
+            self.id = chunk.id
+        if chunk.model:
+            self.served_model = chunk.model
         usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if usage is not None and (found := usage_of(usage)) is not None:
             self._usage = found if self._each is None else self._with(found, chunk.choices or (), self._each)
             self._reported = self._usage.output_tokens or 0
             self.cost = cost_told(usage.cost) or self.cost
-        if not chunk.choices:
-            return []
-        return [text for choice in chunk.choices if (text := self._text(choice)) is not None]
+        texts = []
+        for choice in chunk.choices or ():
+            text = self._text(choice)
+            if text is not None:
+                texts.append(text)
+        return texts
 
     def _with(self, found: Usage, told: Sequence[_Choice], choices: int) -> Usage:
         """What was told before and that of another answer. A chunk that names none is of the one prompt of a chat."""
