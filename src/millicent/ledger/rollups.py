@@ -75,6 +75,7 @@ class Cube(NamedTuple):
 CUBES: dict[str, Cube] = {
     "time": Cube(("status",), (QUARTER_S, DAY_S, MONTH_S)),
     "place": Cube(("model", "placement", "status"), (QUARTER_S, DAY_S, MONTH_S)),
+    "feature": Cube(("feature", "status"), (QUARTER_S, DAY_S, MONTH_S)),
     "user": Cube(("user", "status"), (QUARTER_S, DAY_S, MONTH_S)),
     "work": Cube(("feature", "team", "model", "key", "tier", "status", "placement"), (QUARTER_S, DAY_S, MONTH_S)),
     # In a quarter-hour there would be as many sums as receipts: the ends of a range are added up from those.
