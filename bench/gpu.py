@@ -97,9 +97,9 @@ def main() -> int:
         began = time.monotonic()
         lines += run(name, limit, told)
         lines.append(told({"section": name, "section_s": round(time.monotonic() - began, 1)}))
+    print_table(lines)
     if not options.cpu_rehearsal:
         write("gpu", {**environment(), "lines": lines})
-    print_table(lines)
     return int(any("error" in line for line in lines))
 
 

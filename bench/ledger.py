@@ -5,9 +5,10 @@
 The big ledger (90 days; 1,000 users, some of whom ask more; 20 features of 5 teams, 8 models, 3 tiers; an attempt and a
 line each, a tenth with a retrieval line, one in 25 rated) is made of the ledger's own rows, and taken into the rollups
 by the ledger itself; ten million take 14 GB and a quarter of an hour. With `--ledger` it is kept there, and not made
-again. Questions are asked on a connection of their own, each five times. Writes go through `SqliteLedger`, durable
-across loss of power: 512 clients that never wait, then 500 requests/s that come when they come. Beside them stands what
-the machine takes for a commit of one row. Medians and 99th percentiles go to bench/results/ledger.jsonl.
+again. Questions are asked on a connection of their own, each five times. Folding is told by its processor time. Writes
+go through `SqliteLedger`, durable across loss of power: 512 clients that never wait, then 500 requests/s that come when
+they come. Beside them stands what the machine takes for a commit of one row. Medians and 99th percentiles go to
+bench/results/ledger.jsonl.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ from millicent.ledger.config import LedgerConfig
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.ledger.schema import migrate, open_writer
 from millicent.ledger.sqlite import SqliteLedger
+from millicent.ledger.store import Closing, Opening, close_receipts, open_receipts
 
 BOOKS = Books(plans={"tier-1": PlanConfig(price_usd_per_month=Decimal(20), margin_target=Decimal("0.75"))})
 DAYS = 90
+FOLDED_AT_ONCE = (1, 128, 512, 4_096)
 DAY_NS = 86_400 * NS_PER_S
 FIRST_NS = 1_767_225_600 * NS_PER_S
 
@@ -249,6 +252,31 @@ class Requests:
         return time.perf_counter() - start
 
 
+def folding(folder: Path) -> dict[int, float]:
+    """Microseconds of processor time to fold a receipt, by how many are folded at a time: the least of three pieces.
+    A thousand users, twenty features, one quarter-hour; their sums are there already."""
+    took: dict[int, float] = {}
+    for size in FOLDED_AT_ONCE:
+        with closing(open_writer(folder / f"fold-{size}.db", LedgerConfig(durability="process"))) as connection:
+            migrate(connection, SystemClock())
+            receipts = [_opened(f"rcpt_{number:026d}", FIRST_NS + number, number) for number in range(1_000 + 3 * size)]
+            connection.execute("BEGIN")
+            open_receipts(connection, [Opening(each, "gw_bench") for each in receipts])
+            close_receipts(
+                connection, [Closing(_closed(each, each.created_at_ns), (), "gw_bench") for each in receipts]
+            )
+            connection.execute("COMMIT")
+            pieces = []
+            for most in (1_000, size, size, size):
+                start = time.thread_time()
+                connection.execute("BEGIN")
+                rollups.fold_some(connection, most)
+                connection.execute("COMMIT")
+                pieces.append((time.thread_time() - start) / most * 1e6)
+            took[size] = round(min(pieces[1:]), 1)
+    return took
+
+
 def bare_commits(folder: Path) -> dict[str, float]:
     """Milliseconds of a commit of one row, synced as the ledger's are, with nothing else in the file: what the machine
     itself takes at that moment. A receipt waits for at least two."""
@@ -317,6 +345,7 @@ def main() -> None:
             start = time.perf_counter()
             row["problems"] = len(LedgerQueries(path).verify())
             row["verified_in_s"] = round(time.perf_counter() - start, 1)
+        row["fold_us_per_receipt"] = folding(Path(folder))
         row["writes"] = asyncio.run(write(Path(folder) / "new.db", options.seconds))
         if options.ledger is None:
             row["writes_into_it"] = asyncio.run(write(path, options.seconds))

@@ -17,14 +17,22 @@ _PACKAGES = ("torch", "numpy", "transformers", "uvicorn")
 
 def environment() -> dict[str, Any]:
     """Commit, time, machine and versions. `load_1m` tells how busy the machine was with other things."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.platform()},
         "load_1m": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
     }
+
+
+def commit() -> str:
+    """Empty where there is no git, or no repository."""
+    try:
+        asked = ["git", "rev-parse", "--short", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def version(package: str) -> str | None:

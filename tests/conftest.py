@@ -17,6 +17,10 @@ settings.register_profile(
 )
 settings.load_profile("millicent")
 
+# What tests start is on this machine, and behind no proxy that may be between it and the world.
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "localhost"]))
+
 
 @pytest.fixture(scope="session")
 def model_cache() -> Path:

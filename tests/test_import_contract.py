@@ -35,7 +35,7 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     "server": ("wire", "pipeline", "control", "jobs", "hub", "text", "ledger.queries"),
 }
 # They wire everything together: may import anything, and nobody but they themselves may import them.
-WIRING = ("config", "app", "app_pages", "cli", "__main__")
+WIRING = ("config", "app", "app_models", "app_pages", "cli", "__main__")
 
 # Loaded only where the work is done: the gateway, the command line and the scheduler stay light.
 HEAVY = ("torch", "numpy", "transformers", "safetensors", "gguf", "huggingface_hub")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import signal
@@ -19,9 +18,9 @@ import uvicorn
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from millicent.app_models import FetchedModels, estimated_devices, watching_engines
 from millicent.app_pages import marked_as_demo, page_routes
 from millicent.backends.elsewhere import Elsewhere, UpstreamBackend, open_backend
-from millicent.backends.engine_figures import watch
 from millicent.backends.local import EngineState, LocalBackend, LocalModel
 from millicent.caching.cache import ResponseCache, open_cache
 from millicent.caching.secret import installation_secret
@@ -36,13 +35,14 @@ from millicent.core.identifiers import Ids, SystemIds
 from millicent.core.protocols import Backend
 from millicent.dashboard.routes import missing_page, sign_in_page
 from millicent.economics.reports import ANSWERS, Reports
+from millicent.engine.config import EngineConfig
 from millicent.engine.machine import usable_cores
 from millicent.ledger.entries import add_entries
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
 from millicent.meter.attribution import StepTimeShares
-from millicent.meter.energy import EnergySource, StatedPower, find_energy
+from millicent.meter.energy import EnergySource, find_energy
 from millicent.meter.estimated import EstimatedDevice
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement, stated_watts
@@ -168,7 +168,8 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
         meter = Meter(clock, gateway, ids, shares)
         backend = _local_backend(options, meter, shares, clock) if options.models else None
         elsewhere = [open_backend(each, clock) for each in options.elsewhere]
-        estimated = await _estimated(options, meter, clock, ledger, shares)
+        placements = {each.name: each for each in (options.placement, *options.providers)}
+        estimated = await estimated_devices(options.elsewhere, placements, meter, clock, ledger, shares)
         backends, places = _backends(options, backend, elsewhere, meter, clock)
         queries = LedgerQueries(home / "ledger.db")
         await ledger.write(partial(follow_config, configured=config.budgets))
@@ -179,7 +180,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
             backends=backends,
             ledger=ledger,
             meter=meter,
-            placements={each.name: each for each in (options.placement, *options.providers)},
+            placements=placements,
             clock=clock,
             limits=config.limits,
             fits=shares,
@@ -232,6 +233,12 @@ class _Wired:
     ids: Ids
 
     @cached_property
+    def fetched(self) -> FetchedModels | None:
+        if self.backend is None:
+            return None
+        return FetchedModels(cache(), self.backend, self.pipeline, self.options.placement.name)
+
+    @cached_property
     def live(self) -> Live:
         live = Live(self.pipeline, self.health, self.queries.budgets, self.clock)
         self.traffic.listen(live.settled)
@@ -273,6 +280,7 @@ def _more_routes(wired: _Wired) -> list[BaseRoute]:
         health=wired.health,
         makes_vectors=partial(_makes_vectors, backend),
         cache=cache(),
+        offer=wired.fetched.offer if wired.fetched else None,
         clock=clock,
         config=wired.options.config.server,
     )
@@ -356,31 +364,9 @@ def _places(
 
 
 def _prompts(options: ServeOptions, clock: Clock) -> Prompts:
-    marked_at = [
-        each.placement
-        for each in options.elsewhere
-        if each.config.spoken(each.provider) == "anthropic" and each.config.prompt_caching == "auto"
-    ]
-    return Prompts(installation_secret(options.home), clock, marked_at)
-
-
-async def _estimated(
-    options: ServeOptions, meter: Meter, clock: SystemClock, ledger: SqliteLedger, shares: StepTimeShares
-) -> dict[str, EstimatedDevice]:
-    """The engines elsewhere whose time is paid for, which the meter then watches, with what was learned of them."""
-    numbers = itertools.count(-1, -1)
-    placements = {each.name: each for each in (options.placement, *options.providers)}
-    devices = {}
-    for each in options.elsewhere:
-        placement = placements[each.placement]
-        if placement.kind != "api":
-            watts = stated_watts(placement)
-            there = " ".join(sorted(set(each.models.values())))
-            runs = f"{each.config.base_url} {there} accelerators={placement.accelerators}"
-            device = devices[placement.name] = EstimatedDevice(placement, meter, clock, numbers, shares, runs)
-            device.load_fit(await ledger.latest_fits(device.name, runs))
-            device.watch(placement, None if watts is None else StatedPower(watts))
-    return devices
+    keeping = [each for each in options.elsewhere if each.config.spoken(each.provider) == "anthropic"]
+    marked_at = [each.placement for each in keeping if each.config.prompt_caching == "auto"]
+    return Prompts(installation_secret(options.home), clock, marked_at, [each.placement for each in keeping])
 
 
 @contextlib.asynccontextmanager
@@ -390,29 +376,12 @@ async def _beside(
     """What goes on besides answering: engines elsewhere are looked at, what is unusual is told, traces are sent."""
     config, clock = wired.options.config, wired.clock
     async with (
-        _watching(elsewhere, estimated),
+        wired.fetched.watched() if wired.fetched else contextlib.nullcontext(),
+        watching_engines(elsewhere, estimated),
         alerting(config.alerts, ledger=wired.ledger, queries=wired.queries, clock=clock, ids=SystemIds(clock)),
         telemetry_of(config.telemetry, wired.traffic, config.features),
     ):
         yield
-
-
-@contextlib.asynccontextmanager
-async def _watching(
-    elsewhere: Sequence[UpstreamBackend], estimated: Mapping[str, EstimatedDevice]
-) -> AsyncIterator[None]:
-    """What those engines show of their load is looked at."""
-    watches = [
-        asyncio.create_task(watch(each.name, each.upstream, estimated[each.placement]))
-        for each in elsewhere
-        if each.placement in estimated
-    ]
-    try:
-        yield
-    finally:
-        for watching in watches:
-            watching.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
 
 
 def _answers(options: ServeOptions, clock: Clock) -> ResponseCache | None:
@@ -451,11 +420,15 @@ def _local_backend(options: ServeOptions, meter: Meter, shares: StepTimeShares, 
 
 async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock, ids: SystemIds) -> StepTimeShares:
     """With the fits that the ledger has for this device as it is configured now."""
-    engine = config.engine
-    configuration = f"dtype={engine.dtype} threads={usable_cores(engine)} deterministic={engine.deterministic}".lower()
+    configuration = step_configuration(config.engine)
     shares = StepTimeShares(clock, ids, configuration)
-    shares.load(await ledger.latest_fits(engine.device, configuration))
+    shares.load(await ledger.latest_fits(config.engine.device, configuration))
     return shares
+
+
+def step_configuration(engine: EngineConfig) -> str:
+    """What else than device and model steps' times depend on."""
+    return f"dtype={engine.dtype} threads={usable_cores(engine)} deterministic={engine.deterministic}".lower()
 
 
 def _energy(device: str, placement: Placement) -> EnergySource | None:

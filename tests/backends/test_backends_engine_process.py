@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_text_that_waits_for_a_slow_reader_is_merged(tiny: Path, tmp_path: Path)
             texts, end = await read(running)
             assert texts == [Text("one two", 3)]
             assert end.usage.tokens(Leaf.OUTPUT_TEXT) == 3
+
+    run(test())
+
+
+def test_a_deep_folder_for_temporary_files_keeps_no_engine_from_starting(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+
+    async def test() -> None:
+        async with playing([*ANSWER, ["end"]], tiny, tmp_path) as (subject, _):
+            _, end = await read((await subject.prepare(request())).start())
+            assert end.error is None
 
     run(test())
 
@@ -217,6 +233,23 @@ def test_a_model_without_room_takes_an_idle_ones_and_says_when_none_is_idle(tiny
             assert refused.value.retry_after_s
 
     run(busy())
+
+
+def test_a_model_that_was_loaded_for_a_call_stays_until_that_call_has_begun(tiny: Path, tmp_path: Path) -> None:
+    """Else two models that fit one at a time take each other's place, and neither answers."""
+    script = [["load"], ["load", "out_of_memory"], ["submit"], ["text", "x"], ["end"]]
+    script += [["load", "out_of_memory"], ["unload"], ["load"]]
+
+    async def test() -> None:
+        async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, _):
+            prepared = await subject.prepare(request("m"))
+            with pytest.raises(Unavailable, match="in use"):
+                await subject.prepare(request("n"))
+            assert isinstance([chunk async for chunk in prepared.start()][-1], End)
+            await subject.prepare(request("n"))
+            assert subject.status().models == {"m": ModelState.UNLOADED, "n": ModelState.LOADED}
+
+    run(test())
 
 
 def test_a_failed_load_is_not_tried_again_at_once(tiny: Path, tmp_path: Path) -> None:

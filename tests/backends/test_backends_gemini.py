@@ -15,7 +15,7 @@ from millicent.backends.gemini import GeminiBackend
 from millicent.core.chunks import CallPiece, End, FinishReason, Text, merge_texts
 from millicent.core.clock import ManualClock
 from millicent.core.errors import ConfigError, InvalidRequest, MillicentError, ModelNotFound, RateLimited, UpstreamError
-from millicent.core.request import ImagePart, Limits, Message, Request
+from millicent.core.request import Embedding, ImagePart, Limits, Message, Request
 from millicent.core.usage import Leaf, Provenance
 from support import fake_gemini as fake
 from support.fake_upstream import Call, FakeUpstream, Handler, fake_upstream, split
@@ -167,3 +167,23 @@ def test_how_it_is_configured() -> None:
         asyncio.run(backend.prepare(msgspec.structs.replace(ASKED, model="nix")))
     with pytest.raises(ConfigError, match="service"):
         open_backend(msgspec.structs.replace(place, service="flex"), ManualClock())
+
+
+def test_vectors_come_with_an_estimate_where_no_tokens_are_told() -> None:
+    request = Request("rcpt_1", "openai.embeddings", "far", embedding=Embedding(("x" * 40, "y" * 8)))
+
+    async def run() -> tuple[list[Any], str]:
+        async with fake_upstream(whole({"embeddings": [{"values": [1.0]}, {"values": [0.5]}]})) as server:
+            backend = opened(server.url)
+            call = await backend.prepare(request)
+            assert call.max_output_tokens == 0
+            chunks = [chunk async for chunk in call.start()]
+            await backend.close()
+            return chunks, server.calls[0].path
+
+    chunks, path = asyncio.run(run())
+    *vectors, end = chunks
+    assert path.endswith(":batchEmbedContents")
+    assert [vector.index for vector in vectors] == [0, 1]
+    assert (end.reason, end.usage.input_tokens) == (FinishReason.STOP, 12)
+    assert end.usage.leaves[Leaf.INPUT_FRESH].provenance is Provenance.ESTIMATED

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from millicent.backends.local import LocalBackend
+from millicent.backends.local_models import HeldModel, LocalModel
 from millicent.backends.local_runs import LocalCall, LocalRun, choice_seed
 from millicent.core.chunks import Chunk, End, FinishReason, Text, merge_texts
 from millicent.core.clock import SystemClock
@@ -149,3 +150,14 @@ def test_an_error_is_the_requests_own_only_where_the_engine_says_so() -> None:
         assert isinstance(end, End)
         assert end.error is not None
         assert (end.error.status, end.error.message) == (status, "it cannot go on")
+
+
+def test_calls_that_were_prepared_and_never_begin_are_forgotten() -> None:
+    model = HeldModel("m", LocalModel(Path("m"), "home"))
+    for now_ns in range(0, 100, 10):
+        model.expect(now_ns, now_ns + 25)
+    assert len(model.expected_ns) == 3
+    model.begin()
+    model.running = 0
+    assert model.in_use(113)
+    assert not model.in_use(115)

@@ -87,6 +87,7 @@ OTHERS = {
     "fewer dimensions": changed(messages=None, embedding=Embedding(("Hello",), dimensions=8)),
     "temperature": changed(sampling=Sampling(temperature=0)),
     "a default written out": changed(restated=("temperature",)),
+    "a default of its dialect's": changed(assumed=("temperature",)),
     "a seed": changed(sampling=Sampling(seed=1)),
     "a bias": changed(sampling=Sampling(logit_bias={1: 2.0})),
     "logprobs": changed(sampling=Sampling(logprobs=0)),
@@ -123,7 +124,7 @@ def test_every_field_of_a_request_was_thought_of() -> None:
     determine = {
         "model", "messages", "prompt", "embedding", "sampling", "limits", "output_format", "tools", "tool_choice",
         "tool_name", "parallel_tool_calls", "choices", "echo", "truncate_prompt_tokens", "thinking", "extra",
-        "restated", "continues", "further_prompts",
+        "restated", "continues", "further_prompts", "assumed",
     }  # fmt: skip
     others = {
         "id", "dialect", "stream", "priority", "attribution", "latency_target_ms", "max_cost", "outside_costs",

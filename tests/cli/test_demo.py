@@ -19,11 +19,15 @@ from millicent.app_pages import marked_as_demo
 from millicent.cli import demo_visitors
 from millicent.cli.commands import millicent
 from millicent.cli.demo_replay import Planned, placements, prepare, replay, stand_ins
-from millicent.cli.demo_story import FEATURES, Story
+from millicent.cli.demo_story import FEATURES, STEPS, Story
+from millicent.cli.engine_shape import engine_shape
+from millicent.config import Config
 from millicent.core.clock import NS_PER_S, SystemClock, parse_time_ns
 from millicent.core.errors import ConfigError
 from millicent.core.identifiers import SystemIds
 from millicent.core.request import Request
+from millicent.economics.basis import basis_of
+from millicent.economics.recorded import read_recorded
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.meter import Meter
 from support.http_server import Handler, http_server
@@ -74,6 +78,19 @@ def test_machines_are_charged_by_their_share_and_their_hours_balance(ledger: Led
     served = sum(account.serving_ns for account in accounts)
     assert served == sum(each.serving_ns for each in ledger.totals("placement", EVERYTHING))
     assert served > 0
+
+
+def test_machines_run_several_at_once_and_the_simulator_learns_what_their_steps_take(ledger: LedgerQueries) -> None:
+    recorded = read_recorded(ledger, EVERYTHING)
+    ran = [each.receipt.accelerator for each in recorded if each.receipt.placement in STEPS]
+    assert max(each.batch_sum / each.steps for each in ran) > 2
+    assert sum(each.accepted_tokens for each in ran) > sum(each.drafted_tokens for each in ran) / 2
+    basis = basis_of(ledger, recorded, engine_shape(Config(), "owl-8b"))
+    assert (basis.placement, basis.model) == ("gpu-rented", "owl-8b")
+    assert basis.fit.error is not None
+    assert basis.fit.error < 0.1
+    wanted = STEPS["gpu-rented"].weights_ns + STEPS["gpu-rented"].fixed_ns
+    assert basis.fit.weights_ns + basis.fit.fixed_ns == pytest.approx(wanted, rel=0.1)
 
 
 def test_the_same_seed_makes_the_same_demo(ledger: LedgerQueries, tmp_path: Path) -> None:

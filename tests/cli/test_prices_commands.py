@@ -133,6 +133,7 @@ def test_prices_can_come_from_another_file(home: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("home")
-def test_the_book_that_stands_cannot_be_made_again(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["reprice", "actual"]) == 1
+@pytest.mark.parametrize("book", ["actual", "reported"])
+def test_a_book_that_stands_cannot_be_made_again(capsys: pytest.CaptureFixture[str], book: str) -> None:
+    assert run(["reprice", book]) == 1
     assert "can't be a new book" in capsys.readouterr().err

@@ -106,6 +106,26 @@ def test_a_change_of_a_keys_rates_holds_at_once() -> None:
     assert limits.allowances("k")["requests"].remaining == 4
 
 
+def test_what_ran_when_a_keys_rates_changed_still_leaves() -> None:
+    rates = [Rates(concurrent=1)]
+    limits = RateLimiter(ManualClock(), lambda _: rates[0])
+    first = limits.enter("k")
+    rates[0] = Rates(concurrent=2)
+    second = limits.enter("k")
+    refused(limits.enter, "k")
+    for ticket in (first, second):
+        ticket.leave(0, Money(0))
+    for _ in range(2):
+        limits.enter("k")
+
+
+def test_a_refusal_for_dollars_is_told_in_dollars() -> None:
+    limits, _ = limiter(usd_per_minute=Decimal("0.5"))
+    limits.enter("k").reserve(0, Money.from_usd("0.4"))
+    told = refused(limits.enter("k").reserve, 0, Money.from_usd("0.3")).message
+    assert told.startswith("This key may use $0.5 a minute, and this request needs $0.3: ")
+
+
 def test_nothing_is_said_where_nothing_is_limited() -> None:
     limits, _ = limiter()
     for _ in range(1000):

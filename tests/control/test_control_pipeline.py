@@ -206,10 +206,10 @@ def test_a_call_without_an_upper_bound_is_refused_by_a_hard_budget_before_it_run
 
 def test_a_watch_warns_before_the_dearest_step_could_pass_the_hold() -> None:
     watch = HoldWatch(Money(100))
-    assert not watch.is_near(Money(60))  # the prompt, however dear
+    assert not watch.is_near(Money(50))  # the prompt, however dear
+    assert not watch.is_near(Money(60))
     assert not watch.is_near(Money(70))
-    assert not watch.is_near(Money(80))
-    assert watch.is_near(Money(81))
+    assert watch.is_near(Money(71))
 
 
 def test_a_watch_lets_an_answer_go_on_to_a_hold_that_is_enough_for_the_longest() -> None:

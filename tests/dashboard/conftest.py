@@ -341,7 +341,7 @@ class FakeApi:
     async def _stream(self, receipt: Receipt, text: str) -> AsyncIterator[str]:
         words = {
             "hostile": ["<img src=x onerror=", "alert(1)>\n\n", "```html\n<script>", "alert(2)</script>\n```\n", "end"],
-            "slow": [f"word{n} " for n in range(400)],
+            "slow": [f"word{n} " for n in range(10_000)],
             "broken": ["half an ", "answer"],
         }.get(text, ["A millicent ", "is a thousandth ", "of a cent.\n\n", "Paragraph ", "two."])
         cost = None if text == "unpriced" else 0.0
@@ -439,7 +439,7 @@ def serve(app: Starlette, port: int) -> Iterator[str]:
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
     listener.close()
 
 

@@ -75,7 +75,7 @@ def test_a_page_that_stays_open_is_no_larger_than_one_that_was_just_opened(origi
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(f"{origin}/live")
-        sync_api.expect(page.locator("#now-state")).to_have_text("live", timeout=30_000)
+        sync_api.expect(page.locator("#now-state")).to_have_text("live", timeout=60_000)
         early = page.evaluate(elements)
         # The last sample's figures, of 3 and a half.
         sync_api.expect(page.locator("#now .number").first).to_have_text("3.5", timeout=60_000)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -34,7 +35,16 @@ TARGET = "latency_target_ms=3000"
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     home = tmp_path_factory.mktemp("home")
-    keep(home, recorded(traffic(120, every_ms=500), machine()))
+    sides = {True: "with", False: "without"}
+    keep(
+        home,
+        [
+            msgspec.structs.replace(
+                each, policy={"holdout_response_cache": sides[number % 3 > 0], "holdout_share": "0.33"}
+            )
+            for number, each in enumerate(recorded(traffic(120, every_ms=500), machine()))
+        ],
+    )
     clock = ManualClock()
     clock.advance(3 * 3600 * 10**9)
 
@@ -69,6 +79,17 @@ def test_what_breaks_is_simulated_beside_the_server_and_then_shown(pages: TestCl
     assert [int(row[0]) for row in rows[1:]] == [10, 100]
     assert [int(row[2]) for row in rows[1:]] == [each["machines"] for each in body["scaled"]]
     assert Decimal(rows[1][6]) == 730 * int(rows[1][2])
+
+
+def test_what_a_lever_saved_against_a_hold_out_is_shown_with_its_interval(pages: TestClient) -> None:
+    (found,) = pages.get("/v1/plan/cheaper").json()["measured"]
+    assert (found["lever"], found["requests_with"], found["requests_without"]) == ("response_cache", 80, 40)
+    saved = {end: Decimal(found["saved_usd"][end]) for end in ("low", "expected", "high")}
+    assert saved["low"] < saved["expected"] < saved["high"]
+    (row,) = csv.DictReader(io.StringIO(pages.get("/plan/cheaper?csv=measured").text))
+    assert Decimal(row["saved_usd"]) == saved["expected"]
+    assert (Decimal(row["low_usd"]), Decimal(row["high_usd"])) == (saved["low"], saved["high"])
+    assert "What they saved, against a random hold-out" in words(pages.get("/plan/cheaper").text)
 
 
 def test_levers_are_shown_with_the_lines_that_switch_them_on(pages: TestClient) -> None:

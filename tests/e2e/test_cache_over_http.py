@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -188,6 +188,26 @@ def test_cache_control_reaches_the_cache(server: LiveServer, upstream: FakeUpstr
     ]
     assert outcomes == ["bypass", "miss", "bypass", "hit"]
     assert asked(upstream, question) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/v1/chat/completions", lambda body: body["error"]["code"]),
+        ("/v1/messages", lambda body: body["error"]["details"]["error_code"]),
+        ("/api/chat", lambda body: body["code"]),
+    ],
+)
+def test_what_is_not_kept_is_a_504_in_every_dialect_where_nothing_else_will_do(
+    server: LiveServer, upstream: FakeUpstream, path: str, told: Callable[[Any], str]
+) -> None:
+    question = QUESTION.format(f"a place without a name at {path}")
+    body = json.dumps({"model": "main", "max_tokens": 5, "messages": [{"role": "user", "content": question}]})
+    if path == "/api/chat":
+        body = body.replace('"max_tokens": 5, ', "")
+    status, answer, _ = server.request("POST", path, body.encode(), {"Cache-Control": "only-if-cached"})
+    assert (status, told(answer)) == (504, "not_cached")
+    assert asked(upstream, question) == 0
 
 
 def test_an_idempotent_request_gets_the_same_answer_from_the_cache_and_again(

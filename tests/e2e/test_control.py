@@ -317,8 +317,9 @@ def _text(answer: httpx.Response, stream: bool) -> str:
 def test_a_request_with_an_idempotency_key_is_finished_although_its_client_left(server: LiveServer) -> None:
     body = SHORT | {"max_tokens": 400}
     headers = {"Idempotency-Key": "gone"}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=0.1)
+    impatient = httpx.Timeout(60, read=0.5)
+    with server.engine_paused(), pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=impatient)
     answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
     assert answer.json()["usage"]["completion_tokens"] == 400
     [receipt] = server.receipts()

@@ -154,6 +154,28 @@ def test_anthropics_client_talks_to_openai(server: LiveServer, upstreams: tuple[
     assert last["messages"][-1] == {"role": "tool", "tool_call_id": call.id, "content": "The call failed:\nnone"}
 
 
+@pytest.mark.parametrize("model", ["gpt", "sonnet"])
+def test_ollamas_client_talks_to_both_and_what_it_leaves_out_is_left_to_them(
+    server: LiveServer, upstreams: tuple[FakeUpstream, FakeUpstream], model: str
+) -> None:
+    asked = {"model": model, "messages": [{"role": "user", "content": "Where?"}], "stream": False}
+    status, told, _ = server.request("POST", "/api/chat", json.dumps(asked).encode())
+    assert status == 200, told
+    assert told["message"]["content"]
+    assert told["done_reason"]
+    sent = upstreams[0 if model == "sonnet" else 1].calls[-1].json
+    assert not {"temperature", "top_p", "top_k"} & set(sent)
+    limited = asked | {"options": {"temperature": 0.5, "top_k": 3}}
+    status, told, _ = server.request("POST", "/api/chat", json.dumps(limited).encode())
+    if model == "gpt":
+        assert (status, told["param"]) == (400, "options.top_k")
+        assert "`options.top_k`" in told["error"]
+    else:
+        assert status == 200
+        sent = upstreams[0].calls[-1].json
+        assert (sent["temperature"], sent["top_k"]) == (0.5, 3)
+
+
 def test_a_sealed_thought_comes_back_to_its_maker(
     server: LiveServer, upstreams: tuple[FakeUpstream, FakeUpstream]
 ) -> None:

@@ -25,6 +25,10 @@ base_url = "{url}"
 placement = "google"
 model = "gemini-2.5-pro"
 
+[models.vectors]
+placement = "google"
+model = "gemini-embedding-001"
+
 [models.next]
 placement = "google"
 model = "gemini-3-pro-preview"
@@ -35,6 +39,11 @@ LONG = {"promptTokenCount": 250_000, "candidatesTokenCount": 100, "thoughtsToken
 
 
 async def gemini(call: Call) -> None:
+    if call.path.endswith(":batchEmbedContents"):
+        vectors = [{"values": [3.0, 4.0]} for _ in call.json["requests"]]
+        told = {"embeddings": vectors, "usageMetadata": {"promptTokenCount": 1000}}
+        await call.whole(json.dumps(told).encode())
+        return
     last = call.json["contents"][-1]["parts"][-1]
     if "functionResponse" in last:
         data = fake_gemini.answer(fake_gemini.text(f"It is {last['functionResponse']['response']['output']}."))
@@ -157,3 +166,16 @@ def test_a_long_prompt_costs_what_long_prompts_do(
     raw = client.chat.completions.with_raw_response.create(model="pro", messages=asked)
     _, receipt = server.get(f"/v1/receipts/{raw.headers['x-millicent-receipt']}")
     assert abs(Decimal(receipt["total_usd"]) - expected / 1_000_000) < Decimal("5e-9")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed"])
+def test_texts_are_embedded_and_priced_in_both_dialects(server: LiveServer, path: str) -> None:
+    body = json.dumps({"model": "vectors", "input": ["a", "b"]}).encode()
+    status, told, headers = server.request("POST", path, body)
+    assert status == 200, told
+    vectors = told["embeddings"] if path == "/api/embed" else [each["embedding"] for each in told["data"]]
+    assert vectors == [[pytest.approx(0.6), pytest.approx(0.8)]] * 2
+    receipt = server.settled(headers["x-millicent-receipt"])
+    # As published: $0.15 for a million tokens.
+    assert Decimal(receipt["total_usd"]) == Decimal("0.00015")
+    assert receipt["usage"]["input_fresh"] == {"tokens": 1000, "provenance": "reported"}

@@ -21,7 +21,7 @@ from millicent.economics.capacity import Slots, back_to_back
 from millicent.economics.machines import MachineConfig, machine_from
 from millicent.economics.places import ApiModel, Asked, Place
 from millicent.economics.traffic import Hour, Ran, Spread
-from millicent.economics.where import Setup, Where, where
+from millicent.economics.where import Setup, Where, verdict, where
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 from millicent.meter.placements import PlacementConfig
 from millicent.meter.prices import LongContext, PriceBook, PriceConfig
@@ -238,6 +238,18 @@ def test_a_stated_machine_is_assumed_and_breaks_even_where_the_arithmetic_says(c
     assert even.pays_from == even.pays_always_from == 1_006_897
     assert even.utilization == Fraction(146_000, 508_080)
     assert found.break_evens[-1].machine == "gpu" or found.break_evens[0].machine == "box small"
+
+
+def test_whether_a_machine_pays_is_said_in_a_sentence(
+    compare: Callable[..., Where], compare_full: Callable[..., Where]
+) -> None:
+    few, many = verdict(compare(Asked(volume=1000))), verdict(compare_full(Asked(volume=10_000_000)))
+    assert few.startswith("At 1,000 requests a month a machine does not pay: ")
+    assert "$730.00" in few
+    assert "$1.45." in few
+    first = min(each.pays_from for each in compare(Asked(volume=1000)).break_evens if each.pays_from)
+    assert few.endswith(f"from {first:,} requests a month, {first / 1000:,.1f} times as many.")
+    assert many.startswith("At 10,000,000 requests a month a machine pays: ")
 
 
 def test_the_rule_of_thumb_is_tested_on_this_traffic(compare_full: Callable[..., Where]) -> None:

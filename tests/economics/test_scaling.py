@@ -184,6 +184,18 @@ def _grown(basis: Basis, times: int) -> list[Arrival]:
     return superposed(busiest(basis.arrivals, 100), times)
 
 
+def test_what_present_machines_were_seen_to_carry_takes_no_more_of_them(tmp_path: Path) -> None:
+    """A hundred times the traffic is too much to be tried on many machines; on the one there is it was."""
+    keep(tmp_path, recorded(traffic(130, every_ms=120_000), REAL), hours=6)
+    sparse = basis_of(LedgerQueries(tmp_path / "ledger.db"), read(tmp_path), SHAPE)
+    found = scale(sparse, sparse.recorded, Limits(machines=1), multiples=(100,), target_ns=10 * NS_PER_S, most=1000)
+    top = found.ladder[-1]
+    assert (top.multiple, top.outcome.requests) == (100, 10_000)
+    assert top.p95_wait_ns is not None
+    assert top.p95_wait_ns < 10 * NS_PER_S
+    assert (found.scaled[0].machines, found.scaled[0].p95_wait_ns) == (1, top.p95_wait_ns)
+
+
 def test_a_target_that_no_machine_meets_is_said_so(basis: Basis) -> None:
     found = scale(basis, basis.recorded, Limits(), multiples=(2,), target_ns=NS_PER_MS, most=200)
     assert found.scaled[0].machines is None

@@ -11,7 +11,8 @@ import pytest
 
 from millicent.core.clock import ManualClock
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Meter, Receipt
+from millicent.core.receipts import HourShare, Meter, Receipt, outside_line
+from millicent.core.request import OutsideCost
 from millicent.core.usage import Provenance
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.memory import MemoryLedger
@@ -65,6 +66,22 @@ def test_the_old_book_is_untouched_and_each_has_its_own_totals() -> None:
         (nothing,) = ledger.queries.totals("model", ReceiptFilter(), "empty")
         assert (actual.cost, dearer.cost, nothing.cost) == (Money(25_000), Money(500_000), Money(0))
         assert (actual.unpriced, dearer.unpriced, nothing.unpriced) == (0, 0, 1)
+
+    asyncio.run(story())
+
+
+def test_a_line_with_an_id_of_its_callers_is_repriced_without_it() -> None:
+    async def story() -> None:
+        ledger = MemoryLedger()
+        receipt = receipts.settled()
+        await ledger.close(receipt, (HourShare(1, "s", receipts.START_NS, 250_000_000),))
+        cost = OutsideCost("retrieval", "other", Decimal(2), "query", Money(500), id="one")
+        await ledger.post_lines(receipt.id, (outside_line(cost, receipts.END_NS + 1),))
+        kept = ledger.queries.receipt(receipt.id)
+        assert kept is not None
+        await ledger.add_lines({receipt.id: at_dearer_prices(kept, DEARER).lines})
+        (dearer,) = ledger.queries.totals("model", ReceiptFilter(), "dearer")
+        assert dearer.cost == Money(500_500)
 
     asyncio.run(story())
 

@@ -203,7 +203,7 @@ def test_the_list_cost_is_that_before_the_contracts_discount(opened: Make, close
     receipt = msgspec.structs.replace(
         receipt,
         placement=attempt.placement,
-        lines=(line, msgspec.structs.replace(line, attempt=0)),
+        lines=(line, msgspec.structs.replace(line, attempt=0, provenance=Provenance.REPORTED)),
         prices=PriceSource("prices.m", {"kind": "api", "input": "3", "discount": "0.15"}),
     )
     row, outside = charges(receipt)
@@ -211,6 +211,11 @@ def test_the_list_cost_is_that_before_the_contracts_discount(opened: Make, close
     assert (row["ListUnitPrice"], row["ContractedUnitPrice"]) == ("0.000003", "0.00000255")
     assert (row["ListCost"], row["ContractedCost"]) == ("0.003003", "0.00255255")
     assert outside["ListCost"] == outside["ContractedCost"]
+    assert (outside["ProviderName"], outside["InvoiceIssuerName"], outside["ServiceName"]) == (
+        "outside",
+        "outside",
+        "inference",
+    )
 
 
 def test_what_recovery_reduced_to_the_hold_is_one_unit_at_that_price(opened: Make, closed: Make) -> None:

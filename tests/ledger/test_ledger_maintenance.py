@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,14 +18,15 @@ from millicent.core.budgets import Budget, Every
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock
 from millicent.core.errors import ConfigError, LedgerUnavailable, NotFound
 from millicent.core.money import Money
-from millicent.core.receipts import HourShare, Receipt, Role, Status
-from millicent.core.request import Attribution
+from millicent.core.receipts import Accelerator, HourShare, Receipt, Role, Status, outside_line
+from millicent.core.request import Attribution, OutsideCost
 from millicent.core.usage import Provenance
 from millicent.ledger import maintenance
 from millicent.ledger.backup import back_up, restore
 from millicent.ledger.budgets import put_budget, read_balances
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.maintenance import purge_user
+from millicent.ledger.memory import MemoryLedger
 from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter
 from millicent.ledger.schema import write_once
 from millicent.ledger.sqlite import SqliteLedger
@@ -139,6 +141,47 @@ def test_a_purged_user_is_nowhere_in_the_file_and_every_amount_stays(
         connection.execute("PRAGMA journal_mode = DELETE")
     # Not the bare name: three letters may stand in a random one.
     assert not [word for word in (b"ada@", b"ada-1", b"ada-2") if word in path.read_bytes()]
+
+
+def test_notes_that_came_with_the_request_and_alerts_forget_a_purged_user_too(opened: Make, closed: Make) -> None:
+    async def story() -> None:
+        ledger = MemoryLedger()
+        whom = Attribution(user="ada")
+        receipt = closed(opened(1, attribution=whom), accelerator=Accelerator())
+        cost = OutsideCost("retrieval", "other", Decimal(2), "query", Money(500), note="for ada")
+        brought = outside_line(cost, receipt.created_at_ns)
+        await ledger.close(msgspec.structs.replace(receipt, lines=(brought, *receipt.lines)), ())
+        await ledger.write(_alert("one", "Budget `b` of user `ada` is gone.", "[]"))
+        await ledger.write(_alert("two", "Cost rose.", '[{"dimension":"user","member":"ada","percent":60}]'))
+        await ledger.write(lambda connection: purge_user(connection, "ada"))
+        kept = ledger.queries.receipt(receipt.id)
+        assert kept is not None
+        assert [line.note for line in kept.lines] == [None, "a note"]
+        alerts, messages = await ledger.write(_alerts)
+        assert [name for name, _ in alerts] == ["two"]
+        assert "ada" not in alerts[0][1]
+        assert messages == []
+
+    asyncio.run(story())
+
+
+def _alert(name: str, title: str, causes: str) -> Callable[[sqlite3.Connection], None]:
+    def write(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "INSERT INTO alerts VALUES (?, 'r', 'k', 'f', 'd', ?, ?, '{}', ?, 1, 1, 1, NULL, 1)",
+            (name, name, title, causes),
+        )
+        connection.execute(
+            "INSERT INTO alert_messages (id, rule, body, created_at_ns, due_at_ns) VALUES (?, 'r', ?, 1, 1)",
+            (name, f'{{"text":"{title}","value":"user ada 60%"}}'),
+        )
+
+    return write
+
+
+def _alerts(connection: sqlite3.Connection) -> tuple[list[tuple[str, str]], list[tuple[str]]]:
+    found = connection.execute("SELECT id, causes FROM alerts").fetchall()
+    return found, connection.execute("SELECT id FROM alert_messages").fetchall()
 
 
 def test_what_is_settled_still_refuses_change_by_hand(tmp_path: Path, opened: Make, closed: Make) -> None:

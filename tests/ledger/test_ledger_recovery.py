@@ -15,7 +15,7 @@ from millicent.core.accounts import Account, Checkpoint, DeviceSession, HourTime
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock
 from millicent.core.errors import LedgerUnavailable
 from millicent.core.money import Money
-from millicent.core.receipts import RATE_KEY, Accelerator, HourShare, PriceSource, Receipt, Status
+from millicent.core.receipts import RATE_KEY, Accelerator, HourShare, PriceSource, Receipt, Role, Status
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
@@ -180,6 +180,62 @@ def test_a_receipt_without_device_time_to_know_is_unpriced_never_zero(machine: M
     receipt = machine.queries.receipt(opened(1).id)
     assert receipt is not None
     assert (receipt.total, receipt.accelerator.provenance) == (None, Provenance.UNKNOWN)
+
+
+API = {"kind": "api", "input": "3", "input_cached": "0.3", "output": "15", "discount": "0.1", "request_fee": "0.001"}
+
+
+def of_tokens(**tokens: int) -> Reading:
+    usage = Usage.of(Provenance.ESTIMATED, **tokens)
+    return Reading("rcpt_0001", usage, Accelerator())
+
+
+@pytest.mark.parametrize(
+    ("seen", "prices", "hold", "amounts"),
+    [
+        # (1000 x 3 + 200 x 15) / 10^6 x 0.9, and 0.001 x 0.9
+        ({"input_fresh": 1000, "output_text": 200}, API, 10**9, [2_700_000, 2_700_000, 900_000]),
+        ({"input_fresh": 1000, "input_cache_read": 0, "output_text": 200}, API, 3_000_000, [2_700_000, 300_000, 0]),
+        ({"input_fresh": 1000, "output_text": 200}, {"kind": "api", "input": "3"}, 10**9, []),
+        ({"input_fresh": 1000, "output_reasoning": 200}, API, 10**9, []),
+        ({}, API, 10**9, []),
+    ],
+)
+def test_what_had_come_of_an_answer_that_is_paid_by_the_token_is_priced_within_the_hold(
+    machine: Machine, opened: Make, seen: dict[str, int], prices: dict[str, str], hold: int, amounts: list[int]
+) -> None:
+    receipt = opened(1, prices=PriceSource("prices.m", prices), hold=Money(hold))
+
+    async def life(ledger: SqliteLedger) -> None:
+        await ledger.open(receipt)
+        await ledger.checkpoint(Checkpoint(T0, (), (of_tokens(**seen),)))
+
+    machine.live_and_die(life)
+    machine.recover()
+    found = machine.queries.receipt(receipt.id)
+    assert found is not None
+    assert [line.amount for line in found.lines] == [Money(each) for each in amounts]
+    assert {line.provenance for line in found.lines} <= {Provenance.ESTIMATED}
+    assert found.total == (Money(sum(amounts)) if amounts else None)
+    assert machine.queries.verify() == []
+
+
+def test_a_later_attempt_is_not_charged_for_what_an_earlier_one_used(machine: Machine, opened: Make) -> None:
+    receipt = opened(1, prices=PriceSource("prices.m", API), hold=Money(10**9))
+    (first,) = receipt.attempts
+    ended = msgspec.structs.replace(first, ended_at_ns=T0 + 1, status=Status.FAILED)
+    again = msgspec.structs.replace(first, ordinal=2, role=Role.RETRY, started_at_ns=T0 + 1)
+
+    async def life(ledger: SqliteLedger) -> None:
+        await ledger.open(receipt)
+        await ledger.checkpoint(Checkpoint(T0, (), (of_tokens(input_fresh=1000, output_text=200),)))
+        assert await ledger.begin(msgspec.structs.replace(receipt, attempts=(ended, again)))
+
+    machine.live_and_die(life)
+    machine.recover()
+    found = machine.queries.receipt(receipt.id)
+    assert found is not None
+    assert found.total is None
 
 
 def test_a_receipt_priced_by_device_time_that_no_checkpoint_saw_costs_an_estimated_nothing(

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millicent.core.accounts import Reading
-from millicent.core.clock import parse_time_ns
+from millicent.core.clock import NS_PER_S, parse_time_ns
 from millicent.core.errors import ConfigError
 from millicent.core.money import Money
 from millicent.core.receipts import Accelerator, Attempt, Line, Meter, Role
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.meter.placements import Placement, PlacementConfig
-from millicent.meter.prices import PriceBook, PriceConfig, TokenPrices
+from millicent.meter.prices import PriceBook, PriceConfig, PriceEntry, TokenPrices
 from millicent.meter.pricing import Consumption, Priced, price, token_lines, total
 from millicent.meter.published_prices import published_prices
 
@@ -181,6 +181,20 @@ def test_our_table_replaces_what_is_published_whole() -> None:
     found = ours.find("gpt-4o", AT_NS)
     assert found is not None
     assert (found.source, found.service.input) == ("prices.gpt-4o", Decimal(3))
+
+
+def test_published_prices_that_are_lower_at_night_are_asked_for_at_that_hour() -> None:
+    day_ns = 20_000 * 86_400 * NS_PER_S
+
+    def by_night(model: str, at_ns: int, provider: str | None) -> tuple[str, PriceEntry]:
+        del model, provider
+        return "night", PriceEntry(input=Decimal(1 if at_ns - day_ns < 1800 * NS_PER_S else 2))
+
+    book = PriceBook({}, by_night)
+    for after_s, usd in ((0, 1), (1799, 1), (1800, 2), (86_399, 2), (1799, 1)):
+        found = book.find("m", day_ns + after_s * NS_PER_S)
+        assert found is not None
+        assert found.service.input == usd
 
 
 def test_published_prices_cover_tiers_caches_and_batch() -> None:

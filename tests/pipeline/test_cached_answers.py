@@ -17,7 +17,7 @@ from millicent.caching.config import CacheConfig, FeatureCacheConfig
 from millicent.control.config import BudgetConfig
 from millicent.core.chunks import CallPiece, Chunk, End, FinishReason, Text, TokenLogprob, Vector, vector_lines
 from millicent.core.clock import NS_PER_S
-from millicent.core.errors import LedgerUnavailable, MillicentError, PaymentRequired, UpstreamError
+from millicent.core.errors import LedgerUnavailable, MillicentError, NotCached, PaymentRequired, UpstreamError
 from millicent.core.idempotency import Claim
 from millicent.core.money import Money
 from millicent.core.protocols import Call
@@ -171,6 +171,27 @@ def test_cache_control_is_honoured() -> None:
         given = await world.ask(cache_control="no-transform")
         assert (given.policy or {})["response_cache_filled_by"] == fresh.id
         assert world.calls == 5
+
+    run(story)
+
+
+def test_where_only_a_kept_answer_will_do_nothing_else_is_tried() -> None:
+    async def story() -> None:
+        world = World()
+        for said in ("only-if-cached", "only-if-cached, no-store", "only-if-cached, no-cache"):
+            with pytest.raises(NotCached):
+                await world.ask(cache_control=said)
+        assert (world.calls, await world.outcome()) == (0, "miss")
+        assert await world.outcome(cache_control="only-if-cached") == "hit"
+        world.clock.advance(10 * NS_PER_S)
+        assert await world.outcome(cache_control="only-if-cached, max-age=20") == "hit"
+        with pytest.raises(NotCached):
+            await world.ask(cache_control="only-if-cached, max-age=5")
+        with pytest.raises(NotCached):
+            await World(config=CacheConfig()).ask(cache_control="only-if-cached")
+        # Nobody waits for an answer that never comes.
+        assert await world.outcome(cache_control="max-age=5") == "miss"
+        assert world.calls == 2
 
     run(story)
 

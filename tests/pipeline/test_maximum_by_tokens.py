@@ -106,10 +106,10 @@ def test_input_that_nobody_counted_may_be_twice_the_guess() -> None:
     assert quote.cost.low == Money(guess // 2 * 10_000 + quote.output_tokens.low * 40_000)
 
 
-def test_a_hold_is_enough_where_the_output_is_limited() -> None:
-    assert plan(asked(limits=Limits(max_tokens=10))).hold_is_enough
-    assert plan(asked("0.01", limits=Limits(max_tokens=10))).hold_is_enough
-    assert not plan(asked()).hold_is_enough
+def test_what_the_longest_answer_costs_is_known_where_the_output_is_limited() -> None:
+    limited = plan(asked(limits=Limits(max_tokens=10)))
+    assert limited.most == limited.hold
+    assert plan(asked()).most is None
 
 
 def test_a_budget_that_just_covers_an_answer_cuts_none_of_it() -> None:
@@ -123,6 +123,32 @@ def test_a_budget_that_just_covers_an_answer_cuts_none_of_it() -> None:
         answer = await world.pipeline.admit(request)
         assert "".join(text.text for text in await read(answer)) == "x" * 40
         assert world.receipt(answer).finish_reason == "stop"
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+
+
+def test_input_that_nobody_counts_counts_while_the_answer_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        pieces = tuple(Text("x", 1) for _ in range(700))
+        world = World(FakeAnswer(pieces, input_tokens=10_004, context_tokens=20_000, provenance=Provenance.REPORTED))
+        counted = world.backend.prepare
+
+        async def uncounted(request: Request) -> Call:
+            call = await counted(request)
+            call.input_tokens = None
+            return call
+
+        monkeypatch.setattr(world.backend, "prepare", uncounted)
+        # $0.10 of input, and a hundred millicents for each token of output.
+        budget = Budget(name="all", limit=Money.from_usd("0.15"), every=Every.ONCE)
+        await world.ledger.write(lambda connection: put_budget(connection, budget))
+        monkeypatch.setattr(world.pipeline._books, "_hold", lambda _: Money.from_usd("0.15"))
+        answer = await world.pipeline.admit(world.request("four" * 10_000))
+        await read(answer)
+        receipt = world.receipt(answer)
+        assert (receipt.finish_reason, receipt.usage.input_tokens) == ("length", 10_004)
+        assert receipt.total is not None
+        assert Money.from_usd("0.14") < receipt.total <= budget.limit
 
     asyncio.run(asyncio.wait_for(story(), 60))
 

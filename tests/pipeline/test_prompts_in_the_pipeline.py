@@ -12,7 +12,7 @@ from millicent.core.chunks import Text
 from millicent.core.errors import UpstreamError
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt
-from millicent.core.request import Attribution, Message, Request
+from millicent.core.request import Attribution, Message, Request, TextPart
 from millicent.core.usage import Provenance, Usage
 from millicent.ledger.queries import ReceiptFilter
 from millicent.meter.prices import PriceConfig
@@ -191,6 +191,46 @@ def test_twenty_turns_at_a_provider_that_keeps_what_is_marked_show_on_their_rece
             assert each.list_price is not None
             assert each.total is not None
             assert Money.total(each.saved.values()) == each.list_price - each.total
+        await world.close()
+
+    run(story)
+
+
+def test_quotes_and_holds_count_what_marks_read_and_write() -> None:
+    async def story() -> None:
+        world = World(Marked(), marked_at=("one",), prices=KEPT)
+        for turn in range(6):
+            request = world.request(messages=turns("a", turn + 1))
+            [quote] = await world.pipeline.quotes(request, ["main"])
+            answer = await world.pipeline.admit(request)
+            await read(answer)
+            receipt = world.receipt(answer)
+            assert quote.cost is not None
+            assert receipt.total is not None
+            # But for some tokens of output that didn't come.
+            assert abs(quote.cost.expected.nanousd - receipt.total.nanousd) < 0.02 * receipt.total.nanousd + 200_000
+            assert quote.cost.low <= receipt.total <= quote.cost.high
+            assert receipt.hold == quote.cost.high
+        await world.close()
+
+    run(story)
+
+
+def test_what_the_caller_marks_is_held_for_as_if_all_of_it_were_written() -> None:
+    async def story() -> None:
+        world = World(Marked(), marked_at=("one",), prices=KEPT)
+        request = world.request(messages=(Message("user", (TextPart("x" * 20_000, cache="5m"),)),))
+        [quote] = await world.pipeline.quotes(request, ["main"])
+        assert quote.cost is not None
+        assert quote.input_tokens is not None
+        # $3.75 a million for what is written, $3 for what is not, and $15 for ten tokens of output at most.
+        assert quote.cost.high == Money(quote.input_tokens * 3750 + 10 * 15_000)
+        assert quote.cost.expected == Money(quote.input_tokens * 3000 + quote.output_tokens.expected * 15_000)
+        answer = await world.pipeline.admit(request)
+        await read(answer)
+        receipt = world.receipt(answer)
+        assert receipt.total is not None
+        assert receipt.hold == quote.cost.high >= receipt.total
         await world.close()
 
     run(story)

@@ -16,14 +16,17 @@ from millicent.server.config import ServerConfig
 
 
 def pulled(
-    monkeypatch: pytest.MonkeyPatch, fetch: Any, name: str, hear: Callable[[dict[str, Any]], None] = lambda _: None
-) -> list[dict[str, Any]]:
+    monkeypatch: pytest.MonkeyPatch, fetch: Any, name: str, hear: Callable[[dict[str, Any]], None] = lambda _: None,
+    offered: list[Any] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The lines; `offered` gets what could be asked by the time the last of them came."""
     monkeypatch.setattr(server, "pull", fetch)
     monkeypatch.setattr(server, "_PROGRESS_INTERVAL_S", 0.01)
     unused: Any = None
+    kept: list[Any] = [] if offered is None else offered
     addresses = server.Ollama(
         pipeline=unused, health=unused, makes_vectors=unused, cache=Path("/nowhere"), clock=ManualClock(),
-        config=ServerConfig(),
+        offer=kept.append, config=ServerConfig(),
     )  # fmt: skip
 
     async def read() -> list[dict[str, Any]]:
@@ -38,15 +41,20 @@ def pulled(
 
 def test_progress_is_told_and_then_success(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Path]] = []
+    offered: list[Any] = []
     heard = threading.Event()
 
-    def fetch(name: str, cache: Path, progress: Any) -> None:
+    def fetch(name: str, cache: Path, progress: Any) -> str:
         asked.append((name, cache))
         progress(5, None)
         assert heard.wait(60)
         progress(10, 10)
+        return "what was fetched"
 
-    lines = pulled(monkeypatch, fetch, "small:latest", lambda line: heard.set() if "completed" in line else None)
+    lines = pulled(
+        monkeypatch, fetch, "small:latest", lambda line: heard.set() if "completed" in line else None, offered
+    )
+    assert offered == ["what was fetched"]
     assert asked == [("small", Path("/nowhere"))]
     assert lines[0] == {"status": "pulling manifest"}
     assert {"status": "pulling small:latest", "completed": 5} in lines

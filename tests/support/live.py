@@ -89,6 +89,16 @@ class LiveServer:
         assert isinstance(pid, int)
         return pid
 
+    @contextmanager
+    def engine_paused(self) -> Iterator[None]:
+        """What is asked meanwhile waits, for as long as the test likes."""
+        pid = self.engine_pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Any, Mapping[str, str]]:

@@ -124,7 +124,7 @@ class World:
             policies={} if policy is None else {"main": policy},
             random=Random(seed),
             routing=Policies(routing or {}, Path()),
-            prompts=Prompts(SECRET, self.clock, marked_at),
+            prompts=Prompts(SECRET, self.clock, marked_at, marked_at),
             holdout=Holdout(holdout or HoldoutConfig()),
         )
         self.budget: Budget | None = None

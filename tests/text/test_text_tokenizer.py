@@ -197,6 +197,33 @@ def test_a_chat_that_a_template_refuses_is_the_callers_error(
     assert caught.value.param == "messages"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for i in [9] * 999 recursive %}{{ loop(range(10, 99999)) if i == 9 }}{% endfor %}",
+        "{% for i in range(9999) %}{{ 'x' * 10**5 }}{% endfor %}",
+        "{{ 'x' * 10**17 }}",
+    ],
+)
+def test_a_template_that_never_comes_to_an_end_is_ended(tiny_path: Path, tmp_path: Path, template: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"turns|characters|MemoryError"):
+        with_template(tiny_path, tmp_path, template).encode_chat([Message("user", "x")])
+
+
+def test_loops_know_where_they_are(tiny_path: Path, tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages if m.role == 'user' %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}"
+        "{% else %}none{% endfor %};{% for m in messages[::-1] %}{% if loop.first %}{% continue %}{% endif %}"
+        "{{ m.content }}{% endfor %};{% for i in [[1, [2, 3]]] recursive %}{{ loop(i) if i is iterable else i }}"
+        "{% endfor %};{% set ns = namespace(self=4) %}{{ ns.self }}"
+    )
+    tokenizer = with_template(tiny_path, tmp_path, template)
+    messages = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    assert tokenizer.decode(tokenizer.encode_chat(messages)) == "1/2,2/2;ba;123;4"
+
+
 def test_a_template_that_is_no_jinja_is_the_models_error(tiny_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="line 1"):
         with_template(tiny_path, tmp_path, "{% if %}").encode_chat([Message("user", "x")])

@@ -162,7 +162,7 @@ def test_an_openai_request_with_all_that_can_go() -> None:
         ({"choices": 2}, "n"),
         ({"priority": 1}, "priority"),
         ({"output_format": OutputFormat("regex", "a")}, "response_format"),
-        ({"messages": None, "prompt": "x"}, "model"),
+        ({"messages": None, "prompt": "x"}, "prompt"),
         ({"messages": (Message("user", "x", name="ada"),)}, "messages[0].name"),
         ({"messages": (Message("user", (OtherPart("input_audio", "{}", "messages[0].content[0]"),)),)},
          "messages[0].content[0].type"),

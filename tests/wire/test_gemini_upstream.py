@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 from typing import Any
 
 import msgspec
@@ -30,6 +31,7 @@ from millicent.core.request import (
     ToolCall,
 )
 from millicent.core.usage import Leaf, Provenance, Usage
+from millicent.wire import gemini_embeddings
 from millicent.wire.gemini_upstream import encode
 from millicent.wire.gemini_upstream_answers import AnswerReader
 from millicent.wire.upstream_errors import complaint_in, error_of
@@ -169,8 +171,7 @@ def test_a_conversation_is_told_turn_by_turn() -> None:
         ({"tools": (WEATHER,), "parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"output_format": OutputFormat("regex", "a+")}, "response_format"),
         ({"thinking": Thinking("xhigh")}, "reasoning_effort"),
-        ({"messages": None, "prompt": "hi"}, "model"),
-        ({"messages": None, "embedding": Embedding(("hi",))}, "model"),
+        ({"messages": None, "prompt": "hi"}, "prompt"),
         ({"messages": (Message("user", "hi", name="ada"),)}, "messages[0].name"),
         ({"messages": (Message("system", "hi"),)}, "messages"),
         ({"messages": (Message("user", (ImagePart(url="https://example.com/a.png"),)),)}, "messages"),
@@ -288,3 +289,50 @@ def test_googles_complaints_are_ours() -> None:
     assert error.retry_after_s == 22
     long = {"error": {"code": 400, "message": "The input token count (2) exceeds the maximum number of tokens (1)."}}
     assert error_of("It", 400, complaint_in(long)).code == "context_length_exceeded"
+
+
+def embedding(**fields: Any) -> Request:
+    return Request("rcpt_1", "openai.embeddings", "small", embedding=Embedding(**fields))
+
+
+def test_texts_to_embed_go_in_one_batch() -> None:
+    sent = gemini_embeddings.encode(embedding(inputs=("a", "b"), dimensions=3), "gemini-embedding-001", "Gemini")
+    assert sent.path == "/models/gemini-embedding-001:batchEmbedContents"
+    assert json.loads(sent.body) == {
+        "requests": [
+            {
+                "model": "models/gemini-embedding-001",
+                "content": {"parts": [{"text": text}]},
+                "outputDimensionality": 3,
+            }
+            for text in ("a", "b")
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"inputs": ((1, 2),)}, "input"),
+        ({"inputs": ("a",) * 101}, "input"),
+        ({"inputs": ("a",), "truncate_tokens": 5}, "truncate_prompt_tokens"),
+    ],
+)
+def test_what_it_cannot_embed_is_refused_by_name(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        gemini_embeddings.encode(embedding(**fields), "gemini-embedding-001", "Gemini")
+    assert caught.value.param == word
+
+
+def test_vectors_come_in_order_as_unit_vectors_with_the_count_that_is_told() -> None:
+    body = {"embeddings": [{"values": [3.0, 4.0]}, {"values": [0.0, 0.0]}], "usageMetadata": {"promptTokenCount": 7}}
+    read = gemini_embeddings.VectorsReader(json.dumps(body).encode(), 2)
+    assert [struct.unpack("<2f", each.values) for each in read.vectors] == [
+        (pytest.approx(0.6), pytest.approx(0.8)), (0.0, 0.0),
+    ]  # fmt: skip
+    assert read.usage == Usage.of(Provenance.REPORTED, input_fresh=7)
+    del body["usageMetadata"]
+    assert gemini_embeddings.VectorsReader(json.dumps(body).encode(), 2).usage is None
+    for wrong, inputs in ((body, 3), ({"embeddings": [{"values": []}]}, 1), ({"embeddings": [{"values": [1e999]}]}, 1)):
+        with pytest.raises(msgspec.DecodeError):
+            gemini_embeddings.VectorsReader(json.dumps(wrong).encode(), inputs)

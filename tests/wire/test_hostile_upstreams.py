@@ -13,8 +13,12 @@ import pytest
 from millicent.core.chunks import Text, merge_texts
 from millicent.core.errors import MillicentError
 from millicent.core.usage import Usage
-from millicent.wire import anthropic_upstream_answers, gemini_upstream_answers, openai_upstream_answers
-from millicent.wire.openai_upstream_answers import VectorsReader
+from millicent.wire import (
+    anthropic_upstream_answers,
+    gemini_embeddings,
+    gemini_upstream_answers,
+    openai_upstream_answers,
+)
 from millicent.wire.upstream_answers import AnswerReader
 from millicent.wire.upstream_errors import complaint_in, error_of
 from support import fake_gemini
@@ -118,18 +122,26 @@ def test_anything_in_a_complaint_is_one_line(body: dict[str, Any], status: int) 
             assert len(error.message) < 600
 
 
-def test_anything_among_vectors_is_understood_or_said_to_be_none() -> None:
-    body = {"data": [{"embedding": [0.5], "index": 0}], "usage": {"prompt_tokens": 3, "cost": 0.1}, "model": "m"}
-    changed = [*anything_anywhere(body), *(_vectors(it) for it in (b"[1e39]", b"[1e300]", b'"AAA="', b'["a"]', b"[]"))]
-    for each in changed:
+OPENAI_VECTORS = {"data": [{"embedding": [0.5], "index": 0}], "usage": {"prompt_tokens": 3, "cost": 0.1}, "model": "m"}
+GEMINI_VECTORS = {"embeddings": [{"values": [0.5]}], "usageMetadata": {"promptTokenCount": 3}}
+
+
+@pytest.mark.parametrize(
+    ("reader", "body"),
+    [(openai_upstream_answers.VectorsReader, OPENAI_VECTORS), (gemini_embeddings.VectorsReader, GEMINI_VECTORS)],
+)
+def test_anything_among_vectors_is_understood_or_said_to_be_none(reader: Any, body: dict[str, Any]) -> None:
+    for changed in anything_anywhere(body):
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            (vector,) = VectorsReader(each, 1).vectors
-            assert len(vector.values) % 4 == 0
-            assert vector.values
+            found = reader(changed, 1)
+            assert len(found.vectors[0].values) == 4
+            assert (found.usage or Usage()).input_tokens in range(2**31)
 
 
-def _vectors(values: bytes) -> bytes:
-    return b'{"data":[{"index":0,"embedding":%s}]}' % values
+@pytest.mark.parametrize("values", [b"[1e39]", b"[1e300]", b'"AAA="', b'["a"]', b"[]", b'""', b"[null]"])
+def test_what_is_no_vector_is_said_to_be_none(values: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        openai_upstream_answers.VectorsReader(b'{"data":[{"index":0,"embedding":%s}]}' % values, 1)
 
 
 def test_a_secret_is_hidden_also_where_the_line_ends() -> None:

@@ -62,7 +62,13 @@ def test_the_least_there_can_be_has_ollamas_own_defaults() -> None:
         messages=(Message("user", "hi"),),
         sampling=Sampling(temperature=0.8, top_p=0.9, top_k=40),
         stream=True,
+        assumed=("temperature", "top_p", "top_k"),
     )
+    some = chat(options={"temperature": 0.8, "top_k": 40})
+    assert (some.sampling, some.assumed) == (chat().sampling, ("top_p",))
+    # Servers elsewhere are told what was said.
+    assert chat().as_asked().sampling == Sampling()
+    assert some.as_asked().sampling == Sampling(temperature=0.8, top_k=40)
 
 
 def test_options_are_honoured() -> None:
@@ -202,3 +208,9 @@ def test_errors_are_one_line() -> None:
 def test_what_nobody_knows_is_null() -> None:
     ended = ollama_common.done(receipts.unknown(), FinishReason.STOP)
     assert (ended["prompt_eval_count"], ended["cost"]) == (None, None)
+
+
+def test_a_line_is_one_to_readers_that_cut_at_any_end_of_a_line() -> None:
+    said = "a\x85b\u2028c\u2029d\ne\x0bf\x1cg"
+    (line,) = ollama_common.line({"response": said}).decode().splitlines()
+    assert json.loads(line) == {"response": said}

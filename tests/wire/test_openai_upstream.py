@@ -293,6 +293,36 @@ def test_usage_that_comes_for_each_answer_is_added_up_and_each_prompt_counted_on
     assert of_prompts.ended
 
 
+@pytest.mark.parametrize(
+    ("delta", "thought"),
+    [
+        (
+            {"reasoning": "Hm.", "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]},
+            "Hm.",
+        ),
+        ({"reasoning": None, "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]}, "Hm."),
+        (
+            {"reasoning_details": [{"type": "reasoning.summary", "summary": "So."}, {"type": "x", "data": "c2VhbA"}]},
+            "So.",
+        ),
+    ],
+)
+def test_what_openrouter_s_models_thought_is_read_once_wherever_it_stands(delta: dict[str, Any], thought: str) -> None:
+    texts, reader = read(chunk(delta), chunk({"content": "Yes."}), chunk({}, "stop"))
+    [merged] = merge_texts(texts)
+    assert (merged.reasoning, merged.text) == (thought, "Yes.")
+    assert reader.ended
+
+
+def test_what_ollama_cuts_unasked_goes_to_servers_that_cannot_be_told_and_what_is_asked_for_does_not() -> None:
+    asked: dict[str, Any] = {"messages": None, "dialect": "ollama.embed"}
+    asked["embedding"] = Embedding(("hi",), truncate_tokens=-1)
+    unasked = asked | {"assumed": ("truncate_tokens",)}
+    assert sent("openai", **unasked) == {"model": "there", "input": "hi", "encoding_format": "float"}
+    assert sent("vllm", **unasked)["truncate_prompt_tokens"] == -1
+    assert refused("openai", **asked).param == "truncate_prompt_tokens"
+
+
 def test_running_usage_of_one_answer_is_not_asked_for_where_there_are_several() -> None:
     assert sent("vllm")["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
     assert sent("vllm", choices=2)["stream_options"] == {"include_usage": True}

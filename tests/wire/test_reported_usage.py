@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millicent.core.money import Money
-from millicent.core.usage import Leaf, Provenance, Usage
+from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire.anthropic_upstream_answers import AnswerReader as AnthropicReader
 from millicent.wire.gemini_upstream_answers import _Usage as GeminiUsage
 from millicent.wire.gemini_upstream_answers import usage_of as gemini_usage_of
@@ -41,6 +41,16 @@ def test_more_reasoning_than_output_stands_beside_it_unless_the_total_says_other
     assert openai(**said) == beside
     assert openai(**said, total_tokens=114) == beside
     assert openai(**said, total_tokens=14) == {"input_fresh": 10, "output_text": 0, "output_reasoning": 4}
+
+
+@pytest.mark.parametrize(
+    ("total", "left_out"), [(150, 120), (30, None), (0, None), (None, None), (-7, None), (10**15, None)]
+)
+def test_a_total_beyond_its_parts_holds_reasoning_that_was_left_out(total: int | None, left_out: int | None) -> None:
+    usage = usage_of(_Usage(prompt_tokens=10, completion_tokens=20, total_tokens=total))
+    told = {Leaf.INPUT_FRESH: Count(10, Provenance.REPORTED), Leaf.OUTPUT_TEXT: Count(20, Provenance.REPORTED)}
+    assumed = {} if left_out is None else {Leaf.OUTPUT_REASONING: Count(left_out, Provenance.ASSUMED)}
+    assert usage == Usage(told | assumed)
 
 
 def test_only_the_half_that_was_told_is_known() -> None:

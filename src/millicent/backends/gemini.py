@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from millicent.backends.config import UpstreamConfig
-from millicent.backends.providers import Provider, UpstreamCall, UpstreamRun
+from millicent.backends.providers import Provider, UpstreamCall, UpstreamRun, VectorsRun
 from millicent.core.clock import Clock
 from millicent.core.request import Request
+from millicent.wire import gemini_embeddings
 from millicent.wire.gemini_upstream import encode
 from millicent.wire.gemini_upstream_answers import AnswerReader
 
@@ -24,10 +25,14 @@ class GeminiBackend(Provider):
     async def prepare(self, request: Request) -> UpstreamCall:
         model = self.name_there(request)
         upstream = self.upstream
-        sent = encode(request, model, upstream.who)
+        embeds = request.embedding is not None
+        sent = (gemini_embeddings.encode if embeds else encode)(request, model, upstream.who)
 
         def start() -> UpstreamRun:
             exchange = upstream.post(sent.path, sent.body)
-            return UpstreamRun(upstream, exchange, request, AnswerReader(request.choices))
+            reader = AnswerReader(request.choices)
+            if embeds:
+                return VectorsRun(upstream, exchange, request, reader, gemini_embeddings.VectorsReader)
+            return UpstreamRun(upstream, exchange, request, reader)
 
         return UpstreamCall(self, request, model, start)

@@ -195,6 +195,8 @@ class Connection(asyncio.Protocol):
         self.idle_since_s = 0.0
         self._pool = pool
         self._loop = loop
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append  # called by httptools: a stream's pieces come by the thousand
         self._parser = httptools.HttpResponseParser(self)
         self._answer: Answer | None = None
         self._headers: dict[str, str] = {}
@@ -249,6 +251,7 @@ class Connection(asyncio.Protocol):
             self._fail(NotHttp("it wants to go on in another protocol"))
         except httptools.HttpParserError as error:
             self._fail(NotHttp(str(error) or type(error).__name__))
+        self._hand_over()
         if self._framing_bytes > _MOST_FRAMING_BYTES:
             self._fail(NotHttp(f"more than {_MOST_FRAMING_BYTES >> 10} KB that are no part of the answer"))
 
@@ -281,22 +284,28 @@ class Connection(asyncio.Protocol):
             self._until_closed = not headers.get("transfer-encoding", "").lower().endswith("chunked")
         self._answer.begin(status, headers)
 
-    def on_body(self, body: bytes) -> None:
-        self._framing_bytes = 0
-        answer = self._answer
-        if answer is None or answer.complete or self._letting_go is not None:
-            return
-        if answer.feed(body) and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-
     def on_message_complete(self) -> None:
+        self._hand_over()
         answer = self._answer
         if answer is None or not answer.status or answer.complete:
             return  # after a word in advance, such as 103 Early Hints, or a second answer
         answer.finish()
         if self._letting_go is not None:
             self._leave()
+
+    def _hand_over(self) -> None:
+        """What came of the body, in one piece."""
+        if not self._pieces:
+            return
+        self._framing_bytes = 0
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        answer = self._answer
+        if answer is None or answer.complete or self._letting_go is not None:
+            return
+        if answer.feed(body) and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
 
     def _fail(self, error: NotHttp) -> None:
         self._keeps = False

@@ -129,6 +129,10 @@ class LocalBackend:
     def models(self) -> tuple[str, ...]:
         return tuple(self._models)
 
+    def offer(self, model: str, spec: LocalModel) -> None:
+        """One more, from now on."""
+        self._models[model] = HeldModel(model, spec)
+
     def makes_vectors(self, model: str) -> bool:
         """As declared, or as seen when it was loaded."""
         held = self._models[model]
@@ -185,6 +189,7 @@ class LocalBackend:
         await self._await_loaded(model)
         model.used_ns = self._clock.monotonic_ns()
         self._unload_later(model, _START_GRACE_S)
+        model.expect(model.used_ns, model.used_ns + int(_START_GRACE_S * NS_PER_S))
         assert model.tokenizer is not None
         check_does(request, model)
         if request.embedding is not None:
@@ -271,8 +276,7 @@ class LocalBackend:
 
     def _begin(self, run: R) -> R:
         model = self._models[run.model]
-        model.running += 1
-        model.keep()
+        model.begin()
         self._runs.update(dict.fromkeys(run.sequences, run))
         if model.state is ModelState.LOADED and self._engine is not None:
             self._submit(run, self._engine)
@@ -384,6 +388,7 @@ class LocalBackend:
     async def _await_loaded(self, model: HeldModel) -> None:
         """For a request. Raises Unavailable: what keeps a model from being loaded (a download that failed, a damaged
         file) is nothing that the request could mend, and is tried again after a while."""
+        model.awaited += 1
         try:
             await self._ensure_loaded(model)
         except ModelError as error:
@@ -391,6 +396,8 @@ class LocalBackend:
             raise Unavailable(
                 error.message, code=error.code, retry_after_s=max(1, math.ceil(wait_ns / NS_PER_S))
             ) from None
+        finally:
+            model.awaited -= 1
 
     async def _ensure_loaded(self, model: HeldModel) -> None:
         """Raises Unavailable while there is no engine or no room, ModelError when the model cannot be loaded."""
@@ -449,7 +456,7 @@ class LocalBackend:
             if answer.code != "out_of_memory":
                 raise ModelError(answer.message)
             loaded = [other for other in self._models.values() if other.state is ModelState.LOADED]
-            idle = [other for other in loaded if not other.running]
+            idle = [other for other in loaded if not other.in_use(self._clock.monotonic_ns())]
             if idle:
                 await self._unload(min(idle, key=lambda other: other.used_ns))
             elif loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -86,11 +87,34 @@ class HeldModel:
         self.context_tokens = 0
         self.dimensions = 0  # of its vectors; a model without makes text
         self.running = 0  # calls that haven't ended
+        self.awaited = 0  # calls that wait for it to be loaded
+        self.expected_ns: deque[int] = deque()  # until when each call that was prepared may begin
         self.used_ns = 0
         self.failed_ns = 0
         self.loading: asyncio.Task[None] | None = None
         self.unload_timer: asyncio.TimerHandle | None = None
         self.tokenizer: Tokenizer | None = None
+
+    def in_use(self, now_ns: int) -> bool:
+        """Whether there are calls that must find it loaded."""
+        self._drop_late(now_ns)
+        return bool(self.running or self.awaited or self.expected_ns)
+
+    def expect(self, now_ns: int, until_ns: int) -> None:
+        """A call was prepared, and may begin until then."""
+        self._drop_late(now_ns)
+        self.expected_ns.append(until_ns)
+
+    def _drop_late(self, now_ns: int) -> None:
+        while self.expected_ns and self.expected_ns[0] <= now_ns:
+            self.expected_ns.popleft()
+
+    def begin(self) -> None:
+        """A call that was prepared has begun."""
+        self.running += 1
+        if self.expected_ns:
+            self.expected_ns.popleft()
+        self.keep()
 
     def keep(self) -> None:
         """It is in use: no unloading for now."""

@@ -20,7 +20,7 @@ from millicent.core.request import Request
 from millicent.core.usage import Provenance, Usage
 from millicent.wire.openai_servers import SERVERS
 from millicent.wire.openai_upstream import Sent, encode
-from millicent.wire.openai_upstream_answers import AnswerReader
+from millicent.wire.openai_upstream_answers import AnswerReader, VectorsReader
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -69,7 +69,7 @@ class OpenAIBackend(Provider):
             exchange = upstream.post(self._path(sent, model), sent.body)
             reader = AnswerReader(request.answers, choices=request.choices if server.usage_of_each else None)
             if request.embedding is not None:
-                return VectorsRun(upstream, exchange, request, reader)
+                return VectorsRun(upstream, exchange, request, reader, VectorsReader)
             run = OpenAIRun(upstream, exchange, request, reader)
             if tokenizer is not None and input_tokens is not None:
                 run.counted = CountedHere(tokenizer, input_tokens)

@@ -5,19 +5,20 @@ limits hold; a server that answers whole all the same is understood.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
 from millicent.backends.config import UpstreamConfig
 from millicent.backends.upstream import Exchange, Upstream
-from millicent.core.chunks import Chunk, End, FinishReason, Text, merge_texts
+from millicent.core.chunks import Chunk, End, FinishReason, Text, Vector, merge_texts
 from millicent.core.clock import Clock
 from millicent.core.errors import MillicentError, ModelNotFound
 from millicent.core.guesses import guessed_text_tokens, pictures_in
+from millicent.core.money import Money
 from millicent.core.request import Request
 from millicent.core.usage import Count, Leaf, Provenance, Usage
-from millicent.wire.openai_upstream_answers import VectorsReader
 from millicent.wire.reported import completed
 from millicent.wire.server_sent_events import Event
 from millicent.wire.upstream_answers import AnswerReader
@@ -152,10 +153,10 @@ class UpstreamRun:
             return merge_texts(texts, in_order=True), error
         return merge_texts(texts, in_order=True), None
 
-    def _take(self, data: bytes) -> Iterator[Text]:
+    def _take(self, data: bytes) -> Iterable[Text]:
         reader = self._reader
         if reader.over:
-            return
+            return ()
         try:
             texts = reader.take(data)
         except _NO_ANSWER as error:
@@ -165,9 +166,11 @@ class UpstreamRun:
         if texts:
             self._exchange.progressed()
             self._heard(texts)
-            yield from texts
-        if reader.failed is not None:
-            raise self._upstream.garbled(f"gave up in the middle of its answer ({reader.failed})")
+        return texts if reader.failed is None else self._given_up(texts, reader.failed)
+
+    def _given_up(self, texts: Iterable[Text], failed: str) -> Iterator[Text]:
+        yield from texts
+        raise self._upstream.garbled(f"gave up in the middle of its answer ({failed})")
 
     def _heard(self, texts: Sequence[Text]) -> None:
         """What came, before it is handed on."""
@@ -191,16 +194,37 @@ class UpstreamRun:
         return estimated_usage(self._request, self._reader.output_estimate) if worked else Usage()
 
 
-class VectorsRun(UpstreamRun):
-    """The vectors of a request for embeddings, which never stream."""
+class Vectors(Protocol):
+    """What was read of an answer with vectors."""
 
-    _found: VectorsReader | None = None
+    @property
+    def vectors(self) -> Sequence[Vector]: ...
+    @property
+    def usage(self) -> Usage | None: ...
+    @property
+    def cost(self) -> Money | None: ...
+    @property
+    def served_model(self) -> str | None: ...
+    @property
+    def id(self) -> str | None: ...
+
+
+class VectorsRun(UpstreamRun):
+    """The vectors of a request for embeddings, which never stream: `read` makes them of a body, for so many inputs."""
+
+    def __init__(
+        self, upstream: Upstream, exchange: Exchange, request: Request, reader: AnswerReader,
+        read: Callable[[bytes, int], Vectors],
+    ) -> None:  # fmt: skip
+        super().__init__(upstream, exchange, request, reader)
+        self._read = read
+        self._found: Vectors | None = None
 
     async def _chunks(self) -> AsyncIterator[Chunk]:
         body = await self._body()
         assert self._request.embedding is not None
         try:
-            self._found = VectorsReader(body, len(self._request.embedding.inputs))
+            self._found = self._read(body, len(self._request.embedding.inputs))
         except _NO_ANSWER as error:
             raise self._upstream.garbled(f"sent what are no embeddings ({error})") from None
         for vector in self._found.vectors:

@@ -134,7 +134,7 @@ class ResponseCache:
             oldest_s = min(oldest_s, directives.max_age_s)
         if found is not None and self._clock.now_ns() - found.created_at_ns <= oldest_s * NS_PER_S:
             lookup.outcome, lookup.answer = Outcome.HIT, found
-        else:
+        elif not directives.only_kept:
             self._board(lookup)
         return lookup
 

@@ -32,10 +32,11 @@ def request_digest(request: Request, secret: bytes) -> bytes:
 def _canonical(request: Request) -> tuple[Any, ...]:
     """Only what msgpack writes in one way: no sets, and mappings as sorted pairs."""
     family = request.dialect.partition(".")[0]
-    sampling, restated = request.sampling, set(request.restated)
+    sampling, restated, assumed = request.sampling, set(request.restated), set(request.assumed)
     if sampling.temperature == 0:
         sampling = msgspec.structs.replace(sampling, **_GREEDY)
         restated.difference_update(_OF_A_DRAW)
+        assumed.difference_update(_OF_A_DRAW)
     form = request.output_format
     if form is not None and form.kind == "json_schema":
         form = msgspec.structs.replace(form, source=_compact(form.source))
@@ -48,6 +49,7 @@ def _canonical(request: Request) -> tuple[Any, ...]:
         msgspec.structs.astuple(msgspec.structs.replace(sampling, logit_bias={})),
         sorted(sampling.logit_bias.items()),
         sorted(restated),
+        sorted(assumed),
         (limits.max_tokens, _sorted(limits.stop), limits.ignore_eos, limits.min_tokens, _sorted(limits.stop_tokens)),
         form,
         [(tool.name, tool.description, _compact(tool.parameters), tool.strict) for tool in request.tools],

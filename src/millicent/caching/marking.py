@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from millicent.core.request import CacheMark, ImagePart, Message, OtherPart, Part, Request, TextPart, ToolCall
+from millicent.core.request import CacheMark, ImagePart, Message, OtherPart, Part, Request, TextPart
 
 # The whole request's mark, which Anthropic's dialect also has.
 _FIELD = "cache_control"
 
 
-def is_marked(request: Request) -> bool:
-    """Its caller decides then. What only the caller's dialect knows may be marked, too."""
-    if _FIELD in request.extra or any(tool.cache for tool in request.tools):
-        return True
-    return any(_is_marked(message) for message in request.messages or ())
+def longest_mark(request: Request) -> CacheMark | None:
+    """Of those that its caller set, who decides then; None where there is none. What only the caller's dialect knows
+    may be marked, too."""
+    found = set(_marks(request))
+    return "1h" if "1h" in found else "5m" if "5m" in found else None
 
 
-def _is_marked(message: Message) -> bool:
-    parts: Sequence[object] = () if isinstance(message.content, str) else message.content
-    for part in (*parts, *message.tool_calls):
-        if isinstance(part, OtherPart):
-            if f'"{_FIELD}"' in part.json:
-                return True
-        elif isinstance(part, TextPart | ImagePart | ToolCall) and part.cache:
-            return True
-    return False
+def _marks(request: Request) -> Iterator[CacheMark | None]:
+    if _FIELD in request.extra:
+        yield _written_as(request.extra[_FIELD].json)
+    yield from (tool.cache for tool in request.tools)
+    for message in request.messages or ():
+        parts: Sequence[Part] = () if isinstance(message.content, str) else message.content
+        for part in parts:
+            if isinstance(part, OtherPart):
+                yield _written_as(part.json) if f'"{_FIELD}"' in part.json else None
+            else:
+                yield part.cache
+        yield from (call.cache for call in message.tool_calls)
+
+
+def _written_as(json: str) -> CacheMark:
+    return "1h" if '"1h"' in json else "5m"
 
 
 def can_mark(request: Request, number: int) -> bool:

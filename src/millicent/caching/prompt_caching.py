@@ -8,14 +8,14 @@ other traffic could bear it: see `_Account.allows`. Belongs to one thread; what 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from millicent.caching.marking import can_mark, is_marked, with_marks
+from millicent.caching.marking import can_mark, longest_mark, with_marks
 from millicent.core.clock import NS_PER_S
 from millicent.core.holdouts import Arm
 from millicent.core.money import Money
@@ -24,9 +24,12 @@ from millicent.core.receipts import Receipt
 from millicent.core.request import CacheMark, Request
 from millicent.core.usage import Leaf, Usage
 from millicent.meter.prices import PriceList
+from millicent.meter.quotes import CachedInput
 
 # How long a provider keeps a prefix after its last use, less what a request takes until it is read.
 TTL_NS: dict[CacheMark, int] = {"5m": 290 * NS_PER_S, "1h": 3590 * NS_PER_S}
+# As what each mark makes of what it is the first to have.
+WRITTEN: dict[CacheMark, Leaf] = {"5m": Leaf.INPUT_CACHE_WRITE_5M, "1h": Leaf.INPUT_CACHE_WRITE_1H}
 # Marks may lose this part of what a tenant's input costs without them, besides what one write does.
 ALLOWED_PERCENT = 5
 # Shorter prefixes are not kept; a mark on one costs nothing. As the provider's documentation has it, by the beginning
@@ -190,8 +193,9 @@ class Terms(NamedTuple):
 
 class Marks(msgspec.Struct, frozen=True):
     """What was decided for one attempt: after which of the prompt's known segments a mark stands, and what that costs
-    at most. Without any it is still seen. Prefixes of fewer than `least` tokens aren't kept there. `arm`: where some
-    requests that would be marked are to go without, which of the two this is."""
+    at most; `cached` is what the cache then makes of the input. Without any it is still seen. Prefixes of fewer than
+    `least` tokens aren't kept there. `arm`: where some requests that would be marked are to go without, which of the
+    two this is."""
 
     place: Place
     least: int
@@ -199,6 +203,7 @@ class Marks(msgspec.Struct, frozen=True):
     terms: Terms
     at: tuple[tuple[int, CacheMark], ...] = ()
     surcharge: Money = Money(0)
+    cached: CachedInput | None = None
     arm: Arm | None = None
 
 
@@ -221,7 +226,7 @@ class PromptCaching:
     ) -> Marks | None:
         """None where there is nothing to learn or to gain: no prices, no prompt, or the caller set marks."""
         prompt = request.hashed
-        if prompt is None or not prompt.segments or is_marked(request):
+        if prompt is None or not prompt.segments or longest_mark(request) is not None:
             return None
         place = Place(placement, request.model, request.attribution.key)
         tokens = self._tokens(place, prompt)
@@ -235,7 +240,13 @@ class PromptCaching:
             if can_mark(request, _number(prompt, index))
         ]
         while at:
-            marked = msgspec.structs.replace(found, at=tuple(at), surcharge=self._surcharge(found, at, tokens, now_ns))
+            cached = self._cached_input(found, at, tokens, now_ns)
+            surcharge = Money.total(
+                found.terms.surcharge(ttl, cached.expected[leaf])
+                for ttl, leaf in WRITTEN.items()
+                if leaf in cached.expected
+            )
+            marked = msgspec.structs.replace(found, at=tuple(at), surcharge=surcharge, cached=cached)
             account = self._accounts.get(place) or _Account()
             if not marked.surcharge.nanousd or account.allows(marked.surcharge.nanousd):
                 return marked
@@ -334,19 +345,22 @@ class PromptCaching:
             for ttl, ttl_ns in TTL_NS.items()
         }
 
-    def _surcharge(
+    def _cached_input(
         self, found: Marks, at: Sequence[tuple[int, CacheMark]], tokens: Sequence[int], now_ns: int
-    ) -> Money:
-        """Of what would be written: what lies between marks, behind the last one that is cached."""
-        total, so_far = Money(0), 0
+    ) -> CachedInput:
+        """What lies before the last mark that is cached would be read; what lies between marks behind it, written."""
+        expected: Counter[Leaf] = Counter()
+        at_most: Counter[Leaf] = Counter()
+        so_far = 0
         for index, ttl in at:
             prefix = self._prefixes.get((found.place, found.prompt.segments[index].chain))
+            at_most[WRITTEN[ttl]] += tokens[index] - so_far
             if prefix is None or prefix.cached_until_ns <= now_ns:
-                total += found.terms.surcharge(ttl, tokens[index] - so_far)
+                expected[WRITTEN[ttl]] += tokens[index] - so_far
             else:
-                total = Money(0)
+                expected = Counter({Leaf.INPUT_CACHE_READ: tokens[index]})
             so_far = tokens[index]
-        return total
+        return CachedInput(dict(expected), dict(at_most))
 
     def _see(self, marks: Marks, now_ns: int) -> None:
         """What of it came again, and whether it goes on from a whole prompt before it."""

@@ -11,11 +11,13 @@ _UNDERSTOOD = frozenset({"verbosity", "reasoning_effort", "thinking", "output_co
 
 
 class Directives(msgspec.Struct, frozen=True):
-    """`reads`: a kept answer will do, if it isn't older than `max_age_s`. `writes`: this answer may be kept."""
+    """`reads`: a kept answer will do, if it isn't older than `max_age_s`. `writes`: this answer may be kept.
+    `only_kept`: nothing but a kept answer will do."""
 
     reads: bool = True
     writes: bool = True
     max_age_s: int | None = None
+    only_kept: bool = False
 
     @classmethod
     def of(cls, cache_control: str | None) -> Directives:
@@ -24,11 +26,12 @@ class Directives(msgspec.Struct, frozen=True):
         for directive in (cache_control or "").split(","):
             name, _, value = directive.partition("=")
             said[name.strip().lower()] = value.strip().strip('"')
+        only_kept = "only-if-cached" in said
         if "no-store" in said:
-            return cls(reads=False, writes=False)
+            return cls(reads=False, writes=False, only_kept=only_kept)
         age = said.get("max-age", "")
         max_age_s = int(age) if age.isascii() and age.isdecimal() else None
-        return cls(reads="no-cache" not in said and max_age_s != 0, max_age_s=max_age_s)
+        return cls(reads="no-cache" not in said and max_age_s != 0, max_age_s=max_age_s, only_kept=only_kept)
 
 
 def why_not(request: Request, *, sampled: bool) -> str | None:

@@ -12,8 +12,10 @@ from typing import cast
 
 import msgspec
 
+from millicent.app import step_configuration
 from millicent.backends.fake import FakeAnswer, FakeBackend
-from millicent.cli.demo_story import CONFIG, DEVICES, FEATURES, MODELS, Event, Story, answer, improvised
+from millicent.cli.demo_engine import DemoBackend, DemoEngine
+from millicent.cli.demo_story import CONFIG, FEATURES, MODELS, STEPS, Event, Story, answer, improvised
 from millicent.cli.demo_time import LoopClock, SkippingLoop, Working
 from millicent.config import FILE_NAME, Config, load
 from millicent.control.budgets import follow_config
@@ -24,8 +26,10 @@ from millicent.core.protocols import Backend, Ledger
 from millicent.core.receipts import Feedback, Receipt
 from millicent.core.request import Request
 from millicent.core.steps import DeviceState
+from millicent.engine.config import EngineConfig
 from millicent.ledger.queries import LedgerQueries
 from millicent.ledger.sqlite import SqliteLedger
+from millicent.meter.attribution import StepTimeShares
 from millicent.meter.energy import StatedPower
 from millicent.meter.meter import Meter
 from millicent.meter.placements import Placement, stated_watts
@@ -54,8 +58,8 @@ class Planned:
     def __call__(self, request: Request) -> FakeAnswer:
         left = self.answers.get(request.id)
         feature = next((each for each in FEATURES if each.name == request.attribution.feature), None)
-        if left is None and feature is not None and feature.name is not None and feature.model == request.model:
-            return improvised(self._random, feature)
+        if left is None and feature is not None and feature.name is not None:
+            return improvised(self._random, feature, request.model)
         if left is None:
             words = "This is the demo: no model runs here, and nobody wrote this."
             return answer(MODELS[request.model][0], 40, 0, 24, words)
@@ -67,24 +71,18 @@ def stand_ins(
 ) -> tuple[list[Backend], dict[str, list[Place]]]:
     """A backend for each placement, and where each model runs. Devices of placements that are paid for by the hour
     show their steps to the meter."""
-    backends: dict[str, FakeBackend] = {}
+    backends: dict[str, Backend] = {}
     numbers = itertools.count(1)
     for name, place in places.items():
-        metered = name in DEVICES
-        if metered:
+        models = [model for model, where in MODELS.items() if name in where]
+        if name in STEPS:
             watts = stated_watts(place)
             meter.add_device(name, place, energy=None if watts is None else StatedPower(watts))
             meter.device_state(name, DeviceState.UP, clock.monotonic_ns())
-        backends[name] = FakeBackend(
-            planned,
-            models=[model for model, where in MODELS.items() if name in where],
-            name=name,
-            placement=name,
-            device=name,
-            observer=meter if metered else None,
-            clock=clock,
-            numbers=numbers,
-        )
+            engine = DemoEngine(name, STEPS[name], EngineConfig(), meter, clock)
+            backends[name] = DemoBackend(name, models[0], engine, planned, numbers)
+        else:
+            backends[name] = FakeBackend(planned, models=models, name=name, placement=name, device=name, clock=clock)
     weights = {"aster": 3}
     deployed = {
         model: [Place(backends[name], name, weights.get(name, 1)) for name in where] for model, where in MODELS.items()
@@ -133,7 +131,8 @@ async def _replayed(
     await ledger.start()
     try:
         waiting = cast("Ledger", Working(loop, ledger))
-        meter = Meter(clock, gateway, ids)
+        shares = StepTimeShares(clock, ids, step_configuration(config.engine))
+        meter = Meter(clock, gateway, ids, shares)
         planned, places = Planned(random), placements(config)
         backends, deployed = stand_ins(planned, meter, places, clock)
         await ledger.write(partial(follow_config, configured=config.budgets))
@@ -145,6 +144,7 @@ async def _replayed(
             placements=places,
             clock=clock,
             limits=config.limits,
+            fits=shares,
             features=features,
             estimates=Estimates(Quoter(lambda *_: None), PriceBook(config.prices, lambda *_: None)),
             places=deployed,

@@ -21,17 +21,17 @@ from millicent.core.errors import MillicentError, UpstreamError
 from millicent.core.money import Money
 from millicent.core.request import Attribution, Limits, Message, OutsideCost, Request
 from millicent.core.usage import Provenance
+from millicent.step_time import Coefficients
 
 DAY_NS = 24 * NS_PER_HOUR
 
 # Placement, tokens read and written a second, seconds before anything comes.
-SPEEDS = {
-    "aster": (9000, 70, 0.35),
-    "aster-eu": (9000, 65, 0.40),
-    "gpu-rented": (1500, 12, 0.03),
-    "gpu-owned": (700, 7, 0.05),
+SPEEDS = {"aster": (9000, 70, 0.35), "aster-eu": (9000, 65, 0.40)}
+# What steps take on machines, in nanoseconds.
+STEPS = {
+    "gpu-rented": Coefficients(2e6, 300e6, 660_000, 200_000, 2_000, 20),
+    "gpu-owned": Coefficients(3e6, 500e6, 1_400_000, 300_000, 3_000, 40),
 }
-DEVICES = ("gpu-rented", "gpu-owned")
 MODELS: dict[str, tuple[str, ...]] = {
     "aster-large": ("aster", "aster-eu"),
     "aster-small": ("aster",),
@@ -108,7 +108,7 @@ margin_target = 0.6
 [features.search-answers]
 owner = "search@example.com"
 cost_target_usd = 0.002
-latency_target_ms = 15000
+latency_target_ms = 20000
 revenue_usd_per_request = 0.005
 
 [features.code-review]
@@ -172,7 +172,8 @@ durability = "process"
 
 class Feature(msgspec.Struct, frozen=True):
     """`share` of the traffic; tokens in and out are the middles of what is drawn; `cached` the part of a conversation's
-    prompt that was read before; `tiers` the weights of who uses it; `at_night` it runs by itself."""
+    prompt that was read before; `tiers` the weights of who uses it; `at_night` it runs by itself. Some come `together`,
+    so many on average."""
 
     name: str | None
     team: str | None
@@ -185,15 +186,16 @@ class Feature(msgspec.Struct, frozen=True):
     rated: float = 0.0
     liked: float = 0.8
     at_night: bool = False
+    together: int = 1
     retrieval_usd: str | None = None
 
 
 FEATURES = (
     Feature("support-chat", "support", "aster-large", 300, 950, 190, cached=0.55, rated=0.14, liked=0.83),
-    Feature("search-answers", "search", "owl-8b", 260, 1400, 110, rated=0.05, retrieval_usd="0.0004"),
-    Feature("code-review", "platform", "owl-32b", 70, 3200, 300, tiers=(0, 4, 6), rated=0.2, liked=0.71),
+    Feature("search-answers", "search", "owl-8b", 260, 1400, 110, rated=0.05, together=4, retrieval_usd="0.0004"),
+    Feature("code-review", "platform", "owl-32b", 70, 3200, 300, tiers=(0, 4, 6), rated=0.2, liked=0.71, together=2),
     Feature("meeting-notes", "notes", "aster-large", 48, 11000, 620, tiers=(14, 3, 1), rated=0.08, liked=0.9),
-    Feature("doc-extraction", "data", "owl-8b", 150, 2200, 80, tiers=(0, 2, 5), at_night=True),
+    Feature("doc-extraction", "data", "owl-8b", 150, 2200, 80, tiers=(0, 2, 5), at_night=True, together=8),
     Feature("autocomplete", "editor", "aster-small", 110, 320, 14, tiers=(2, 5, 3)),
     Feature(None, None, "aster-small", 28, 600, 120),
     Feature("experiments", "platform", "aster-next", 7, 1500, 300, tiers=(0, 0, 1)),
@@ -253,8 +255,10 @@ class Story:
         whole = sum(feature.share for feature in FEATURES)
         for feature in FEATURES:
             expected = self._per_day * feature.share / whole * (by_night if feature.at_night else by_day)
-            for _ in range(_poisson(self._random, expected)):
-                yield hour_ns + self._random.randrange(NS_PER_HOUR), feature
+            count = _poisson(self._random, expected)
+            moments = [self._random.randrange(NS_PER_HOUR) for _ in range(-(-count // feature.together))]
+            for number in range(count):
+                yield hour_ns + moments[number // feature.together] + self._random.randrange(NS_PER_S), feature
 
     def _event(self, at_ns: int, feature: Feature) -> Event:
         random = self._random
@@ -326,16 +330,16 @@ def passer_by(random: Random) -> tuple[Feature, dict[str, str]]:
     return feature, {f"X-Millicent-{name}": value for name, value in named.items() if value and feature.name}
 
 
-def improvised(random: Random, feature: Feature) -> FakeAnswer:
-    """What such a request gets."""
-    place = MODELS[feature.model][0]
+def improvised(random: Random, feature: Feature, model: str) -> FakeAnswer:
+    """What such a request gets of this model."""
+    place = MODELS[model][0]
     sizes = (_around(random, feature.input_tokens), _around(random, feature.output_tokens))
     return answer(place, sizes[0], int(sizes[0] * feature.cached), sizes[1], random.choice(_REPLIES))
 
 
 def answer(place: str, input_tokens: int, cached: int, output_tokens: int, words: str) -> FakeAnswer:
     """In four parts: the first reads the prompt, the others are written at the placement's speed."""
-    reads, writes, waits_s = SPEEDS[place]
+    reads, writes, waits_s = SPEEDS.get(place, (1, 1, 0))  # machines take what their steps take
     parts = min(4, output_tokens)
     sizes = [output_tokens // parts + (i < output_tokens % parts) for i in range(parts)]
     pieces = [words] + ["" if i % 2 else " And so on." for i in range(1, parts)]
@@ -346,7 +350,7 @@ def answer(place: str, input_tokens: int, cached: int, output_tokens: int, words
         input_tokens=input_tokens,
         cached_tokens=cached,
         context_tokens=200_000,
-        provenance=Provenance.MEASURED if place in DEVICES else Provenance.REPORTED,
+        provenance=Provenance.MEASURED if place in STEPS else Provenance.REPORTED,
     )
 
 

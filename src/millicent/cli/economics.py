@@ -103,7 +103,7 @@ def _unit_row(unit: Unit, name: str) -> tuple[str, ...]:
     return (
         name,
         f"{unit.requests:,}",
-        unit.cost.human(),
+        _known(unit.cost),
         _known(unit.fully_loaded),
         _amount(unit.cost_per_request),
         _amount(unit.cost_per_useful),

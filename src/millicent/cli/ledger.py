@@ -261,7 +261,7 @@ def _totals_row(totals: Totals) -> tuple[str, ...]:
         show.count(totals.input_tokens),
         show.count(totals.output_tokens),
         show.duration(totals.serving_ns),
-        totals.cost.human(),
+        show.amount(totals.known_cost),
         *(f"{figure:,}" for figure in figures),
     )
 
@@ -273,7 +273,7 @@ def _totals_body(totals: Totals) -> dict[str, Any]:
         "input_tokens": totals.input_tokens,
         "output_tokens": totals.output_tokens,
         "serving_ns": totals.serving_ns,
-        "cost_usd": str(totals.cost),
+        "cost_usd": None if totals.known_cost is None else str(totals.known_cost),
         "unpriced": totals.unpriced,
         "assumed": totals.assumed,
         "unknown_usage": totals.unknown_usage,

@@ -66,6 +66,7 @@ def where(
     from millicent.economics.machines import machine_from
     from millicent.economics.places import Asked
     from millicent.economics.traffic import lately
+    from millicent.economics.where import verdict
     from millicent.economics.where import where as compare_places
 
     settings = config.load(config.home() / config.FILE_NAME)
@@ -100,6 +101,8 @@ def where(
     for note in dict.fromkeys(note for each in found.places for note in each.notes):
         about = ", ".join(each.name for each in found.places if note in each.notes)
         show.note(show.printable(f"{about}: {note}"))
+    if told := verdict(found):
+        print(f"\n{show.printable(told)}")
     print(_breaking(found))
 
 

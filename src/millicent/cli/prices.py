@@ -85,10 +85,11 @@ def reprice(book: str, at: int | None, file: Path | None, since: int | None, unt
     from millicent.cli.ledger import open_ledger
     from millicent.core.clock import SystemClock
     from millicent.core.errors import InvalidRequest
+    from millicent.core.receipts import REPORTED_BOOK
     from millicent.ledger.queries import ReceiptFilter
     from millicent.meter.repricing import ACTUAL
 
-    if book == ACTUAL or not book.isprintable() or not book.strip():
+    if book in {ACTUAL, REPORTED_BOOK} or not book.isprintable() or not book.strip():
         raise InvalidRequest(f"{book!r} can't be a new book: give it a name of its own.", param="book")
     home = config.home()
     settings = config.load(file or home / config.FILE_NAME)

@@ -9,11 +9,10 @@ from decimal import Decimal
 
 import click
 
-from millicent.core.clock import NS_PER_S, SystemClock
+from millicent.core.clock import NS_PER_S, SystemClock, parse_time_ns
 from millicent.core.money import Money
 
 _NS_PER_UNIT = {"s": NS_PER_S, "m": 60 * NS_PER_S, "h": 3600 * NS_PER_S, "d": 86400 * NS_PER_S, "w": 604800 * NS_PER_S}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def as_json(body: object) -> None:
@@ -85,9 +84,7 @@ def utc_ns(context: click.Context, parameter: click.Parameter, value: str | None
     if unit in _NS_PER_UNIT and number.isdecimal():
         return SystemClock().now_ns() - int(number) * _NS_PER_UNIT[unit]
     try:
-        when = datetime.fromisoformat(value)
+        return parse_time_ns(value)
     except ValueError as error:
         what = f"{value!r} is no time: write 2026-01-31, 2026-01-31T09:00 (UTC) or 24h, 7d (ago)."
         raise click.BadParameter(what, ctx=context, param=parameter) from error
-    since = (when if when.tzinfo else when.replace(tzinfo=UTC)) - _EPOCH
-    return (since.days * 86400 + since.seconds) * NS_PER_S + since.microseconds * 1000

@@ -47,15 +47,20 @@ class _Bucket:
 
 
 class _Meters:
-    """One key's buckets; None where nothing limits."""
+    """One key's buckets; None where nothing limits. Tickets hold on to it, so it stays when the key's rates change."""
 
     def __init__(self, rates: Rates, now_ns: int) -> None:
+        self.running = 0
+        self.follow(rates, now_ns)
+
+    def follow(self, rates: Rates, now_ns: int) -> None:
+        """From now on, with full buckets."""
+
         def bucket(per_minute: int | None) -> _Bucket | None:
             return None if per_minute is None else _Bucket(per_minute, now_ns)
 
         usd = rates.usd_per_minute
         self.rates = rates
-        self.running = 0
         self.requests = bucket(rates.requests_per_minute)
         self.tokens = bucket(rates.tokens_per_minute)
         self.nanousd = bucket(None if usd is None else max(1, Money.from_usd(usd).nanousd))
@@ -95,10 +100,10 @@ class RateLimiter:
     def _of(self, key: str | None) -> _Meters:
         rates = self._rates_of(key)
         meters = self._meters.get(key)
-        if meters is None or meters.rates != rates:
-            running = 0 if meters is None else meters.running
+        if meters is None:
             meters = self._meters[key] = _Meters(rates, self._clock.monotonic_ns())
-            meters.running = running
+        elif meters.rates != rates:
+            meters.follow(rates, self._clock.monotonic_ns())
         return meters
 
 
@@ -118,7 +123,7 @@ class Ticket:
         tokens = max(0, tokens - self._tokens)
         nanousd = max(0, (0 if cost is None else cost.nanousd) - self._nanousd)
         _demand(self._meters.tokens, tokens, now_ns, "tokens")
-        _demand(self._meters.nanousd, nanousd, now_ns, "nano-dollars")
+        _demand(self._meters.nanousd, nanousd, now_ns, "dollars")
         self._take(tokens, nanousd)
 
     def leave(self, tokens: int | None, cost: Money | None) -> None:
@@ -145,8 +150,10 @@ def _demand(bucket: _Bucket | None, units: int, now_ns: int, what: str) -> None:
     wait_ns = 0 if bucket is None else bucket.wait_ns(units, now_ns)
     if bucket is not None and wait_ns > 0:
         wait_s = -(-wait_ns // NS_PER_S)
+        most, needed = (
+            f"${Money(each)}" if what == "dollars" else f"{each} {what}" for each in (bucket.per_minute, units)
+        )
         raise RateLimited(
-            f"This key may use {bucket.per_minute} {what} a minute, and this request needs {units}: "
-            f"retry in {wait_s} s.",
+            f"This key may use {most} a minute, and this request needs {needed}: retry in {wait_s} s.",
             retry_after_s=wait_s,
         )

@@ -75,7 +75,9 @@ def merge_texts(texts: Iterable[Text], *, in_order: bool = False) -> tuple[Text,
     """
     by_choice: dict[int, list[list[Text]]] = {}
     for text in texts:
-        runs = by_choice.setdefault(text.choice, [[]])
+        runs = by_choice.get(text.choice)
+        if runs is None:
+            runs = by_choice[text.choice] = [[]]
         if in_order and (text.reasoning or text.signature or text.sealed) and _is_over(runs[-1], text):
             runs.append([])
         runs[-1].append(text)
@@ -95,17 +97,23 @@ def _is_over(run: list[Text], thought: Text) -> bool:
 def _merged(parts: list[Text]) -> Text:
     if len(parts) == 1 and len(parts[0].calls) < 2:
         return parts[0]
+    # Most are nothing but text.
+    more = [
+        part
+        for part in parts
+        if part.logprobs or part.calls or part.reasoning or part.signature or part.sealed or part.stop
+    ]
     return Text(
-        "".join(part.text for part in parts),
-        sum(part.tokens for part in parts),
+        "".join([part.text for part in parts]),
+        sum([part.tokens for part in parts]),
         parts[0].choice,
-        tuple(logprob for part in parts for logprob in part.logprobs),
+        tuple(logprob for part in more for logprob in part.logprobs),
         parts[-1].cached_tokens,
-        merge_pieces(piece for part in parts for piece in part.calls),
-        "".join(part.reasoning for part in parts),
-        "".join(part.signature for part in parts),
-        "".join(part.sealed for part in parts),
-        "".join(part.stop for part in parts),
+        merge_pieces(piece for part in more for piece in part.calls) if more else (),
+        "".join(part.reasoning for part in more),
+        "".join(part.signature for part in more),
+        "".join(part.sealed for part in more),
+        "".join(part.stop for part in more),
     )
 
 

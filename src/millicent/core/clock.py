@@ -8,7 +8,7 @@ measured in the engine process can be placed in UTC by the gateway.
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Protocol
 
 NS_PER_MS = 1_000_000
@@ -41,16 +41,21 @@ class SystemClock:
         self._anchor_ns = time.time_ns() - time.monotonic_ns()
 
     def now_ns(self) -> int:
-        return self.utc_ns(time.monotonic_ns())
+        monotonic_ns = time.monotonic_ns()
+        return self._anchored(monotonic_ns) + monotonic_ns
 
     def monotonic_ns(self) -> int:
         return time.monotonic_ns()
 
     def utc_ns(self, monotonic_ns: int) -> int:
-        anchor_ns = time.time_ns() - time.monotonic_ns()
+        return self._anchored(time.monotonic_ns()) + monotonic_ns
+
+    def _anchored(self, monotonic_ns: int) -> int:
+        """The anchor, given what the monotonic clock says now."""
+        anchor_ns = time.time_ns() - monotonic_ns
         if abs(anchor_ns - self._anchor_ns) >= _STEP_NS:
             self._anchor_ns = anchor_ns
-        return self._anchor_ns + monotonic_ns
+        return self._anchor_ns
 
 
 class ManualClock:
@@ -102,10 +107,13 @@ def iso_utc(utc_ns: int) -> str:
     return f"{whole}.{rest_ns // 1000:06d}Z"
 
 
-def parse_time_ns(text: str) -> int:
-    """UTC nanoseconds of an ISO 8601 time or date; one without a zone is UTC. Raises ValueError."""
+def parse_time_ns(text: str, zone: tzinfo = UTC) -> int:
+    """UTC nanoseconds of an ISO 8601 time or date; one that names no zone is by the clocks of this one. Raises
+    ValueError, also for what no 64 bits hold: before 1678 and after 2261."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
+        moment = moment.replace(tzinfo=zone)
+    if not 1678 <= moment.year <= 2261:
+        raise ValueError(f"{text} is beyond the years that are kept")
     elapsed = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (elapsed.days * 86_400 + elapsed.seconds) * NS_PER_S + elapsed.microseconds * 1000

@@ -10,6 +10,7 @@ MillicentError
 ├── Conflict              409
 ├── TooLarge              413
 ├── RateLimited           429  `retry_after_s` is set
+├── NotCached             504  only a kept answer was wanted, and there is none
 ├── UpstreamError         502  a backend elsewhere failed, refused us or made no sense
 │   └── UpstreamTimeout   504  it took longer than allowed
 ├── Unavailable           503  not ready, or shutting down; retry
@@ -155,6 +156,12 @@ class UpstreamError(MillicentError):
 class UpstreamTimeout(UpstreamError):
     status = 504
     code = "upstream_timeout"
+
+
+class NotCached(MillicentError):
+    status = 504
+    kind = "invalid_request_error"
+    code = "not_cached"
 
 
 class Unavailable(MillicentError):

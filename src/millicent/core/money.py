@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 NANOUSD_PER_USD = 10**9
+_NANOUSD_PER_DOLLAR = Decimal(NANOUSD_PER_USD)
 _NANOUSD_PER_CENT = Decimal(10**7)
 _NANOUSD_PER_MILLICENT = Decimal(10**4)
 
@@ -26,7 +27,7 @@ class Money:
     @classmethod
     def from_usd(cls, usd: Decimal | str | int) -> Money:
         """The nearest nano-dollar to `usd`, half-even."""
-        nano = _EXACT.multiply(Decimal(usd), Decimal(NANOUSD_PER_USD))
+        nano = _EXACT.multiply(Decimal(usd), _NANOUSD_PER_DOLLAR)
         return cls(int(nano.to_integral_value(ROUND_HALF_EVEN, _EXACT)))
 
     @classmethod
@@ -50,7 +51,7 @@ class Money:
     @property
     def usd(self) -> Decimal:
         """Exact dollars."""
-        return _EXACT.divide(Decimal(self.nanousd), Decimal(NANOUSD_PER_USD))
+        return _EXACT.divide(Decimal(self.nanousd), _NANOUSD_PER_DOLLAR)
 
     def split(self, weights: Sequence[int]) -> list[Money]:
         """Parts proportional to `weights` that sum to this amount exactly (largest remainder)."""
@@ -83,7 +84,7 @@ class Money:
         cents = _three_digits(_EXACT.divide(magnitude, _NANOUSD_PER_CENT))
         if cents < 100:
             return f"{sign}{_plain(cents)} {'cent' if cents == 1 else 'cents'}"
-        usd = _EXACT.divide(magnitude, Decimal(NANOUSD_PER_USD)).quantize(Decimal("0.01"), ROUND_HALF_EVEN, _EXACT)
+        usd = _EXACT.divide(magnitude, _NANOUSD_PER_DOLLAR).quantize(Decimal("0.01"), ROUND_HALF_EVEN, _EXACT)
         return f"{sign}${usd:,f}"
 
 

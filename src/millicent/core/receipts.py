@@ -10,7 +10,7 @@ import msgspec
 from millicent.core.money import Money
 from millicent.core.prompts import Prompt
 from millicent.core.request import Attribution, OutsideCost
-from millicent.core.usage import Provenance, Usage
+from millicent.core.usage import Leaf, Provenance, Usage
 
 
 class Status(StrEnum):
@@ -43,6 +43,21 @@ class Meter(StrEnum):
     REQUEST_FEE = "request_fee"
     TOOL_CALL = "tool_call"
     OTHER = "other"
+
+
+# The meter that each kind of usage is charged on.
+METERS = {
+    Leaf.INPUT_FRESH: Meter.INPUT,
+    Leaf.INPUT_CACHE_READ: Meter.INPUT_CACHED,
+    Leaf.INPUT_CACHE_WRITE_5M: Meter.CACHE_WRITE,
+    Leaf.INPUT_CACHE_WRITE_1H: Meter.CACHE_WRITE,
+    Leaf.INPUT_IMAGE: Meter.IMAGE,
+    Leaf.INPUT_AUDIO: Meter.AUDIO,
+    Leaf.OUTPUT_TEXT: Meter.OUTPUT,
+    Leaf.OUTPUT_REASONING: Meter.REASONING,
+    Leaf.OUTPUT_IMAGE: Meter.IMAGE,
+    Leaf.OUTPUT_AUDIO: Meter.AUDIO,
+}
 
 
 class Line(msgspec.Struct, frozen=True):

@@ -214,6 +214,9 @@ class Request(msgspec.Struct, frozen=True):
     `restated` names sampling's fields that were written out with the value they have anyway: an upstream's own default
     may be another.
 
+    `assumed` names fields of `sampling` and `embedding` that were left out and to which its dialect then gives a value:
+    our engine takes that, and a server elsewhere does what it does by itself (`as_asked`).
+
     `hashed` is its prompt without its words, from admission on.
     """
 
@@ -243,6 +246,7 @@ class Request(msgspec.Struct, frozen=True):
     thinking: Thinking | None = None
     extra: dict[str, Extra] = {}
     restated: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
     continues: bool = False
     hashed: Prompt | None = None
 
@@ -260,6 +264,14 @@ class Request(msgspec.Struct, frozen=True):
     def answers(self) -> int:
         """How many there are to be."""
         return self.choices * (1 + len(self.further_prompts))
+
+    def as_asked(self) -> Request:
+        """Without what of its sampling its caller left out."""
+        if not self.assumed:
+            return self
+        neutral = Sampling()
+        left_out = {field: getattr(neutral, field) for field in self.assumed if hasattr(neutral, field)}
+        return msgspec.structs.replace(self, sampling=msgspec.structs.replace(self.sampling, **left_out))
 
     def refuse_foreign(self) -> None:
         """Raise InvalidRequest naming a field or a part that only the request's own dialect knows, if there is one; or
@@ -283,18 +295,23 @@ class Request(msgspec.Struct, frozen=True):
                         code="unsupported_parameter",
                     )
 
+    @property
+    def thinking_field(self) -> str:
+        """What its dialect calls how much to think."""
+        if self.dialect == "anthropic.messages":
+            budget = self.thinking is not None and self.thinking.budget_tokens is not None
+            return "thinking.budget_tokens" if budget else "output_config.effort"
+        if self.dialect == "openai.responses":
+            return "reasoning.effort"
+        return "think" if self.dialect.startswith("ollama.") else "reasoning_effort"
+
     def refuse_thinking(self) -> None:
         """Raise InvalidRequest where more or less thinking is asked for; none is as good as not asked."""
         thinking = self.thinking or Thinking()
         if thinking.effort in {None, "none"} and thinking.budget_tokens is None:
             return
-        field, advice = "reasoning_effort", ' or send "none"'
-        if self.dialect == "anthropic.messages":
-            field, advice = "thinking.budget_tokens" if thinking.budget_tokens else "output_config.effort", ""
-        elif self.dialect == "openai.responses":
-            field = "reasoning.effort"
-        elif self.dialect.startswith("ollama."):
-            field, advice = "think", " or send true or false"
+        field, family = self.thinking_field, self.dialect.partition(".")[0]
+        advice = {"anthropic": "", "ollama": " or send true or false"}.get(family, ' or send "none"')
         raise InvalidRequest(
             f"`{field}` is not supported by model `{self.model}`: leave it out{advice}.",
             param=field,
@@ -306,7 +323,8 @@ class Request(msgspec.Struct, frozen=True):
         for i, message in enumerate(self.messages or ()):
             if isinstance(message.content, tuple) and any(isinstance(part, ImagePart) for part in message.content):
                 # Elsewhere one of a client's messages can be several of ours.
-                where = f"messages[{i}].content" if self.dialect == "openai.chat" else "messages"
+                others = {"openai.chat": f"messages[{i}].content", "ollama.generate": "images"}
+                where = others.get(self.dialect, "messages")
                 raise InvalidRequest(
                     f"`{where}` holds an image, and model `{self.model}` reads only text: leave it out, or ask a model "
                     "that takes images.",

@@ -93,7 +93,7 @@ def _rows_table(report: MarginReport) -> Table:
             known(row.margin),
             part(row.margin_share),
             part(row.ai_share),
-            part(row.target),
+            part(row.target or None),
             text(None) if row.needed is None else money(row.needed),
         )
 

@@ -184,7 +184,7 @@ def _charged(use: Totals | None) -> Cell:
     """What its receipts sum up to; unpriced where none has a price."""
     if use is None:
         return tables.money(ZERO)
-    return tables.money(None if use.unpriced == use.requests else use.cost)
+    return tables.money(use.known_cost)
 
 
 def _cost(totals: Totals | None) -> int:

@@ -21,6 +21,15 @@ from millicent.ledger.queries import GroupBy, ReceiptFilter, Totals
 LATEST = 10
 _MAX_POINTS = 400
 
+# What is asked first, and where the answer is.
+QUESTIONS = (
+    ("Which feature loses money?", "/margin"),
+    ("Why did the cost change?", "/changes"),
+    ("Does a machine of our own pay?", "/plan"),
+    ("What breaks at ten times the traffic?", "/plan/scale"),
+    ("What would make it cheaper?", "/plan/cheaper"),
+)
+
 
 def overview_page(site: Site) -> Page:
     async def show(request: Request) -> Response:
@@ -38,6 +47,7 @@ def overview_page(site: Site) -> Page:
             path_here="/",
             forecast=forecast,
             estimated=Provenance.ESTIMATED,
+            questions=[(words, path) for words, path in QUESTIONS if path in {page.path for page in site.pages}],
             **found,
         )
 

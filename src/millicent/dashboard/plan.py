@@ -31,7 +31,7 @@ from millicent.economics.margin import Books
 from millicent.economics.places import Asked, Place
 from millicent.economics.scenarios import Scenarios
 from millicent.economics.standing import Configured
-from millicent.economics.where import Setup, Where, where
+from millicent.economics.where import Setup, Where, verdict, where
 from millicent.ledger.queries import LedgerQueries
 
 # What the address may ask, beside the traffic's filters.
@@ -85,7 +85,15 @@ def where_page(planning: Planning, site: Site) -> Page:
             note: [each.name for each in found.places if note in each.notes]
             for note in dict.fromkeys(note for each in found.places for note in each.notes)
         }
-        return site.answer(request, "plan_where.html", shown=shown, selection=selection, found=found, notes=notes)
+        return site.answer(
+            request,
+            "plan_where.html",
+            shown=shown,
+            selection=selection,
+            found=found,
+            notes=notes,
+            told=verdict(found),
+        )
 
     async def as_json(request: Request) -> Response:
         _, found = await found_for(request)

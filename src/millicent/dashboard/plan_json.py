@@ -15,7 +15,7 @@ from millicent.economics.places import Place
 from millicent.economics.scenarios import Outcome, Saved
 from millicent.economics.standing import Standing, Tick, band_words
 from millicent.economics.traffic import Spread, Traffic
-from millicent.economics.where import Where
+from millicent.economics.where import Where, verdict
 
 
 def where_body(found: Where) -> dict[str, Any]:
@@ -24,6 +24,7 @@ def where_body(found: Where) -> dict[str, Any]:
         "object": "plan.where",
         "traffic": traffic_body(found.traffic),
         "requests_per_month": found.volume,
+        "verdict": verdict(found) or None,
         "latency_target_ms": found.asked.latency_target_ms,
         "spares": found.asked.spares,
         "spent_usd": usd(found.spent),

@@ -63,7 +63,7 @@ def matches(queries: Queries, words: str) -> list[Match]:
 
 
 def _cells(totals: Totals) -> tuple[tables.Cell, ...]:
-    cost = None if totals.unpriced == totals.requests else totals.cost
+    cost = totals.known_cost
     return (tables.count(totals.requests), tables.money(cost))
 
 

@@ -155,7 +155,7 @@ def _spenders(
             tables.count(each.requests),
             tables.count(each.input_tokens),
             tables.count(each.output_tokens),
-            tables.money(each.cost) if each.unpriced < each.requests else tables.money(None),
+            tables.money(each.known_cost),
             tables.share(each.cost.nanousd, whole),
             tables.count(each.unpriced),
             *((tables.known(earned[each.group].margin),) if earning else ()),
@@ -197,7 +197,7 @@ def _keys(keys: Sequence[Key], totals: Sequence[Totals], selection: Selection, n
                 tables.text("all" if key.models is None else ", ".join(key.models) or "none"),
                 Cell(Figure(when_short(key.created_at_ns, now_ns), "", when(key.created_at_ns)), key.created_at_ns),
                 tables.count(0 if use is None else use.requests),
-                tables.money(ZERO if use is None else None if use.unpriced == use.requests else use.cost),
+                tables.money(ZERO if use is None else use.known_cost),
             )
         )
     columns = (

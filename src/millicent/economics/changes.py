@@ -97,7 +97,13 @@ def changes(ledger: LedgerQueries, before: Period, after: Period, where: Receipt
     """Of requests that are priced; `where`'s times are left aside."""
     cells = [_cells(ledger, period, where or ReceiptFilter()) for period in (before, after)]
     features = {feature for side in cells for feature in side}
-    found = [_change(feature, *(side.get(feature, {}) for side in cells)) for feature in features]
+    pairs = {feature: [side.get(feature, {}) for side in cells] for feature in features}
+    # What has no price in either period has nothing to compare: the total says how many those are.
+    found = [
+        _change(feature, *pair)
+        for feature, pair in pairs.items()
+        if any(tally.priced for side in pair for tally in side.values())
+    ]
     found.sort(key=lambda each: (-abs(each.difference.nanousd), each.group is None, each.group or ""))
     effects: dict[str, Money] = {}
     for each in found:
@@ -110,8 +116,8 @@ def changes(ledger: LedgerQueries, before: Period, after: Period, where: Receipt
 def drifts(
     ledger: LedgerQueries, now_ns: int, features: Mapping[str, EarningsConfig], where: ReceiptFilter | None = None
 ) -> list[Drift]:
-    """Of every feature asked for in the last seven days. A feature's baseline is the week from the day in its
-    configuration, or the first week in which it was asked for."""
+    """Of every feature with a priced request in the last seven days. A feature's baseline is the week from the day in
+    its configuration, or the first week in which it was asked for."""
     where = where or ReceiptFilter()
     now, week_ago = Period(now_ns - _WEEK_NS, now_ns), Period(now_ns - 2 * _WEEK_NS, now_ns - _WEEK_NS)
     current, before = (_by_feature(ledger, period, where) for period in (now, week_ago))
@@ -119,6 +125,8 @@ def drifts(
     weeks: dict[int, dict[str | None, Sums]] = {}
     found = []
     for feature, tally in sorted(current.items(), key=lambda each: (each[0] is None, each[0] or "")):
+        if not tally.priced:
+            continue
         own = features.get(feature or "")
         given = None if own is None or own.baseline is None else start_ns(own.baseline)
         base_ns = first_days.get(feature, now.from_ns) if given is None else given

@@ -122,12 +122,7 @@ def margins(ledger: LedgerQueries, by: By, period: Period, books: Books) -> Marg
     plans = plans_by_tier(books.plans)
     entries = ledger.entries(None, period.from_ns, period.to_ns)
     members = list(_members(ledger, period, plans, entries))
-    postings = [
-        *_recorded(ledger, entries, period),
-        *_billed(members, entries),
-        *_of_features(ledger, period, books.features, entries),
-        *_running_costs(books.costs, period),
-    ]
+    postings = _postings(ledger, period, books, entries, members)
     where = ReceiptFilter(from_ns=period.from_ns, to_ns=period.to_ns)
     spent = {each.group: each for each in ledger.totals(by, where)}
     posted: dict[str | None, list[_Posting]] = {group: [] for group in spent}
@@ -152,26 +147,35 @@ def margins(ledger: LedgerQueries, by: By, period: Period, books: Books) -> Marg
 def of_users(
     ledger: LedgerQueries, spent: Sequence[Totals], period: Period, books: Books
 ) -> dict[str | None, MarginRow]:
-    """What these users pay beside what they cost in the period; other costs are those that were recorded of them."""
+    """What these users pay beside what they cost in the period: their rows of `margins`, without reading of others."""
     entries = ledger.entries(None, period.from_ns, period.to_ns)
-    users = frozenset(each.group for each in spent)
+    users = {each.group for each in spent}
     members = list(_members(ledger, period, plans_by_tier(books.plans), entries, users))
-    mine = [each for each in entries if each.user in users and each.user is not None]
     posted: dict[str | None, list[_Posting]] = {}
-    for posting in (*_recorded(ledger, mine, period), *_billed(members, entries)):
+    for posting in _postings(ledger, period, books, entries, members):
         posted.setdefault(posting.user, []).append(posting)
     return {each.group: _row(each.group, each, posted.get(each.group, ()), None) for each in spent}
+
+
+def _postings(
+    ledger: LedgerQueries, period: Period, books: Books, entries: Sequence[Entry], members: Sequence[_Member]
+) -> list[_Posting]:
+    return [
+        *_recorded(ledger, entries, period),
+        *_billed(members, entries),
+        *_of_features(ledger, period, books.features, entries),
+        *_running_costs(books.costs, period),
+    ]
 
 
 def _row(group: str | None, spent: Totals | None, postings: Sequence[_Posting], target: Decimal | None) -> MarginRow:
     requests, unpriced = (0, 0) if spent is None else (spent.requests, spent.unpriced)
     earned = [posting.revenue for posting in postings if posting.revenue is not None]
     revenue = Money.total(earned) if earned else None
-    priced = ZERO if spent is None else spent.cost
-    ai_cost = None if requests and unpriced == requests else priced
+    ai_cost = ZERO if spent is None else spent.known_cost
     other_cost = Money.total(posting.cost for posting in postings)
     left = None if revenue is None or ai_cost is None else revenue - ai_cost - other_cost
-    least = None if target is None else needed(priced + other_cost, target)
+    least = None if target is None else needed((ai_cost or ZERO) + other_cost, target)
     return MarginRow(
         group=group,
         requests=requests,

@@ -126,7 +126,17 @@ def scale(
         ladder=tuple(ladder),
         breaks=tuple(sorted(breaks, key=lambda each: (each.multiple, each.what, each.name))),
         scaled=tuple(
-            _scaled(basis, most, stretch, multiple, target_ns, monthly * multiple, now, progress)
+            _scaled(
+                basis,
+                most,
+                stretch,
+                multiple,
+                target_ns,
+                monthly * multiple,
+                now,
+                progress,
+                (limits.machines, next((rung for rung in ladder if rung.multiple == multiple), None)),
+            )
             for multiple in multiples
         ),
     )
@@ -205,9 +215,10 @@ def _scaled(
     requests: int,
     alone: Outcome,
     progress: Callable[[str], object],
+    present: tuple[int, Rung | None],
 ) -> Scaled:
     """The fewest machines; of more than thirty, to within a thirtieth. `alone` is what comes of the traffic once, on
-    what there is now.
+    what there is now, `present` how many machines that is, and what comes of all of it there, where that was seen.
 
     Of a multiple that is too large to be simulated a part is, on its part of the machines. Machines that share more
     requests wait for each other less, so that is too many machines rather than too few.
@@ -236,6 +247,10 @@ def _scaled(
         else:
             too_few = middle
     met, found_outcome, wait_ns = best
+    machines, whole = present
+    if whole is not None and machines < enough * part and _carried(whole, target_ns):
+        # Seen with all of it, and so better than with a part.
+        met, found_outcome, wait_ns, enough, part = True, whole.outcome, whole.p95_wait_ns, machines, 1
     if not met:
         return Scaled(
             multiple=multiple,
@@ -258,6 +273,10 @@ def _scaled(
         if hour is None
         else Money.of_time(enough * part * _HOURS_PER_MONTH * NS_PER_HOUR, hour),
     )
+
+
+def _carried(rung: Rung, target_ns: int) -> bool:
+    return not rung.outcome.refused and rung.p95_wait_ns is not None and rung.p95_wait_ns <= target_ns
 
 
 def _busy_machines(found: Outcome, span_ns: int) -> int:

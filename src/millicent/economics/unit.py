@@ -53,7 +53,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     input_tokens: int
     output_tokens: int
-    cost: Money
+    cost: Money | None
     fully_loaded: Money | None
     unpriced: int
     cost_per_request: Money | None
@@ -125,7 +125,7 @@ def units(
 
     def unit(each: Totals) -> Unit:
         tally = None if tallies is None else tallies.get((each.group,), Tally())
-        own = None if loaded is None else each.cost + loaded.get(each.group, ZERO)
+        own = None if loaded is None or each.known_cost is None else each.cost + loaded.get(each.group, ZERO)
         return _unit(each, useful.get(each.group), roles.get(each.group, {}), tally, own)
 
     found = tuple(unit(each) for each in totals)
@@ -174,7 +174,7 @@ def gaps(ledger: LedgerQueries, where: ReceiptFilter, known: Mapping[GroupBy, li
         if nameless.requests:
             advice = f"send {header}, or pin it to the key: millicent keys create --{by} NAME"
             share = Decimal(nameless.requests) / requests
-            found.append(Gap(f"no {by}", nameless.requests, share, nameless.cost, advice))
+            found.append(Gap(f"no {by}", nameless.requests, share, nameless.known_cost, advice))
     for each in models:
         if each.unpriced:
             share = Decimal(each.unpriced) / requests
@@ -275,7 +275,7 @@ def _unit(
         requests=totals.requests,
         input_tokens=totals.input_tokens,
         output_tokens=totals.output_tokens,
-        cost=totals.cost,
+        cost=totals.known_cost,
         fully_loaded=fully_loaded,
         unpriced=totals.unpriced,
         cost_per_request=per(totals.cost, totals.requests - totals.unpriced),

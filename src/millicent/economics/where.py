@@ -74,6 +74,29 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     rule: Rule
 
 
+def verdict(found: Where) -> str:
+    """Whether a machine pays for this traffic; empty where that isn't known."""
+    costs = {each.name: each.monthly for each in found.places}
+    for even in found.break_evens[:1]:
+        own, offered = costs[even.machine], costs[even.api]
+        if own is None or offered is None:
+            break
+        does = "pays" if own < offered else "does not pay"
+        told = (
+            f"At {found.volume:,} requests a month a machine {does}: {even.machine} comes to {own.human()},"
+            f" {even.api} to {offered.human()}."
+        )
+        if own < offered:
+            return told
+        pays = [(each.pays_from, each.machine) for each in found.break_evens if each.pays_from is not None]
+        if not pays:
+            return f"{told} None does at any volume up to a billion."
+        first, machine = min(pays)
+        times = Decimal(first) / max(1, found.volume)
+        return f"{told} The first to pay is {machine}, from {first:,} requests a month, {times:,.1f} times as many."
+    return ""
+
+
 def api_named(name: str, prices: PriceBook, at_ns: int) -> ApiModel:
     """A model as a person names it: `gpt-5-nano`, or `groq/llama-3.1-8b-instant` where several offer it."""
     provider, _, model = name.partition("/")

@@ -2,6 +2,16 @@
 
 from millicent.hub.catalogue import CATALOGUE
 from millicent.hub.files import Progress
-from millicent.hub.store import InstalledModel, list_installed, pull, remove, resolve, verify
+from millicent.hub.store import InstalledModel, installed_at_ns, list_installed, pull, remove, resolve, verify
 
-__all__ = ["CATALOGUE", "InstalledModel", "Progress", "list_installed", "pull", "remove", "resolve", "verify"]
+__all__ = [
+    "CATALOGUE",
+    "InstalledModel",
+    "Progress",
+    "installed_at_ns",
+    "list_installed",
+    "pull",
+    "remove",
+    "resolve",
+    "verify",
+]

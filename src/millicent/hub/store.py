@@ -71,6 +71,14 @@ def list_installed(cache: Path) -> list[InstalledModel]:
     return sorted(found, key=lambda model: model.name)
 
 
+def installed_at_ns(cache: Path) -> int:
+    """When a model last appeared or went away: cheaper than looking which. 0 where there is no such folder."""
+    try:
+        return (cache / "models").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def pull(name: str, cache: Path, progress: Progress | None = None) -> InstalledModel:
     """Fetch a catalogue model, or `org/name` (`org/name:Q4_K_M` for one GGUF of several) from the Hugging Face hub.
 

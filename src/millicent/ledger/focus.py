@@ -18,6 +18,7 @@ from millicent.core.clock import NS_PER_HOUR, NS_PER_S, hour_start_ns
 from millicent.core.money import Money
 from millicent.core.receipts import Line, Meter, Receipt, Role
 from millicent.core.spreadsheets import inert
+from millicent.core.usage import Provenance
 
 Row = dict[str, str | None]
 
@@ -80,6 +81,8 @@ UNPRICED_COLUMNS = ("receipt", "created_at", "status", "model", "placement", "me
 
 # Lines of one meter that are different things: how long a cache keeps it, which way a picture goes, which tool.
 _TOLD_APART = frozenset({Meter.CACHE_WRITE, Meter.IMAGE, Meter.AUDIO, Meter.TOOL_CALL})
+# Who charges for what callers told of.
+_OUTSIDE = "outside"
 # What a rounded unit price may be off.
 _OFF_NANOUSD = 1
 _STEP = Decimal("1e-18")
@@ -145,6 +148,9 @@ def _charge(receipt: Receipt, line: Line, amount: Money) -> Row:
     attempt = next((each for each in receipt.attempts if each.ordinal == line.attempt), None)
     placement = (attempt.placement if attempt else receipt.placement) or receipt.backend or "millicent"
     model = (attempt.model if attempt else receipt.served_model) or receipt.model
+    if line.attempt == 0 and line.provenance is Provenance.REPORTED and not adjusts:
+        # Somebody else's bill: not that of where the model ran.
+        placement, model = _OUTSIDE, line.role.value
     sku = f"{placement}/{model}/{line.meter.value}"
     if line.attempt and line.note and line.meter in _TOLD_APART:
         sku += f"/{line.note}"
@@ -173,7 +179,7 @@ def _charge(receipt: Receipt, line: Line, amount: Money) -> Row:
         "ServiceName": model,
         "SkuId": sku,
         "SkuMeter": line.meter.value,
-        "SkuPriceId": f"{sku} at {listed:f}",
+        "SkuPriceId": None if adjusts else f"{sku} at {listed:f}",
         "SubAccountId": _said(who.team),
         "SubAccountName": _said(who.team),
         "Tags": msgspec.json.encode(_tags(receipt)).decode(),

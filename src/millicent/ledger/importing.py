@@ -21,7 +21,7 @@ import msgspec
 from millicent.core.clock import NS_PER_S, parse_time_ns
 from millicent.core.errors import ConfigError
 from millicent.core.money import Money
-from millicent.core.receipts import Line, Meter, PriceSource, Receipt, Role, Status
+from millicent.core.receipts import METERS, Line, Meter, PriceSource, Receipt, Role, Status
 from millicent.core.request import Attribution
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.ledger.store import close_receipt
@@ -374,21 +374,12 @@ def _usage(row: _Row) -> Usage:
     return Usage(known or {Leaf.INPUT_FRESH: Count(None, Provenance.UNKNOWN)})
 
 
-_METERS = {
-    Leaf.INPUT_FRESH: Meter.INPUT,
-    Leaf.INPUT_CACHE_READ: Meter.INPUT_CACHED,
-    Leaf.INPUT_CACHE_WRITE_5M: Meter.CACHE_WRITE,
-    Leaf.INPUT_CACHE_WRITE_1H: Meter.CACHE_WRITE,
-    Leaf.OUTPUT_TEXT: Meter.OUTPUT,
-}
-
-
 def _lines(usage: Usage, cost: Decimal | None, at_ns: int) -> tuple[Line, ...]:
     """What the export says it cost, as one line; without that, its tokens, unpriced."""
     if cost is not None:
         return (_line(Meter.OTHER, Decimal(1), "request", cost, at_ns),)
     counted = [(leaf, count.tokens) for leaf, count in usage.leaves.items() if count.tokens]
-    return tuple(_line(_METERS[leaf], Decimal(tokens), "token", None, at_ns) for leaf, tokens in counted)
+    return tuple(_line(METERS[leaf], Decimal(tokens), "token", None, at_ns) for leaf, tokens in counted)
 
 
 def _line(meter: Meter, quantity: Decimal, unit: str, cost: Decimal | None, at_ns: int) -> Line:

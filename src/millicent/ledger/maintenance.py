@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
+
 from millicent.ledger import rollups, stored_responses, tallies
 from millicent.ledger.claims import purge_answers
 
@@ -29,7 +31,7 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
     if oldest[0] is None:
         return 0
     from_ns, to_ns = oldest[0], oldest[1] + 1
-    rollups.fold(connection)
+    rollups.post_all(connection)
     rollups.archive(connection, from_ns, to_ns)
     going = "SELECT id FROM receipts WHERE created_at_ns >= ? AND created_at_ns < ? AND status IS NOT NULL"
     connection.execute(
@@ -53,17 +55,17 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
 
 def purge_user(connection: sqlite3.Connection, user: str) -> int:
     """Take this person off every closed receipt; how many. A random name that nothing links to them stands instead, so
-    that sums by user stay. Conversation, run, tags, error texts, hashes of prompts, notes of later lines, words of
-    feedback, answers kept for idempotency and stored responses go. A budget per user begins anew for them."""
+    that sums by user stay. Conversation, run, tags, error texts, hashes of prompts, notes of costs from outside, words
+    of feedback, alerts about them, answers kept for idempotency and stored responses go. A budget per user begins anew
+    for them."""
     rollups.fold(connection)
     purge_answers(connection, user=user)
     stored_responses.purge(connection, user=user)
     nobody = f"purged-{secrets.token_hex(8)}"
     with _permitted(connection, "purge"):
         connection.execute(
-            "UPDATE lines SET note = NULL WHERE note IS NOT NULL"
-            " AND receipt IN (SELECT id FROM receipts WHERE user = ?)"
-            " AND posted_at_ns > (SELECT settled_at_ns FROM receipts WHERE id = receipt)",
+            "UPDATE lines SET note = NULL WHERE note IS NOT NULL AND attempt = 0 AND provenance = 'reported'"
+            " AND receipt IN (SELECT id FROM receipts WHERE user = ? AND status IS NOT NULL)",
             (user,),
         )
         connection.execute(
@@ -84,6 +86,7 @@ def purge_user(connection: sqlite3.Connection, user: str) -> int:
         )
         connection.execute("UPDATE rollup_groups SET user = ? WHERE user = ?", (nobody, user))
         connection.execute("UPDATE entries SET user = ?, note = NULL WHERE user = ?", (nobody, user))
+        _purge_alerts(connection, user, nobody)
         for table in ("budget_periods", "holds", "holds_archived"):
             connection.execute(
                 f"UPDATE {table} SET subject = ?"  # noqa: S608 - our own names
@@ -91,6 +94,19 @@ def purge_user(connection: sqlite3.Connection, user: str) -> int:
                 (nobody, user),
             )
     return purged.rowcount
+
+
+def _purge_alerts(connection: sqlite3.Connection, user: str, nobody: str) -> None:
+    """Those about this person's budget go; of others they are no longer who caused them. Messages that name them go."""
+    connection.execute("DELETE FROM alerts WHERE instr(title, ?)", (f"user `{user}`",))
+    was, now = ('"dimension":"user","member":' + msgspec.json.encode(name).decode() for name in (user, nobody))
+    connection.execute("UPDATE alerts SET causes = replace(causes, ?, ?) WHERE instr(causes, ?)", (was, now, was))
+    # As they are written for Slack, in JSON.
+    told = user.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    said = msgspec.json.encode(told).decode()[1:-1]
+    connection.execute(
+        "DELETE FROM alert_messages WHERE instr(body, ?) OR instr(body, ?)", (f"user `{said}`", f"user {said} ")
+    )
 
 
 @contextmanager

@@ -120,6 +120,11 @@ class Totals(msgspec.Struct, frozen=True):
     assumed: int
     unknown_usage: int
 
+    @property
+    def known_cost(self) -> Money | None:
+        """None where not one of them is priced."""
+        return None if self.requests and self.unpriced == self.requests else self.cost
+
     @classmethod
     def together(cls, groups: Sequence[Totals], name: str | None = None) -> Totals:
         """The sum of groups that share no receipt, under a name of its own."""

@@ -8,7 +8,7 @@ posted to receipts in that time stays served.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 
 import msgspec
@@ -16,12 +16,26 @@ import msgspec
 from millicent.core.accounts import DeviceSession, HourTime
 from millicent.core.clock import NS_PER_S, hour_start_ns, hours_between
 from millicent.core.money import ZERO, Money
-from millicent.core.receipts import RATE_KEY, Attempt, Energy, HourShare, Line, Meter, Receipt, Status, device_line
-from millicent.core.usage import Count, Provenance, Usage, weakest
+from millicent.core.receipts import (
+    METERS,
+    RATE_KEY,
+    Attempt,
+    Energy,
+    HourShare,
+    Line,
+    Meter,
+    Receipt,
+    Status,
+    device_line,
+)
+from millicent.core.usage import Count, Leaf, Provenance, Usage, weakest
 from millicent.ledger.reading import read_receipts, session_of, wall_covering
 from millicent.ledger.store import close_receipt, write_session
 
 _LOST_AT_MOST_NS = NS_PER_S
+_FROM = "from the last checkpoint"
+# What a running answer shows of its usage, and its price on the receipt.
+_PRICES = {Leaf.INPUT_FRESH: "input", Leaf.INPUT_CACHE_READ: "input_cached", Leaf.OUTPUT_TEXT: "output"}
 _ERROR = "the gateway ended before the answer did; figures are from its last checkpoint"
 
 
@@ -58,7 +72,8 @@ def _interrupted(
         leaf: count if count.tokens is None else Count(count.tokens, Provenance.ESTIMATED)
         for leaf, count in receipt.usage.leaves.items()
     }
-    # Priced by device time, or seen by the meter: then what wasn't checkpointed counts as nothing. Else nobody knows.
+    # Priced by device time, or seen by the meter: then what wasn't checkpointed counts as nothing. Else what had come
+    # is priced where tokens have prices; of the rest nobody knows.
     known = RATE_KEY in receipt.prices.snapshot or receipt.accelerator.provenance is not Provenance.UNKNOWN
     provenance = Provenance.ESTIMATED if known else Provenance.UNKNOWN
     return msgspec.structs.replace(
@@ -70,7 +85,11 @@ def _interrupted(
         energy=Energy(receipt.energy.joules, weakest((receipt.energy.provenance, Provenance.ESTIMATED))),
         lines=(
             *receipt.lines,
-            *(_lines(connection, receipt, shares, gateway, now_ns) if known else _unpriced(receipt, now_ns)),
+            *(
+                _within_hold(receipt, _device_lines(connection, receipt, shares, gateway, now_ns))
+                if known
+                else _within_hold(receipt, _token_lines(receipt, now_ns)) or _unpriced(receipt, now_ns)
+            ),
         ),
         attempts=tuple(_ended_attempt(attempt, now_ns) for attempt in receipt.attempts),
         error=_ERROR,
@@ -84,21 +103,32 @@ def _ended_attempt(attempt: Attempt, now_ns: int) -> Attempt:
     return msgspec.structs.replace(attempt, ended_at_ns=ended_at_ns, status=Status.INTERRUPTED, error=_ERROR)
 
 
-def _lines(
-    connection: sqlite3.Connection, receipt: Receipt, shares: tuple[HourShare, ...], gateway: str, now_ns: int
-) -> tuple[Line, ...]:
-    """One accelerator line per attempt that ran, at the rate on the receipt or else the session's; together within what
-    the hold leaves beside the lines that are there: the costs that the request came with, and earlier attempts."""
-    lines = []
+def _within_hold(receipt: Receipt, lines: Iterable[Line]) -> tuple[Line, ...]:
+    """Together within what the hold leaves beside the lines that are there: the costs that the request came with, and
+    earlier attempts."""
     left = receipt.hold
-    if left is not None:
-        left = max(ZERO, left - Money.total(line.amount or ZERO for line in receipt.lines))
+    if left is None:
+        return tuple(lines)
+    left = max(ZERO, left - Money.total(line.amount or ZERO for line in receipt.lines if line.book == "actual"))
+    kept = []
+    for line in lines:
+        if line.amount is not None and line.amount > left:
+            line = msgspec.structs.replace(line, amount=left, note=f"{_FROM}; reduced to the hold")  # noqa: PLW2901
+        left -= line.amount or ZERO
+        kept.append(line)
+    return tuple(kept)
+
+
+def _device_lines(
+    connection: sqlite3.Connection, receipt: Receipt, shares: tuple[HourShare, ...], gateway: str, now_ns: int
+) -> Iterator[Line]:
+    """One accelerator line per attempt that ran, at the rate on the receipt or else the session's."""
     for attempt in receipt.attempts:
         if attempt.ended_at_ns is not None:
             continue
         own = [share for share in shares if share.attempt == attempt.ordinal]
         rate, provenance = _rate(connection, receipt, attempt, own, gateway)
-        line = device_line(
+        yield device_line(
             attempt.ordinal,
             attempt.role,
             sum(share.serving_ns for share in own),
@@ -106,14 +136,40 @@ def _lines(
             provenance,
             incurred_at_ns=receipt.created_at_ns,
             posted_at_ns=max(now_ns, receipt.created_at_ns),
-            note="from the last checkpoint",
+            note=_FROM,
         )
-        if line.amount is not None and left is not None:
-            if line.amount > left:
-                line = msgspec.structs.replace(line, amount=left, note="from the last checkpoint; reduced to the hold")
-            left -= line.amount or ZERO
-        lines.append(line)
-    return tuple(lines)
+
+
+def _token_lines(receipt: Receipt, now_ns: int) -> list[Line]:
+    """What had come of the only attempt, at the prices on the receipt; none where nothing had, or something has no
+    price. Of a later attempt the last checkpoint may not know yet."""
+    prices = receipt.prices.snapshot
+    leaves = receipt.usage.leaves
+    if len(receipt.attempts) != 1 or not receipt.usage.output_tokens or not all(leaf in _PRICES for leaf in leaves):
+        return []
+    attempt, paid = receipt.attempts[0], 1 - Decimal(prices.get("discount", "0"))
+    charged = [(METERS[leaf], "token", count.tokens, _PRICES[leaf], -6) for leaf, count in leaves.items()]
+    charged += [(Meter.REQUEST_FEE, "request", 1, "request_fee", 0)] if "request_fee" in prices else []
+    lines = []
+    for meter, unit, quantity, name, scale in charged:
+        if name not in prices or quantity is None:
+            return []
+        each = Decimal(prices[name]).scaleb(scale) * paid
+        lines.append(
+            Line(
+                attempt=attempt.ordinal,
+                role=attempt.role,
+                meter=meter,
+                quantity=Decimal(quantity),
+                unit=unit,
+                unit_price_usd=each,
+                amount=Money.price(quantity, each),
+                provenance=Provenance.ESTIMATED,
+                incurred_at_ns=attempt.started_at_ns,
+                posted_at_ns=max(now_ns, receipt.created_at_ns),
+            )
+        )
+    return [line for line in lines if line.quantity]
 
 
 def _unpriced(receipt: Receipt, now_ns: int) -> Iterator[Line]:

@@ -100,7 +100,14 @@ _ROLLED = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
 
 def fold(connection: sqlite3.Connection) -> None:
     """Bring the cubes up to date with every closed receipt, but for those of an older version."""
-    while _post(connection, _MANY) or _spread(connection, _GREATEST, _MANY):
+    post_all(connection)
+    while _spread(connection, _GREATEST, _MANY):
+        pass
+
+
+def post_all(connection: sqlite3.Connection) -> None:
+    """Add every closed receipt to what is pending, so that its detail isn't needed any more."""
+    while _post(connection, _MANY):
         pass
 
 
@@ -167,7 +174,7 @@ def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
 
 def archive(connection: sqlite3.Connection, from_ns: int, to_ns: int) -> None:
     """Keep the sums, by every dimension, of the closed receipts created in [from_ns, to_ns): they will be deleted.
-    Everything must be folded."""
+    Everything must be posted."""
     _add(connection, _created(), (from_ns, to_ns), {ARCHIVE: Cube(DIMENSIONS, (QUARTER_S,))})
 
 

@@ -147,15 +147,14 @@ class _Rates:
     def add(self, input_tokens: int, output_tokens: int, took: Times) -> None:
         if took.ttft_ns is None or took.total_ns is None:
             return
-        for name, value in (
-            ("_input_tokens", input_tokens),
-            ("_output_tokens", output_tokens),
-            ("_serving_ns", took.serving_ns or 0),
-            ("_ttft_ns", took.ttft_ns),
-            ("_after_ns", max(0, took.total_ns - took.ttft_ns)),
-        ):
-            before = getattr(self, name)
-            setattr(self, name, before - before // self._FADING + value * self._SCALE)
+        self._input_tokens = self._faded(self._input_tokens, input_tokens)
+        self._output_tokens = self._faded(self._output_tokens, output_tokens)
+        self._serving_ns = self._faded(self._serving_ns, took.serving_ns or 0)
+        self._ttft_ns = self._faded(self._ttft_ns, took.ttft_ns)
+        self._after_ns = self._faded(self._after_ns, max(0, took.total_ns - took.ttft_ns))
+
+    def _faded(self, before: int, value: int) -> int:
+        return before - before // self._FADING + value * self._SCALE
 
     def times(self, input_tokens: int, output_tokens: int) -> tuple[int, int, int]:
         """Device time is split like the time on the clock, between the prompt and the answer."""

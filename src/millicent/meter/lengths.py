@@ -139,17 +139,17 @@ class _Answers:
         """
         width = count
         while True:
-            found = [
-                (read, length if limit is None or length < limit else limit)
-                for read, length, cut in self._window(input_tokens, width)
-                if not cut or (limit is not None and length >= limit)
-            ]
+            window = self._window(input_tokens, width)
+            found = [answer for answer in window if not answer[2] or (limit is not None and answer[1] >= limit)]
             if len(found) >= count or width >= min(_SCANNED, len(self._by_input)):
                 break
             width *= 2
         if skip or len(found) > count:
             found = sorted(found, key=lambda answer: abs(answer[0] - input_tokens))[skip:count]
-        return [length for _, length in found]
+        lengths = [length for _, length, _ in found]
+        if limit is None or max(lengths, default=0) <= limit:
+            return lengths
+        return [min(limit, length) for length in lengths]
 
     def _window(self, input_tokens: int, width: int) -> list[tuple[int, int, bool]]:
         """The `width` answers to the nearest inputs: they lie next to each other."""

@@ -26,6 +26,8 @@ ASSUMED_PLACEMENT = "local"
 
 _HOURS_PER_YEAR = 365 * 24
 _RATE_STEP = Decimal("1e-12")
+# Of dollars, years or watts.
+_MOST = 10**9
 
 
 class PlacementTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -79,8 +81,8 @@ class PlacementConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     def _undated(self, name: str) -> Placement:
         at = f"[placements.{name}]"
         for field, value in msgspec.structs.asdict(self).items():
-            if isinstance(value, Decimal) and (not value.is_finite() or value < 0):
-                raise ConfigError(f"{at} {field} = {value}: must be a number of 0 or more")
+            if isinstance(value, Decimal) and not (value.is_finite() and 0 <= value <= _MOST):
+                raise ConfigError(f"{at} {field} = {value}: must be a number from 0 to a billion")
             if value is not None and value != () and field not in (*_COMMON, *_FIELDS[self.kind]):
                 raise ConfigError(f'{at} {field}: doesn\'t go with kind = "{self.kind}": remove it')
         if self.accelerators < 1:
@@ -185,6 +187,8 @@ class Placement(msgspec.Struct, frozen=True):
 
     def at(self, at_ns: int) -> Placement:
         """What it is at that UTC instant."""
+        if not self.later:
+            return self
         due = [terms for start_ns, terms in self.later if start_ns <= at_ns]
         return due[-1] if due else self
 

@@ -7,7 +7,7 @@ output. An entry of ours replaces the published one whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from decimal import Decimal
 from typing import Literal
 
@@ -94,8 +94,8 @@ class PriceConfig(PriceEntry, frozen=True, kw_only=True):
         for where, prices in self._lists():
             amounts = {field: getattr(prices, field) for field in TokenPrices.__struct_fields__ if field != "tools"}
             for field, value in (amounts | prices.tools).items():
-                if value is not None and not (value.is_finite() and value >= 0):
-                    raise ConfigError(f"[prices.{name}] {where}{field} = {value}: must be a number of 0 or more")
+                if value is not None and not (value.is_finite() and 0 <= value <= _DEAREST):
+                    raise ConfigError(f"[prices.{name}] {where}{field} = {value}: must be a number from 0 to a million")
 
     def in_force(self, at_ns: int) -> PriceEntry:
         """What holds at that UTC instant."""
@@ -148,23 +148,22 @@ class PriceBook:
             return f"prices.{model}", self._overrides[model].in_force(at_ns)
         if self._published is None:
             return None
-        day_ns = at_ns - at_ns % _NS_PER_DAY  # published prices change at most once a day
-        key = (model, provider, day_ns)
+        quarter_ns = at_ns - at_ns % _NS_PER_QUARTER  # some are lower at night, in hours that begin at half past
+        key = (model, provider, quarter_ns)
         if key not in self._found:
             if len(self._found) >= _MOST_FOUND:
                 self._found.clear()
-            self._found[key] = self._published(model, day_ns, provider)
+            self._found[key] = self._published(model, quarter_ns, provider)
         return self._found[key]
 
 
 _NS_PER_DAY = 86_400 * NS_PER_S
+_NS_PER_QUARTER = 900 * NS_PER_S
 _MOST_FOUND = 1024
+# A million dollars for a million tokens, or for a call: what an answer costs is then a number that ledgers can hold.
+_DEAREST = 10**6
 
 
 def day_start_ns(day: date) -> int:
     """UTC nanoseconds at which the day begins."""
     return (day - date(1970, 1, 1)).days * _NS_PER_DAY
-
-
-def utc_day(at_ns: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=at_ns // _NS_PER_DAY)

@@ -9,34 +9,31 @@ import msgspec
 
 from millicent.core.accounts import Reading
 from millicent.core.money import Money
-from millicent.core.receipts import Attempt, Line, Meter, PriceSource, device_line
+from millicent.core.receipts import METERS, Attempt, Line, Meter, PriceSource, device_line
 from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceList, Prices, TokenPrices
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """Which meter a leaf is charged on, at which price per million, and what tells it from others on that meter."""
+    """At which price per million a leaf is charged, and what tells it from others on its meter."""
 
-    meter: Meter
     price: Callable[[TokenPrices], Decimal | None]
     note: str | None = None
 
 
 CHARGES: dict[Leaf, Charge] = {
-    Leaf.INPUT_FRESH: Charge(Meter.INPUT, lambda prices: prices.input),
-    Leaf.INPUT_CACHE_READ: Charge(Meter.INPUT_CACHED, lambda prices: prices.input_cached),
-    Leaf.INPUT_CACHE_WRITE_5M: Charge(Meter.CACHE_WRITE, lambda prices: prices.cache_write_5m, "kept for 5 minutes"),
-    Leaf.INPUT_CACHE_WRITE_1H: Charge(Meter.CACHE_WRITE, lambda prices: prices.cache_write_1h, "kept for 1 hour"),
-    Leaf.INPUT_IMAGE: Charge(Meter.IMAGE, lambda prices: prices.input_image, "input"),
-    Leaf.INPUT_AUDIO: Charge(Meter.AUDIO, lambda prices: prices.input_audio, "input"),
-    Leaf.OUTPUT_TEXT: Charge(Meter.OUTPUT, lambda prices: prices.output),
+    Leaf.INPUT_FRESH: Charge(lambda prices: prices.input),
+    Leaf.INPUT_CACHE_READ: Charge(lambda prices: prices.input_cached),
+    Leaf.INPUT_CACHE_WRITE_5M: Charge(lambda prices: prices.cache_write_5m, "kept for 5 minutes"),
+    Leaf.INPUT_CACHE_WRITE_1H: Charge(lambda prices: prices.cache_write_1h, "kept for 1 hour"),
+    Leaf.INPUT_IMAGE: Charge(lambda prices: prices.input_image, "input"),
+    Leaf.INPUT_AUDIO: Charge(lambda prices: prices.input_audio, "input"),
+    Leaf.OUTPUT_TEXT: Charge(lambda prices: prices.output),
     # Providers that name no price for reasoning charge it as output.
-    Leaf.OUTPUT_REASONING: Charge(
-        Meter.REASONING, lambda prices: prices.output if prices.reasoning is None else prices.reasoning
-    ),
-    Leaf.OUTPUT_IMAGE: Charge(Meter.IMAGE, lambda prices: prices.output_image, "output"),
-    Leaf.OUTPUT_AUDIO: Charge(Meter.AUDIO, lambda prices: prices.output_audio, "output"),
+    Leaf.OUTPUT_REASONING: Charge(lambda prices: prices.output if prices.reasoning is None else prices.reasoning),
+    Leaf.OUTPUT_IMAGE: Charge(lambda prices: prices.output_image, "output"),
+    Leaf.OUTPUT_AUDIO: Charge(lambda prices: prices.output_audio, "output"),
 }
 _CACHE_LEAVES = (Leaf.INPUT_CACHE_READ, Leaf.INPUT_CACHE_WRITE_5M, Leaf.INPUT_CACHE_WRITE_1H)
 
@@ -85,7 +82,7 @@ def token_lines(
             charge = CHARGES[leaf]
             tokens = None if count.tokens is None else Decimal(count.tokens)
             each = unit_price(leaf, prices)
-            quantities.append((charge.meter, tokens, "token", each, count.provenance, charge.note))
+            quantities.append((METERS[leaf], tokens, "token", each, count.provenance, charge.note))
     known = Provenance.MEASURED
     if consumption.stored_token_hours:
         per_hour = per_token(prices.cache_storage)
@@ -106,6 +103,16 @@ def tier_of(prices: PriceList | None, usage: Usage) -> TokenPrices:
     if prices is None or (prices.long_context and usage.input_tokens is None):
         return TokenPrices()
     return prices.tier(usage.input_tokens or 0)
+
+
+def price_source(prices: Prices | None, tier: TokenPrices, placement: Placement) -> PriceSource:
+    """For the receipt of what is paid for by the token."""
+    if prices is None:
+        return PriceSource()
+    snapshot = {"kind": "api", "service": placement.service, **tier.snapshot()}
+    if placement.discount:
+        snapshot["discount"] = format(placement.discount, "f")
+    return PriceSource(prices.source, snapshot)
 
 
 def total(lines: tuple[Line, ...]) -> Money | None:
@@ -157,10 +164,7 @@ def _priced_usage(
     lines = token_lines(consumption, tier, attempt, at_ns, discount=placement.discount)
     if prices is None:
         return Priced(lines, PriceSource(), "list", None)
-    snapshot = {"kind": "api", "service": placement.service, **tier.snapshot()}
-    if placement.discount:
-        snapshot["discount"] = format(placement.discount, "f")
-    source = PriceSource(prices.source, snapshot)
+    source = price_source(prices, tier, placement)
     # Each stage takes one lever away; the difference to the next is what that lever saved.
     standard = tier_of(prices.standard, usage)
     paid = total(lines)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from millicent.meter.prices import LongContext, PriceEntry, PriceList, utc_day
+from millicent.core.clock import NS_PER_S
+from millicent.meter.prices import LongContext, PriceEntry, PriceList
 
 # genai-prices' names for the prices that we have a meter for. Its one price for cache writes is that of five minutes.
 _PER_MILLION = {
@@ -46,7 +47,7 @@ def published_prices(model: str, at_ns: int, provider: str | None) -> tuple[str,
         found, info = snapshot.find_provider_model(model, None, provider, None)
     except LookupError:
         return None
-    when = utc_day(at_ns)
+    when = datetime.fromtimestamp(at_ns // NS_PER_S, UTC)
     standard = _price_list(info.get_prices(when))
     if standard is None:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 import msgspec
@@ -22,6 +22,18 @@ from millicent.step_time import Coefficients
 _HOUR_NS_PER_NANOUSD = 3600
 
 
+# More than any prompt has.
+ALL_INPUT = 1 << 62
+
+
+class CachedInput(msgspec.Struct, frozen=True):
+    """What a provider's cache makes of the input: tokens that are expected to be read from it and written to it, and
+    what there may be at most where nothing is there yet. What the input hasn't got doesn't count."""
+
+    expected: dict[Leaf, int]
+    at_most: dict[Leaf, int]
+
+
 class Asked(msgspec.Struct, frozen=True):
     """What is to be quoted. `limit` is the most output tokens there can be, over all choices; `batch` how many will run
     beside each other on the device, this one included. Input that was only guessed (assumed) may be half or twice as
@@ -35,6 +47,7 @@ class Asked(msgspec.Struct, frozen=True):
     feature: str | None
     batch: int = 1
     prices: Prices | None = None
+    cached: CachedInput | None = None
 
     @property
     def input_interval(self) -> Interval:
@@ -160,7 +173,7 @@ def serving_ns_within(cost: Money, usd_per_hour: Decimal) -> int:
 def output_tokens_within(cost: Money, asked: Asked, most: int) -> int:
     """The longest output, at most `most`, whose tokens cost no more than this together with all the input there may be;
     -1 when even the input costs more, or it has no price."""
-    cost_of = _own_cost(asked, asked.input_interval.high)
+    cost_of = _most_cost(asked)
     low, high = -1, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -174,7 +187,7 @@ def output_tokens_within(cost: Money, asked: Asked, most: int) -> int:
 
 def most_cost(asked: Asked) -> Money | None:
     """What its tokens can cost at most; None where nothing limits the output, or something has no price."""
-    return None if asked.limit is None else _own_cost(asked, asked.input_interval.high)(asked.limit)
+    return None if asked.limit is None else _most_cost(asked)(asked.limit)
 
 
 def _cost_of_time(placement: Placement, durations: Durations) -> tuple[CostInterval | None, Provenance]:
@@ -188,30 +201,47 @@ def _cost_of_time(placement: Placement, durations: Durations) -> tuple[CostInter
 
 def _cost_of_tokens(asked: Asked, length: Length) -> tuple[CostInterval | None, Provenance]:
     read, written = asked.input_interval, length.tokens
-    low, expected, high = (
-        _own_cost(asked, getattr(read, end))(getattr(written, end)) for end in Interval.__struct_fields__
-    )
+    cached = {} if asked.cached is None else asked.cached.expected
+    low = _own_cost(asked, read.low, cached)(written.low)
+    expected = _own_cost(asked, read.expected, cached)(written.expected)
+    high = _most_cost(asked)(written.high)
     if low is None or expected is None or high is None:
         return None, Provenance.UNKNOWN
     return CostInterval(low, expected, high), asked.input_provenance
 
 
-def _own_cost(asked: Asked, input_tokens: int) -> _TokensCost:
+def _own_cost(asked: Asked, input_tokens: int, cached: Mapping[Leaf, int]) -> _TokensCost:
     """At the service's prices, less the contract's discount."""
-    return _TokensCost(input_tokens, asked.prices.service if asked.prices else None, asked.placement.discount)
+    return _TokensCost(input_tokens, asked.prices.service if asked.prices else None, asked.placement.discount, cached)
+
+
+def _most_cost(asked: Asked) -> _TokensCost:
+    """With all the input there may be."""
+    return _own_cost(asked, asked.input_interval.high, {} if asked.cached is None else asked.cached.at_most)
 
 
 class _TokensCost:
     """What output of any length costs together with the input, as `pricing.token_lines` has it; called with a number
     of tokens. None where something has no price."""
 
-    def __init__(self, input_tokens: int, prices: PriceList | None, discount: Decimal = Decimal(0)) -> None:
+    def __init__(
+        self,
+        input_tokens: int,
+        prices: PriceList | None,
+        discount: Decimal = Decimal(0),
+        cached: Mapping[Leaf, int] | None = None,
+    ) -> None:
         tier = TokenPrices() if prices is None else prices.tier(input_tokens)
         self._paid = 1 - discount
         self._output = unit_price(Leaf.OUTPUT_TEXT, tier)
-        known = [(input_tokens, unit_price(Leaf.INPUT_FRESH, tier)), (1, tier.request_fee)]
-        if tier.request_fee is None:
-            known.pop()
+        known = []
+        for leaf, tokens in (cached or {}).items():
+            tokens = min(tokens, input_tokens)  # noqa: PLW2901
+            input_tokens -= tokens
+            known.append((tokens, unit_price(leaf, tier)))
+        known.append((input_tokens, unit_price(Leaf.INPUT_FRESH, tier)))
+        if tier.request_fee is not None:
+            known.append((1, tier.request_fee))
         self._beside = [self._line(quantity, each) for quantity, each in known if quantity]
 
     def __call__(self, output_tokens: int) -> Money | None:

@@ -8,7 +8,7 @@ from decimal import Decimal
 import msgspec
 
 from millicent.core.money import Money
-from millicent.core.receipts import Line, Meter, Receipt, device_line
+from millicent.core.receipts import METERS, Line, Meter, Receipt, device_line
 from millicent.core.usage import Leaf, Provenance, weakest
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook, TokenPrices
@@ -16,16 +16,17 @@ from millicent.meter.pricing import CHARGES, per_token, tier_of
 
 ACTUAL = "actual"
 # Read back from a line: its meter and note tell which leaf it charged.
-_LEAVES = {(charge.meter, charge.note): leaf for leaf, charge in CHARGES.items()}
+_LEAVES = {(METERS[leaf], charge.note): leaf for leaf, charge in CHARGES.items()}
 
 
 def repriced(
     receipt: Receipt, placements: Mapping[str, Placement], prices: PriceBook, at_ns: int, now_ns: int, book: str
 ) -> tuple[Line, ...]:
     """Every line that stands, at the prices in force at `at_ns`. Quantities are those that were measured; lines that
-    somebody else charged keep their amounts, and a placement that is no longer known leaves its lines unpriced."""
+    somebody else charged keep their amounts, and a placement that is no longer known leaves its lines unpriced. A
+    caller's `id` stays that of the line which it was given to."""
     return tuple(
-        msgspec.structs.replace(line, book=book, posted_at_ns=now_ns)
+        msgspec.structs.replace(line, book=book, posted_at_ns=now_ns, id=None)
         for line in _lines(receipt, placements, prices, at_ns, now_ns)
     )
 

@@ -21,14 +21,14 @@ from millicent.routing.policies import Decision
 
 class Progress:
     """What came of one attempt, and when: times are monotonic nanoseconds, `tokens` how many came so far. `known` is
-    how they are known; `input_tokens` of the call, None where nobody has counted them."""
+    how they are known; `input_tokens` of the call, guessed where nobody has counted them."""
 
     __slots__ = (
         "_cached_tokens", "_input_tokens", "_known", "_noted", "_vector_tokens", "first_token_ns", "last_token_ns",
         "tokens",
     )  # fmt: skip
 
-    def __init__(self, known: Provenance = Provenance.UNKNOWN, input_tokens: int | None = None) -> None:
+    def __init__(self, known: Provenance = Provenance.ASSUMED, input_tokens: int = 0) -> None:
         self.tokens = 0
         self.first_token_ns: int | None = None
         self.last_token_ns: int | None = None
@@ -57,9 +57,10 @@ class Progress:
             return Usage.of(Provenance.MEASURED, input_fresh=self._vector_tokens)
         if not self._noted:
             return Usage()
-        leaves = {Leaf.OUTPUT_TEXT: self.tokens}
-        if self._input_tokens is not None:
-            leaves[Leaf.INPUT_FRESH] = max(0, self._input_tokens - (self._cached_tokens or 0))
+        leaves = {
+            Leaf.OUTPUT_TEXT: self.tokens,
+            Leaf.INPUT_FRESH: max(0, self._input_tokens - (self._cached_tokens or 0)),
+        }
         if self._cached_tokens is not None:
             leaves[Leaf.INPUT_CACHE_READ] = self._cached_tokens
         return Usage({leaf: Count(tokens, self._known) for leaf, tokens in leaves.items()})

@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from millicent.caching.cache import Lookup, Outcome, ResponseCache, worth_keeping
+from millicent.caching.rules import Directives
 from millicent.caching.store import CachedAnswer
 from millicent.core import holdouts
 from millicent.core.chunks import End, FinishReason, merge_texts
 from millicent.core.clock import NS_PER_S, Clock
-from millicent.core.errors import MillicentError, UpstreamTimeout
+from millicent.core.errors import MillicentError, NotCached, UpstreamTimeout
 from millicent.core.money import ZERO, Money
 from millicent.core.receipts import (
     RESPONSE_CACHE,
@@ -47,10 +48,20 @@ class CachedAnswers:
         self._clock = clock
 
     def look(self, request: Request, cache_control: str | None, arm: holdouts.Arm | None) -> Lookup | None:
-        if self._cache is None:
-            return None
-        allowed = self._features.placements(request.attribution.feature)
-        return self._cache.look(request, allowed, cache_control, arm)
+        """What there is for it, as `ResponseCache.look`. Raises NotCached where only that would do, and there is
+        nothing."""
+        lookup = None
+        if self._cache is not None:
+            allowed = self._features.placements(request.attribution.feature)
+            lookup = self._cache.look(request, allowed, cache_control, arm)
+        found = lookup is not None and lookup.answer is not None
+        if cache_control and not found and Directives.of(cache_control).only_kept:
+            raise NotCached(
+                "No answer to this request is kept, and `Cache-Control: only-if-cached` asks for nothing else: leave "
+                "it out to have the model run.",
+                param="cache-control",
+            )
+        return lookup
 
     def opened(self, lookup: Lookup) -> Receipt:
         """Of a request that no backend has been asked for. It holds nothing but the costs that it came with, and has a

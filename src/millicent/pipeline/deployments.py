@@ -119,7 +119,7 @@ class Deployments:
         self._clock = clock
         self._random = random
         self._policies = policies or {}
-        self._configured = places or {}
+        self._configured = dict(places or {})
         self._affinity = Affinity()
         self._known: dict[str, list[Deployment]] = {
             model: [self._deployment(model, place) for place in found] for model, found in self._configured.items()
@@ -128,6 +128,11 @@ class Deployments:
     def models(self) -> tuple[str, ...]:
         offered = (model for backend in self._backends for model in backend.models())
         return tuple(dict.fromkeys((*self._configured, *offered)))
+
+    def offer(self, model: str, place: Place) -> None:
+        """One more model, from now on."""
+        self._configured[model] = (place,)
+        self._known[model] = [self._deployment(model, place)]
 
     def policy(self, model: str) -> ModelPolicy:
         return self._policies.get(model, ModelPolicy())

@@ -17,7 +17,7 @@ from millicent.core.request import Request
 from millicent.core.usage import Provenance
 from millicent.meter.placements import Placement
 from millicent.meter.prices import PriceBook, Prices
-from millicent.meter.quotes import Asked, Quoter, most_cost, output_tokens_within
+from millicent.meter.quotes import Asked, CachedInput, Quoter, most_cost, output_tokens_within
 
 MAX_COST_HEADER = "x-millicent-max-cost-usd"
 _MOST_TOKENS = 1 << 24
@@ -35,10 +35,9 @@ class Plan(msgspec.Struct, frozen=True):
     marks: Marks | None = None
 
     @property
-    def hold_is_enough(self) -> bool:
-        """Whether the hold covers the longest answer that there can be. Of what is paid for by time nobody knows."""
-        most = most_cost(self.asked)
-        return most is not None and self.hold is not None and most <= self.hold
+    def most(self) -> Money | None:
+        """What the longest answer that there can be costs; None where nobody knows, as of what is paid for by time."""
+        return most_cost(self.asked)
 
 
 class Estimates:
@@ -55,8 +54,9 @@ class Estimates:
         return self._book.find(model, at_ns, placement.service, placement.provider)
 
     def asked(
-        self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int, *, timed: bool = False
-    ) -> Asked:
+        self, request: Request, call: Call, placement: Placement, batch: int, at_ns: int, *, timed: bool = False,
+        cached: CachedInput | None = None,
+    ) -> Asked:  # fmt: skip
         """`timed`: its device time will be estimated, where the backend shows no steps."""
         if not call.sequences and not timed and placement.kind != "api":
             # Its device time, and so its cost, will not be known.
@@ -71,6 +71,7 @@ class Estimates:
             feature=request.attribution.feature,
             batch=batch,
             prices=self.prices(call.served_model, placement, at_ns),
+            cached=cached,
         )
 
     def asked_elsewhere(self, request: Request, placement: Placement, others: Sequence[Asked], at_ns: int) -> Asked:

@@ -26,9 +26,9 @@ def quoted_hold(plan: Plan) -> Money | None:
 
 
 class HoldWatch:
-    """Tells when a running cost comes so near the hold that the next two pieces could pass it: one that is on its way
-    already, and one until the work has stopped. Where the hold is `enough` for the longest answer that there can be,
-    only what has passed it all the same is too near."""
+    """Tells when a running cost comes so near the hold that it would be too late after the next piece: beyond that come
+    one that is on its way already, and one until the work has stopped. Where the hold is `enough` for the longest
+    answer that there can be, only what has passed it all the same is too near."""
 
     def __init__(self, hold: Money, *, enough: bool = False) -> None:
         self.hold = hold
@@ -41,12 +41,12 @@ class HoldWatch:
         if self._cost is not None:
             self._dearest = max(self._dearest, cost.nanousd - self._cost.nanousd)
         self._cost = cost
-        return cost.nanousd + (0 if self._enough else 2 * self._dearest) > self.hold.nanousd
+        return cost.nanousd + (0 if self._enough else 3 * self._dearest) > self.hold.nanousd
 
 
 class Purse:
     """What one attempt at an answer may cost: the hold, where a hard budget bounds it, and what its caller's maximum
-    leaves for it. `enough`: the hold covers the longest answer that there can be.
+    leaves for it. `most` is what the longest answer that there can be costs, where that is known.
 
     Where time is paid for (`usd_per_hour` is its rate), the meter keeps it: it charges no more than that, and says in
     time when the steps under way could pass it. Where tokens have prices, the cost is looked at with every piece, and
@@ -56,7 +56,7 @@ class Purse:
 
     def __init__(
         self, answer: Answer, ledger: Ledger, meter: Meter, *, bounded: bool, maximum: Money | None,
-        usd_per_hour: Decimal | None, enough: bool = False,
+        usd_per_hour: Decimal | None, most: Money | None = None,
     ) -> None:  # fmt: skip
         self._answer = answer
         self._ledger = ledger
@@ -69,8 +69,9 @@ class Purse:
         self._maximum = maximum
         self._usd_per_hour = usd_per_hour
         self._asking: asyncio.Task[None] | None = None
-        watches = self._hold is not None and usd_per_hour is None
-        self._watch = HoldWatch(self._hold, enough=enough) if watches and self._hold is not None else None
+        self._watch: HoldWatch | None = None
+        if self._hold is not None and usd_per_hour is None:
+            self._watch = HoldWatch(self._hold, enough=most is not None and self._before + most <= self._hold)
         self._bound_time()
 
     @property

@@ -12,6 +12,7 @@ from random import Random, SystemRandom
 import msgspec
 
 from millicent.caching.cache import Lookup, ResponseCache
+from millicent.caching.prompt_caching import Marks
 from millicent.caching.store import CachedAnswer
 from millicent.control.limits import RateLimiter, Ticket
 from millicent.core.chunks import End, FinishReason, Text, Vector
@@ -47,7 +48,7 @@ from millicent.pipeline.features import Features
 from millicent.pipeline.holdout import Holdout, HoldoutConfig
 from millicent.pipeline.holds import HoldOf, Purse, quoted_hold
 from millicent.pipeline.latency import Trials, check_target
-from millicent.pipeline.prompts import Prompts, with_surcharge
+from millicent.pipeline.prompts import Prompts
 from millicent.pipeline.quoting import Quotes
 from millicent.pipeline.reckoning import as_told, beside_others, cost_so_far, explained, most_tokens, tokens_of
 from millicent.pipeline.routes import Routes
@@ -133,6 +134,10 @@ class Pipeline:
         """The models alone."""
         return self._deployments.models()
 
+    def offer(self, model: str, place: Place) -> None:
+        """One more model can be asked for from now on."""
+        self._deployments.offer(model, place)
+
     def deployments(self) -> list[DeploymentReport]:
         """Where each model runs, and how that goes."""
         return self._deployments.reports()
@@ -213,7 +218,7 @@ class Pipeline:
         try:
             begun_ns = self._clock.monotonic_ns()
             receipt = self._books.opened(request, leg, explained(decision) | told(lookup))
-            ticket.reserve(most_tokens(leg.plan.call), receipt.hold)
+            ticket.reserve(most_tokens(leg.plan), receipt.hold)
             bounded = await self._open(receipt, claim, leg.plan)
         except BaseException:
             leg.lease.give_back()
@@ -281,7 +286,7 @@ class Pipeline:
         leg = await journey.first()
         try:
             receipt = self._books.joined(answer.opened, leg, explained(decision) | told(lookup))
-            ticket.reserve(most_tokens(leg.plan.call), receipt.hold)
+            ticket.reserve(most_tokens(leg.plan), receipt.hold)
             begun = await self._ledger.begin(receipt)
         except BaseException:
             leg.lease.give_back()
@@ -300,7 +305,7 @@ class Pipeline:
 
     async def quotes(self, request: Request, models: Sequence[str]) -> list[Quote]:
         """As `Quotes.quotes`."""
-        return await self._quotes.quotes(request, models)
+        return await self._quotes.quotes(self._prompts.hashed(request), models)
 
     async def count(self, request: Request) -> int:
         """As `Quotes.count`."""
@@ -326,25 +331,27 @@ class Pipeline:
         return Cascade(request, decision.stages, policy.checks, *seams), decision
 
     async def _look(self, request: Request, deployment: Deployment) -> Asked:
-        return self._asked(request, await deployment.backend.prepare(request))
+        request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of, None)
+        return self._asked(request, call, marks)
 
     async def _plan(self, request: Request, deployment: Deployment) -> Plan:
         arm = self._holdout.arm("prompt_caching", request)
         request, call, marks = await self._prompts.prepare(request, deployment.backend, self._prices_of, arm)
-        plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call))
+        plan = await self._estimates.within(request, deployment.backend, call, self._asked(request, call, marks))
         self._check_target(request, plan)
-        return msgspec.structs.replace(plan, marks=marks, hold=with_surcharge(plan.hold, marks))
+        return msgspec.structs.replace(plan, marks=marks)
 
     def _prices_of(self, call: Call) -> Prices | None:
         now_ns = self._clock.now_ns()
         return self._estimates.prices(call.served_model, self._placements[call.placement].at(now_ns), now_ns)
 
-    def _asked(self, request: Request, call: Call) -> Asked:
-        beside = sum(answer.model == request.model for answer in self._answers.values())
+    def _asked(self, request: Request, call: Call, marks: Marks | None) -> Asked:
+        beside = [answer.model for answer in self._answers.values()].count(request.model)
         now_ns = self._clock.now_ns()
         placement = self._placements[call.placement].at(now_ns)
         timed = call.placement in self._estimated
-        return self._estimates.asked(request, call, placement, beside + 1, now_ns, timed=timed)
+        cached = self._prompts.cached(request, call, marks)
+        return self._estimates.asked(request, call, placement, beside + 1, now_ns, timed=timed, cached=cached)
 
     def _aimed(self, request: Request) -> Request:
         """With its feature's latency target, else its policy's, where it has none of its own."""
@@ -404,7 +411,7 @@ class Pipeline:
             answer.shown.append(Provenance.UNKNOWN if paid_by_time else None)
         # Who shows no steps shows no tokens either, only text; what it reports comes at the end.
         known = Provenance.MEASURED if call.sequences else Provenance.ESTIMATED
-        answer.progress = Progress(known, call.input_tokens)
+        answer.progress = Progress(known, leg.plan.asked.input_tokens)
         answer.model, answer.beside = leg.request.model, beside_others(leg.plan)
         if leg.role is not Role.VERIFICATION:
             answer.answered_by = leg.request.model
@@ -485,8 +492,8 @@ class Pipeline:
             receipt, reserved = self._books.followed(answer, following, end, reading)
             standing = self._books.ended(answer, end, reading) if end.error is None else answer.standing
             used = tokens_of(reading.usage)
-            before = answer.tokens_before + (most_tokens(leg.plan.call) if used is None else used)
-            ticket.reserve(before + most_tokens(following.plan.call), receipt.hold)
+            before = answer.tokens_before + (most_tokens(leg.plan) if used is None else used)
+            ticket.reserve(before + most_tokens(following.plan), receipt.hold)
             begun = await self._ledger.begin(receipt)
         except (RateLimited, LedgerUnavailable):
             begun = False
@@ -524,7 +531,7 @@ class Pipeline:
     def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
         rate = self._books.placement(plan.call.placement, answer.opened.created_at_ns).receipt_usd_per_hour
         return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate,
-                     enough=plan.hold_is_enough)  # fmt: skip
+                     most=plan.most)  # fmt: skip
 
     async def _settle(self, answer: Answer, journey: Journey, end: End) -> None:
         reading = self._meter.close(answer.receipt_id)

@@ -7,27 +7,32 @@ from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
-from millicent.caching.prompt_caching import Marks, PromptCaching, marked
+from millicent.caching.marking import longest_mark
+from millicent.caching.prompt_caching import WRITTEN, Marks, PromptCaching, marked
 from millicent.caching.segments import prompt_of
 from millicent.core import holdouts
 from millicent.core.clock import Clock
-from millicent.core.money import ZERO, Money
+from millicent.core.money import ZERO
 from millicent.core.prompts import BYTES_PER_TOKEN, Prompt
 from millicent.core.protocols import Backend, Call
 from millicent.core.receipts import Receipt
 from millicent.core.request import Request
 from millicent.meter.prices import Prices
+from millicent.meter.quotes import ALL_INPUT, CachedInput
 
 PricesOf = Callable[[Call], Prices | None]
 
 
 class Prompts:
-    """`secret` keys the hashes; without it there are none, and nothing that rests on them. `marked_at` are the
-    placements whose provider keeps what is marked."""
+    """`secret` keys the hashes; without it there are none, and nothing that rests on them. `kept_at` are the placements
+    whose provider keeps what is marked; at `marked_at` prompts are marked."""
 
-    def __init__(self, secret: bytes | None, clock: Clock, marked_at: Collection[str] = ()) -> None:
+    def __init__(
+        self, secret: bytes | None, clock: Clock, marked_at: Collection[str] = (), kept_at: Collection[str] = ()
+    ) -> None:
         self._secret = secret
         self._clock = clock
+        self._kept_at = frozenset(kept_at)
         self._marked_at = frozenset(marked_at)
         self._caching = PromptCaching()
 
@@ -39,9 +44,8 @@ class Prompts:
     async def prepare(
         self, request: Request, backend: Backend, prices_of: PricesOf, arm: holdouts.Arm | None
     ) -> tuple[Request, Call, Marks | None]:
-        """The request as the backend would run it, with marks where they pay. What a write costs beyond fresh input is
-        taken off the caller's maximum; a request whose maximum doesn't leave ten times as much is not marked,
-        nor is who is to go without."""
+        """The request as the backend would run it, with marks where they pay. A request whose maximum isn't ten times
+        what writes may cost beyond fresh input is not marked, nor is who is to go without."""
         call = await backend.prepare(request)
         if call.placement not in self._marked_at:
             return request, call, None
@@ -52,13 +56,20 @@ class Prompts:
             return request, call, marks
         most = request.max_cost
         if most is not None and marks.surcharge.nanousd * 10 > most.nanousd:
-            return request, call, msgspec.structs.replace(marks, at=(), surcharge=ZERO)
+            return request, call, _unmarked(marks)
         marks = msgspec.structs.replace(marks, arm=arm)
         if arm is not None and arm.without:
-            return request, call, msgspec.structs.replace(marks, at=(), surcharge=ZERO)
-        left = None if most is None else most - marks.surcharge
-        request = msgspec.structs.replace(marked(request, marks), max_cost=left)
+            return request, call, _unmarked(marks)
+        request = marked(request, marks)
         return request, await backend.prepare(request), marks
+
+    def cached(self, request: Request, call: Call, marks: Marks | None) -> CachedInput | None:
+        """What the provider's cache makes of its input. Of marks that the caller set nobody knows what is there
+        already: all of it may have to be written."""
+        if marks is not None and marks.at:
+            return marks.cached
+        ttl = longest_mark(request) if call.placement in self._kept_at else None
+        return None if ttl is None else CachedInput({}, {WRITTEN[ttl]: ALL_INPUT})
 
     def begun(self, receipt_id: str, marks: Marks | None) -> None:
         """An attempt is about to run."""
@@ -76,9 +87,8 @@ class Prompts:
                 self._caching.remember(receipt)
 
 
-def with_surcharge(hold: Money | None, marks: Marks | None) -> Money | None:
-    """What a marked request may cost at most."""
-    return hold if hold is None or marks is None else hold + marks.surcharge
+def _unmarked(marks: Marks) -> Marks:
+    return msgspec.structs.replace(marks, at=(), surcharge=ZERO, cached=None)
 
 
 def told_of(marks: Marks | None) -> dict[str, str]:

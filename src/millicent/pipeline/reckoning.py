@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from millicent.core.errors import MillicentError
 from millicent.core.money import ZERO, Money
-from millicent.core.protocols import Call
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Usage
 from millicent.meter.waits import Beside
@@ -34,8 +33,8 @@ def tokens_of(usage: Usage) -> int | None:
     return None if read is None or written is None else read + written
 
 
-def most_tokens(call: Call) -> int:
-    return (call.input_tokens or 0) + (call.max_output_tokens or 0)
+def most_tokens(plan: Plan) -> int:
+    return plan.asked.input_tokens + (plan.call.max_output_tokens or 0)
 
 
 def cost_so_far(receipt: Receipt, answer: Answer) -> Money | None:

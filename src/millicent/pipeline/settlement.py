@@ -13,11 +13,23 @@ from millicent.core.clock import Clock
 from millicent.core.errors import EngineCrashed, PaymentRequired
 from millicent.core.money import ZERO, Money
 from millicent.core.protocols import Call
-from millicent.core.receipts import Attempt, Line, Meter, Receipt, Status, Timing, outside_line, reported_line
+from millicent.core.receipts import (
+    Attempt,
+    Line,
+    Meter,
+    PriceSource,
+    Receipt,
+    Status,
+    Timing,
+    outside_line,
+    reported_line,
+)
 from millicent.core.request import Request
 from millicent.core.usage import Provenance, Usage, weakest
 from millicent.meter.placements import Placement
-from millicent.meter.pricing import price
+from millicent.meter.prices import TokenPrices
+from millicent.meter.pricing import price, price_source
+from millicent.meter.quotes import Asked
 from millicent.pipeline.answer import Answer
 from millicent.pipeline.attempts import Leg
 from millicent.pipeline.estimates import Estimates
@@ -127,7 +139,7 @@ class Bookkeeper:
             backend=backend,
             attempts=(*receipt.attempts, attempt),
             hold=None if hold is None else hold + before,
-            prices=placement.prices,
+            prices=_prices_of(leg.plan.asked, placement),
             basis=placement.basis,
             policy=_policy(receipt.policy, told_of(leg.plan.marks)),
         )
@@ -191,6 +203,14 @@ class Bookkeeper:
         return any(self._features.output(feature, text) for text in answer.outputs())
 
 
+def _prices_of(asked: Asked, placement: Placement) -> PriceSource:
+    """Those that hold when an attempt begins: recovery prices one that was cut off by them."""
+    if placement.kind != "api":
+        return placement.prices
+    prices = asked.prices
+    return price_source(prices, TokenPrices() if prices is None else prices.service.tier(asked.input_tokens), placement)
+
+
 def status_of(end: End) -> Status:
     if end.reason is FinishReason.CANCELLED:
         return Status.CANCELLED
@@ -210,7 +230,10 @@ def cut_short(call: Call, end: End) -> End:
 
 
 def _policy(*parts: Mapping[str, str] | None) -> dict[str, str] | None:
-    told = {name: value for part in parts for name, value in (part or {}).items()}
+    told: dict[str, str] = {}
+    for part in parts:
+        if part:
+            told |= part
     return told or None
 
 

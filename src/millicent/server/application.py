@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -45,6 +44,7 @@ from millicent.server.tokens import Tokenizers, Tokens
 from millicent.wire import anthropic_common, anthropic_messages
 from millicent.wire import quotes as quotes_wire
 from millicent.wire import receipts as receipts_wire
+from millicent.wire.decoding import read_limit
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,6 @@ T = TypeVar("T")
 MissingPage = Callable[[str], Response]
 """What a browser is shown at an address where nothing is."""
 _MAX_PAGE = 1000
-_WHOLE = re.compile(r"\d{1,9}", re.ASCII)
 _FILTERS = ("key", "team", "user", "feature", "tier", "conversation", "run", "model", "status")
 
 
@@ -200,7 +199,7 @@ class Server:
             to_ns=_time(query.get("to"), "to"),
         )
         where = _own(where, caller_of(request.scope))
-        limit = _limit(query.get("limit"))
+        limit = read_limit(query, 50, _MAX_PAGE)
         page = await _off_loop(lambda: self._queries.receipts(where, limit=limit, after=query.get("after")))
         return _json(receipts_wire.list_body([receipts_wire.receipt_body(one) for one in page.receipts], page.next))
 
@@ -267,14 +266,6 @@ async def _off_loop(question: Callable[[], T]) -> T:
 
 def _json(body: object, status: int = 200) -> Response:
     return Response(receipts_wire.encode(body), status_code=status, media_type="application/json")
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return 50
-    if not _WHOLE.fullmatch(text) or not 1 <= int(text) <= _MAX_PAGE:
-        raise InvalidRequest(f"Invalid `limit`: `{text[:40]}`; send 1 to {_MAX_PAGE}.", param="limit")
-    return int(text)
 
 
 def _time(text: str | None, name: str) -> int | None:

@@ -9,9 +9,12 @@ from starlette.types import Receive, Scope
 
 from millicent.core.errors import InvalidRequest, TooLarge
 
+# Set in the scope once the whole body is here.
+ARRIVED = "millicent.body_arrived"
 _MB = 1 << 20
 _DRAIN_LIMIT_BYTES = 64 * _MB
-_AS_IT_IS = frozenset({b"", b"identity"})
+_CODINGS = frozenset({b"content-encoding", b"transfer-encoding"})
+_AS_IT_IS = frozenset({b"", b"identity", b"chunked"})
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_mb: int, timeout_s: float) -> bytes:
@@ -25,36 +28,43 @@ async def read_body(scope: Scope, receive: Receive, *, max_mb: int, timeout_s: f
     for name, value in scope["headers"]:
         if name == b"content-length":
             declared = int(value)
-        elif name == b"content-encoding" and value.strip().lower() not in _AS_IT_IS:
+        elif name in _CODINGS and value.strip().lower() not in _AS_IT_IS:
+            coding = f"{name.decode()}: {value[:40].decode('latin-1')}"
             raise InvalidRequest(
-                f"The body is compressed (`Content-Encoding: {value[:40].decode('latin-1')}`): send it as it is.",
-                param="content-encoding",
+                f"The body is compressed (`{coding}`): send it as it is.",
+                param=name.decode(),
                 code="unsupported_encoding",
             )
     if declared > _DRAIN_LIMIT_BYTES:
         raise _too_large(max_mb)
-    pieces: list[bytes] = []
-    seen = 0
+    if scope.get(ARRIVED):  # as nearly always: no timer is needed
+        return await _gathered(receive, limit, max_mb)
     try:
         async with asyncio.timeout(timeout_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                piece = message.get("body", b"")
-                seen += len(piece)
-                if seen > _DRAIN_LIMIT_BYTES:
-                    raise _too_large(max_mb)
-                if seen <= limit:
-                    pieces.append(piece)
-                else:
-                    pieces.clear()
-                if not message.get("more_body", False):
-                    break
+            return await _gathered(receive, limit, max_mb)
     except TimeoutError:
         raise InvalidRequest(
             f"The body did not arrive within {timeout_s:g} s: send it faster or smaller.", code="body_timeout"
         ) from None
+
+
+async def _gathered(receive: Receive, limit: int, max_mb: int) -> bytes:
+    pieces: list[bytes] = []
+    seen = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
+        seen += len(piece)
+        if seen > _DRAIN_LIMIT_BYTES:
+            raise _too_large(max_mb)
+        if seen <= limit:
+            pieces.append(piece)
+        else:
+            pieces.clear()
+        if not message.get("more_body", False):
+            break
     if seen > limit:
         raise _too_large(max_mb)
     return b"".join(pieces)

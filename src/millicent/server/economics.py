@@ -20,10 +20,10 @@ from millicent.ledger.queries import LedgerQueries
 from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.wire import receipts as receipts_wire
+from millicent.wire.decoding import read_limit
 from millicent.wire.entries import decode_entries, entry_body
 
 _KINDS: dict[str, Kind] = {"/v1/revenue": "revenue", "/v1/costs": "cost"}
-_PAGE, _MOST_ENTRIES = 50, 1000
 
 
 class Reports(Protocol):
@@ -55,7 +55,9 @@ def economics_routes(
     async def listed(request: Request) -> Response:
         _demand_reader(request)
         query = dict(request.query_params)
-        text, after, limit = query.pop("period", None), query.pop("after", None), _limit(query.pop("limit", None))
+        limit = read_limit(query, 50, 1000)
+        text, after = query.pop("period", None), query.pop("after", None)
+        query.pop("limit", None)
         if query:
             raise InvalidRequest(
                 f"Unknown parameter `{min(query)[:40]}`: this address takes after, limit, period.", param=min(query)
@@ -83,14 +85,6 @@ def economics_routes(
         *(Route(path, listed) for path in _KINDS),
         *(Route(path, posted, methods=["POST"]) for path in _KINDS),
     ]
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return _PAGE
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST_ENTRIES:
-        raise InvalidRequest(f"Invalid `limit`: `{text[:40]}`; send 1 to {_MOST_ENTRIES}.", param="limit")
-    return int(text)
 
 
 def _demand_reader(request: Request) -> None:

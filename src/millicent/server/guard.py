@@ -37,13 +37,15 @@ class Guard:
         self._origins = frozenset(config.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self._objection(headers_of(scope))):
+        if scope["type"] == "http" and (error := self._objection(scope, headers_of(scope))):
             await send_error(send, family_of(scope), error)
             return
         await self._app(scope, receive, send)
 
-    def _objection(self, headers: Mapping[str, str]) -> Forbidden | None:
+    def _objection(self, scope: Scope, headers: Mapping[str, str]) -> Forbidden | None:
         host = headers.get("host", "")
+        if len(headers) < len(scope["headers"]) and [name for name, _ in scope["headers"]].count(b"host") > 1:
+            return Forbidden("The request names several hosts: send one `Host`.", code="host_not_allowed")
         if _name(f"//{host}") not in self._hosts:
             return Forbidden(
                 f"Host `{host[:100]}` is not one of this server's names: use 127.0.0.1, or add it to [server] "

@@ -1,5 +1,5 @@
 """Uvicorn's HTTP protocol, with bounds on what it doesn't bound, and writing less often: a write to a socket costs as
-much as the rest of a small answer.
+much as the rest of a small answer. It tells when a request's body is here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from millicent.core.errors import InvalidRequest, MillicentError
+from millicent.server.bodies import ARRIVED
 from millicent.server.families import family_of
 from millicent.wire.receipts import encode
 
@@ -48,8 +49,10 @@ class HttpProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._begin_again(data[offer.args[0] :])
+            return
         except httptools.HttpParserError:
             self.send_400_response("is not HTTP/1.1")
+            return
         if self._heading:
             self._head_bytes += len(data)
             self._keep_up()
@@ -79,6 +82,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._relax()
         super().on_message_complete()
+        cast("dict[str, Any]", self.scope)[ARRIVED] = True
 
     def send_400_response(self, msg: str) -> None:
         message = f"The request {msg}: correct the client, or whatever stands between."
@@ -149,4 +153,5 @@ class GatheredWrites:
             data = b"".join(self._waiting)
             self._waiting.clear()
             self._waiting_bytes = 0
-            self._transport.write(data)
+            if not self._transport.is_closing():  # the client may have gone within this turn
+                self._transport.write(data)

@@ -19,7 +19,6 @@ from millicent.core.clock import Clock
 from millicent.core.errors import Conflict, MillicentError
 from millicent.core.idempotency import Claim
 from millicent.core.identifiers import Ids
-from millicent.core.money import ZERO
 from millicent.core.receipts import RESPONSE_CACHE, Receipt
 from millicent.core.request import Request
 from millicent.ledger.queries import LedgerQueries
@@ -29,7 +28,7 @@ from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.headers import headers_of
-from millicent.server.late import LateEntries
+from millicent.server.late import LateEntries, check_costs
 from millicent.server.responses import send_error, send_json
 from millicent.wire import (
     anthropic_answers,
@@ -235,8 +234,7 @@ class InferenceEndpoint:
         """What our headers say, the same in every dialect. Raises InvalidRequest and Forbidden naming the header."""
         caller.check_priority(request.priority, self._limiter.best_priority(caller.id))
         costs = read_lines(headers, self._clock.now_ns())
-        if any(cost.amount < ZERO for cost in costs):
-            caller.demand(caller.administers, "send a credit")
+        check_costs(caller, costs)
         return msgspec.structs.replace(
             request,
             attribution=caller.attribute(request.attribution),
@@ -292,9 +290,9 @@ class InferenceEndpoint:
             return
         receipt = answer.settled
         assert receipt is not None
-        # An empty piece for each choice, so that one without any text is there too.
-        all_choices = [*pieces, *(Text("", 0, choice) for choice in range(len(answer.reasons)))]
-        texts = merge_texts(all_choices, in_order=self._dialect.in_order)
+        said = {piece.choice for piece in pieces}
+        silent = [Text("", 0, choice) for choice in range(len(answer.reasons)) if choice not in said]
+        texts = merge_texts([*pieces, *silent], in_order=self._dialect.in_order)
         body = self._dialect.answer_body(receipt, texts, answer.reasons, shape)
         if not isinstance(answer, Replay):
             await self._answered(receipt, shape, body)

@@ -14,9 +14,9 @@ from starlette.routing import BaseRoute, Route
 from millicent.control.access import Caller
 from millicent.core.clock import Clock
 from millicent.core.errors import InvalidRequest, NotFound
-from millicent.core.money import ZERO
+from millicent.core.money import ZERO, Money
 from millicent.core.receipts import Feedback, Line, Receipt, outside_line
-from millicent.core.request import Message
+from millicent.core.request import Message, OutsideCost
 from millicent.ledger.queries import LedgerQueries
 from millicent.pipeline.features import TOOL_FAILED, TOOL_SUCCEEDED, Features
 from millicent.server.authentication import caller_of
@@ -24,6 +24,17 @@ from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.wire import late as late_wire
 from millicent.wire import receipts as receipts_wire
+
+# Sums end at nine thousand million dollars: what a client's key can claim in a lifetime stays far below.
+_MOST_BY_A_CLIENT = Money.from_usd(1000)
+
+
+def check_costs(caller: Caller, costs: Sequence[OutsideCost]) -> None:
+    """Raises Forbidden for what only an admin may tell of."""
+    if any(cost.amount < ZERO for cost in costs):
+        caller.demand(caller.administers, "post a credit")
+    if Money.total(cost.amount for cost in costs) > _MOST_BY_A_CLIENT:
+        caller.demand(caller.administers, f"post more than ${_MOST_BY_A_CLIENT} at once")
 
 
 class LateWrites(Protocol):
@@ -64,9 +75,7 @@ class LateEntries:
         now_ns = self._clock.now_ns()
         costs = late_wire.decode_lines(await self._body(request), now_ns)
         await self._writable(request, [receipt_id])
-        if any(cost.amount < ZERO for cost in costs):
-            caller = caller_of(request.scope)
-            caller.demand(caller.administers, "post a credit")
+        check_costs(caller_of(request.scope), costs)
         await self._ledger.post_lines(receipt_id, tuple(outside_line(cost, now_ns) for cost in costs))
         [receipt] = await asyncio.to_thread(self._queries.receipts_of, [receipt_id])
         return _created(receipts_wire.receipt_body(receipt))

@@ -14,8 +14,8 @@ from starlette.routing import BaseRoute, Route
 
 from millicent import __version__
 from millicent.core.clock import Clock, iso_utc
-from millicent.core.errors import MillicentError, ModelNotFound
-from millicent.hub import list_installed, pull
+from millicent.core.errors import InvalidRequest, MillicentError, ModelNotFound
+from millicent.hub import InstalledModel, Progress, list_installed, pull
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import Health
 from millicent.server.authentication import caller_of
@@ -42,7 +42,8 @@ _named = msgspec.json.Decoder(Named)
 
 
 class Ollama:
-    """`makes_vectors` tells which models embed. Pulled models lie in `cache`."""
+    """`makes_vectors` tells which models embed. Pulled models lie in `cache`; `offer` lets one be asked, and is None
+    where no model runs on this machine."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Ollama:
         health: Health,
         makes_vectors: Callable[[str], bool],
         cache: Path,
+        offer: Callable[[InstalledModel], None] | None,
         clock: Clock,
         config: ServerConfig,
     ) -> None:
@@ -58,6 +60,8 @@ class Ollama:
         self._health = health
         self._makes_vectors = makes_vectors
         self._cache = cache
+        self._offer = offer
+        self._fetching: set[asyncio.Task[None]] = set()
         self._config = config
         self._started_at = iso_utc(clock.now_ns())
         self.routes: list[BaseRoute] = [
@@ -108,19 +112,28 @@ class Ollama:
         caller = caller_of(request.scope)
         caller.demand(caller.administers, "fetch models")
         asked = await self._asked(request)
+        if self._offer is None:
+            raise InvalidRequest(
+                "No model runs on this machine here, so that one that is fetched could not be asked: start the server "
+                "with one.",
+                param="model",
+            )
         if asked.stream is not False:
             return StreamingResponse(self._pulling(asked.model), media_type="application/x-ndjson")
-        await asyncio.to_thread(pull, asked.model.removesuffix(":latest"), self._cache)
+        await self._fetch(asked.model)
         return _json({"status": "success"})
+
+    async def _fetch(self, name: str, progress: Progress | None = None) -> None:
+        """It is there, and can be asked."""
+        assert self._offer is not None
+        self._offer(await asyncio.to_thread(pull, name.removesuffix(":latest"), self._cache, progress))
 
     async def _pulling(self, model: str) -> AsyncIterator[bytes]:
         """How far it is, now and then; then `success`, or what went wrong. It goes on if nobody reads."""
         told: list[tuple[int, int | None]] = []
-        work = asyncio.create_task(
-            asyncio.to_thread(
-                pull, model.removesuffix(":latest"), self._cache, lambda done, total: told.append((done, total))
-            )
-        )
+        work = asyncio.create_task(self._fetch(model, lambda done, total: told.append((done, total))))
+        self._fetching.add(work)
+        work.add_done_callback(self._fetching.discard)
         yield ollama_common.line({"status": "pulling manifest"})
         while not work.done():
             await asyncio.wait({work}, timeout=_PROGRESS_INTERVAL_S)

@@ -18,6 +18,7 @@ from millicent.server.authentication import caller_of
 from millicent.server.inference import InferenceEndpoint, StreamWriter
 from millicent.wire import openai_response_answers, openai_responses
 from millicent.wire import openai_stored_responses as wire
+from millicent.wire.decoding import read_limit
 from millicent.wire.receipts import encode
 
 
@@ -79,16 +80,14 @@ class ResponseRoutes:
 
     async def _input_items(self, request: HttpRequest) -> Response:
         query, name = request.query_params, request.path_params["id"]
-        limit, order = query.get("limit", "20"), query.get("order", "desc")
-        if not limit.isdecimal() or not 1 <= int(limit) <= 100:
-            raise InvalidRequest(f"Invalid `limit`: `{limit[:40]}`; send 1 to 100.", param="limit")
+        limit, order = read_limit(query, 20, 100), query.get("order", "desc")
         if order not in {"asc", "desc"}:
             raise InvalidRequest(f"Invalid `order`: `{order[:40]}`; send `asc` or `desc`.", param="order")
         conversation = await self._stored.conversation(_owner(caller_of(request.scope)), name)
         if not conversation:
             raise wire.not_found(name)
         items = wire.input_items([_turn(each) for each in conversation])
-        page = wire.list_body(items, int(limit), query.get("after"), order)
+        page = wire.list_body(items, limit, query.get("after"), order)
         return Response(encode(page), media_type="application/json")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,17 @@ from millicent.core.errors import InvalidRequest, ModelError
 if TYPE_CHECKING:
     import jinja2
 
+# A template comes with a model, from anywhere. A long conversation takes some thousand turns.
+_MOST_TURNS = 300_000
+_MOST_CHARACTERS = 1 << 26
+_turns_left: ContextVar[int] = ContextVar("turns_left")
+
 
 class ChatTemplate:
-    """`tokens` are the names that templates expect: bos_token, eos_token and the like."""
+    """`tokens` are the names that templates expect: bos_token, eos_token and the like.
+
+    A rendering may take `_MOST_TURNS` turns of loops and calls of macros, and make `_MOST_CHARACTERS`.
+    """
 
     def __init__(self, source: str, tokens: Mapping[str, str], clock: Clock) -> None:
         self.source = source
@@ -42,9 +51,12 @@ class ChatTemplate:
 
         if self._compiled is None:
             self._compiled = self._compile()
+        _turns_left.set(_MOST_TURNS)
         try:
-            return self._compiled.render(
-                messages=messages, tools=tools or None, add_generation_prompt=True, **switch, **self._tokens
+            return _joined(
+                self._compiled.generate(
+                    messages=messages, tools=tools or None, add_generation_prompt=True, **switch, **self._tokens
+                )
             )
         except jinja2.TemplateError as error:
             reason = error.message or type(error).__name__
@@ -57,7 +69,7 @@ class ChatTemplate:
             RecursionError,
             MemoryError,
         ) as error:
-            reason = str(error)
+            reason = str(error) or type(error).__name__
         raise InvalidRequest(
             f"messages: this model's chat template cannot take them ({reason}); change the roles or their order",
             param="messages",
@@ -65,16 +77,31 @@ class ChatTemplate:
 
     def _compile(self) -> jinja2.Template:
         import jinja2
+        from jinja2 import nodes
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
+        class Environment(ImmutableSandboxedEnvironment):
+            def call(self, /, *args: Any, **kwargs: Any) -> Any:
+                _spend_turn()
+                return super().call(*args, **kwargs)
+
+        environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = _to_json
+        environment.filters["counted"] = _counted
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = self._strftime_now
+
+        def counted(iterable: Any) -> nodes.Filter:
+            return nodes.Filter(iterable, "counted", [], [], None, None, environment=environment)
+
         try:
-            return environment.from_string(self.source)
+            tree = environment.parse(self.source)
+            for loop in tree.find_all(nodes.For):
+                loop.iter = counted(loop.iter)
+            for call in tree.find_all(nodes.Call):
+                if isinstance(call.node, nodes.Name) and call.node.name == "loop":  # a loop that enters itself
+                    call.args = list(map(counted, call.args))
+            return environment.from_string(tree)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"the model's chat template is not valid Jinja (line {error.lineno}: {error.message}); "
@@ -83,6 +110,30 @@ class ChatTemplate:
 
     def _strftime_now(self, form: str) -> str:
         return datetime.fromtimestamp(self._clock.now_ns() / NS_PER_S).astimezone().strftime(form)
+
+
+def _spend_turn() -> None:
+    left = _turns_left.get() - 1
+    if left < 0:
+        _raise_exception(f"it takes more than {_MOST_TURNS} turns")
+    _turns_left.set(left)
+
+
+def _counted(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        _spend_turn()
+        yield value
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    found: list[str] = []
+    characters = 0
+    for piece in pieces:
+        characters += len(piece)
+        if characters > _MOST_CHARACTERS:
+            _raise_exception(f"it makes more than {_MOST_CHARACTERS} characters")
+        found.append(piece)
+    return "".join(found)
 
 
 def _to_json(

@@ -11,7 +11,9 @@ from millicent.core.limits import Allowance
 from millicent.core.receipts import Receipt
 from millicent.core.usage import Leaf, Usage
 from millicent.wire import openai_common
+from millicent.wire.decoding import read_limit
 from millicent.wire.family import Family
+from millicent.wire.field_names import FieldNames
 from millicent.wire.receipts import encode, quote_body
 
 VERSION_HEADER = "anthropic-version"
@@ -64,13 +66,23 @@ def _sum(usage: Usage, *leaves: Leaf) -> int | None:
     return None if None in tokens else sum(count for count in tokens if count is not None)
 
 
+_NAMES = FieldNames(
+    {
+        "stop": "stop_sequences",
+        "response_format": "output_config.format",
+        "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    }
+)
+
+
 def error_body(error: MillicentError, receipt_id: str | None = None) -> dict[str, Any]:
     """Anthropic's shape, with the field to blame beside the message."""
     kind = "invalid_request_error" if error.status < 500 else "api_error"
+    message, param = _NAMES.told(error)
     told: dict[str, Any] = {
         "type": _ERROR_TYPES.get(error.status, kind),
-        "message": error.message,
-        "param": error.param,
+        "message": message,
+        "param": param,
         "details": {"error_code": error.code},
     }
     if isinstance(error, PaymentRequired) and error.quote is not None:
@@ -106,9 +118,7 @@ def model_body(model: str, created_s: int) -> dict[str, Any]:
 
 def model_list(models: Sequence[str], created_s: int, query: Mapping[str, str]) -> dict[str, Any]:
     """A page of models: at most `limit`, after `after_id` or before `before_id`. Raises InvalidRequest."""
-    limit = query.get("limit", "20")
-    if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
-        raise InvalidRequest(f"Invalid `limit`: `{limit[:40]}`; send 1 to 1000.", param="limit")
+    limit = read_limit(query, 20, 1000)
     found = list(models)
     for name in ("after_id", "before_id"):
         if name in query and query[name] not in found:
@@ -118,7 +128,7 @@ def model_list(models: Sequence[str], created_s: int, query: Mapping[str, str]) 
     backwards = "before_id" in query
     if backwards:
         found = found[: found.index(query["before_id"])]
-    page = found[-int(limit) :] if backwards else found[: int(limit)]
+    page = found[-limit:] if backwards else found[:limit]
     return {
         "data": [model_body(model, created_s) for model in page],
         "has_more": len(page) < len(found),

@@ -11,6 +11,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.request import CacheMark, ImagePart, Message, OtherPart, Part, Request, Sampling, TextPart, Tool
 from millicent.wire.anthropic_content import MediaType
 from millicent.wire.anthropic_messages import BETA_HEADER, DIALECT
+from millicent.wire.refusals import not_taken
 
 # The dialect wants a limit; a request without one gets this, which every model there can make.
 DEFAULT_MAX_TOKENS = 8192
@@ -31,7 +32,7 @@ class Sent(msgspec.Struct, frozen=True):
 
 def encode(request: Request, model: str, who: str, *, priority: bool = False) -> Sent:
     """The call for this request. Raises InvalidRequest for what `who`, the upstream, can't do."""
-    return _Encoding(request, who).made(model, priority=priority)
+    return _Encoding(request.as_asked(), who).made(model, priority=priority)
 
 
 def counting(sent: Sent) -> bytes:
@@ -60,7 +61,7 @@ class _Encoding:
         if not self._ours:
             request.refuse_foreign()
         if request.messages is None:
-            raise self._refuse("model", "anything but a chat")
+            raise self._refuse("prompt" if request.embedding is None else "model", "anything but a chat")
         self._check()
         limit = request.limits.max_tokens
         max_tokens = DEFAULT_MAX_TOKENS if limit is None else limit
@@ -87,12 +88,7 @@ class _Encoding:
         return Sent(_encoder.encode(body), headers, max_tokens)
 
     def _refuse(self, field: str, what: str | None = None) -> InvalidRequest:
-        return InvalidRequest(
-            f"{what or f'`{field}`'} is not something that {self._who} takes, where `{self._request.model}` runs: "
-            "leave it out.",
-            param=field,
-            code="unsupported_parameter",
-        )
+        return not_taken(self._request, self._who, field, what)
 
     def _check(self) -> None:
         request, neutral = self._request, Request("", "", "")

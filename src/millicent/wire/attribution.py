@@ -11,6 +11,8 @@ from millicent.core.request import Attribution
 
 FIELDS = ("user", "team", "feature", "tier", "conversation", "run")
 _PREFIX = "x-millicent-"
+_HEADERS = {field: _PREFIX + field for field in FIELDS}
+_TAGS = _PREFIX + "tags"
 _MAX_CHARACTERS = 256
 _MAX_TAGS = 16
 _MAX_COST = "x-millicent-max-cost-usd"
@@ -37,11 +39,11 @@ def read_attribution(
             tags[_checked(key, "metadata")] = _checked(value, f"metadata.{key}")
     if user:
         values["user"] = _checked(user, "user")
-    for field in FIELDS:
-        header = headers.get(_PREFIX + field)
-        if header:
-            values[field] = _checked(header, _PREFIX + field)
-    tags |= _parse_tags(headers.get(_PREFIX + "tags", ""))
+    for field, name in _HEADERS.items():
+        if header := headers.get(name):
+            values[field] = _checked(header, name)
+    if header := headers.get(_TAGS):
+        tags |= _parse_tags(header)
     if len(tags) > _MAX_TAGS:
         raise InvalidRequest(f"{len(tags)} tags are too many: send at most {_MAX_TAGS}.", param="metadata")
     return Attribution(**values, tags=tags)
@@ -85,10 +87,8 @@ def _parse_tags(header: str) -> dict[str, str]:
     for pair in filter(None, (piece.strip() for piece in header.split(","))):
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise InvalidRequest(
-                f"Header `{_PREFIX}tags` has `{pair[:40]}`: write it as `key=value,key=value`.", param=_PREFIX + "tags"
-            )
-        tags[_checked(key.strip(), _PREFIX + "tags")] = _checked(value.strip(), _PREFIX + "tags")
+            raise InvalidRequest(f"Header `{_TAGS}` has `{pair[:40]}`: write it as `key=value,key=value`.", param=_TAGS)
+        tags[_checked(key.strip(), _TAGS)] = _checked(value.strip(), _TAGS)
     return tags
 
 

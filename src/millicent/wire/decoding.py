@@ -14,6 +14,7 @@ from millicent.core.request import Extra
 
 T = TypeVar("T")
 
+_WHOLE = re.compile(r"\d{1,9}", re.ASCII)
 _AT = re.compile(r" - at (?:`key` in )?`(?P<path>[^`]+)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`")
@@ -76,6 +77,14 @@ def json_text(raw: msgspec.Raw, where: str) -> str:
 
 
 _any_decoder = msgspec.json.Decoder()
+
+
+def read_limit(query: Mapping[str, str], usual: int, most: int) -> int:
+    """How many a page of a list may hold. Raises InvalidRequest."""
+    said = query.get("limit", str(usual))
+    if not _WHOLE.fullmatch(said) or not 1 <= int(said) <= most:
+        raise InvalidRequest(f"Invalid `limit`: `{said[:40]}`; send 1 to {most}.", param="limit")
+    return int(said)
 
 
 def _invalid_field(message: str, known_fields: Iterable[str], where: str = "") -> InvalidRequest:

@@ -10,6 +10,7 @@ import msgspec
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import ImagePart, Message, OutputFormat, Part, Request, Sampling, TextPart, Thinking, Tool
+from millicent.wire.refusals import not_taken
 
 _encoder = msgspec.json.Encoder()
 
@@ -43,7 +44,7 @@ class Sent(msgspec.Struct, frozen=True):
 def encode(request: Request, model: str, who: str) -> Sent:
     """The call for this request. Raises InvalidRequest for what `who`, the upstream, can't do."""
     name = quote(model.removeprefix("models/"), safe="")
-    return Sent(f"/models/{name}:streamGenerateContent?alt=sse", _Encoding(request, model, who).made())
+    return Sent(f"/models/{name}:streamGenerateContent?alt=sse", _Encoding(request.as_asked(), model, who).made())
 
 
 class _Encoding:
@@ -57,7 +58,7 @@ class _Encoding:
         request = self._request
         request.refuse_foreign()
         if request.messages is None:
-            raise self._refuse("model", "anything but a chat")
+            raise self._refuse("prompt", "anything but a chat and embeddings")
         self._check()
         body: dict[str, Any] = {"contents": self._contents(request.messages)}
         system = [part for each in request.messages if each.role == "system" for part in self._parts(each.content)]
@@ -71,12 +72,7 @@ class _Encoding:
         return _encoder.encode(body)
 
     def _refuse(self, field: str, what: str | None = None) -> InvalidRequest:
-        return InvalidRequest(
-            f"{what or f'`{field}`'} is not something that {self._who} takes, where `{self._request.model}` runs: "
-            "leave it out.",
-            param=field,
-            code="unsupported_parameter",
-        )
+        return not_taken(self._request, self._who, field, what)
 
     def _check(self) -> None:
         request, neutral = self._request, Request("", "", "")

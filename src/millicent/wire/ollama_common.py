@@ -16,6 +16,7 @@ from millicent.wire import openai_common, output_format
 from millicent.wire import openai_generation as generation
 from millicent.wire.decoding import refuse_unless_neutral
 from millicent.wire.family import Family
+from millicent.wire.field_names import FieldNames
 from millicent.wire.receipts import encode
 
 _LATEST = ":latest"
@@ -140,8 +141,16 @@ def served_name(name: str, models: Sequence[str]) -> str:
     return tagged[0] if len(tagged) == 1 else plain
 
 
+# Ends of lines to Unicode, at which Python's clients cut what they read.
+_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
+
+
 def line(body: Mapping[str, Any]) -> bytes:
-    return encode(body) + b"\n"
+    """One line, however its reader tells lines apart."""
+    encoded = encode(body)
+    for end, escaped in _LINE_ENDS:
+        encoded = encoded.replace(end, escaped)
+    return encoded + b"\n"
 
 
 def head(receipt: Receipt) -> dict[str, Any]:
@@ -167,8 +176,30 @@ def done(receipt: Receipt, reason: FinishReason) -> dict[str, Any]:
     }
 
 
+_OPTIONS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "seed",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+)
+_NAMES = FieldNames(
+    {
+        "response_format": "format",
+        "repetition_penalty": "options.repeat_penalty",
+        "truncate_prompt_tokens": "truncate",
+        **{field: f"options.{field}" for field in _OPTIONS},
+    }
+)
+
+
 def error_body(error: MillicentError, _: str | None = None) -> dict[str, Any]:
-    return {"error": error.message, "code": error.code, "param": error.param}
+    message, param = _NAMES.told(error)
+    return {"error": message, "code": error.code, "param": param}
 
 
 FAMILY = Family(

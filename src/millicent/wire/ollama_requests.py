@@ -29,6 +29,8 @@ from millicent.wire.openai_generation import MAX_LOGPROBS
 
 CHAT, GENERATE, EMBED = "ollama.chat", "ollama.generate", "ollama.embed"
 _MAX_INPUTS = 2048
+# What Ollama has defaults for that change something.
+_DRAWN = ("temperature", "top_p", "top_k")
 
 # How base64 of a picture begins.
 _PICTURES = {"iVBOR": "image/png", "/9j/": "image/jpeg", "R0lGOD": "image/gif", "UklGR": "image/webp"}
@@ -141,6 +143,7 @@ def decode_embed(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tu
         dialect=EMBED,
         model=asked.model,
         embedding=Embedding(inputs, asked.dimensions, None if asked.truncate is False else -1),
+        assumed=("truncate_tokens",) if asked.truncate is None else (),
         attribution=read_attribution(headers),
         extra=extra,
     )
@@ -165,17 +168,21 @@ def _request(
         attribution=read_attribution(headers),
         thinking=common.read_think(asked.think),
         extra=extra,
-        restated=_restated(options, Sampling()),
+        restated=_restated(options),
+        assumed=tuple(field for field in _DRAWN if getattr(options, field) is None),
         continues=bool(messages) and messages[-1].role == "assistant",
         **what,
     )
 
 
-def _restated(options: common.Options, neutral: Sampling) -> tuple[str, ...]:
-    """What was written out, or is Ollama's default, with the value that changes nothing."""
-    told = options.sampling()
-    fields = ("temperature", "top_p", "top_k")
-    return tuple(field for field in fields if getattr(told, field) == getattr(neutral, field))
+def _restated(options: common.Options) -> tuple[str, ...]:
+    """What was written out with the value that changes nothing."""
+    told, neutral = options.sampling(), Sampling()
+    return tuple(
+        field
+        for field in _DRAWN
+        if getattr(options, field) is not None and getattr(told, field) == getattr(neutral, field)
+    )
 
 
 def _messages(given: list[ChatMessage]) -> tuple[Message, ...]:

@@ -12,6 +12,7 @@ from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_MS, NS_PER_S
 from millicent.core.errors import InvalidRequest, MillicentError, PaymentRequired
 from millicent.core.limits import Allowance
+from millicent.core.money import ZERO, Money
 from millicent.core.receipts import REPORTED_BOOK, Receipt
 from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.wire.family import Family
@@ -83,7 +84,7 @@ class StreamShape(msgspec.Struct, frozen=True):
 
 def usage_body(receipt: Receipt) -> dict[str, Any]:
     """OpenAI's overlapping totals from our disjoint leaves, and the cost. Unknown is null, never 0."""
-    usage = receipt.usage
+    usage, total = receipt.usage, receipt.total
     read, written = usage.input_tokens, usage.output_tokens
     return {
         "prompt_tokens": read,
@@ -97,7 +98,7 @@ def usage_body(receipt: Receipt) -> dict[str, Any]:
             "reasoning_tokens": usage.tokens(Leaf.OUTPUT_REASONING),
             "audio_tokens": usage.tokens(Leaf.OUTPUT_AUDIO),
         },
-        "cost": None if receipt.total is None else receipt.total.usd.normalize(),
+        "cost": None if total is None else total.usd.normalize(),
         "cost_details": cost_details(receipt),
     }
 
@@ -113,17 +114,17 @@ def _cached_tokens(usage: Usage) -> int | None:
 def cost_details(receipt: Receipt) -> dict[str, Any]:
     """Dollars per meter, and how the total is known: by its weakest line. A provider's own figure stands beside, with
     what it is more than ours."""
-    by_meter: dict[str, Decimal | None] = {}
+    by_meter: dict[str, Money | None] = {}
     lines = [line for line in receipt.lines if line.book != REPORTED_BOOK]
     for line in lines:
-        before = by_meter.get(line.meter, Decimal(0))
-        by_meter[line.meter] = None if before is None or line.amount is None else before + line.amount.usd
+        before = by_meter.get(line.meter, ZERO)
+        by_meter[line.meter] = None if before is None or line.amount is None else before + line.amount
     details: dict[str, Any] = {
-        f"{meter}_cost": None if amount is None else amount.normalize() for meter, amount in by_meter.items()
+        f"{meter}_cost": None if amount is None else amount.usd.normalize() for meter, amount in by_meter.items()
     }
     details["provenance"] = weakest(line.provenance for line in lines) if lines else "unknown"
-    if receipt.reported is not None:
-        details["reported_cost"] = receipt.reported.usd.normalize()
+    if len(lines) < len(receipt.lines) and (reported := receipt.reported) is not None:
+        details["reported_cost"] = reported.usd.normalize()
         details["residual"] = None if receipt.residual is None else receipt.residual.usd.normalize()
     return details
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from millicent.wire import openai_stored_responses as stored
 from millicent.wire import openai_tools, output_format
 from millicent.wire.attribution import read_attribution
 from millicent.wire.decoding import decode_at, decode_body, refuse_unless_neutral
+from millicent.wire.field_names import FieldNames
 
 DIALECT = "openai.responses"
 
@@ -378,35 +378,26 @@ def _tool_body(tool: Tool) -> dict[str, Any]:
     }
 
 
-# What others call by chat's names.
-_NAMES = {
-    "messages": "input",
-    "prompt": "input",
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-    "truncate_prompt_tokens": "truncation",
-    "verbosity": "text.verbosity",
-    "logprobs": "top_logprobs",
-}
-_NAMED = re.compile(rf"({'|'.join(_NAMES)})((?:\[\d+\]|\.\w+)*)", re.ASCII)
+_NAMES = FieldNames(
+    {
+        "messages": "input",
+        "prompt": "input",
+        "max_tokens": "max_output_tokens",
+        "max_completion_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "reasoning_effort": "reasoning.effort",
+        "truncate_prompt_tokens": "truncation",
+        "verbosity": "text.verbosity",
+        "logprobs": "top_logprobs",
+    }
+)
 
 
 def error_body(error: MillicentError, receipt_id: str | None = None) -> dict[str, Any]:
-    """OpenAI's shape, with the field to blame as this dialect calls it. One of ours can stand for several items, so
-    that no number is told."""
+    """OpenAI's shape, with the field to blame as this dialect calls it."""
     body = common.error_body(error, receipt_id)
-    told = body["error"]
-    if told["param"] is not None:
-        told["param"] = _renamed(told["param"])
-    told["message"] = re.sub(r"`([^`]*)`", lambda quoted: f"`{_renamed(quoted[1])}`", told["message"])
+    body["error"]["message"], body["error"]["param"] = _NAMES.told(error)
     return body
-
-
-def _renamed(field: str) -> str:
-    found = _NAMED.fullmatch(field)
-    return field if found is None else _NAMES[found[1]]
 
 
 FAMILY = replace(common.FAMILY, error_body=error_body)

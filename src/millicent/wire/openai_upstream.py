@@ -11,6 +11,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.prompts import BYTES_PER_TOKEN
 from millicent.core.request import FAILED_CALL, ImagePart, Message, OtherPart, OutputFormat, Request, TextPart, Tool
 from millicent.wire.openai_servers import Server
+from millicent.wire.refusals import not_taken
 
 _encoder = msgspec.json.Encoder()
 
@@ -45,7 +46,7 @@ def encode(
     """The call for this request. Raises InvalidRequest for what `who`, the upstream, can't do. `service_tier` is what
     the placement is charged at, where it isn't the usual. With `cache_key`, a tenant's prompts that begin alike are
     sent to one cache, unless the caller says to which."""
-    encoding = _Encoding(request, model, server, who)
+    encoding = _Encoding(request.as_asked(), model, server, who)
     if cache_key and server.cache_key and request.hashed is not None and request.hashed.length >= _LEAST_CACHED_BYTES:
         tenant = (request.attribution.key or "").encode()
         begins = blake2b(tenant, key=request.hashed.segments[0].chain, digest_size=16)
@@ -93,13 +94,8 @@ class _Encoding:
             return {}
         return {field: msgspec.Raw(extra.json.encode()) for field, extra in self._request.extra.items()}
 
-    def _refuse(self, field: str, what: str | None = None, code: str = "unsupported_parameter") -> InvalidRequest:
-        shown = what or f"`{field}`"
-        return InvalidRequest(
-            f"{shown} is not something that {self._who} takes, where `{self._request.model}` runs: leave it out.",
-            param=field,
-            code=code,
-        )
+    def _refuse(self, field: str, what: str | None = None) -> InvalidRequest:
+        return not_taken(self._request, self._who, field, what)
 
     def _set(self, field: str, value: Any) -> None:
         """One of OpenAI's own fields."""
@@ -284,7 +280,8 @@ class _Encoding:
         body["encoding_format"] = "float"
         if wanted.dimensions is not None:
             self._set("dimensions", wanted.dimensions)
-        if wanted.truncate_tokens is not None:
+        told = "truncate_prompt_tokens" in self._server.takes
+        if wanted.truncate_tokens is not None and (told or "truncate_tokens" not in request.assumed):
             self._extend("truncate_prompt_tokens", wanted.truncate_tokens)
         body |= self._extra()
         return _encoder.encode(body)

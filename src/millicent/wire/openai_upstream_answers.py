@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from millicent.core.chunks import CallPiece, Candidate, FinishReason, Text, TokenLogprob, Vector
-from millicent.core.usage import Count, Leaf, Usage
+from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.wire import upstream_answers
 from millicent.wire.reported import cost_told, split, tokens_told
 
@@ -48,11 +48,19 @@ class _Call(msgspec.Struct, frozen=True):
     function: _Function | None = None
 
 
+class _Detail(msgspec.Struct, frozen=True):
+    """`reasoning.text` and `reasoning.summary`; what is encrypted shows nothing."""
+
+    text: str | None = None
+    summary: str | None = None
+
+
 class _Delta(msgspec.Struct, frozen=True):
     content: str | list[Any] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: list[_Detail] | None = None  # OpenRouter
     tool_calls: list[_Call] | None = None
 
 
@@ -188,16 +196,21 @@ class AnswerReader(upstream_answers.AnswerReader):
         if chunk.error:
             self.failure = {"error": chunk.error}
             return []
-        self.id = self.id or chunk.id
-        self.served_model = chunk.model or self.served_model
+        if self.id is None:
+            self.id = chunk.id
+        if chunk.model:
+            self.served_model = chunk.model
         usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if usage is not None and (found := usage_of(usage)) is not None:
             self._usage = found if self._each is None else self._with(found, chunk.choices or (), self._each)
             self._reported = self._usage.output_tokens or 0
             self.cost = cost_told(usage.cost) or self.cost
-        if not chunk.choices:
-            return []
-        return [text for choice in chunk.choices if (text := self._text(choice)) is not None]
+        texts = []
+        for choice in chunk.choices or ():
+            text = self._text(choice)
+            if text is not None:
+                texts.append(text)
+        return texts
 
     def _with(self, found: Usage, told: Sequence[_Choice], choices: int) -> Usage:
         """What was told before and that of another answer. A chunk that names none is of the one prompt of a chat."""
@@ -228,6 +241,8 @@ class AnswerReader(upstream_answers.AnswerReader):
             state.reason = _ENDS.get(choice.finish_reason, FinishReason.STOP)
         delta = choice.delta or choice.message or _NOTHING
         text, reasoning = delta.content, delta.reasoning_content or delta.reasoning or ""
+        if delta.reasoning_details and not reasoning:  # as a rule it is said in both ways
+            reasoning = "".join(each.text or each.summary or "" for each in delta.reasoning_details)
         if not isinstance(text, str):
             text, thinking = _content(text)
             reasoning = thinking + reasoning
@@ -271,7 +286,8 @@ def usage_of(usage: _Usage) -> Usage | None:
     """Disjoint leaves of overlapping totals; None where it says nothing that can be. An explicit zero is a zero.
 
     Cached and written tokens are part of the prompt's. Reasoning is part of the completion's, unless the total says
-    that it stands beside it; or there is more of it, and the total doesn't say that there isn't.
+    that it stands beside it; or there is more of it, and the total doesn't say that there isn't. A total that goes
+    beyond what it is told to consist of has reasoning in it that was left out: charged for there, and assumed here.
     """
     read, written = tokens_told(usage.prompt_tokens) or 0, tokens_told(usage.completion_tokens)
     inputs, outputs = (
@@ -294,6 +310,9 @@ def usage_of(usage: _Usage) -> Usage | None:
         apart = usage.total_tokens == within + reasoning or (reasoning > written and usage.total_tokens != within)
         parts = {Leaf.OUTPUT_REASONING: reasoning or None, Leaf.OUTPUT_AUDIO: outputs.audio_tokens or None}
         leaves |= split(written + reasoning if apart else written, Leaf.OUTPUT_TEXT, parts)
+        left_out = (tokens_told(usage.total_tokens) or 0) - within
+        if left_out > 0 and not reasoning and usage.prompt_tokens is not None:
+            leaves[Leaf.OUTPUT_REASONING] = Count(left_out, Provenance.ASSUMED)
     return Usage(leaves) if leaves else None
 
 
