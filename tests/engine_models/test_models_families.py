@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 import torch
 
@@ -15,28 +14,13 @@ from millicent.core.errors import ModelError
 from millicent.engine.batch import Model, Piece
 from millicent.engine.models import FAMILIES, is_encoder, load_model
 from millicent.engine.weights import open_checkpoint
+from support.tiny_gguf import write_gguf
 from support.tiny_models import write_tiny_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
 TOKENS = [1, 5, 90, 17, 200, 3, 44, 45, 46, 250, 9, 9, 9, 30, 31, 32, 33, 34, 35, 36, 37]
 OTHERS = [[7, 8, 9], [100 + token for token in range(30)]]
-QWEN_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 # The compiled kernels, where there are any, run these; torch the others.
 KERNEL_WIDTHS: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "tie_word_embeddings": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -113,48 +97,22 @@ def test_a_family_gives_the_logits_of_transformers_however_cut_and_shared(case: 
     assert_close(model.forward(pieces), torch.stack([alone[0], expected[-1], alone[1]]))
 
 
-def write_gguf(path: Path, directory: Path, architecture: str) -> Path:
-    """The checkpoint in `directory` as llama.cpp's converter writes a Qwen: no rows reordered."""
-    checkpoint = open_checkpoint(directory, FAMILIES)
-    spec = checkpoint.spec
-    tokenizer = json.loads((directory / "tokenizer.json").read_text())
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(spec.layers)
-    writer.add_context_length(spec.context_tokens)
-    writer.add_embedding_length(spec.hidden)
-    writer.add_feed_forward_length(spec.intermediate)
-    writer.add_head_count(spec.heads)
-    writer.add_head_count_kv(spec.kv_heads)
-    writer.add_key_length(spec.head_dim)
-    writer.add_value_length(spec.head_dim)
-    writer.add_layer_norm_rms_eps(spec.norm_eps)
-    writer.add_rope_freq_base(spec.rope_theta)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(list(tokenizer["model"]["vocab"]))
-    writer.add_token_types([3, 3, 3, *[1] * (spec.vocabulary - 3)])
-    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
-    writer.add_eos_token_id(2)
-    for name in checkpoint.shapes:
-        stem, _, suffix = name.rpartition(".")
-        if stem.startswith("model.layers."):
-            _, _, layer, part = stem.split(".", 3)
-            stored = f"blk.{layer}.{QWEN_NAMES[part]}.{suffix}"
-        else:
-            stored = f"{QWEN_NAMES[stem]}.{suffix}"
-        writer.add_tensor(stored, np.ascontiguousarray(checkpoint.read(name, torch.float32).numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+def write_qwen(path: Path, directory: Path, architecture: str) -> Path:
+    """The checkpoint in `directory` as llama.cpp's converter writes a Qwen."""
+    head_dim = open_checkpoint(directory, FAMILIES).spec.head_dim
+
+    def with_lengths(writer: gguf.GGUFWriter) -> None:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+
+    return write_gguf(path, directory, architecture=architecture, change=with_lengths)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "qwen" in case])
 def test_a_qwen_gguf_gives_the_logits_of_the_checkpoint_it_was_made_from(case: str, tmp_path: Path) -> None:
     kind, changes = CASES[case]
     write(tmp_path / "made", kind, **changes)
-    path = write_gguf(tmp_path / "made.gguf", tmp_path / "made", kind.lower())
+    path = write_qwen(tmp_path / "made.gguf", tmp_path / "made", kind.lower())
     assert_close(last(loaded(path), TOKENS), last(loaded(tmp_path / "made"), TOKENS))
 
 

@@ -23,6 +23,8 @@ GGUF_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -31,11 +33,11 @@ GGUF_NAMES = {
 
 
 def gguf_name(name: str) -> str:
-    stem = name.removesuffix(".weight")
+    stem, _, suffix = name.rpartition(".")
     if stem.startswith("model.layers."):
         _, _, layer, part = stem.split(".", 3)
-        return f"blk.{layer}.{GGUF_NAMES[part]}.weight"
-    return f"{GGUF_NAMES[stem]}.weight"
+        return f"blk.{layer}.{GGUF_NAMES[part]}.{suffix}"
+    return f"{GGUF_NAMES[stem]}.{suffix}"
 
 
 def interleaved(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
@@ -47,7 +49,7 @@ def interleaved(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
 def write_gguf(
     path: Path, directory: Path, *, architecture: str = "llama", change: Callable[[gguf.GGUFWriter], None] | None = None
 ) -> Path:
-    """The tiny checkpoint of `directory` as llama.cpp would convert it."""
+    """The tiny checkpoint of `directory` as llama.cpp would convert it: only a Llama has rows reordered."""
     checkpoint = open_checkpoint(directory, FAMILIES)
     spec = checkpoint.spec
     tokenizer = json.loads((directory / "tokenizer.json").read_text())
@@ -61,7 +63,7 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(spec.norm_eps)
     writer.add_rope_freq_base(spec.rope_theta)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre("qwen2" if architecture.startswith("qwen") else "gpt-2")
     writer.add_token_list(list(tokenizer["model"]["vocab"]))
     writer.add_token_types([3, 3, 3, *[1] * (spec.vocabulary - 3)])
     writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
@@ -70,9 +72,9 @@ def write_gguf(
         change(writer)
     for name in checkpoint.shapes:
         tensor = checkpoint.read(name, torch.float32).numpy()
-        if "q_proj" in name:
+        if "q_proj" in name and architecture == "llama":
             tensor = interleaved(tensor, spec.heads)
-        if "k_proj" in name:
+        if "k_proj" in name and architecture == "llama":
             tensor = interleaved(tensor, spec.kv_heads)
         writer.add_tensor(gguf_name(name), np.ascontiguousarray(tensor))
     writer.write_header_to_file()
