@@ -253,6 +253,7 @@ def _server(wired: _Wired) -> Server:
         queries=queries,
         health=wired.health,
         tokenizers=wired.backend,
+        loader=wired.backend,
         clock=clock,
         ids=wired.ids,
         late=LateEntries(ledger=ledger, queries=queries, features=wired.features, clock=clock, config=config),

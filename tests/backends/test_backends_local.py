@@ -209,6 +209,60 @@ def test_a_model_is_unloaded_after_its_time_without_use(
     run(test())
 
 
+def test_a_model_that_is_to_go_answers_what_it_has_begun_and_is_then_unloaded(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millicent.backends.local._START_GRACE_S", 0.3)
+
+    async def test() -> None:
+        models = {name: LocalModel(tiny, "home", keep_alive_s=None) for name in ("tiny", "other")}
+        async with backend(models, tmp_path) as (subject, notes):
+            await subject.unload("tiny")  # it isn't there
+            await subject.load("other")
+            begun = (await subject.prepare(request(max_tokens=200))).start()
+            await subject.unload("tiny")
+            assert subject.status().models["tiny"] is ModelState.LOADED
+            _, end = await read(begun)
+            assert (end.reason, end.usage.output_tokens) == (FinishReason.LENGTH, 200)
+            await until_it(lambda: subject.status().models["tiny"] is ModelState.UNLOADED)
+            await until_it(lambda: notes.overheads[-1].kind is OverheadKind.UNLOAD)
+            await ask(subject, request())  # it is to stay again
+            held = subject._models["tiny"]
+            assert (held.unload_timer, held.leaving) == (None, False)
+            assert set(subject.status().models.values()) == {ModelState.LOADED}
+
+    run(test())
+
+
+def test_who_asks_for_a_model_that_is_to_go_has_the_last_word(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with backend({"tiny": LocalModel(tiny, "home", keep_alive_s=None)}, tmp_path) as (subject, _):
+            await subject.load("tiny")
+            call = await subject.prepare(request())
+            await subject.unload("tiny")  # in a while: a call may begin
+            held = subject._models["tiny"]
+            assert held.unload_timer is not None
+            await subject.load("tiny")
+            assert held.unload_timer is None
+            await read(call.start())
+            assert (held.unload_timer, held.state) == (None, ModelState.LOADED)
+            await subject.unload("tiny")
+            assert subject.status().models == {"tiny": ModelState.UNLOADED}
+
+    run(test())
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_for_a_while(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with backend({"gone": LocalModel(tmp_path / "gone", "home")}, tmp_path) as (subject, _):
+            with pytest.raises(Unavailable) as caught:
+                await subject.load("gone")
+            assert caught.value.retry_after_s
+            await subject.unload("gone")
+
+    run(test())
+
+
 def test_a_model_that_cannot_be_loaded_fails_its_start_and_costs_later_requests_only_an_error(
     tiny: Path, tmp_path: Path
 ) -> None:

@@ -31,15 +31,17 @@ from millicent.backends.local_models import (
     check_does,
     check_fits,
     check_known,
+    check_taken_here,
     check_tokens,
     encode,
+    load_frame,
     load_tokenizer,
     truncate,
 )
 from millicent.backends.local_runs import LocalCall, LocalRun, Reading
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_MS, NS_PER_S, Clock
-from millicent.core.errors import EngineCrashed, InvalidRequest, MillicentError, ModelError, ModelNotFound, Unavailable
+from millicent.core.errors import EngineCrashed, MillicentError, ModelError, ModelNotFound, Unavailable
 from millicent.core.protocols import Observer
 from millicent.core.request import Embedding, Request
 from millicent.core.steps import DeviceState, Overhead
@@ -47,7 +49,6 @@ from millicent.engine.protocol import (
     Cancel,
     Coefficients,
     Costs,
-    Draft,
     Embed,
     EngineConfig,
     FromEngine,
@@ -180,15 +181,8 @@ class LocalBackend:
         if model is None:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"model: {request.model} is not served here; available: {known}", param="model")
-        seed = request.sampling.seed
-        if seed is not None and not -(2**63) <= seed < 2**64:
-            raise InvalidRequest(f"seed: {seed} doesn't fit 64 bits; use a smaller number", param="seed")
-        request.refuse_foreign()
-        request.refuse_thinking()
-        request.refuse_images()
-        await self._await_loaded(model)
-        model.used_ns = self._clock.monotonic_ns()
-        self._unload_later(model, _START_GRACE_S)
+        check_taken_here(request)
+        await self._use(model)
         model.expect(model.used_ns, model.used_ns + int(_START_GRACE_S * NS_PER_S))
         assert model.tokenizer is not None
         check_does(request, model)
@@ -245,12 +239,26 @@ class LocalBackend:
         check_known(tokens, tokenizer.vocabulary_size, "tokens")
         return tokenizer.decode(tokens)
 
+    async def load(self, name: str) -> None:
+        """Until it is loaded. Raises Unavailable."""
+        model = self._models[name]
+        model.leaving = False
+        model.keep()
+        await self._use(model)
+
+    async def unload(self, name: str) -> None:
+        """Now, or once nothing runs on it any more."""
+        model = self._models[name]
+        model.leaving = True
+        if model.in_use(self._clock.monotonic_ns()):
+            self._unload_later(model, _START_GRACE_S)
+        else:
+            await self._unload_if_idle(model)
+
     async def _tokenizer(self, name: str) -> tuple[Tokenizer, int]:
         """The model's, which is loaded for it."""
         model = self._models[name]
-        await self._await_loaded(model)
-        model.used_ns = self._clock.monotonic_ns()
-        self._unload_later(model, _START_GRACE_S)
+        await self._use(model)
         assert model.tokenizer is not None
         return model.tokenizer, model.context_tokens
 
@@ -286,7 +294,7 @@ class LocalBackend:
 
     async def _begin_later(self, run: LocalRun | EmbeddingRun, model: HeldModel) -> None:
         try:
-            await self._await_loaded(model)
+            await self._use(model)
         except MillicentError as error:
             self._end(run, FinishReason.ERROR, error)
             return
@@ -385,9 +393,9 @@ class LocalBackend:
             )
         return self._engine
 
-    async def _await_loaded(self, model: HeldModel) -> None:
-        """For a request. Raises Unavailable: what keeps a model from being loaded (a download that failed, a damaged
-        file) is nothing that the request could mend, and is tried again after a while."""
+    async def _use(self, model: HeldModel) -> None:
+        """Until it is loaded. Raises Unavailable: what keeps a model from being loaded (a download that failed, a
+        damaged file) is nothing that the request could mend, and is tried again after a while."""
         model.awaited += 1
         try:
             await self._ensure_loaded(model)
@@ -398,6 +406,8 @@ class LocalBackend:
             ) from None
         finally:
             model.awaited -= 1
+        model.used_ns = self._clock.monotonic_ns()
+        self._unload_later(model, _START_GRACE_S)
 
     async def _ensure_loaded(self, model: HeldModel) -> None:
         """Raises Unavailable while there is no engine or no room, ModelError when the model cannot be loaded."""
@@ -417,6 +427,7 @@ class LocalBackend:
     async def _load(self, model: HeldModel) -> None:
         try:
             model.state = ModelState.LOADING
+            model.leaving = False
             model.message = ""
             if model.path is None:
                 path = model.spec.path
@@ -445,8 +456,7 @@ class LocalBackend:
         """Unloads idle models, the least recently used first, until the model fits."""
         while True:
             draft = model.spec.draft
-            frame = self._load_frame(model, path)
-            answer = await self._ask(frame)
+            answer = await self._ask(load_frame(model, path, self._config.dtype, self._calibrates))
             if isinstance(answer, Loaded):
                 for name in (model.name, *([draft.name] if draft else [])):
                     self._told.pop(name, None)
@@ -464,14 +474,6 @@ class LocalBackend:
             else:
                 raise ModelError(answer.message)
 
-    def _load_frame(self, model: HeldModel, path: Path) -> Load:
-        spec, dtype = model.spec, self._config.dtype
-        load = Load(model.name, str(path), spec.dtype or dtype, self._calibrates(model.name), spec.quantize)
-        if (draft := spec.draft) is None:
-            return load
-        how = Draft(draft.name, str(draft.path), draft.dtype or dtype, self._calibrates(draft.name), draft.quantize)
-        return msgspec.structs.replace(load, draft=how)
-
     def _calibrates(self, model: str) -> bool:
         known = self._costs is None or self._costs(self._config.device, model) is not None
         return self._config.calibrate and not known
@@ -483,10 +485,10 @@ class LocalBackend:
         await self._ask(Unload(model.name))
 
     def _unload_later(self, model: HeldModel, at_least_s: float = 0.0) -> None:
-        if model.spec.keep_alive_s is None or model.running or self._engine is None:
+        if model.keep_alive_s is None or model.running or model.state is not ModelState.LOADED or self._engine is None:
             return
         model.keep()
-        delay_s = max(model.spec.keep_alive_s, at_least_s)
+        delay_s = max(model.keep_alive_s, at_least_s)
         loop = asyncio.get_running_loop()
         model.unload_timer = loop.call_later(delay_s, lambda: self._spawn(self._unload_if_idle(model)))
 

@@ -14,7 +14,7 @@ import msgspec
 from millicent.core.clock import Clock
 from millicent.core.errors import InvalidRequest
 from millicent.core.request import Request
-from millicent.engine.protocol import Dtype, Quantization
+from millicent.engine.protocol import Draft, Dtype, Load, Quantization
 
 if TYPE_CHECKING:
     from millicent.text import Tokenizer
@@ -88,12 +88,17 @@ class HeldModel:
         self.dimensions = 0  # of its vectors; a model without makes text
         self.running = 0  # calls that haven't ended
         self.awaited = 0  # calls that wait for it to be loaded
+        self.leaving = False  # somebody asked for it to be unloaded once it is idle
         self.expected_ns: deque[int] = deque()  # until when each call that was prepared may begin
         self.used_ns = 0
         self.failed_ns = 0
         self.loading: asyncio.Task[None] | None = None
         self.unload_timer: asyncio.TimerHandle | None = None
         self.tokenizer: Tokenizer | None = None
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        return 0.0 if self.leaving else self.spec.keep_alive_s
 
     def in_use(self, now_ns: int) -> bool:
         """Whether there are calls that must find it loaded."""
@@ -121,6 +126,25 @@ class HeldModel:
         if self.unload_timer is not None:
             self.unload_timer.cancel()
             self.unload_timer = None
+
+
+def load_frame(model: HeldModel, path: Path, dtype: Dtype, calibrates: Callable[[str], bool]) -> Load:
+    spec = model.spec
+    load = Load(model.name, str(path), spec.dtype or dtype, calibrates(model.name), spec.quantize)
+    if (draft := spec.draft) is None:
+        return load
+    how = Draft(draft.name, str(draft.path), draft.dtype or dtype, calibrates(draft.name), draft.quantize)
+    return msgspec.structs.replace(load, draft=how)
+
+
+def check_taken_here(request: Request) -> None:
+    """Raises InvalidRequest for what no model of this machine takes."""
+    seed = request.sampling.seed
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise InvalidRequest(f"seed: {seed} doesn't fit 64 bits; use a smaller number", param="seed")
+    request.refuse_foreign()
+    request.refuse_thinking()
+    request.refuse_images()
 
 
 def check_does(request: Request, model: HeldModel) -> None:

@@ -33,15 +33,16 @@ from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.families import family_of, is_anthropic
 from millicent.server.guard import Guard
-from millicent.server.inference import DIALECTS, RESPONSES, InferenceEndpoint
+from millicent.server.inference import DIALECTS, OLLAMA_CHAT, OLLAMA_GENERATE, RESPONSES, InferenceEndpoint
 from millicent.server.keys import KeyChanges
 from millicent.server.late import LateEntries
+from millicent.server.ollama_loading import Loader, LoadingEndpoint
 from millicent.server.sessions import Sessions
 from millicent.server.shortcut import Shortcut
 from millicent.server.sign_in import SignIn, SignInPage
 from millicent.server.stored_responses import ResponseRoutes, StoringEndpoint
 from millicent.server.tokens import Tokenizers, Tokens
-from millicent.wire import anthropic_common, anthropic_messages
+from millicent.wire import anthropic_common, anthropic_messages, ollama_requests
 from millicent.wire import quotes as quotes_wire
 from millicent.wire import receipts as receipts_wire
 from millicent.wire.decoding import read_limit
@@ -105,6 +106,7 @@ class Server:
         sign_in_page: SignInPage,
         missing_page: MissingPage | None = None,
         tokenizers: Tokenizers | None = None,
+        loader: Loader | None = None,
         pages: Sequence[BaseRoute] = (),
     ) -> None:
         self._config = config
@@ -130,6 +132,8 @@ class Server:
         idempotency = Idempotency(queries, clock)
         parts = (pipeline, limiter, idempotency, queries, late, ids, clock, config)
         endpoints = {path: InferenceEndpoint(dialect, *parts) for path, dialect in DIALECTS.items()}
+        endpoints["/api/chat"] = LoadingEndpoint(ollama_requests.CHAT, loader, OLLAMA_CHAT, *parts)
+        endpoints["/api/generate"] = LoadingEndpoint(ollama_requests.GENERATE, loader, OLLAMA_GENERATE, *parts)
         if config.stored_responses_hours:
             stored = StoredResponses(ledger, queries, clock, config.stored_responses_hours, config.stored_responses_mb)
             endpoints["/v1/responses"] = StoringEndpoint(stored, RESPONSES, *parts)

@@ -14,13 +14,14 @@ from starlette.routing import BaseRoute, Route
 
 from millicent import __version__
 from millicent.core.clock import Clock, iso_utc
-from millicent.core.errors import InvalidRequest, MillicentError, ModelNotFound
+from millicent.core.errors import InvalidRequest, MillicentError
 from millicent.hub import InstalledModel, Progress, list_installed, pull
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import Health
 from millicent.server.authentication import caller_of
 from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
+from millicent.server.ollama_loading import served_model
 from millicent.wire import ollama_common
 from millicent.wire.decoding import decode_body
 from millicent.wire.receipts import encode
@@ -94,11 +95,7 @@ class Ollama:
 
     async def _show(self, request: Request) -> Response:
         asked = await self._asked(request)
-        model = ollama_common.served_name(asked.model, self._pipeline.models())
-        caller_of(request.scope).check_model(model)
-        if model not in self._pipeline.models():
-            known = ", ".join(self._pipeline.models()) or "none"
-            raise ModelNotFound(f"Model `{model[:100]}` is not served here: this server has {known}.", param="model")
+        model = served_model(asked.model, self._pipeline, caller_of(request.scope))
         return _json(
             {
                 "modified_at": self._started_at,

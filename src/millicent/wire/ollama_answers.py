@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from millicent.core.chunks import CallPiece, FinishReason, Text, merge_pieces
+from millicent.core.clock import iso_utc
 from millicent.core.receipts import Receipt
 from millicent.wire.ollama_common import done, head, line
-from millicent.wire.ollama_requests import CHAT
+from millicent.wire.ollama_requests import CHAT, Load
 from millicent.wire.openai_embeddings import numbers_of
 from millicent.wire.openai_logprobs import chat_logprobs
 from millicent.wire.tool_arguments import arguments_object
@@ -16,6 +17,13 @@ from millicent.wire.tool_arguments import arguments_object
 
 def answer_body(receipt: Receipt, text: Text, reason: FinishReason, kind: str) -> dict[str, Any]:
     return head(receipt) | _said(text, kind, _calls(text.calls)) | _logprobs(text) | done(receipt, reason)
+
+
+def load_body(load: Load, model: str, created_at_ns: int) -> dict[str, Any]:
+    """`model` by the name it is served under."""
+    said = _said(Text("", 0), load.kind, [])
+    ended = {"done": True, "done_reason": "unload" if load.unloads else "load"}
+    return {"model": model, "created_at": iso_utc(created_at_ns)} | said | ended
 
 
 def embed_body(receipt: Receipt, text: str) -> dict[str, Any]:

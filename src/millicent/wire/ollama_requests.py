@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,9 @@ _MAX_INPUTS = 2048
 # What Ollama has defaults for that change something.
 _DRAWN = ("temperature", "top_p", "top_k")
 
+# A duration of nothing, as Go writes them: "0", "0s", "0h0m".
+_NOTHING = re.compile(r"[-+]?(?:0|(?:(?:0+(?:\.0*)?|\.0+)(?:h|m|s|ms|us|µs|μs|ns))+)")
+
 # How base64 of a picture begins.
 _PICTURES = {"iVBOR": "image/png", "/9j/": "image/jpeg", "R0lGOD": "image/gif", "UklGR": "image/webp"}
 
@@ -60,7 +64,7 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Common(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`keep_alive` is a hint: how long a model stays is the operator's to say, in [models.NAME]."""
+    """`keep_alive` is a hint, but for a load's 0: how long a model stays is the operator's to say, in [models.NAME]."""
 
     model: ModelName
     options: common.Options | None = None
@@ -76,12 +80,12 @@ class _Answered(_Common, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class ChatBody(_Answered, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    messages: list[ChatMessage]
+    messages: list[ChatMessage] | None = None
     tools: openai_tools.Tools | None = None
 
 
 class GenerateBody(_Answered, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    prompt: str
+    prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
     images: list[str] | None = None
@@ -99,9 +103,54 @@ class EmbedBody(_Common, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 _NEUTRAL_TO_GENERATE: dict[str, tuple[Any, ...]] = {"suffix": ("",), "template": ("",), "context": ([],)}
 
+
+class Load(msgspec.Struct, frozen=True):
+    """A request that generates nothing: its model is to be loaded, or unloaded."""
+
+    kind: str
+    model: str
+    stream: bool
+    unloads: bool
+
+
+class _Said(msgspec.Struct, frozen=True):
+    prompt: str | None = None
+    images: list[msgspec.Raw] | None = None
+    messages: list[msgspec.Raw] | None = None
+
+
+_said = msgspec.json.Decoder(_Said)
 _chat = msgspec.json.Decoder(ChatBody)
 _generate = msgspec.json.Decoder(GenerateBody)
 _embed = msgspec.json.Decoder(EmbedBody)
+
+
+def read_load(kind: str, body: bytes, headers: Mapping[str, str]) -> Load | None:
+    """None where something is to be generated, and where that can't be told: decoding says what is wrong then.
+
+    Raises InvalidRequest for a load with a field that would be refused beside a prompt.
+    """
+    try:
+        said = _said.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if said.messages if kind == CHAT else said.prompt or said.images:
+        return None
+    if kind == CHAT:
+        return _load(kind, headers, *decode_with_extra(body, _chat, ChatBody.__struct_fields__))
+    asked, extra = decode_with_extra(body, _generate, GenerateBody.__struct_fields__)
+    refuse_unless_neutral(asked, _NEUTRAL_TO_GENERATE)
+    return _load(kind, headers, asked, extra)
+
+
+def _load(kind: str, headers: Mapping[str, str], asked: _Answered, extra: dict[str, Extra]) -> Load:
+    request = _request(kind, asked, headers, "", extra, messages=())
+    request.refuse_foreign()
+    return Load(kind, asked.model, request.stream, _unloads(asked.keep_alive))
+
+
+def _unloads(keep_alive: float | str | None) -> bool:
+    return bool(_NOTHING.fullmatch(keep_alive)) if isinstance(keep_alive, str) else keep_alive == 0
 
 
 def decode_chat(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Request, str]:
@@ -117,15 +166,18 @@ def decode_chat(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tup
 def decode_generate(body: bytes, headers: Mapping[str, str], receipt_id: str) -> tuple[Request, str]:
     asked, extra = decode_with_extra(body, _generate, GenerateBody.__struct_fields__)
     refuse_unless_neutral(asked, _NEUTRAL_TO_GENERATE)
+    text = asked.prompt or ""
+    if not (text or asked.images):
+        raise InvalidRequest("`prompt` is empty: send some text.", param="prompt")
     if asked.raw:
         for field in ("system", "images"):
             if getattr(asked, field):
                 raise InvalidRequest(
                     f"`{field}` doesn't go with `raw`, which is the whole prompt: leave it out.", param=field
                 )
-        return _request(GENERATE, asked, headers, receipt_id, extra, prompt=asked.prompt), GENERATE
+        return _request(GENERATE, asked, headers, receipt_id, extra, prompt=text), GENERATE
     system = [Message("system", asked.system)] if asked.system else []
-    prompt = Message("user", _content(asked.prompt, asked.images, "images"))
+    prompt = Message("user", _content(text, asked.images, "images"))
     return _request(GENERATE, asked, headers, receipt_id, extra, messages=(*system, prompt)), GENERATE
 
 
