@@ -234,7 +234,11 @@ def test_a_model_that_is_to_go_answers_what_it_has_begun_and_is_then_unloaded(
     run(test())
 
 
-def test_who_asks_for_a_model_that_is_to_go_has_the_last_word(tiny: Path, tmp_path: Path) -> None:
+def test_who_asks_for_a_model_that_is_to_go_has_the_last_word(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millicent.backends.local._START_GRACE_S", 600.0)
+
     async def test() -> None:
         async with backend({"tiny": LocalModel(tiny, "home", keep_alive_s=None)}, tmp_path) as (subject, _):
             await subject.load("tiny")

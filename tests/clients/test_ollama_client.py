@@ -11,6 +11,7 @@ import pytest
 from support.live import LiveServer, live_server
 from support.tiny_encoders import write_tiny_encoder
 from support.tiny_models import TinyLlama, write_tiny_model
+from support.waiting import until
 
 HI: Any = [{"role": "user", "content": "hello there"}]
 SHORT: Any = {"temperature": 0, "num_predict": 16}
@@ -126,6 +127,28 @@ def test_models_are_listed_and_shown(client: ollama.Client, server: LiveServer) 
     assert server.get("/api/version")[1]["version"]
     with pytest.raises(ollama.ResponseError, match="nix"):
         client.show("nix")
+
+
+def test_a_model_is_loaded_and_unloaded_by_saying_nothing(client: ollama.Client, server: LiveServer) -> None:
+    def loaded() -> set[str | None]:
+        return {model.model for model in client.ps().models}
+
+    before = len(server.receipts())
+    answers = [client.generate(model="tiny"), client.chat(model="encoder", messages=[])]
+    assert [(answer.model, answer.done_reason) for answer in answers] == [("tiny:1m", "load"), ("encoder", "load")]
+    assert loaded() == {"tiny:1m", "encoder"}
+    (told,) = client.generate(model="tiny:latest", keep_alive=0, stream=True)
+    assert (told.response, told.done, told.done_reason) == ("", True, "unload")
+    until(lambda: loaded() == {"encoder"})
+    assert client.chat(model="encoder", keep_alive="0s").done_reason == "unload"
+    until(lambda: loaded() == set())
+    with pytest.raises(ollama.ResponseError, match="nix") as caught:
+        client.generate(model="nix", keep_alive=0)
+    assert caught.value.status_code == 404
+    assert len(server.receipts()) == before  # nobody pays for it
+    assert client.chat(model="tiny", messages=HI, options=SHORT).eval_count
+    assert loaded() == {"tiny:1m"}
+    server.check_accounts()
 
 
 @pytest.mark.parametrize(

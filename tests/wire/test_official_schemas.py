@@ -22,7 +22,7 @@ from millicent.core.errors import InvalidRequest, MillicentError, RateLimited, U
 from millicent.core.usage import Provenance, Usage
 from millicent.server.families import family_of
 from millicent.server.inference import DIALECTS, Dialect
-from millicent.wire import anthropic_common, ollama_common, openai_common
+from millicent.wire import anthropic_common, ollama_answers, ollama_common, ollama_requests, openai_common
 from millicent.wire.receipts import encode
 from support import receipts
 
@@ -163,6 +163,12 @@ ERRORS: list[MillicentError] = [
     InvalidRequest("m", param="a[0].b", code="c"), Unauthorized("m"), RateLimited("m", retry_after_s=3),
     Unavailable("m"), MillicentError("m"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("address", "kind"), [(OLLAMA_CHAT, "ollama.chat"), (OLLAMA_GENERATE, "ollama.generate")])
+def test_loads_are_as_ollama_describes_them(address: str, kind: str) -> None:
+    load = ollama_requests.Load(kind, "m", stream=True, unloads=True)
+    check(WHOLE[address], json.loads(ollama_common.line(ollama_answers.load_body(load, "m", 0))))
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -177,7 +177,100 @@ def test_latest_goes_without_saying(name: str, models: list[str], served: str) -
     assert ollama_common.served_name(name, models) == served
 
 
-@pytest.mark.parametrize("kind", [ollama_requests.CHAT, ollama_requests.GENERATE])
+def read_load(kind: str, **body: Any) -> ollama_requests.Load | None:
+    return ollama_requests.read_load(kind, json.dumps({"model": "m"} | body).encode(), {})
+
+
+KINDS = [ollama_requests.CHAT, ollama_requests.GENERATE]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "loads"),
+    [
+        (ollama_requests.CHAT, {}, True),
+        (ollama_requests.CHAT, {"messages": []}, True),
+        (ollama_requests.CHAT, {"messages": None}, True),
+        (ollama_requests.CHAT, {"messages": HI}, False),
+        (ollama_requests.CHAT, {"messages": HI, "keep_alive": 0}, False),
+        (ollama_requests.CHAT, {"messages": "hi"}, False),
+        (ollama_requests.GENERATE, {}, True),
+        (ollama_requests.GENERATE, {"prompt": ""}, True),
+        (ollama_requests.GENERATE, {"prompt": None, "images": [], "system": "Be short."}, True),
+        (ollama_requests.GENERATE, {"prompt": " "}, False),
+        (ollama_requests.GENERATE, {"prompt": "hi", "keep_alive": 0}, False),
+        (ollama_requests.GENERATE, {"images": ["iVBORw0KGgo="]}, False),
+        (ollama_requests.GENERATE, {"prompt": 3}, False),
+    ],
+)
+def test_who_says_nothing_wants_the_model_loaded(kind: str, body: Any, loads: bool) -> None:
+    assert read_load(kind, **body) == (ollama_requests.Load(kind, "m", stream=True, unloads=False) if loads else None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("keep_alive", [0, 0.0, -0.0, "0", "-0", "0s", "0m", "0.0s", ".0h", "0h0m0s", "00ms"])
+def test_a_load_that_is_to_stay_no_time_unloads(kind: str, keep_alive: Any) -> None:
+    assert read_load(kind, keep_alive=keep_alive, stream=False) == ollama_requests.Load(kind, "m", False, True)
+
+
+@pytest.mark.parametrize(
+    "keep_alive", [None, 1, -1, 0.5, "5m", "-1", "0.5s", "1h0m", "", "s", "0x", "0" * 100_000 + "x"]
+)
+def test_any_other_time_is_a_hint(keep_alive: Any) -> None:
+    assert read_load(ollama_requests.CHAT, keep_alive=keep_alive) == ollama_requests.Load(
+        ollama_requests.CHAT, "m", stream=True, unloads=False
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"modle": "m"}, "modle"),
+        ({"options": {"mirostat": 1}}, "options.mirostat"),
+        ({"options": {"temprature": 1}}, "options.temprature"),
+        ({"keep_alive": []}, "keep_alive"),
+        ({"think": "much"}, "think"),
+        ({"format": "xml"}, "format"),
+        ({"model": None}, "model"),
+    ],
+)
+def test_a_load_says_nothing_that_a_prompt_could_not_be_sent_with(kind: str, body: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_load(kind, **body)
+    assert caught.value.param == param
+
+
+def test_what_cannot_be_read_is_left_to_the_decoders_to_refuse() -> None:
+    for body in (b"", b"{", b"[]", b"\xff", b'{"prompt": "\xff"}', b'{"a":' + b"[" * 100_000):
+        for kind, decode in zip(KINDS, (ollama_requests.decode_chat, ollama_requests.decode_generate), strict=True):
+            assert ollama_requests.read_load(kind, body, {}) is None
+            with pytest.raises(InvalidRequest):
+                decode(body, {}, "rcpt_1")
+    with pytest.raises(InvalidRequest, match="suffix"):
+        read_load(ollama_requests.GENERATE, suffix="x")
+    assert read_load(ollama_requests.GENERATE, context=[], template="") is not None
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_nothing_is_generated_of_nothing(stream: bool) -> None:
+    with pytest.raises(InvalidRequest, match="`prompt` is empty"):
+        generate(prompt="", raw=True, stream=stream)
+    with pytest.raises(InvalidRequest, match="`messages` is empty"):
+        chat(messages=[], stream=stream)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("unloads", [True, False])
+def test_a_load_is_answered_as_ollama_does(kind: str, unloads: bool) -> None:
+    load = ollama_requests.Load(kind, "m", stream=True, unloads=unloads)
+    said = {"message": {"role": "assistant", "content": ""}} if kind == ollama_requests.CHAT else {"response": ""}
+    told = {"model": "m:1b", "created_at": "2026-01-01T00:00:00.000000Z", **said, "done": True}
+    body = ollama_answers.load_body(load, "m:1b", 1_767_225_600 * 10**9)
+    assert body == told | {"created_at": body["created_at"], "done_reason": "unload" if unloads else "load"}
+    assert body["created_at"].startswith("2026-01-01T00:00:00")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_whole_answers_and_streams(kind: str) -> None:
     (text,) = merge_texts(CALLED if kind == ollama_requests.CHAT else CALLED[:3])
     body = ollama_answers.answer_body(receipts.settled(), text, FinishReason.STOP, kind)
