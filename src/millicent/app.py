@@ -35,6 +35,7 @@ from millicent.core.identifiers import Ids, SystemIds
 from millicent.core.protocols import Backend
 from millicent.dashboard.routes import missing_page, sign_in_page
 from millicent.economics.reports import ANSWERS, Reports
+from millicent.engine.config import EngineConfig
 from millicent.engine.machine import usable_cores
 from millicent.ledger.entries import add_entries
 from millicent.ledger.queries import LedgerQueries
@@ -419,11 +420,15 @@ def _local_backend(options: ServeOptions, meter: Meter, shares: StepTimeShares, 
 
 async def _known_shares(ledger: SqliteLedger, config: Config, clock: SystemClock, ids: SystemIds) -> StepTimeShares:
     """With the fits that the ledger has for this device as it is configured now."""
-    engine = config.engine
-    configuration = f"dtype={engine.dtype} threads={usable_cores(engine)} deterministic={engine.deterministic}".lower()
+    configuration = step_configuration(config.engine)
     shares = StepTimeShares(clock, ids, configuration)
-    shares.load(await ledger.latest_fits(engine.device, configuration))
+    shares.load(await ledger.latest_fits(config.engine.device, configuration))
     return shares
+
+
+def step_configuration(engine: EngineConfig) -> str:
+    """What else than device and model steps' times depend on."""
+    return f"dtype={engine.dtype} threads={usable_cores(engine)} deterministic={engine.deterministic}".lower()
 
 
 def _energy(device: str, placement: Placement) -> EnergySource | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_text_that_waits_for_a_slow_reader_is_merged(tiny: Path, tmp_path: Path)
             texts, end = await read(running)
             assert texts == [Text("one two", 3)]
             assert end.usage.tokens(Leaf.OUTPUT_TEXT) == 3
+
+    run(test())
+
+
+def test_a_deep_folder_for_temporary_files_keeps_no_engine_from_starting(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+
+    async def test() -> None:
+        async with playing([*ANSWER, ["end"]], tiny, tmp_path) as (subject, _):
+            _, end = await read((await subject.prepare(request())).start())
+            assert end.error is None
 
     run(test())
 

@@ -203,7 +203,7 @@ def test_the_list_cost_is_that_before_the_contracts_discount(opened: Make, close
     receipt = msgspec.structs.replace(
         receipt,
         placement=attempt.placement,
-        lines=(line, msgspec.structs.replace(line, attempt=0)),
+        lines=(line, msgspec.structs.replace(line, attempt=0, provenance=Provenance.REPORTED)),
         prices=PriceSource("prices.m", {"kind": "api", "input": "3", "discount": "0.15"}),
     )
     row, outside = charges(receipt)

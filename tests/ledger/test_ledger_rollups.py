@@ -410,23 +410,31 @@ def test_unattributed_and_running_receipts_can_be_selected(opened: Make, closed:
     asyncio.run(ledger.stop())
 
 
-def test_the_cube_of_places_begins_as_the_sum_of_what_was_kept_before_there_was_one(opened: Make, closed: Make) -> None:
-    """Its migration, on a ledger of several days, models, places and states; one receipt is still pending."""
+def test_smaller_cubes_begin_as_the_sum_of_what_was_kept_before_there_were_any(opened: Make, closed: Make) -> None:
+    """Their migration, on a ledger of several days, features, models, places and states."""
     ledger = MemoryLedger()
     for number in range(40):
-        receipt = opened(number, model="mn"[number % 2], created_at_ns=T0 + number * 7 * NS_PER_HOUR)
+        given = Attribution(feature=["f", None, "g"][number // 2 % 3], user="u")
+        at_ns = T0 + number * 7 * NS_PER_HOUR
+        receipt = opened(number, model="mn"[number % 2], created_at_ns=at_ns, attribution=given)
         receipt = closed(receipt, accelerator=Accelerator(), placement=["p", None, "q"][number % 3])
         status = Status.FAILED if number % 5 == 0 else Status.SUCCEEDED
         asyncio.run(ledger.close(msgspec.structs.replace(receipt, status=status), ()))
     asyncio.run(ledger.checkpoint(Checkpoint(T0, (), ())))
-    where = ReceiptFilter(model="m", placement="p", status="succeeded")
-    expected_hours = ledger.queries.requests_by_hour(where)
-    assert len(expected_hours) > 3
+    questions = (ReceiptFilter(model="m", placement="p", status="succeeded"), ReceiptFilter(feature="g"))
+    hours = [ledger.queries.requests_by_hour(where) for where in questions]
+    assert all(len(each) > 3 for each in hours)
     kept = ledger._connection
-    kept.execute("DELETE FROM rollups WHERE grouped IN (SELECT id FROM rollup_groups WHERE cube = 'place')")
-    kept.execute("DELETE FROM rollup_groups WHERE cube = 'place'")
-    assert ledger.queries.verify()
-    kept.executescript((resources.files("millicent.ledger") / "migrations" / "0020_places.sql").read_text("utf-8"))
+    smaller = "cube IN ('place', 'feature')"
+    kept.execute(f"DELETE FROM rollups WHERE grouped IN (SELECT id FROM rollup_groups WHERE {smaller})")
+    kept.execute(f"DELETE FROM rollup_groups WHERE {smaller}")
+    assert {each.split(" of ")[0] for each in ledger.queries.verify()} == {
+        "the rollup by model, placement, status",
+        "the rollup by feature, status",
+    }
+    kept.executescript(
+        (resources.files("millicent.ledger") / "migrations" / "0020_smaller_cubes.sql").read_text("utf-8")
+    )
     assert ledger.queries.verify() == []
-    assert ledger.queries.requests_by_hour(where) == expected_hours
+    assert [ledger.queries.requests_by_hour(where) for where in questions] == hours
     asyncio.run(ledger.stop())

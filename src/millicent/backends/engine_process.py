@@ -29,6 +29,7 @@ from millicent.engine.protocol import (
 _HELLO_TIMEOUT_S = 120.0  # importing torch from a cold disk takes a while
 _EXIT_TIMEOUT_S = 5.0
 _LARGEST_LOG_BYTES = 4 << 20
+_LONGEST_FOLDER_BYTES = 75
 
 
 class _Link(asyncio.Protocol):
@@ -100,8 +101,7 @@ class EngineProcess:
         """Raises Unavailable if no engine comes up."""
         loop = asyncio.get_running_loop()
         link = _Link(on_frame)
-        # A directory of our own, because a socket's path has room for about 100 characters; gone once connected.
-        directory = Path(tempfile.mkdtemp(prefix="millicent-"))
+        directory = _socket_directory()
         try:
             server = await loop.create_unix_server(lambda: link, str(directory / "engine"))
             try:
@@ -133,6 +133,13 @@ class EngineProcess:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), _EXIT_TIMEOUT_S)
         await _end(self._process, self._link, patience_s=0)
+
+
+def _socket_directory() -> Path:
+    """One of our own, gone once connected. A socket's path has room for about 100 characters: where the folder for
+    temporary files is too deep for that, another is used."""
+    deep = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER_BYTES
+    return Path(tempfile.mkdtemp(prefix="millicent-", dir="/tmp" if deep else None))  # noqa: S108 - made anew, for us alone
 
 
 async def _spawn(

@@ -12,6 +12,7 @@ from typing import cast
 
 import msgspec
 
+from millicent.app import step_configuration
 from millicent.backends.fake import FakeAnswer, FakeBackend
 from millicent.cli.demo_engine import DemoBackend, DemoEngine
 from millicent.cli.demo_story import CONFIG, FEATURES, MODELS, STEPS, Event, Story, answer, improvised
@@ -57,8 +58,8 @@ class Planned:
     def __call__(self, request: Request) -> FakeAnswer:
         left = self.answers.get(request.id)
         feature = next((each for each in FEATURES if each.name == request.attribution.feature), None)
-        if left is None and feature is not None and feature.name is not None and feature.model == request.model:
-            return improvised(self._random, feature)
+        if left is None and feature is not None and feature.name is not None:
+            return improvised(self._random, feature, request.model)
         if left is None:
             words = "This is the demo: no model runs here, and nobody wrote this."
             return answer(MODELS[request.model][0], 40, 0, 24, words)
@@ -130,7 +131,7 @@ async def _replayed(
     await ledger.start()
     try:
         waiting = cast("Ledger", Working(loop, ledger))
-        shares = StepTimeShares(clock, ids)
+        shares = StepTimeShares(clock, ids, step_configuration(config.engine))
         meter = Meter(clock, gateway, ids, shares)
         planned, places = Planned(random), placements(config)
         backends, deployed = stand_ins(planned, meter, places, clock)

@@ -330,9 +330,9 @@ def passer_by(random: Random) -> tuple[Feature, dict[str, str]]:
     return feature, {f"X-Millicent-{name}": value for name, value in named.items() if value and feature.name}
 
 
-def improvised(random: Random, feature: Feature) -> FakeAnswer:
-    """What such a request gets."""
-    place = MODELS[feature.model][0]
+def improvised(random: Random, feature: Feature, model: str) -> FakeAnswer:
+    """What such a request gets of this model."""
+    place = MODELS[model][0]
     sizes = (_around(random, feature.input_tokens), _around(random, feature.output_tokens))
     return answer(place, sizes[0], int(sizes[0] * feature.cached), sizes[1], random.choice(_REPLIES))
 

@@ -9,8 +9,9 @@ from millicent.cli.client import READY, Client
 from millicent.cli.demo_story import passer_by
 from millicent.core.errors import MillicentError
 
-_AT_ONCE = 4
-_PAUSE_S = 12.0
+# Not many more than there were before, or all that is watched would change.
+_AT_ONCE = 2
+_PAUSE_S = 90.0
 
 
 class Visitors:

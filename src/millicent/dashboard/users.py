@@ -168,7 +168,7 @@ def _spenders(
         Column("Tokens in", "input_tokens", wide=True),
         Column("Tokens out", "output_tokens", wide=True),
         Column("Cost", "cost_usd"),
-        Column("Of all", "share"),
+        Column("Of all", "share", wide=True),
         Column("Unpriced", "unpriced_requests", wide=True),
         *((Column("Margin", "margin_usd"),) if earning else ()),
     )

@@ -163,18 +163,18 @@ def per(amount: Money, count: int) -> Money | None:
 def gaps(ledger: LedgerQueries, where: ReceiptFilter, known: Mapping[GroupBy, list[Totals]] | None = None) -> list[Gap]:
     """What is unattributed, and what is unpriced, with what to do; the largest first. Totals that are `known` aren't
     asked for again."""
-    known = known or {}
+    models = (known or {}).get("model") or ledger.totals("model", where)
+    requests = sum(each.requests for each in models)
     found = []
     for by, header in ATTRIBUTES.items():
-        totals = known.get(by) or ledger.totals(by, where)
-        requests = sum(each.requests for each in totals)
-        for each in totals:
-            if each.group is None:
-                advice = f"send {header}, or pin it to the key: millicent keys create --{by} NAME"
-                share = Decimal(each.requests) / requests
-                found.append(Gap(f"no {by}", each.requests, share, each.known_cost, advice))
-    models = known.get("model") or ledger.totals("model", where)
-    requests = sum(each.requests for each in models)
+        if getattr(where, by):
+            continue
+        # Only what has no name is asked for: of users there may be very many.
+        nameless = Totals.together(ledger.totals("status", msgspec.structs.replace(where, **{by: ""})))
+        if nameless.requests:
+            advice = f"send {header}, or pin it to the key: millicent keys create --{by} NAME"
+            share = Decimal(nameless.requests) / requests
+            found.append(Gap(f"no {by}", nameless.requests, share, nameless.known_cost, advice))
     for each in models:
         if each.unpriced:
             share = Decimal(each.unpriced) / requests

@@ -31,7 +31,7 @@ def delete_expired(connection: sqlite3.Connection, before_ns: int) -> int:
     if oldest[0] is None:
         return 0
     from_ns, to_ns = oldest[0], oldest[1] + 1
-    rollups.fold(connection)
+    rollups.post_all(connection)
     rollups.archive(connection, from_ns, to_ns)
     going = "SELECT id FROM receipts WHERE created_at_ns >= ? AND created_at_ns < ? AND status IS NOT NULL"
     connection.execute(

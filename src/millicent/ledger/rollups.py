@@ -75,6 +75,7 @@ class Cube(NamedTuple):
 CUBES: dict[str, Cube] = {
     "time": Cube(("status",), (QUARTER_S, DAY_S, MONTH_S)),
     "place": Cube(("model", "placement", "status"), (QUARTER_S, DAY_S, MONTH_S)),
+    "feature": Cube(("feature", "status"), (QUARTER_S, DAY_S, MONTH_S)),
     "user": Cube(("user", "status"), (QUARTER_S, DAY_S, MONTH_S)),
     "work": Cube(("feature", "team", "model", "key", "tier", "status", "placement"), (QUARTER_S, DAY_S, MONTH_S)),
     # In a quarter-hour there would be as many sums as receipts: the ends of a range are added up from those.
@@ -99,7 +100,14 @@ _ROLLED = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
 
 def fold(connection: sqlite3.Connection) -> None:
     """Bring the cubes up to date with every closed receipt, but for those of an older version."""
-    while _post(connection, _MANY) or _spread(connection, _GREATEST, _MANY):
+    post_all(connection)
+    while _spread(connection, _GREATEST, _MANY):
+        pass
+
+
+def post_all(connection: sqlite3.Connection) -> None:
+    """Add every closed receipt to what is pending, so that its detail isn't needed any more."""
+    while _post(connection, _MANY):
         pass
 
 
@@ -166,7 +174,7 @@ def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
 
 def archive(connection: sqlite3.Connection, from_ns: int, to_ns: int) -> None:
     """Keep the sums, by every dimension, of the closed receipts created in [from_ns, to_ns): they will be deleted.
-    Everything must be folded."""
+    Everything must be posted."""
     _add(connection, _created(), (from_ns, to_ns), {ARCHIVE: Cube(DIMENSIONS, (QUARTER_S,))})
 
 
