@@ -189,7 +189,7 @@ def test_a_charts_table_and_csv_are_one_click_away_and_say_the_same(page: Any, a
     chart.locator("summary").click()
     rows = chart.locator("tbody tr")
     link = chart.locator("a[href*='csv=']").get_attribute("href")
-    exported = httpx.get(address + link).text.splitlines()[1:]
+    exported = httpx.get(address + link, timeout=60).text.splitlines()[1:]
     assert rows.count() == len(exported) > 1
     assert [rows.nth(n).locator("th").text_content() for n in range(len(exported))] == [
         line.split(",")[0] for line in exported

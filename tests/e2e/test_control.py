@@ -226,7 +226,7 @@ def test_the_pages_want_a_signed_in_viewer(server: LiveServer) -> None:
     viewer = admin(server, "POST", "/keys", {"scope": "viewer"})
     client = admin(server, "POST", "/keys", {})
     html = {"Accept": "text/html"}
-    with httpx.Client(base_url=server.url, headers=html) as browser:
+    with httpx.Client(base_url=server.url, headers=html, timeout=60) as browser:
         asked = browser.get("/receipts")
         assert asked.status_code == 303
         assert asked.headers["location"] == "/sign-in?next=/receipts"
@@ -251,9 +251,9 @@ def test_the_pages_want_a_signed_in_viewer(server: LiveServer) -> None:
         copied = {"Cookie": f"millicent_session={browser.cookies['millicent_session']}", **html}
         browser.post("/sign-out", data={"form_token": form_token(browser)})
         assert browser.get("/receipts").status_code == 303
-        assert httpx.get(f"{server.url}/receipts", headers=copied).status_code == 303
+        assert httpx.get(f"{server.url}/receipts", headers=copied, timeout=60).status_code == 303
     forged = {"Cookie": f"millicent_session={viewer['id']}.99999999999.{'0' * 64}", **html}
-    assert httpx.get(f"{server.url}/receipts", headers=forged).status_code == 303
+    assert httpx.get(f"{server.url}/receipts", headers=forged, timeout=60).status_code == 303
 
 
 def test_limits_answer_429_with_the_seconds_to_wait_and_the_rate_headers(server: LiveServer) -> None:

@@ -81,7 +81,7 @@ def test_metrics_say_what_the_receipt_says(server: LiveServer, client: openai.Op
         extra_headers={"X-Millicent-Feature": "scraped"},
     )  # fmt: skip
     receipt = server.settled(raw.headers["x-millicent-receipt"])
-    scraped = httpx.get(f"{server.url}/metrics").text
+    scraped = httpx.get(f"{server.url}/metrics", timeout=60).text
     told = {
         sample.name: sample.value
         for family in text_string_to_metric_families(scraped)

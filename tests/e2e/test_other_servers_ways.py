@@ -171,10 +171,10 @@ def test_tokens_can_be_shown_with_their_texts(server: LiveServer) -> None:
 
 
 def test_nothing_is_charged_for_tokens(server: LiveServer) -> None:
-    before = httpx.get(server.url + "/v1/receipts").json()
-    answer = httpx.post(server.url + "/tokenize", json={"prompt": "hello"})
+    before = httpx.get(server.url + "/v1/receipts", timeout=60).json()
+    answer = httpx.post(server.url + "/tokenize", json={"prompt": "hello"}, timeout=60)
     assert "x-millicent-receipt" not in answer.headers
-    assert httpx.get(server.url + "/v1/receipts").json() == before
+    assert httpx.get(server.url + "/v1/receipts", timeout=60).json() == before
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_what_has_no_tokens_is_refused(server: LiveServer, path: str, body: dict
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_an_address_says_which_methods_it_has_not(server: LiveServer, method: str) -> None:
-    answer = httpx.request(method, server.url + "/v1/chat/completions")
+    answer = httpx.request(method, server.url + "/v1/chat/completions", timeout=60)
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"
     assert answer.json()["error"]["code"] == "method_not_allowed"

@@ -40,7 +40,7 @@ _MOST_BUDGETS = 8
 
 # Name: what it is called and its unit.
 FIGURES: dict[str, tuple[str, str]] = {
-    "cost_usd_per_hour": ("Cost", "$ per hour"),
+    "cost_usd_per_hour": ("Cost", "USD per hour"),
     "requests_per_s": ("Requests", "per second"),
     "output_tokens_per_s": ("Output tokens", "per second"),
     "input_tokens_per_s": ("Input tokens", "per second"),

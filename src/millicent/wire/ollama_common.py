@@ -32,7 +32,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     # honoured
     num_predict: Annotated[int, msgspec.Meta(ge=-2, le=10_000_000)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
     top_p: _Share | None = None
     min_p: _Share | None = None
     typical_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None

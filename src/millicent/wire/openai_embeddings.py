@@ -26,7 +26,7 @@ class EmbeddingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     model: common.ModelName
     input: str | list[Any]
-    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    dimensions: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | None = None
     user: str | None = None
