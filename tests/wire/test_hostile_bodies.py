@@ -120,6 +120,10 @@ def asked(decode: Callable[[bytes, Mapping[str, str], str], object]) -> Decode:
     return lambda body: decode(body, {}, "rcpt_1")
 
 
+def loading(kind: str) -> Decode:
+    return lambda body: ollama_requests.read_load(kind, body, {})
+
+
 BODIES: dict[str, tuple[Any, Decode]] = {
     "/v1/chat/completions": (CHAT, asked(openai_chat.decode)),
     "/v1/completions": (COMPLETIONS, asked(openai_completions.decode)),
@@ -129,6 +133,8 @@ BODIES: dict[str, tuple[Any, Decode]] = {
     "/v1/messages/count_tokens": (COUNTED, asked(anthropic_messages.decode_count)),
     "/api/chat": (OLLAMA_CHAT, asked(ollama_requests.decode_chat)),
     "/api/generate": (OLLAMA_GENERATE, asked(ollama_requests.decode_generate)),
+    "/api/chat, loading": (OLLAMA_CHAT | {"messages": []}, loading(ollama_requests.CHAT)),
+    "/api/generate, loading": ({"model": "m", "keep_alive": "0s"}, loading(ollama_requests.GENERATE)),
     "/api/embed": (OLLAMA_EMBED, asked(ollama_requests.decode_embed)),
     "/v1/quote": ({"model": "m", "models": ["a"], "messages": [ASKED]}, asked(quotes.decode)),
     "/tokenize": ({"prompt": "x"}, lambda body: tokens.decode(body, {}, "rcpt_1", "m")),
