@@ -159,7 +159,7 @@ def test_notes_that_came_with_the_request_and_alerts_forget_a_purged_user_too(op
         assert [line.note for line in kept.lines] == [None, "a note"]
         alerts, messages = await ledger.write(_alerts)
         assert [name for name, _ in alerts] == ["two"]
-        assert "ada" not in alerts[0][1]
+        assert '"ada"' not in alerts[0][1]
         assert messages == []
 
     asyncio.run(story())
