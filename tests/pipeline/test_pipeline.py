@@ -405,6 +405,30 @@ def test_accounts_and_receipts_agree_after_many_answers() -> None:
     run(story)
 
 
+def test_a_checkpoint_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millicent.pipeline.pipeline.CHECKPOINT_INTERVAL_S", 0.0)
+
+    async def story() -> None:
+        world = World(FakeAnswer(LETTERS))
+        calls = 0
+        followed = asyncio.Event()
+
+        async def checkpoint(checkpoint: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise OverflowError("too large for SQLite")
+            if calls == 3:
+                followed.set()
+
+        monkeypatch.setattr(world.ledger, "checkpoint", checkpoint)
+        await world.pipeline.start()
+        await asyncio.wait_for(followed.wait(), 60)
+        await world.pipeline.close()
+
+    asyncio.run(story())
+
+
 def test_the_ledger_is_maintained_every_tenth_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millicent.pipeline.pipeline.CHECKPOINT_INTERVAL_S", 0.0)
 

@@ -580,6 +580,10 @@ class Pipeline:
                 if not failing:
                     log.warning("the ledger can't be written: %s", error.message)
                 failing = True
+            except Exception:  # without checkpoints a crash would lose more than a second, and nobody would know
+                if not failing:
+                    log.exception("a checkpoint failed in a way it should not")
+                failing = True
 
     async def _save_fits(self) -> None:
         """Before the receipts that refer to them."""
