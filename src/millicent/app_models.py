@@ -53,10 +53,10 @@ class FetchedModels:
         changed_ns = installed_at_ns(self._cache)
         if changed_ns == self._looked_ns:
             return
-        self._looked_ns = changed_ns
         for model in await asyncio.to_thread(list_installed, self._cache):
             if model.name not in self._seen:
                 self.offer(model)
+        self._looked_ns = changed_ns  # only now: what could not be looked at is looked at again
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

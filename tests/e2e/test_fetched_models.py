@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
-from millicent.hub import store
+import pytest
+
+from millicent import app_models
+from millicent.app_models import FetchedModels
+from millicent.hub import list_installed, store
 from support.live import LiveServer, live_server
 from support.tiny_models import TinyLlama, write_tiny_model
 from support.waiting import until
@@ -63,3 +69,19 @@ def test_a_server_without_an_engine_refuses_to_fetch_what_it_could_not_run(tmp_p
     with live_server(tmp_path, [], config) as server:
         status, told = post(server, "/api/pull", model="smollm2:135m")
         assert (status, told["param"]) == (400, "model")
+
+
+def test_what_could_not_be_looked_at_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    pipeline = Mock(models=tuple)
+    fetched = FetchedModels(cache, Mock(), pipeline, "local")
+    install(cache, "org/new")
+    with monkeypatch.context() as broken:
+        broken.setattr(app_models, "list_installed", Mock(side_effect=OSError("busy")))
+        with pytest.raises(OSError, match="busy"):
+            asyncio.run(fetched.look())
+    assert pipeline.offer.call_count == 0
+    assert [model.name for model in list_installed(cache)] == ["org/new"]
+    asyncio.run(fetched.look())
+    assert pipeline.offer.call_args.args[0] == "org/new"
