@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from millicent.engine.config import Dtype, EngineConfig
+from millicent.engine.cuda.device import HostDevice
 from millicent.engine.weights import ModelSpec
 from support.random_weights import LLAMA_3_1_8B, QWEN3_0_6B, RandomCheckpoint
 
@@ -34,30 +35,13 @@ class _NoWeights(RandomCheckpoint):
         return torch.empty(self.shapes[name], dtype=dtype, device="meta")
 
 
-class _Mark:
-    def reached(self) -> bool:
-        return True
+class NoMemory(HostDevice):
+    """An H200 on which nothing is computed."""
 
-    def wait(self) -> None:
-        """It is reached."""
-
-    def since(self, earlier: Any) -> int:
-        del earlier
-        return 1
-
-
-class NoMemory:
-    """An H200 (`engine.cuda.device.Device`) on which nothing is computed."""
-
-    torch_device = torch.device("meta")
-    processors = 132
-    has_fp8 = True
-
-    def mark(self) -> _Mark:
-        return _Mark()
-
-    def on_host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype)
+    def __init__(self) -> None:
+        super().__init__()
+        self.torch_device = torch.device("meta")
+        self.processors = 132
 
     def send(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.from_numpy(array).to("meta")
@@ -70,14 +54,6 @@ class NoMemory:
     def budget_bytes(self, config: EngineConfig) -> int:
         del config
         return 120 * 10**9
-
-    def peak_bytes(self, run: Callable[[], None]) -> int:
-        run()
-        return 0
-
-    def is_lost(self, error: Exception) -> bool:
-        del error
-        return False
 
 
 class _Driver:
