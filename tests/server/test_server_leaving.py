@@ -101,14 +101,14 @@ class Paused(asyncio.Transport):
 
 def test_of_a_connection_that_was_read_enough_from_it_is_still_noticed_that_it_ends() -> None:
     async def paused() -> tuple[bool, bool]:
-        watched = asyncio.Event()
+        watched, seen = asyncio.Event(), asyncio.Event()
 
         async def app(scope: Any, receive: Any, _: Any) -> None:
             await read_body(scope, receive, max_mb=32, timeout_s=SECONDS)
             before.append(transport.paused)
             leaving_of(scope).watch(lambda: None)
             watched.set()
-            await receive()
+            await seen.wait()
 
         config = uvicorn.Config(cast("Any", app), ws="none", log_config=None)
         config.load()
@@ -122,6 +122,7 @@ def test_of_a_connection_that_was_read_enough_from_it_is_still_noticed_that_it_e
         protocol.data_received(body[head:])
         await asyncio.wait_for(watched.wait(), SECONDS)
         after = transport.paused
+        seen.set()
         protocol.connection_lost(None)
         await asyncio.gather(*protocol.tasks)
         return before[0], after
