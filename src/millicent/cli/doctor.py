@@ -20,6 +20,7 @@ import psutil
 
 from millicent import config as configuration
 from millicent.backends.elsewhere import Elsewhere, open_backend
+from millicent.cli.home import ledger_path
 from millicent.cli.serving import called_elsewhere
 from millicent.cli.show import size
 from millicent.core.clock import SystemClock
@@ -70,7 +71,7 @@ def examine() -> Iterator[Finding]:
         lambda: folder("cache", configuration.cache()),
         models,
         lambda: port(settings.server.host, settings.server.port),
-        lambda: ledger(configuration.home() / "ledger.db"),
+        lambda: ledger(ledger_path()),
     )
     for check in checks:
         yield check()
