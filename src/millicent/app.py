@@ -295,6 +295,7 @@ def _more_routes(wired: _Wired) -> list[BaseRoute]:
         chat_models=lambda: [model for model in pipeline.models() if not _makes_vectors(backend, model)],
         clock=clock,
         live=wired.live,
+        ledger=wired.ledger,
     )
     reports = Reports(queries, clock, economics_setting(wired.options.config))
     economics = economics_routes(reports, ANSWERS, add=add_entries, ledger=wired.ledger, queries=queries, clock=clock)
