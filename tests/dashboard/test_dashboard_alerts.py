@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -53,10 +54,10 @@ def evaluation(*members: str, at_ns: int = NOW_NS) -> store.Evaluation:
 
 
 @pytest.fixture
-def connection() -> sqlite3.Connection:
-    made = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    made.executescript((files("millicent.ledger") / "migrations" / "0013_alerts.sql").read_text("utf-8"))
-    return made
+def connection() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)) as made:
+        made.executescript((files("millicent.ledger") / "migrations" / "0013_alerts.sql").read_text("utf-8"))
+        yield made
 
 
 def browser(connection: sqlite3.Connection, queries: Queries) -> TestClient:

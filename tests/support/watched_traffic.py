@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import lru_cache
 from importlib.resources import files
@@ -53,6 +54,7 @@ class WatchedLedger:
     def __init__(self, plan: Plan = steady) -> None:
         self.plan = plan
         self.connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self.connection.close)
         self.connection.executescript((files("millicent.ledger") / "migrations" / "0013_alerts.sql").read_text("utf-8"))
         self.balances: list[tuple[Budget, list[Balance]]] = []
 
