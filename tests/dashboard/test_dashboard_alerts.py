@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,8 +32,9 @@ CLOCK = ManualClock(NOW_NS)
 
 
 @pytest.fixture
-def connection() -> sqlite3.Connection:
-    return alert_tables()
+def connection() -> Iterator[sqlite3.Connection]:
+    with closing(alert_tables()) as made:
+        yield made
 
 
 def browser(connection: sqlite3.Connection, queries: Queries) -> TestClient:
