@@ -193,7 +193,7 @@ def _breaking(found: Where) -> str:
         parts.append(_listed(("MACHINE", "AGAINST", "PAYS FROM", "ALWAYS FROM", "ONE PAYS WHEN USED"), rows, ends))
     if found.sensitivities:
         cases = [(each.what, _volume(each.pays_from), _volume(each.pays_always_from)) for each in found.sensitivities]
-        parts.append(_listed((f"IF, FOR {found.break_evens[0].machine}", "PAYS FROM", "ALWAYS FROM"), cases, ends))
+        parts.append(_listed((f"IF, FOR {found.sensitive}", "PAYS FROM", "ALWAYS FROM"), cases, ends))
     parts.append(_rule(found.rule))
     return "\n" + "\n\n".join(parts)
 
