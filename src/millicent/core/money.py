@@ -100,6 +100,11 @@ def _plain(value: Decimal) -> str:
 ZERO = Money(0)
 
 
+def exact_usd(amount: Money | None) -> str | None:
+    """As our JSON shows it: decimal dollars; null where nobody knows, which is never zero."""
+    return None if amount is None else str(amount)
+
+
 def apportion(total: int, weights: Sequence[int]) -> list[int]:
     """Split the integer `total` in proportion to `weights`, by largest remainder; ties go to the earlier part.
 
