@@ -232,10 +232,9 @@ def _used(even: BreakEven) -> Cell:
 
 
 def _sensitivities(found: Where) -> Table:
-    machine = found.break_evens[0].machine if found.break_evens else "a machine"
     return Table(
         name="sensitivities",
-        title=f"What moves that, for {machine}",
+        title=f"What moves that, for {found.sensitive or 'a machine'}",
         columns=(
             Column("If", "what", number=False),
             Column("Pays from", "pays_from_requests"),
@@ -267,6 +266,7 @@ def _ranges(found: Where) -> Table:
             for each in found.cheapest
         ),
         empty="No place's cost is known.",
+        most=12,
     )
 
 
