@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from millicent.core.clock import NS_PER_S
+from millicent.cli.show import span_ns
 
 if TYPE_CHECKING:
     import sqlite3
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NS_PER_UNIT = {"m": 60 * NS_PER_S, "h": 3600 * NS_PER_S, "d": 86_400 * NS_PER_S, "w": 604_800 * NS_PER_S}
-
 _json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 
 
 def _duration_ns(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    number, unit = value[:-1], value[-1:]
-    if unit not in _NS_PER_UNIT or not number.isdecimal():
-        raise click.BadParameter(f"{value!r} is no duration: write 30m, 24h, 90d or 4w.", context, parameter)
-    return int(number) * _NS_PER_UNIT[unit]
+    found = span_ns(value)
+    if found is None:
+        what = f"{value!r} is no duration: write 30m, 24h, 90d or 4w, up to a hundred years."
+        raise click.BadParameter(what, context, parameter)
+    return found
 
 
 def _dollars(context: click.Context, parameter: click.Parameter, value: str | None) -> Decimal | None:

@@ -13,6 +13,8 @@ from millicent.core.clock import NS_PER_S, SystemClock, parse_time_ns
 from millicent.core.money import Money
 
 _NS_PER_UNIT = {"s": NS_PER_S, "m": 60 * NS_PER_S, "h": 3600 * NS_PER_S, "d": 86400 * NS_PER_S, "w": 604800 * NS_PER_S}
+_LONGEST_NS = 100 * 365 * _NS_PER_UNIT["d"]
+_MOST_DIGITS = 12
 
 
 def as_json(body: object) -> None:
@@ -76,13 +78,22 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def span_ns(text: str) -> int | None:
+    """`90m`, `24h`, `7d` in nanoseconds, up to a hundred years; None for anything else."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in _NS_PER_UNIT or not number.isdecimal() or len(number) > _MOST_DIGITS:
+        return None
+    found = int(number) * _NS_PER_UNIT[unit]
+    return found if found <= _LONGEST_NS else None
+
+
 def utc_ns(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """A time as UTC nanoseconds: `2026-01-31`, `2026-01-31T09:00`, or how long ago: `90m`, `24h`, `7d`."""
     if value is None:
         return None
-    number, unit = value[:-1], value[-1:]
-    if unit in _NS_PER_UNIT and number.isdecimal():
-        return SystemClock().now_ns() - int(number) * _NS_PER_UNIT[unit]
+    ago_ns = span_ns(value)
+    if ago_ns is not None:
+        return SystemClock().now_ns() - ago_ns
     try:
         return parse_time_ns(value)
     except ValueError as error:
