@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from millicent.core.clock import NS_PER_MS, NS_PER_S, iso_utc
+from millicent.core.money import exact_usd
 from millicent.core.receipts import Receipt
 from millicent.core.spreadsheets import inert
 from millicent.core.usage import Provenance
@@ -65,10 +66,10 @@ def row(receipt: Receipt) -> dict[str, Cell]:
         "total_ms": _in_unit(timing.total_ns, NS_PER_MS),
         "accelerator_seconds": _in_unit(device.serving_ns, NS_PER_S) if seen else None,
         "accelerator_provenance": device.provenance.value,
-        "total_usd": None if receipt.total is None else str(receipt.total),
+        "total_usd": exact_usd(receipt.total),
         "total_provenance": total_provenance(receipt).value,
-        "list_usd": None if receipt.list_price is None else str(receipt.list_price),
-        "hold_usd": None if receipt.hold is None else str(receipt.hold),
+        "list_usd": exact_usd(receipt.list_price),
+        "hold_usd": exact_usd(receipt.hold),
         "error": receipt.error,
     }
 
