@@ -96,6 +96,27 @@ def test_segments_of_prompts_become_prefixes_in_tokens() -> None:
     assert prefix_of(Prompt(b"d", ()), 80) == ()
 
 
+def test_requests_of_one_moment_are_not_grown(basis: Basis) -> None:
+    """One answer in a new ledger was taken for one in each nanosecond: growing it took all of the memory."""
+    first = msgspec.structs.replace(basis, arrivals=basis.arrivals[:1])
+    with pytest.raises(InvalidRequest, match="how often requests come can't be seen"):
+        scale(first, (), Limits())
+
+
+def test_a_burst_is_grown_on_no_more_machines_than_it_has_requests(basis: Basis) -> None:
+    burst = [msgspec.structs.replace(each, at_ns=n) for n, each in enumerate(basis.arrivals[:20])]
+    grown = scale(msgspec.structs.replace(basis, arrivals=tuple(burst)), (), Limits(), multiples=(2,))
+    assert grown.scaled[0].machines is not None
+    assert grown.scaled[0].machines <= 40
+    assert grown.requests_per_month == 20 * 730, "what came within an hour is an hour's"
+
+
+def test_machines_that_get_nothing_are_idle_machines(basis: Basis) -> None:
+    course = simulate(basis.arrivals[:2], basis.machine, machines=5)
+    assert len(course.loads) == 5
+    assert sum(load.requests for load in course.loads) == 2
+
+
 def test_an_outcome_is_what_its_parts_come_to() -> None:
     """Two requests of a second each on one machine at $3600 an hour; the second has waited for the first."""
     second = Machine(coefficients=msgspec.structs.replace(COSTS, fixed_ns=NS_PER_S), kv_blocks=64, context_tokens=256)

@@ -190,7 +190,7 @@ def _breaking(found: Where) -> str:
         ]
         parts.append(show.table(header, rows, right=frozenset(header[2:])))
     if found.sensitivities:
-        header = (f"IF, FOR {found.break_evens[0].machine}", "PAYS FROM", "ALWAYS FROM")
+        header = (f"IF, FOR {found.sensitive}", "PAYS FROM", "ALWAYS FROM")
         cases = [(each.what, _volume(each.pays_from), _volume(each.pays_always_from)) for each in found.sensitivities]
         parts.append(show.table(header, cases, right=frozenset(header[1:])))
     parts.append(_rule(found.rule))

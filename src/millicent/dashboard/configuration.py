@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from millicent.core.errors import ConfigError, InvalidRequest
+from millicent.core.files import flush
 from millicent.dashboard import tables
 from millicent.dashboard.site import Page, Site
 from millicent.dashboard.tables import Column, Table
@@ -53,8 +54,7 @@ def append_table(path: Path, lines: str, check: Callable[[Path], object]) -> Non
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(f"{before}{gap}{lines}")
-            file.flush()
-            os.fsync(file.fileno())
+        flush(beside)
         check(beside)
         beside.replace(path)
     except OSError as error:

@@ -209,14 +209,13 @@ def _used(even: BreakEven) -> Cell:
 
 
 def _sensitivities(found: Where) -> Table:
-    machine = found.break_evens[0].machine if found.break_evens else "a machine"
     return table_of(
         found.sensitivities,
         (Column("If", "what", number=False), lambda each: text(each.what)),
         (Column("Pays from", "pays_from_requests"), lambda each: _volume(each.pays_from)),
         (Column("Always from", "pays_always_from_requests"), lambda each: _volume(each.pays_always_from)),
         name="sensitivities",
-        title=f"What moves that, for {machine}",
+        title=f"What moves that, for {found.sensitive or 'a machine'}",
         empty="It takes an API and a machine whose costs are known.",
     )
 
@@ -230,6 +229,7 @@ def _ranges(found: Where) -> Table:
         name="cheapest",
         title="Cheapest by requests a month",
         empty="No place's cost is known.",
+        most=12,
     )
 
 

@@ -46,6 +46,7 @@ def where_body(found: Where) -> dict[str, Any]:
             }
             for each in found.break_evens
         ],
+        "sensitivities_of": found.sensitive,
         "sensitivities": [
             {"what": each.what, "pays_from": each.pays_from, "pays_always_from": each.pays_always_from}
             for each in found.sensitivities

@@ -15,6 +15,7 @@ import msgspec
 
 from millicent.core.budgets import Budget
 from millicent.core.clock import NS_PER_HOUR
+from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.usage import Provenance
 from millicent.economics.arrivals import Arrival, busiest, span_of, superposed
@@ -108,7 +109,11 @@ def scale(
     most: int = MOST_SIMULATED,
     progress: Callable[[str], object] = str,
 ) -> Scale:
-    """`everything` also has what ran elsewhere, which counts towards budgets and connections."""
+    """`everything` also has what ran elsewhere, which counts towards budgets and connections.
+
+    Raises InvalidRequest where nothing can be seen of how often requests come.
+    """
+    check_paced(basis.arrivals)
     stretch = busiest(basis.arrivals, max(LEAST_STRETCH, most // max(multiples)))
     monthly = per_month(basis.arrivals)
     now, wait_ns = _pass(basis, stretch, 1, limits.machines)
@@ -238,12 +243,13 @@ def _scaled(
         return wait_ns is not None and wait_ns <= target_ns, found, wait_ns
 
     # As many as would be busy, did nothing get cheaper by being done together.
-    too_few, enough = 0, max(1, -(-alone.busy_ns * simulated // span_of(stretch)))
+    most_machines = min(_MOST_MACHINES, len(stretch) * simulated)
+    too_few, enough = 0, min(most_machines, max(1, -(-alone.busy_ns * simulated // span_of(stretch))))
     best = tried(enough)
-    while not best[0] and enough < min(_MOST_MACHINES, len(stretch) * simulated):
+    while not best[0] and enough < most_machines:
         too_few = enough
         # As many as are busy, at least: with so few a queue only grows.
-        enough = max(enough + 1, enough * 3 // 2, -(-best[1].busy_ns // span_of(stretch)))
+        enough = min(most_machines, max(enough + 1, enough * 3 // 2, -(-best[1].busy_ns // span_of(stretch))))
         best = tried(enough)
     while best[0] and enough - too_few > max(1, enough // _WITHIN):
         middle = (too_few + enough) // 2
@@ -280,8 +286,18 @@ def monthly_cost(amount: Money | None, requests: int, answered: int) -> Money | 
     return Money.price(Decimal(requests), amount.usd / answered)
 
 
+def check_paced(arrivals: Sequence[Arrival]) -> None:
+    """Raises InvalidRequest where all came at one moment: nobody can say how often they come."""
+    if arrivals[0].at_ns == arrivals[-1].at_ns:
+        raise InvalidRequest(
+            f"how often requests come can't be seen: there is {len(arrivals)} in this part of the ledger, or all are"
+            " of one moment; answer some more, choose another time, or give a trace"
+        )
+
+
 def per_month(arrivals: Sequence[Arrival]) -> int:
-    return round(Fraction(len(arrivals) * HOURS_PER_MONTH * NS_PER_HOUR, span_of(arrivals)))
+    """At their pace; what came within an hour is an hour's, or a minute's trial would be a month of such minutes."""
+    return round(Fraction(len(arrivals) * HOURS_PER_MONTH * NS_PER_HOUR, max(NS_PER_HOUR, span_of(arrivals))))
 
 
 def budget_breaks(everything: Sequence[Recorded], budgets: Sequence[Budget]) -> list[Break]:

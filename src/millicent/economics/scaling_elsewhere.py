@@ -20,6 +20,7 @@ from millicent.economics.scaling import (
     Limits,
     Scale,
     Scaled,
+    check_paced,
     climb,
     monthly_cost,
     per_month,
@@ -37,7 +38,7 @@ def scale_elsewhere(
     gate: Callable[[], Gate] | None = None,
     most: int = MOST_SIMULATED,
 ) -> Scale:
-    """Raises InvalidRequest where nothing was paid by the token."""
+    """Raises InvalidRequest where nothing was paid by the token, or all of it at one moment."""
     paid = [each for each in everything if each.receipt.prices.snapshot.get("kind") == "api"]
     if not paid:
         raise InvalidRequest(
@@ -45,6 +46,7 @@ def scale_elsewhere(
             " none that were paid by the token; choose another time, or give a trace"
         )
     arrivals = [each.arrival for each in paid]
+    check_paced(arrivals)
     length = max(LEAST_STRETCH, most // max(multiples))
     first = busiest_from(arrivals, length)
     stretch = paid[first : first + length]

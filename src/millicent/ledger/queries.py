@@ -306,9 +306,8 @@ class LedgerQueries:
     ) -> dict[tuple[str | None, ...], Kept] | None:
         time = next((name for name in by if name in _TIMES), None)
         label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
-        coarsest_s = (
-            DAY_S if time is None or (time != "hour" and zone == "UTC") else 3600 if zone == "UTC" else QUARTER_S
-        )
+        by_day_s = DAY_S if time != "hour" else 3600
+        coarsest_s = tallies.WIDE_S if time is None else by_day_s if zone == "UTC" else QUARTER_S
         columns = [name for name in by if name not in _TIMES]
         with self._snapshot() as connection:
             if connection is None:
