@@ -11,7 +11,7 @@ from millicent.dashboard import figures, tables
 from millicent.dashboard.figures import Figure
 from millicent.dashboard.plan import Planning
 from millicent.dashboard.plan_json import standing_body
-from millicent.dashboard.selection import TIMES
+from millicent.dashboard.selection import TIMES, feature_address
 from millicent.dashboard.site import Page, Site
 from millicent.dashboard.tables import Cell, Column, Table
 from millicent.economics.standing import Stand, Standing, WithoutModel, band_words, standing, told
@@ -95,7 +95,7 @@ def _without(found: tuple[WithoutModel, ...]) -> Table:
         ),
         rows=tuple(
             (
-                tables.text(each.feature, f"/receipts?feature={each.feature}" if each.feature.isalnum() else None),
+                tables.text(each.feature, feature_address(each.feature)),
                 tables.money(each.without),
                 tables.money(each.with_model),
                 tables.money(each.saved),
