@@ -66,7 +66,7 @@ def test_the_overview_tells_totals_by_feature_and_model_and_each_is_a_filter(cli
 
 def test_what_is_assumed_unpriced_unattributed_or_unknown_is_said_with_what_to_do(client: TestClient) -> None:
     text = words(client.get("/receipts/rows").text)
-    assert "Rate assumed: $0.10/hour for this machine" in text
+    assert "Rate assumed: $0.10 /hour for this machine" in text
     assert "set [placements.cpu] usd_per_hour" in text
     assert "2 receipts are unpriced and not in the cost" in text
     assert "1 receipt names no feature; send X-Millicent-Feature" in text
@@ -257,7 +257,7 @@ def test_an_open_receipt_says_so_and_follows_its_answer(client: TestClient, rece
     page = client.get(f"/receipts/{receipts[-1].id}").text
     assert 'data-open="true"' in page
     assert "/static/receipt.js" in page
-    assert "Running for 3.00 s, and held to at most 40 millicents" in words(page)
+    assert "Running for 3.00 s , and held to at most 40 millicents" in words(page)
     closed = client.get(f"/receipts/{receipts[0].id}").text
     assert "/static/receipt.js" not in closed
 
