@@ -6,13 +6,14 @@ within 1/32 (3.2%) of the true one. Buckets never move: histograms of different 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self, TypeVar
 
 import msgspec
 
 Histogram = dict[int, int]
 Key = TypeVar("Key")
+Number = TypeVar("Number", int, float)
 
 _SUB_BITS = 4
 _STEPS = 1 << _SUB_BITS
@@ -45,6 +46,11 @@ def percentile(histogram: Mapping[int, int], percent: int) -> int | None:
             low, high = bounds_of(bucket)
             return (low + high - 1) // 2
     return None
+
+
+def nearest_rank(ordered: Sequence[Number], percent: int) -> Number:
+    """The least of them that is at least so many in a hundred of them. There must be one."""
+    return ordered[-(-len(ordered) * percent // 100) - 1]
 
 
 def count_at_most(histogram: Mapping[int, int], value: int) -> int:
@@ -95,6 +101,13 @@ class Sums(msgspec.Struct, omit_defaults=True):
         add_up(self.nanousd, other.nanousd, sign)
         add_up(self.tokens, other.tokens, sign)
         add_up(self.priced_tokens, other.priced_tokens, sign)
+
+    @classmethod
+    def together(cls, each: Iterable[Self]) -> Self:
+        whole = cls()
+        for one in each:
+            whole.add(one)
+        return whole
 
     @property
     def input_tokens(self) -> int:
