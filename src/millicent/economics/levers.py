@@ -25,9 +25,9 @@ from millicent.economics.basis import Basis
 from millicent.economics.outcomes import latency_of
 from millicent.economics.recorded import Recorded
 from millicent.economics.simulator import Course, Machine
+from millicent.economics.traffic import HOURS_PER_MONTH
 from millicent.meter.prices import PriceBook
 
-HOURS_PER_MONTH = 730
 NOT_EVALUATED = "not evaluated: run `millicent eval`"
 SAME_ANSWERS = "the same answers"
 _DAY_NS = 24 * NS_PER_HOUR
