@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -16,6 +16,7 @@ from millicent.cli.home import open_ledger, write_ledger
 from millicent.cli.options import exact_json_option, utc_ns, where_of
 from millicent.cli.options import filters as receipt_filters
 from millicent.core.errors import ConfigError
+from millicent.core.files import whole_file
 
 if TYPE_CHECKING:
     from millicent.core.money import Money
@@ -47,8 +48,7 @@ def export(form: str, out: Path | None, **filters: Any) -> None:
     if form == "parquet":
         _parquet(queries, where, out)
         return
-    with ExitStack() as stack:
-        target = stack.enter_context(out.open("w", encoding="utf-8", newline="")) if out else sys.stdout
+    with _written(out) if out else nullcontext(sys.stdout) as target:
         if form == "focus":
             _focus(queries, where, target, out)
             return
@@ -56,6 +56,13 @@ def export(form: str, out: Path | None, **filters: Any) -> None:
 
         for text in (as_csv if form == "csv" else as_json)(_pages(queries, where)):
             target.write(text)
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[TextIO]:
+    """A text file that is there once all of it is."""
+    with whole_file(out) as path, path.open("w", encoding="utf-8", newline="") as file:
+        yield file
 
 
 def _pages(queries: LedgerQueries, where: ReceiptFilter) -> Iterator[ReceiptPage]:
@@ -78,7 +85,7 @@ def _parquet(queries: LedgerQueries, where: ReceiptFilter, out: Path | None) -> 
         raise ConfigError("Parquet needs pyarrow: pip install 'millicent[parquet]', or choose --format csv.") from None
     kinds = {"integer": pa.int64(), "real": pa.float64(), "boolean": pa.bool_(), "text": pa.string()}
     schema = pa.schema([(name, kinds[kind]) for name, kind in column_kinds().items()])
-    with pq.ParquetWriter(out, schema) as writer:
+    with whole_file(out) as path, pq.ParquetWriter(path, schema) as writer:
         for page in _pages(queries, where):
             writer.write_table(pa.Table.from_pylist([row(receipt) for receipt in page.receipts], schema))
 
@@ -103,7 +110,7 @@ def _focus(queries: LedgerQueries, where: ReceiptFilter, target: Any, out: Path 
         left += focus.unpriced_machines(accounts)
     if left and out is not None:
         side = out.with_name(f"{out.name}.unpriced.csv")
-        with side.open("w", encoding="utf-8", newline="") as file:
+        with _written(side) as file:
             listing = csv.DictWriter(file, focus.UNPRICED_COLUMNS)
             listing.writeheader()
             listing.writerows(left)

@@ -146,9 +146,13 @@ class Tally(Sums, omit_defaults=True):
 
 def add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:
     """Add their counts to ours, or, with a sign of -1, take them off."""
+    if not ours and sign > 0:
+        ours.update(theirs)
+        return
     # Written out: a report adds up some hundred thousand.
+    have = ours.get
     for key, count in theirs.items():
-        if left := ours.get(key, 0) + sign * count:
+        if left := have(key, 0) + sign * count:
             ours[key] = left
         else:
             ours.pop(key, None)

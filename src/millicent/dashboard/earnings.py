@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import cast, get_args
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,7 +12,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.money import ZERO
 from millicent.core.periods import Period, month_of
 from millicent.dashboard.charts import Chart, Series
-from millicent.dashboard.selection import TIMES, Selection
+from millicent.dashboard.selection import TIMES, Selection, feature_address
 from millicent.dashboard.site import Page, Site
 from millicent.dashboard.tables import Cell, Column, Table, count, if_any, known, money, part, table_of, text
 from millicent.economics.margin import By, MarginReport, MarginRow
@@ -110,7 +110,7 @@ def _rows_table(report: MarginReport) -> Table:
 def _link(by: str, group: str | None) -> str | None:
     if group is None:
         return None
-    return f"/features/{quote(group, safe='')}" if by == "feature" else f"/receipts?{by}={quote(group, safe='')}"
+    return feature_address(group) if by == "feature" else f"/receipts?{urlencode({by: group})}"
 
 
 def plans_table(report: MarginReport) -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from starlette.requests import Request
@@ -17,7 +16,7 @@ from millicent.core.periods import Period
 from millicent.core.usage import Provenance
 from millicent.dashboard.changed import effects_chart, rates_table
 from millicent.dashboard.charts import Chart, Series
-from millicent.dashboard.selection import TIMES, Selection
+from millicent.dashboard.selection import TIMES, Selection, feature_address
 from millicent.dashboard.site import Page, Site
 from millicent.dashboard.tables import (
     Cell,
@@ -211,7 +210,7 @@ def _features_table(
 def _named(feature: str | None, selection: Selection) -> Cell:
     if feature is None:
         return text("no feature", f"/receipts{selection.query(none='feature')}")
-    return text(feature, f"/features/{quote(feature, safe='')}{selection.query()}")
+    return text(feature, feature_address(feature, selection.query()))
 
 
 def _cost_verdict(aim: Target | None) -> str | None:

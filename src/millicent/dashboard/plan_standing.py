@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -11,7 +9,7 @@ from starlette.routing import Route
 from millicent.dashboard.figures import Figure
 from millicent.dashboard.plan import Planning, told_as_json
 from millicent.dashboard.plan_json import standing_body
-from millicent.dashboard.selection import TIMES
+from millicent.dashboard.selection import TIMES, feature_address
 from millicent.dashboard.site import Page, Site
 from millicent.dashboard.tables import Cell, Column, Table, count, money, table_of, text
 from millicent.economics.standing import Stand, Standing, WithoutModel, band_words, standing, told
@@ -78,7 +76,7 @@ def _without(found: tuple[WithoutModel, ...]) -> Table:
         found,
         (
             Column("Feature", "feature", number=False),
-            lambda each: text(each.feature, f"/receipts?{urlencode({'feature': each.feature})}"),
+            lambda each: text(each.feature, feature_address(each.feature)),
         ),
         (Column("Without", "without_usd"), lambda each: money(each.without)),
         (Column("With", "with_usd"), lambda each: money(each.with_model)),

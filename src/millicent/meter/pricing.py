@@ -14,7 +14,6 @@ from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.meter.placements import Placement
 from millicent.meter.prices import UNPRICED, PriceList, Prices, TokenPrices
 
-
 # What tells a leaf from others on its meter.
 NOTES: dict[Leaf, str] = {
     Leaf.INPUT_CACHE_WRITE_5M: "kept for 5 minutes",
