@@ -176,8 +176,11 @@ def multiply_few(
 
 
 def _columns(inputs: int, most: int) -> int:
-    """How many are multiplied in a turn: a power of two that leaves the last turn full, where that isn't too small."""
-    columns = min(most, triton.next_power_of_2(inputs))
+    """How many are multiplied in a turn: all, or else a power of two that leaves the last turn full, where that isn't
+    too small."""
+    if inputs <= most:
+        return max(16, triton.next_power_of_2(inputs))
+    columns = most
     while inputs % columns and columns > most // 4:
         columns //= 2
-    return max(16, columns)
+    return columns
