@@ -56,6 +56,7 @@ from millicent.server.forms import visitor_of
 from millicent.server.keys import KeyChanges
 from millicent.watch.alerting import watched, webhooks_of
 from millicent.watch.live import Live
+from millicent.watch.watcher import Writes
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -77,6 +78,7 @@ def page_routes(
     chat_models: Callable[[], list[str]],
     clock: Clock,
     live: Live,
+    ledger: Writes,
 ) -> list[BaseRoute]:
     """A page that needs more than the site is handed in here."""
     path, rules = options.home / FILE_NAME, options.config.alerts
@@ -98,7 +100,13 @@ def page_routes(
             *(partial(page, reports=reports) for page in (features_page, margin_page, changes_page)),
             partial(users_page, control=_Control(queries, keys, clock), reports=reports),
             partial(models_page, fleet=fleet),
-            partial(alerts_page, ask=queries.ask, rules=watched(rules), told=list(webhooks_of(rules))),
+            partial(
+                alerts_page,
+                ask=queries.ask,
+                write=ledger.write,
+                rules=watched(rules),
+                told=list(webhooks_of(rules)),
+            ),
             partial(live_page, live=live),
             partial(settings_page, path=path, settings=effective(options.config, path)),
             *plan_pages(_planning(options, queries, clock)),

@@ -144,3 +144,26 @@ def test_the_processors_extensions_are_read(
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(doctor, "_CPUINFO", tmp_path / "cpuinfo")
     assert doctor.cpu_features() == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "state", "said"),
+    [
+        ("x86_64", "flags\t\t: fpu sse4_2\n", State.LIMITED, "without avx2"),
+        ("x86_64", "flags\t\t: fpu avx2\n", State.GOOD, "avx2"),
+        ("aarch64", "Features\t: fp asimd\n", State.LIMITED, "without asimddp"),  # Cortex-A72: a Raspberry Pi 4
+        ("aarch64", "Features\t: fp asimd asimddp\n", State.GOOD, "asimd asimddp"),
+        ("arm64", None, State.GOOD, "asimd asimddp"),  # macOS
+        ("riscv64", "isa\t: rv64imafdc\n", State.GOOD, "no vector extensions known"),
+    ],
+)
+def test_a_processor_without_what_the_kernels_need_is_a_limit(
+    machine: str, cpuinfo: str | None, state: State, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(doctor, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    finding = doctor.processor()
+    assert finding.state is state
+    assert said in f"{finding.found} {finding.fix}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,48 +15,26 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from millicent.cli import run
-from millicent.core.clock import ManualClock
+from millicent.core.clock import NS_PER_S, ManualClock
 from millicent.core.identifiers import SequentialIds
 from millicent.dashboard.alerts import alerts_page
 from millicent.dashboard.routes import dashboard_routes
-from millicent.dashboard.site import Queries, Site
+from millicent.dashboard.site import Alone, Queries, Site
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.schema import write_once
 from millicent.watch import store
-from millicent.watch.findings import Cause, Finding, Subject
+from support.alert_looks import NOW_NS, evaluation
+from support.watched_traffic import alert_tables
 
 T = TypeVar("T")
 HOSTILE = "<script>alert(1)</script>"
-CLOCK = ManualClock()
-NOW_NS = CLOCK.now_ns()
-
-
-def evaluation(*members: str, at_ns: int = NOW_NS) -> store.Evaluation:
-    findings = [
-        Finding(
-            Subject("ops", "anomaly", "cost", "feature", member),
-            f"The cost of feature `{member}` rose to $4.00 an hour; at this time it is usually $1.00.",
-            {"value": "$4.00", "usual": "$1.00"},
-            NOW_NS,
-            (Cause("user", "mallory", 92), Cause("key", "", 40)),
-        )
-        for member in members
-    ]
-    return store.Evaluation(
-        what="quarter",
-        before_ns=NOW_NS if at_ns > NOW_NS else -1,
-        through_ns=at_ns,
-        at_ns=at_ns,
-        rules=frozenset({"ops"}),
-        looks=[store.Look(at_ns, frozenset({"anomaly"}), findings)],
-    )
+CLOCK = ManualClock(NOW_NS)
 
 
 @pytest.fixture
-def connection() -> sqlite3.Connection:
-    made = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    made.executescript((files("millicent.ledger") / "migrations" / "0013_alerts.sql").read_text("utf-8"))
-    return made
+def connection() -> Iterator[sqlite3.Connection]:
+    with closing(alert_tables()) as made:
+        yield made
 
 
 def browser(connection: sqlite3.Connection, queries: Queries) -> TestClient:
@@ -66,8 +44,11 @@ def browser(connection: sqlite3.Connection, queries: Queries) -> TestClient:
     def ask(question: Callable[[sqlite3.Connection], T]) -> T | None:
         return question(connection)
 
-    site = Site(queries, models=list, clock=CLOCK, refresh=refresh)
-    page = partial(alerts_page, ask=ask, rules=["ops"], told=[])
+    async def write(operation: Callable[[sqlite3.Connection], None]) -> None:
+        operation(connection)
+
+    page = partial(alerts_page, ask=ask, write=write, rules=["ops"], told=["ops"])
+    site = Site(queries, models=list, clock=CLOCK, refresh=refresh, visitor=lambda _: Alone(form_token="t"))
     return TestClient(Starlette(routes=dashboard_routes(site, [page])))
 
 
@@ -94,9 +75,41 @@ def test_what_is_over_moves_to_the_table_and_its_csv(connection: sqlite3.Connect
     store.commit(connection, evaluation(at_ns=NOW_NS + 10**12), ids)
     client = browser(connection, queries)
     assert "Nothing is unusual now" in client.get("/alerts").text
-    assert "The cost of feature `search` rose" in client.get("/alerts?csv=past").text
+    assert '"The cost of feature ""search"" rose' in client.get("/alerts?csv=past").text
     (alert,) = client.get("/alerts.json").json()["data"]
     assert (alert["state"], alert["causes"][0]["member"]) == ("resolved", "mallory")
+
+
+def test_an_open_alert_shows_how_it_stands_and_what_it_was_at_first_and_at_most(
+    connection: sqlite3.Connection, queries: Queries
+) -> None:
+    ids, minute_ns = SequentialIds(), 60 * NS_PER_S
+    for number, size in enumerate((4, 9, 6)):
+        at_ns = NOW_NS + number * minute_ns
+        before_ns = at_ns - minute_ns if number else None
+        store.commit(connection, evaluation("search", at_ns=at_ns, before_ns=before_ns, size=size), ids)
+    page = browser(connection, queries)
+    (alert,) = page.get("/alerts.json").json()["data"]
+    assert (alert["facts"]["value"], alert["opened_with"], alert["peak"]) == ("$6.00", "$4.00", "$9.00")
+    assert "rose to $6.00 an hour" in alert["title"]
+    shown = page.get("/alerts").text
+    assert "<dt>Value</dt><dd>$6.00</dd>" in shown
+    assert "<dt>At first</dt><dd>$4.00</dd>" in shown
+    assert "<dt>At most</dt><dd>$9.00</dd>" in shown
+
+
+def test_a_rule_is_muted_from_the_page_by_its_own_form_only(connection: sqlite3.Connection, queries: Queries) -> None:
+    page = browser(connection, queries)
+    form = {"rule": "ops", "hours": "8", "form_token": "t"}
+    assert page.post("/alerts/mute", data={**form, "form_token": "elsewhere"}).status_code == 403
+    assert page.post("/alerts/mute", data={**form, "rule": "nobody's"}).status_code == 400
+    assert page.post("/alerts/mute", data={**form, "hours": "9999"}).status_code == 400
+    assert store.read_mutes(connection, NOW_NS) == {}
+    assert page.post("/alerts/mute", data=form, follow_redirects=False).status_code == 303
+    assert store.read_mutes(connection, NOW_NS) == {"ops": NOW_NS + 8 * 3600 * NS_PER_S}
+    assert "Rule ops is muted until 2026-01-01 08:00:00 UTC" in page.get("/alerts").text
+    page.post("/alerts/mute", data={**form, "hours": "0"})
+    assert store.read_mutes(connection, NOW_NS) == {}
 
 
 def test_an_unknown_parameter_is_refused_by_name(connection: sqlite3.Connection, queries: Queries) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import html
 import io
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from starlette.applications import Starlette
@@ -120,6 +123,28 @@ def test_every_feature_has_a_line_with_its_targets_and_leads_to_its_page(client:
     assert "/features/%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E%2Fa%20b?range=30d" in text
     assert "no price for large" in text
     assert "ada answers for it" in client.get("/features/chat").text
+
+
+NAMES = ("..", ".", "../../etc/passwd", "5%b", "a/b?c=d&e#f", "a//b", "/a", "a;b", "+1", "it's", '"><b>', "漢字 😀")
+LISTS = ("/features?range=30d", "/margin?by=feature", "/margin?by=user&range=all", "/?range=30d", "/users?range=30d")
+
+
+def test_every_link_of_a_name_leads_to_what_has_it() -> None:
+    """A browser makes the folder above of `..`, and what follows a `#` never reaches a server."""
+    ledger = ledger_of([answered(number, NOW - DAY_NS, feature=name, user=name) for number, name in enumerate(NAMES)])
+    with pages(ledger) as made:
+        for path in LISTS:
+            shown = made.get(path).text
+            for name in NAMES:
+                told = html.escape(name).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+                links = re.findall(rf'href="([^"]*)"[^>]*>{re.escape(told)}</a>', shown)
+                assert links or path == "/?range=30d", (path, name)  # the overview has the first eight
+                for link in links:
+                    address = urljoin(f"http://testserver{path}", html.unescape(link)).partition("#")[0]
+                    found = made.get(address.removeprefix("http://testserver"))
+                    assert found.status_code == 200, (path, name, link)
+                    assert told in found.text.partition("<main")[2], (path, name, link)
+    asyncio.run(ledger.stop())
 
 
 def test_the_tables_are_exported_as_they_are_computed(client: TestClient) -> None:

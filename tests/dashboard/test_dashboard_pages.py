@@ -389,6 +389,15 @@ def test_what_names_no_feature_can_be_selected_by_its_row(client: TestClient) ->
     assert client.get("/receipts?none=weather").status_code == 400
 
 
+@pytest.mark.parametrize("query", ["", "?feature=search", "?none=feature", "?user=ada&range=all", "?none=user"])
+def test_every_link_of_the_overview_leads_somewhere(client: TestClient, query: str) -> None:
+    """The way from one feature to what has none asked for both at once, which is refused."""
+    links = set(re.findall(r'href="(/(?:receipts)?\?[^"]*|/receipts[^"]*)"', client.get(f"/{query}").text))
+    assert links
+    for link in links:
+        assert client.get(link.replace("&amp;", "&")).status_code == 200, link
+
+
 @pytest.mark.parametrize(
     ("words", "leads"),
     [

@@ -115,7 +115,10 @@ def test_a_features_own_latency_target_holds_unless_another_is_asked_for(pages: 
     assert pages.get("/v1/plan/where").json()["latency_target_ms"] is None
 
 
-@pytest.mark.parametrize("wrong", ["spares=-1", "volume=many", "machine=gpu,watts=much", "colour=red", "from=soon"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["spares=-1", "volume=many", "volume=" + "9" * 5000, "machine=gpu,watts=much", "colour=red", "from=soon"],
+)
 def test_what_an_address_cannot_mean_is_refused_by_name(pages: TestClient, wrong: str) -> None:
     refused = pages.get(f"/plan?{wrong}")
     assert refused.status_code == 400

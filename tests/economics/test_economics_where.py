@@ -282,6 +282,16 @@ def test_sensitivities_move_the_break_even_as_the_arithmetic_says(compare: Calla
     assert moved["the machine 30% cheaper"] == int(Decimal(1022) / Decimal("0.00145")) + 1
 
 
+def test_sensitivities_are_of_the_machine_that_is_the_first_to_pay(compare_full: Callable[..., Where]) -> None:
+    """The box is cheaper at this volume and never pays; where it is alone, it is the one in question."""
+    found = compare_full()
+    pays = {each.machine: each.pays_from for each in found.break_evens}
+    assert pays[found.break_evens[0].machine] is None
+    assert found.sensitive is not None
+    assert (pays[found.sensitive], found.sensitivities[0].pays_from) == (1_006_897, 1_006_897)
+    assert compare_full(machines={}).sensitive == found.break_evens[0].machine
+
+
 def test_spares_are_paid_for(compare: Callable[..., Where]) -> None:
     box = named(compare(Asked(spares=2)), "box small")
     assert (box.machines, box.monthly) == (3, Money.from_usd(2190))

@@ -151,7 +151,7 @@ def test_notes_that_came_with_the_request_and_alerts_forget_a_purged_user_too(op
         cost = OutsideCost("retrieval", "other", Decimal(2), "query", Money(500), note="for ada")
         brought = outside_line(cost, receipt.created_at_ns)
         await ledger.close(msgspec.structs.replace(receipt, lines=(brought, *receipt.lines)), ())
-        await ledger.write(_alert("one", "Budget `b` of user `ada` is gone.", "[]"))
+        await ledger.write(_alert("one", 'Budget "b" of user "ada" is gone.', "[]"))
         await ledger.write(_alert("two", "Cost rose.", '[{"dimension":"user","member":"ada","percent":60}]'))
         await ledger.write(lambda connection: purge_user(connection, "ada"))
         kept = ledger.queries.receipt(receipt.id)
@@ -168,12 +168,12 @@ def test_notes_that_came_with_the_request_and_alerts_forget_a_purged_user_too(op
 def _alert(name: str, title: str, causes: str) -> Callable[[sqlite3.Connection], None]:
     def write(connection: sqlite3.Connection) -> None:
         connection.execute(
-            "INSERT INTO alerts VALUES (?, 'r', 'k', 'f', 'd', ?, ?, '{}', ?, 1, 1, 1, NULL, 1)",
+            "INSERT INTO alerts VALUES (?, 'r', 'k', 'f', 'd', ?, ?, '{}', ?, 1, 1, 1, NULL, 1, '', '', 0, '{}')",
             (name, name, title, causes),
         )
         connection.execute(
             "INSERT INTO alert_messages (id, rule, body, created_at_ns, due_at_ns) VALUES (?, 'r', ?, 1, 1)",
-            (name, f'{{"text":"{title}","value":"user ada 60%"}}'),
+            (name, f'{{"text":"...","footer":"{name}"}}'),
         )
 
     return write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import lru_cache
 from importlib.resources import files
@@ -43,6 +44,14 @@ class Flow(msgspec.Struct, frozen=True):
 Plan = Callable[[int], list[Flow]]
 
 
+def alert_tables() -> sqlite3.Connection:
+    """The tables of the room, empty."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    for name in ("0013_alerts.sql", "0022_alerts_as_they_stand.sql"):
+        connection.executescript((files("millicent.ledger") / "migrations" / name).read_text("utf-8"))
+    return connection
+
+
 def steady(_: int) -> list[Flow]:
     return [Flow("search"), Flow("summaries", key="key_2", user="eve", model="large", nanousd=9_000_000)]
 
@@ -52,8 +61,8 @@ class WatchedLedger:
 
     def __init__(self, plan: Plan = steady) -> None:
         self.plan = plan
-        self.connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        self.connection.executescript((files("millicent.ledger") / "migrations" / "0013_alerts.sql").read_text("utf-8"))
+        self.connection = alert_tables()
+        weakref.finalize(self, self.connection.close)
         self.balances: list[tuple[Budget, list[Balance]]] = []
 
     async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
@@ -143,12 +152,14 @@ def _made(flow: Flow, quarter_ns: int) -> list[tuple[Sample, int]]:
     return made
 
 
-def pass_time(tick: Callable[[], Awaitable[bool]], clock: ManualClock, until_ns: int) -> None:
-    """Until then, as a gateway that was on all the while: one look after each quarter-hour."""
+def pass_time(
+    tick: Callable[[], Awaitable[bool]], clock: ManualClock, until_ns: int, *, step_ns: int = QUARTER_NS
+) -> None:
+    """Until then, as a gateway that was on all the while: one look after each step."""
 
     async def run() -> None:
         while clock.now_ns() < until_ns:
-            clock.advance(min(QUARTER_NS, until_ns - clock.now_ns()))
+            clock.advance(min(step_ns, until_ns - clock.now_ns()))
             while await tick():
                 pass
 

@@ -78,7 +78,7 @@ def test_who_made_it_is_named() -> None:
     causes = {(cause.dimension, cause.member): cause.percent for cause in found[-1].causes}
     assert causes["user", "mallory"] > 60
     assert causes["key", "key_9"] > 60
-    assert found[-1].title.startswith("The cost of feature `search` rose to ")
+    assert found[-1].title.startswith('The cost of feature "search" rose to ')
 
 
 def test_a_model_that_takes_over_is_noticed() -> None:

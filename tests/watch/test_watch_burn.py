@@ -12,10 +12,13 @@ from millicent.core.budgets import Balance, Budget, Every
 from millicent.core.clock import NS_PER_S, ManualClock
 from millicent.core.identifiers import SequentialIds
 from millicent.core.money import Money
-from millicent.ledger.queries import GroupBy, ReceiptFilter, Totals
+from millicent.ledger.queries import GroupBy, ReceiptFilter, Sample, Totals
 from millicent.watch.burn import Target, budget_findings, latency_findings
+from millicent.watch.causes import causes
 from millicent.watch.config import AlertConfig
+from millicent.watch.coverage import coverage_findings
 from millicent.watch.drift import drift_findings
+from millicent.watch.findings import Cause
 from millicent.watch.store import read_alerts
 from millicent.watch.watcher import Watcher
 from support.watched_traffic import DAY_NS, QUARTER_NS, START_NS, Flow, WatchedLedger, pass_time, steady
@@ -139,3 +142,97 @@ def test_what_grows_slowly_is_told_against_a_fixed_week_though_not_against_the_l
     (found,) = drift_findings("r", fixed, ledger, now_ns)
     assert (found.subject.figure, found.subject.member) == ("tokens", "search")
     assert found.title.endswith("% more than in the week from 2026-01-01.")
+
+
+def test_an_open_drift_alert_shows_how_it_stands_and_at_most() -> None:
+    """Another user's prompts are four times as long, for a day and a half."""
+
+    def plan(at_ns: int) -> list[Flow]:
+        days = (at_ns - START_NS) / DAY_NS
+        ada = Flow("search", per_quarter=2)
+        return [ada, Flow("search", key="key_2", user="bob", per_quarter=2, tokens=4000)] if 7 <= days < 8.5 else [ada]
+
+    ledger, clock = WatchedLedger(plan), ManualClock(START_NS + 7 * DAY_NS + QUARTER_NS)
+    rules = {"slow": AlertConfig(watch=("drift",), features=("search",))}
+    watcher = Watcher(rules, ledger=ledger, queries=ledger, clock=clock, ids=SequentialIds())
+    seen = []
+    for _ in range(8):
+        pass_time(watcher.tick, clock, clock.now_ns() + 8 * HOUR_NS, step_ns=8 * HOUR_NS)
+        seen += read_alerts(ledger.connection, only_open=True)
+    first, last = seen[0], seen[-1]
+    assert first.id == last.id
+    assert last.opened_with == first.opened_with
+    assert last.peak > last.opened_with  # of as many digits
+    assert last.facts["value"] > last.opened_with
+    assert last.facts["value"] in last.title
+    assert {(cause.dimension, cause.member) for cause in first.causes} == {("user", "bob"), ("key", "key_2")}
+
+
+class Day:
+    """A ledger of one day, by feature and model."""
+
+    def __init__(self, *groups: tuple[str, int, int]) -> None:
+        self._groups = groups
+
+    def totals(self, by: GroupBy, where: ReceiptFilter) -> list[Totals]:
+        return [
+            Totals(name, requests, 0, 0, 0, Money(0), unpriced, 0, 0)
+            for name, requests, unpriced in self._groups
+            if where.feature in {None, name}
+        ]
+
+    def samples(self, where: ReceiptFilter, *, most: int) -> list[Sample]:
+        raise AssertionError("sums tell it")
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ((("chat", 900, 0), ("", 100, 0)), []),
+        ((("chat", 900, 49), ("", 100, 0)), []),
+        ((("chat", 900, 50), ("", 100, 0)), ["unpriced"]),
+        ((("chat", 700, 0), ("", 300, 0)), ["unattributed"]),
+        ((("", 1000, 0),), []),  # who names no feature anywhere doesn't want them
+        ((("chat", 10, 10), ("", 20, 20)), []),  # too few to tell
+        ((), []),
+    ],
+)
+def test_requests_without_a_price_or_a_feature_are_told_of(
+    groups: tuple[tuple[str, int, int], ...], told: list[str]
+) -> None:
+    found = coverage_findings("r", AlertConfig(), Day(*groups), NOW_NS)
+    assert [finding.subject.figure for finding in found] == told
+    assert coverage_findings("r", AlertConfig(features=("chat",)), Day(*groups), NOW_NS) == []
+
+
+def test_who_has_most_of_what_has_no_price_is_named() -> None:
+    ledger = Day(("large", 600, 90), ("small", 400, 10))
+    (found,) = coverage_findings("r", AlertConfig(), ledger, NOW_NS)
+    assert found.title == (
+        "100 of 1,000 requests of the last 24 hours (10%) have no known price and are in no cost: "
+        "price their models in [prices.NAME], or their machine in [placements.NAME]."
+    )
+    assert Cause("model", "large", 90) in causes(ledger, found.change)
+
+
+def test_who_spends_a_budget_and_who_misses_a_target_is_named() -> None:
+    def plan(at_ns: int) -> list[Flow]:
+        late = at_ns >= START_NS + 8 * DAY_NS
+        return [
+            Flow("chat", user="ada", nanousd=1_000_000, met=True),
+            Flow("chat", key="key_2", user="mallory", nanousd=9_000_000, met=not late),
+        ]
+
+    ledger, clock = WatchedLedger(plan), ManualClock(START_NS + 8 * DAY_NS)
+    budget = Budget(name="chat", limit=Money.from_usd(1), every=Every.DAY, per="feature")
+    ledger.balances = [(budget, [Balance("chat", START_NS + 8 * DAY_NS, Money.from_usd("0.9"), Money(0))])]
+    rules = {"r": AlertConfig(watch=("latency", "budget"), spent_percent=(80,))}
+    watcher = Watcher(rules, ledger=ledger, queries=ledger, clock=clock, ids=SequentialIds())
+    pass_time(watcher.tick, clock, START_NS + 8 * DAY_NS + 3 * HOUR_NS)
+    found = {alert.subject.figure: alert for alert in read_alerts(ledger.connection)}
+    assert {"spent_80", "target"} <= set(found)
+    for figure in ("spent_80", "target"):
+        who = {(cause.dimension, cause.member): cause.percent for cause in found[figure].causes}
+        assert who["user", "mallory"] >= 85
+        assert who["key", "key_2"] >= 85
+        assert found[figure].receipts == {"feature": "chat"}

@@ -84,6 +84,27 @@ def test_what_is_not_taken_is_sent_again_later_and_later() -> None:
     assert undelivered(ledger.connection) == []
 
 
+def test_a_webhook_that_is_down_for_an_hour_loses_nothing() -> None:
+    ledger, clock, ids = WatchedLedger(), ManualClock(), SequentialIds()
+    with hook(*[503] * 1000) as made:
+
+        async def run() -> None:
+            notifier = Notifier({"ops": Webhook(made.url, True)}, ledger=ledger, clock=clock)
+            for minute in range(60):
+                if minute % 20 == 0:
+                    add_messages(ledger.connection, [("ops", json.dumps({"text": minute}))], ids, clock.now_ns())
+                clock.advance(60 * NS_PER_S)
+                await notifier.deliver()
+            made.statuses.clear()
+            made.bodies.clear()
+            clock.advance(3600 * NS_PER_S)
+            # The gateway was started anew meanwhile.
+            await Notifier({"ops": Webhook(made.url, True)}, ledger=ledger, clock=clock).deliver()
+
+        asyncio.run(run())
+    assert [body["text"] for body in made.bodies] == [0, 20, 40]
+
+
 def test_after_a_day_it_is_given_up_and_said() -> None:
     with hook(*[500] * 100) as made:
         ledger = posted(made, ManualClock(), [0, *[3600] * 40])

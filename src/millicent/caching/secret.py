@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 
 from millicent.core.errors import ConfigError
+from millicent.core.files import flush
 
 FILE_NAME = "digest.key"
 SECRET_BYTES = 32
@@ -38,8 +39,7 @@ def _make(path: Path) -> None:
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_bytes(SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        flush(beside)
         os.link(beside, path)
     except FileExistsError:
         return

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millicent.cli import ledger
+from millicent.cli import home
+from millicent.cli.options import exact_json_option, filters
 
 if TYPE_CHECKING:
     from millicent.config import Config
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@ledger.filters
+@filters
 @click.option("--compare", multiple=True, metavar="MODEL", help="A provider's model to compare with. Repeat it.")
 @click.option("--requests", type=click.IntRange(100, 100_000), default=5_000, show_default=True, help="To replay.")
 @click.option("--ttl-s", type=click.IntRange(min=1), help="For how long the response cache would keep answers.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+@exact_json_option
 def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: bool, **given: Any) -> None:
     """Replay this ledger's traffic through each lever: what it would have saved, how surely, and how to switch it on.
 
@@ -31,7 +32,6 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
     """
     import msgspec
 
-    from millicent import config
     from millicent.cli import show
     from millicent.cli.plan_scale import about, engine_basis, progress, read_traffic
     from millicent.core.clock import SystemClock
@@ -43,8 +43,7 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
     from millicent.meter.prices import PriceBook
     from millicent.meter.published_prices import published_prices
 
-    settings = config.load(config.home() / config.FILE_NAME)
-    queries = ledger.open_ledger()
+    settings, queries = home.settings(), home.open_ledger()
     with progress() as said:
         where, recorded = read_traffic(queries, given, said)
         basis = engine_basis(settings, queries, recorded, said)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millicent.cli import ledger
+from millicent.cli import home
+from millicent.cli.options import exact_json_option, filters, where_of
 
 if TYPE_CHECKING:
     from millicent.config import Config
@@ -24,7 +25,7 @@ _DAYS = 30
 
 
 @click.command()
-@ledger.filters
+@filters
 @click.option("--times", multiple=True, type=click.IntRange(2, 1000), help="How many times the traffic. [10 and 100]")
 @click.option("--latency-target-ms", type=click.IntRange(min=1), help="95 in 100 must not wait longer.")
 @click.option("--machines", type=click.IntRange(1, 4096), default=1, show_default=True, help="That there are now.")
@@ -33,7 +34,7 @@ _DAYS = 30
 @click.option(
     "--requests", type=click.IntRange(1_000, 1_000_000), default=10_000, show_default=True, help="To simulate at most."
 )
-@click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+@exact_json_option
 def scale(
     times: tuple[int, ...],
     latency_target_ms: int | None,
@@ -91,12 +92,10 @@ def prepared(
     arrivals in place of the recorded ones, where there is one."""
     import msgspec
 
-    from millicent import config
     from millicent.economics.arrivals import read_trace
     from millicent.economics.recorded import main_engine
 
-    settings = config.load(config.home() / config.FILE_NAME)
-    queries = ledger.open_ledger()
+    settings, queries = home.settings(), home.open_ledger()
     with progress() as said:
         _, recorded = read_traffic(queries, given, said)
         if trace is not None:
@@ -116,7 +115,7 @@ def read_traffic(
     from millicent.core.clock import NS_PER_HOUR, SystemClock
     from millicent.economics.recorded import read_recorded
 
-    where = ledger.where_of(dict(given))
+    where = where_of(dict(given))
     if where.from_ns is None:
         where = msgspec.structs.replace(where, from_ns=SystemClock().now_ns() - _DAYS * 24 * NS_PER_HOUR)
     return where, read_recorded(queries, where, progress=lambda count: said(f"{count:,} receipts read"))

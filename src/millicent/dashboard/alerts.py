@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
-from urllib.parse import urlencode
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from millicent.core.clock import NS_PER_S, iso_utc
+from millicent.core.clock import NS_PER_HOUR, iso_utc
+from millicent.core.errors import InvalidRequest
 from millicent.dashboard import zones
 from millicent.dashboard.figures import Figure
-from millicent.dashboard.selection import FIELDS, NAMELESS
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table, text
+from millicent.dashboard.tables import Cell, Column, Table, table_of, text
 from millicent.watch.findings import Cause
-from millicent.watch.listing import alert_body
-from millicent.watch.store import Alert, read_alerts, undelivered
+from millicent.watch.listing import alert_body, receipts_address, standing
+from millicent.watch.store import Alert, mute, read_alerts, read_mutes, undelivered
 
 T = TypeVar("T")
 _SHOWN = 100
 _MOST = 1000
 _ZONE = frozenset({"zone"})
+# For so many hours.
+MUTES = {"1": "an hour", "8": "8 hours", "24": "a day", "168": "a week"}
 
 
 class Asks(Protocol):
@@ -34,15 +35,22 @@ class Asks(Protocol):
     def __call__(self, question: Callable[[sqlite3.Connection], T]) -> T | None: ...
 
 
+class Writes(Protocol):
+    """`SqliteLedger.write`."""
+
+    def __call__(self, operation: Callable[[sqlite3.Connection], None]) -> Awaitable[None]: ...
+
+
 class _Open(NamedTuple):
-    """An alert, and where the receipts under it are, in all and of each cause."""
+    """An alert and its figures, and where the receipts under it are, in all and of each cause."""
 
     alert: Alert
+    figures: Mapping[str, str]
     receipts: str
     causes: Sequence[tuple[Cause, str]]
 
 
-def alerts_page(site: Site, *, ask: Asks, rules: Sequence[str], told: Sequence[str]) -> Page:
+def alerts_page(site: Site, *, ask: Asks, write: Writes, rules: Sequence[str], told: Sequence[str]) -> Page:
     """`rules` are watched; of those, `told` have a webhook."""
 
     async def show(request: Request) -> Response:
@@ -60,8 +68,18 @@ def alerts_page(site: Site, *, ask: Asks, rules: Sequence[str], told: Sequence[s
             alerts=now,
             rules=rules,
             told=told,
+            muted=await site.read(lambda: ask(partial(read_mutes, now_ns=site.clock.now_ns()))) or {},
+            mutes=MUTES,
             undelivered=lost,
         )
+
+    async def muted(_: Request, form: Mapping[str, str]) -> Response:
+        rule, hours = form.get("rule", ""), form.get("hours", "")
+        if rule not in told or hours not in {*MUTES, "0"}:
+            raise InvalidRequest(f"rule={rule[:40]!r}, hours={hours[:40]!r}: choose them on the Alerts page")
+        until_ns = site.clock.now_ns() + int(hours) * NS_PER_HOUR
+        await write(partial(mute, rule=rule, until_ns=until_ns))
+        return site.redirect("/alerts")
 
     async def listed(request: Request) -> Response:
         site.selection(request, frozenset())
@@ -69,49 +87,26 @@ def alerts_page(site: Site, *, ask: Asks, rules: Sequence[str], told: Sequence[s
         body = {"object": "list", "data": [alert_body(alert) for alert in found], "has_more": len(found) == _MOST}
         return Response(msgspec.json.encode(body), media_type="application/json")
 
-    routes = [site.get("/alerts", show), site.get("/alerts.json", listed)]
+    routes = [site.get("/alerts", show), site.get("/alerts.json", listed), site.post("/alerts/mute", muted)]
     return Page("Alerts", "Alerts", "/alerts", routes, period=False)
 
 
 def _open(alert: Alert) -> _Open:
-    causes = [(cause, _receipts(alert, (cause.dimension, cause.member))) for cause in alert.causes]
-    return _Open(alert, _receipts(alert), causes)
-
-
-def _receipts(alert: Alert, *more: tuple[str, str]) -> str:
-    """The address of the receipts since then."""
-    subject = alert.subject
-    # From the second before: addresses have no finer times.
-    params = {"from": iso_utc(alert.since_ns - alert.since_ns % NS_PER_S)[:19]}
-    for name, value in ((subject.dimension, subject.member), *more):
-        if name in FIELDS and value:
-            params[name] = value
-        elif name in NAMELESS:
-            params["none"] = name
-    return f"/receipts?{urlencode(params)}"
+    causes = [(cause, receipts_address(alert, cause)) for cause in alert.causes]
+    return _Open(alert, standing(alert), receipts_address(alert), causes)
 
 
 def _past(alerts: Sequence[Alert]) -> Table:
-    return Table(
+    return table_of(
+        alerts,
+        (Column("What changed", "title", number=False), lambda alert: text(alert.title, href=receipts_address(alert))),
+        (Column("At most", "peak", number=False, wide=True), lambda alert: text(alert.peak)),
+        (Column("Kind", "kind", number=False, wide=True), lambda alert: text(alert.subject.kind)),
+        (Column("Since", "since", number=False, wide=True), lambda alert: _time(alert.since_ns)),
+        (Column("Over at", "resolved_at", number=False), lambda alert: _time(alert.resolved_at_ns or 0)),
+        (Column("Alert", "id", number=False, wide=True), lambda alert: text(alert.id)),
         name="past",
         title="Over",
-        columns=(
-            Column("What changed", "title", number=False),
-            Column("Kind", "kind", number=False, wide=True),
-            Column("Since", "since", number=False, wide=True),
-            Column("Over at", "resolved_at", number=False),
-            Column("Alert", "id", number=False, wide=True),
-        ),
-        rows=tuple(
-            (
-                text(alert.title, href=_receipts(alert)),
-                text(alert.subject.kind),
-                _time(alert.since_ns),
-                _time(alert.resolved_at_ns or 0),
-                text(alert.id),
-            )
-            for alert in alerts
-        ),
         empty="Nothing was unusual so far.",
     )
 

@@ -247,6 +247,6 @@ def _budgets(budgets: Sequence[tuple[Budget, Sequence[Balance]]], now_ns: int) -
         Column("Used", "used_share"),
         Column("Renews", "renews_at_ns", wide=True),
     )
-    empty = "There is no budget. `millicent budgets set` makes one, and so does [budgets.NAME] in millicent.toml."
+    empty = "There is no budget. `millicent budgets create` makes one, and so does [budgets.NAME] in millicent.toml."
     note = "Held: reserved for what is running. Of the period that runs now, whatever is selected above."
     return Table(name="budgets", title="Budgets", columns=columns, rows=tuple(rows), empty=empty, note=note)

@@ -78,14 +78,12 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
         return course, outcome(course, machine.kv_blocks, self.rates.receipt, self.rates.hour)
 
 
-def basis_of(
-    queries: LedgerQueries, recorded: Sequence[Recorded], shape: EngineShape, model: str | None = None
-) -> Basis:
-    """Of the engine that answered most of them, or most of this model's.
+def basis_of(queries: LedgerQueries, recorded: Sequence[Recorded], shape: EngineShape) -> Basis:
+    """Of the engine that answered most of them.
 
     Raises InvalidRequest where no engine shows its steps, or none of its steps were learned from yet.
     """
-    placement, name = main_engine(recorded, model)
+    placement, name = main_engine(recorded)
     mine = [each for each in recorded if each.place == (placement, name) and each.decoded]
     fit = _newest_fit(queries, mine, name)
     machine = Machine(

@@ -76,6 +76,14 @@ def break_evens(places: Sequence[Place]) -> list[BreakEven]:
     return [] if api is None else [break_even(curve, api) for curve in machines(places)]
 
 
+def first_to_pay(evens: Sequence[BreakEven]) -> BreakEven | None:
+    return min(
+        (each for each in evens if each.pays_from is not None),
+        key=lambda each: (each.pays_from or 0, each.machine),
+        default=None,
+    )
+
+
 def cheapest_api(places: Sequence[Place]) -> Curve | None:
     return min(apis(places), key=lambda curve: curve.per_request, default=None)
 

@@ -14,6 +14,7 @@ import msgspec
 
 from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns
 from millicent.core.receipts import Status
+from millicent.core.tallies import nearest_rank
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.ledger.queries import Answer, LedgerQueries, ReceiptFilter, Totals
 
@@ -139,8 +140,7 @@ def spread(values: Sequence[int]) -> Spread | None:
     if not values:
         return None
     ordered = sorted(values)
-    p50, p95 = (ordered[-(-len(ordered) * percent // 100) - 1] for percent in (50, 95))
-    return Spread(Fraction(sum(ordered), len(ordered)), p50, p95)
+    return Spread(Fraction(sum(ordered), len(ordered)), nearest_rank(ordered, 50), nearest_rank(ordered, 95))
 
 
 def _totals(queries: LedgerQueries, where: ReceiptFilter) -> Sequence[Totals]:

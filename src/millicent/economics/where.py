@@ -20,6 +20,7 @@ from millicent.economics.breakeven import (
     Sensitivity,
     break_evens,
     cheapest_api,
+    first_to_pay,
     machines,
     rule_of_thumb,
     sensitivities,
@@ -42,6 +43,9 @@ WELL_KNOWN = (
     "groq/llama-3.1-8b-instant",
 )
 
+# Over so many prices are taken to fall: as long as a machine is kept, about.
+_YEARS = 3
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -58,7 +62,8 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     """The comparison at `volume` requests a month. `cheapest` says who is, at each volume up to `up_to`.
 
     `spent` is what this traffic's receipts came to, a month of it, and `accounts_spent` what its machines did, idle
-    time included; None where something is unpriced. `sensitivities` are of the first break-even.
+    time included; None where something is unpriced. `sensitivities` are of `sensitive`: the machine that is the first
+    to pay, or, where none ever does, the cheapest.
     """
 
     traffic: Traffic
@@ -70,6 +75,7 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     up_to: int
     cheapest: tuple[Range, ...]
     break_evens: tuple[BreakEven, ...]
+    sensitive: str | None
     sensitivities: tuple[Sensitivity, ...]
     rule: Rule
 
@@ -88,12 +94,14 @@ def verdict(found: Where) -> str:
         )
         if own < offered:
             return told
-        pays = [(each.pays_from, each.machine) for each in found.break_evens if each.pays_from is not None]
-        if not pays:
+        first = first_to_pay(found.break_evens)
+        if first is None or first.pays_from is None:
             return f"{told} None does at any volume up to a billion."
-        first, machine = min(pays)
-        times = Decimal(first) / max(1, found.volume)
-        return f"{told} The first to pay is {machine}, from {first:,} requests a month, {times:,.1f} times as many."
+        times = Decimal(first.pays_from) / max(1, found.volume)
+        return (
+            f"{told} The first to pay is {first.machine}, from {first.pays_from:,} requests a month, {times:,.1f} times"
+            " as many."
+        )
     return ""
 
 
@@ -121,7 +129,6 @@ def where(
     *,
     compared: Sequence[str] = (),
     falls_percent: Decimal = Decimal(20),
-    years: int = 3,
 ) -> Where:
     """`compared` names more APIs; without any, and without one configured, well-known ones are."""
     traffic = read_traffic(queries, chosen)
@@ -141,10 +148,12 @@ def where(
     ranges = tuple(cheapest(curves, UP_TO)) if curves else ()
     evens = break_evens(places)
     api = cheapest_api(places)
+    first = first_to_pay(evens) or next(iter(evens), None)
+    curve = next((each for each in machines(places) if first is not None and each.name == first.machine), None)
     moved = (
         []
-        if api is None or not evens
-        else sensitivities(machines(places)[0], api, traffic.peak or Fraction(1), falls_percent, years)
+        if api is None or curve is None
+        else sensitivities(curve, api, traffic.peak or Fraction(1), falls_percent, _YEARS)
     )
     return Where(
         traffic=traffic,
@@ -156,6 +165,7 @@ def where(
         up_to=ranges[-1].to_volume if ranges else 0,
         cheapest=ranges,
         break_evens=tuple(evens),
+        sensitive=curve.name if moved and curve is not None else None,
         sensitivities=tuple(moved),
         rule=rule_of_thumb(places),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from math import prod
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from millicent.core.errors import ConfigError, ModelError
+from millicent.core.files import flush
 from millicent.engine.kernels.weights import Format, Quantized, format_of, quantize
 from millicent.engine.models import FAMILIES, load_model
 from millicent.engine.quantization import dequantize, stored_bytes, to_blocks
@@ -56,10 +56,10 @@ def write_quantized(source: Path, folder: Path, to: Width, progress: Callable[[i
             plan.calibrate(file)
         target = partial / f"{file.stem}-{_NAMES[main]}.gguf"
         _write(file, target, plan, _FILE_TYPES[main])
-        _flush(target)
-        _flush(partial)
+        flush(target)
+        flush(partial)
         partial.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -184,11 +184,3 @@ def copy_metadata(source: GGUFReader, writer: GGUFWriter, changed: Mapping[str, 
         writer.add_key_value(field.name, field.contents(), field.types[0], inner)
     for name, value in changed.items():
         writer.add_uint32(name, value)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

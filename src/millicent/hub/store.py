@@ -16,9 +16,10 @@ from pathlib import Path
 import msgspec
 
 from millicent.core.errors import ModelError, ModelNotFound
+from millicent.core.files import flush
 from millicent.hub.catalogue import CATALOGUE
 from millicent.hub.fetch import fetch_from_hugging_face, fetch_wheel
-from millicent.hub.files import Progress, flush, sha256_of
+from millicent.hub.files import Progress, sha256_of
 
 _MANIFEST = "millicent.json"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, NotFound
+from millicent.core.files import flush
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.schema import migrate, open_writer, unavailable
 
@@ -31,9 +31,9 @@ def back_up(ledger: Path, copy: Path) -> None:
             _check(target, copy)
             # One file, without a journal beside it.
             target.execute("PRAGMA journal_mode = DELETE")
-        with partial.open("rb+") as written:
-            os.fsync(written.fileno())
+        flush(partial)
         partial.rename(copy)
+        flush(copy.parent)
     except (sqlite3.Error, OSError) as error:
         raise unavailable(copy, error) from error
     finally:

@@ -97,16 +97,13 @@ def purge_user(connection: sqlite3.Connection, user: str) -> int:
 
 
 def _purge_alerts(connection: sqlite3.Connection, user: str, nobody: str) -> None:
-    """Those about this person's budget go; of others they are no longer who caused them. Messages that name them go."""
-    connection.execute("DELETE FROM alerts WHERE instr(title, ?)", (f"user `{user}`",))
+    """Those about this person's budget go; of others they are no longer who caused them. Messages that tell them go."""
+    gone = connection.execute("DELETE FROM alerts WHERE instr(title, ?) RETURNING id", (f'user "{user}"',)).fetchall()
     was, now = ('"dimension":"user","member":' + msgspec.json.encode(name).decode() for name in (user, nobody))
-    connection.execute("UPDATE alerts SET causes = replace(causes, ?, ?) WHERE instr(causes, ?)", (was, now, was))
-    # As they are written for Slack, in JSON.
-    told = user.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    said = msgspec.json.encode(told).decode()[1:-1]
-    connection.execute(
-        "DELETE FROM alert_messages WHERE instr(body, ?) OR instr(body, ?)", (f"user `{said}`", f"user {said} ")
-    )
+    gone += connection.execute(
+        "UPDATE alerts SET causes = replace(causes, ?, ?) WHERE instr(causes, ?) RETURNING id", (was, now, was)
+    ).fetchall()
+    connection.executemany("DELETE FROM alert_messages WHERE instr(body, ?)", gone)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def close_receipts(connection: sqlite3.Connection, closings: Sequence[Closing]) 
     _write_attempts(connection, receipts)
     _write_shares(connection, [(each.receipt.id, each.shares) for each in closing.values()])
     _write_lines(connection, receipts)
-    connection.executemany(rows.SETTLE_RECEIPT, map(rows.settlement_row, receipts))
+    rows.write_many(connection, rows.SETTLE_RECEIPT, map(rows.settlement_row, receipts))
     if budgeted:
         budgets.settle(connection, receipts)
     claims.answer_claims(connection, [(each.receipt, each.answer) for each in closing.values()])
@@ -148,6 +148,7 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
     stored_responses.drop_expired(connection, checkpoint.at_ns)
     rollups.backfill(connection)
     tallies.backfill(connection)
+    tallies.widen(connection)
 
 
 def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:
@@ -170,7 +171,9 @@ def write_session(connection: sqlite3.Connection, session: DeviceSession) -> Non
 
 
 def _insert_receipts(connection: sqlite3.Connection, opened: Iterable[tuple[Receipt, str]]) -> None:
-    connection.executemany(rows.INSERT_RECEIPT, [rows.opening_row(receipt, gateway) for receipt, gateway in opened])
+    rows.write_many(
+        connection, rows.INSERT_RECEIPT, [rows.opening_row(receipt, gateway) for receipt, gateway in opened]
+    )
 
 
 def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int) -> None:
@@ -198,7 +201,8 @@ _END_ATTEMPT = (
 
 
 def _write_attempts(connection: sqlite3.Connection, receipts: Iterable[Receipt]) -> None:
-    connection.executemany(
+    rows.write_many(
+        connection,
         f"{rows.INSERT_ATTEMPT} {_END_ATTEMPT}",
         [rows.attempt_row(receipt.id, attempt) for receipt in receipts for attempt in receipt.attempts],
     )
@@ -206,7 +210,8 @@ def _write_attempts(connection: sqlite3.Connection, receipts: Iterable[Receipt])
 
 def _write_lines(connection: sqlite3.Connection, receipts: Iterable[Receipt]) -> None:
     """In order: those written at opening come first in a receipt, and are there already when it closes."""
-    connection.executemany(
+    rows.write_many(
+        connection,
         f"{rows.INSERT_LINE} ON CONFLICT (receipt, ordinal) DO NOTHING",
         [
             rows.line_row(receipt.id, ordinal, line)

@@ -34,6 +34,7 @@ _ASSUMED_TOKENS = 256
 _ASSUMED_MOST_TOKENS = 4096
 
 _Key = tuple[str, ...]
+_Answer = tuple[int, int, bool]  # tokens of the input, of the output, and whether its limit ended it
 
 
 class Length(msgspec.Struct, frozen=True):
@@ -115,8 +116,8 @@ class _Answers:
 
     def __init__(self) -> None:
         self.miss_ppm = _MISS_PPM
-        self._by_input: list[tuple[int, int, bool]] = []
-        self._order: deque[tuple[int, int, bool]] = deque()
+        self._by_input: list[_Answer] = []
+        self._order: deque[_Answer] = deque()
 
     def add(self, input_tokens: int, output_tokens: int, *, cut: bool) -> None:
         if len(self._order) == _WINDOW:
@@ -139,30 +140,32 @@ class _Answers:
         """
         width = count
         while True:
-            window = self._window(input_tokens, width)
+            window = _window(self._by_input, input_tokens, width)
             found = [answer for answer in window if not answer[2] or (limit is not None and answer[1] >= limit)]
             if len(found) >= count or width >= min(_SCANNED, len(self._by_input)):
                 break
             width *= 2
-        if skip or len(found) > count:
+        if skip:
             found = sorted(found, key=lambda answer: abs(answer[0] - input_tokens))[skip:count]
+        elif len(found) > count:
+            found = _window(found, input_tokens, count)
         lengths = [length for _, length, _ in found]
         if limit is None or max(lengths, default=0) <= limit:
             return lengths
         return [min(limit, length) for length in lengths]
 
-    def _window(self, input_tokens: int, width: int) -> list[tuple[int, int, bool]]:
-        """The `width` answers to the nearest inputs: they lie next to each other."""
-        answers = self._by_input
-        low, high = 0, max(0, len(answers) - width)
-        while low < high:
-            middle = (low + high) // 2
-            # What would leave the window at its start is further away than what would come in at its end.
-            if input_tokens - answers[middle][0] > answers[middle + width][0] - input_tokens:
-                low = middle + 1
-            else:
-                high = middle
-        return answers[low : low + width]
+
+def _window(answers: list[_Answer], input_tokens: int, width: int) -> list[_Answer]:
+    """The `width` answers to the nearest inputs: they lie next to each other."""
+    low, high = 0, max(0, len(answers) - width)
+    while low < high:
+        middle = (low + high) // 2
+        # What would leave the window at its start is further away than what would come in at its end.
+        if input_tokens - answers[middle][0] > answers[middle + width][0] - input_tokens:
+            low = middle + 1
+        else:
+            high = middle
+    return answers[low : low + width]
 
 
 def _shortest(lengths: list[int], miss_ppm: int) -> tuple[int, int | None]:

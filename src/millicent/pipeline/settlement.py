@@ -27,7 +27,7 @@ from millicent.core.receipts import (
 from millicent.core.request import Request
 from millicent.core.usage import Provenance, Usage, weakest
 from millicent.meter.placements import Placement
-from millicent.meter.prices import TokenPrices
+from millicent.meter.prices import UNPRICED
 from millicent.meter.pricing import price, price_source
 from millicent.meter.quotes import Asked
 from millicent.pipeline.answer import Answer
@@ -208,7 +208,7 @@ def _prices_of(asked: Asked, placement: Placement) -> PriceSource:
     if placement.kind != "api":
         return placement.prices
     prices = asked.prices
-    return price_source(prices, TokenPrices() if prices is None else prices.service.tier(asked.input_tokens), placement)
+    return price_source(prices, UNPRICED if prices is None else prices.service.tier(asked.input_tokens), placement)
 
 
 def status_of(end: End) -> Status:

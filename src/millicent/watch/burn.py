@@ -14,8 +14,9 @@ from millicent.core.budgets import Balance, Budget, Every
 from millicent.core.clock import NS_PER_HOUR, iso_utc
 from millicent.core.money import Money
 from millicent.ledger.queries import GroupBy, ReceiptFilter, Totals
+from millicent.watch.causes import earlier
 from millicent.watch.config import AlertConfig
-from millicent.watch.findings import Finding, Subject
+from millicent.watch.findings import Change, Finding, Subject, named
 from millicent.watch.series import QUARTER_NS
 
 _DAY_NS = 24 * NS_PER_HOUR
@@ -72,7 +73,7 @@ def budget_findings(
         for balance in balances:
             if not config.budgets and not config.covers(budget.per or "all", balance.subject):
                 continue
-            found += _spent(rule, config, budget, balance)
+            found += _spent(rule, config, budget, balance, now_ns)
             found += _burning(rule, budget, balance, spending, now_ns)
     return found
 
@@ -80,12 +81,18 @@ def budget_findings(
 def _named(budget: Budget, balance: Balance) -> tuple[str, str]:
     """The member, and for a sentence."""
     if budget.per is None:
-        return budget.name, f"Budget `{budget.name}`"
-    whose = f"{budget.per} `{balance.subject}`" if balance.subject else f"what has no {budget.per}"
-    return f"{budget.name}/{balance.subject}", f"Budget `{budget.name}` of {whose}"
+        return budget.name, named("Budget", budget.name)
+    return f"{budget.name}/{balance.subject}", f"{named('Budget', budget.name)} of {named(budget.per, balance.subject)}"
 
 
-def _spent(rule: str, config: AlertConfig, budget: Budget, balance: Balance) -> list[Finding]:
+def _receipts(budget: Budget, balance: Balance, from_ns: int, to_ns: int) -> ReceiptFilter:
+    """What counts in it. Without a value everything counts; an empty one is what is unattributed."""
+    whose = {} if budget.per is None else {budget.per: balance.subject}
+    whose |= {} if budget.tier is None else {"tier": budget.tier}
+    return ReceiptFilter(**whose, from_ns=from_ns, to_ns=to_ns)
+
+
+def _spent(rule: str, config: AlertConfig, budget: Budget, balance: Balance, now_ns: int) -> list[Finding]:
     """Each share to tell of that was reached is an alert of its own, until the period ends."""
     spent, limit = balance.spent.nanousd, budget.limit.nanousd
     member, name = _named(budget, balance)
@@ -96,6 +103,8 @@ def _spent(rule: str, config: AlertConfig, budget: Budget, balance: Balance) -> 
             f"{name}: {balance.spent.human()} of {budget.limit.human()} is spent, {spent * 100 // limit}%.",
             facts,
             balance.period_ns,
+            spent,
+            Change("cost", _receipts(budget, balance, balance.period_ns, now_ns)),
         )
         for percent in config.spent_percent
         if limit and spent * 100 >= limit * percent
@@ -107,17 +116,16 @@ def _burning(rule: str, budget: Budget, balance: Balance, spending: Spending, no
     if end_ns is None or budget.per == "run" or balance.spent >= budget.limit:
         return []
     member, name = _named(budget, balance)
-    # Without a value everything counts; an empty one is what is unattributed.
-    whose: dict[str, str] = {} if budget.per is None else {budget.per: balance.subject}
-    whose |= {} if budget.tier is None else {"tier": budget.tier}
     for window in _BUDGET_WINDOWS[budget.every]:
-        long, elapsed_ns = _spending(spending, whose, window.long_ns, now_ns)
+        counted = _receipts(budget, balance, *_quarters(window.long_ns, now_ns))
+        long, elapsed_ns = _spending(spending, counted, now_ns)
         # spent / elapsed over limit / period
         rate = Decimal(long.nanousd * (end_ns - start_ns)) / Decimal(max(1, budget.limit.nanousd * elapsed_ns))
         lasting = Decimal(balance.spent.nanousd) + Decimal(long.nanousd) * (end_ns - now_ns) / elapsed_ns
         if rate < window.rate or lasting <= budget.limit.nanousd:
             continue
-        short, short_ns = _spending(spending, whose, window.short_ns, now_ns)
+        lately = _receipts(budget, balance, *_quarters(window.short_ns, now_ns))
+        short, short_ns = _spending(spending, lately, now_ns)
         recent = Decimal(short.nanousd * (end_ns - start_ns)) / Decimal(max(1, budget.limit.nanousd * short_ns))
         if recent < window.rate:
             continue
@@ -134,24 +142,21 @@ def _burning(rule: str, budget: Budget, balance: Balance, spending: Spending, no
             f"{name} burns {rate:.1f} times as fast as its {budget.every} allows: at this rate {budget.limit.human()} "
             f"is gone by {out_at} UTC."
         )
-        return [Finding(Subject(rule, "budget", "burn", "budget", member), title, facts, now_ns - elapsed_ns)]
+        change = Change("cost", counted, earlier(counted))
+        subject = Subject(rule, "budget", "burn", "budget", member)
+        return [Finding(subject, title, facts, now_ns - elapsed_ns, float(rate), change)]
     return []
 
 
-def _spending(spending: Spending, whose: dict[str, str], window_ns: int, now_ns: int) -> tuple[Money, int]:
-    """What was spent, and in how long. From the start of a quarter-hour, so that rollups answer."""
-    from_ns = now_ns - window_ns
-    from_ns -= from_ns % QUARTER_NS
-    where = ReceiptFilter(
-        key=whose.get("key"),
-        user=whose.get("user"),
-        team=whose.get("team"),
-        feature=whose.get("feature"),
-        tier=whose.get("tier"),
-        from_ns=from_ns,
-        to_ns=now_ns - now_ns % QUARTER_NS + QUARTER_NS,
-    )
-    return Money.total(each.cost for each in spending.totals("status", where)), now_ns - from_ns
+def _quarters(window_ns: int, now_ns: int) -> tuple[int, int]:
+    """Whole quarter-hours, so that rollups answer."""
+    return now_ns - window_ns - (now_ns - window_ns) % QUARTER_NS, now_ns - now_ns % QUARTER_NS + QUARTER_NS
+
+
+def _spending(spending: Spending, counted: ReceiptFilter, now_ns: int) -> tuple[Money, int]:
+    """What was spent, and in how long."""
+    assert counted.from_ns is not None
+    return Money.total(each.cost for each in spending.totals("status", counted)), now_ns - counted.from_ns
 
 
 class Target(NamedTuple):
@@ -182,7 +187,9 @@ def latency_findings(rule: str, config: AlertConfig, targets: Iterable[Target], 
                 f"{'hour' if hours == 1 else f'{hours} hours'}; at most {_percent(allowed)} should."
             )
             facts = {"missed": _percent(long), "missed_lately": _percent(short), "allowed": _percent(allowed)}
-            found.append(Finding(subject, title, facts, to_ns - window.long_ns))
+            now = ReceiptFilter(feature=feature, from_ns=to_ns - window.long_ns, to_ns=to_ns)
+            change = Change("target", now, earlier(now))
+            found.append(Finding(subject, title, facts, to_ns - window.long_ns, float(long), change))
             break
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,13 +11,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from millicent.core.errors import ConfigError
+from millicent.core.clock import NS_PER_S
+from millicent.core.errors import ConfigError, InvalidRequest
+from millicent.core.zones import find_zone
 
-Kind = Literal["anomaly", "budget", "latency", "drift"]
-KINDS: tuple[Kind, ...] = ("anomaly", "budget", "latency", "drift")
+Kind = Literal["anomaly", "budget", "latency", "drift", "coverage"]
+KINDS: tuple[Kind, ...] = ("anomaly", "budget", "latency", "drift", "coverage")
 Figure = Literal["cost", "latency", "errors", "tokens", "cache", "mix"]
 FIGURES: tuple[Figure, ...] = ("cost", "latency", "errors", "tokens", "cache", "mix")
 _Percent = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+_Hours = Annotated[str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 
 
 class AlertConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,13 +29,16 @@ class AlertConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     `watch` is which kinds: `anomaly` (a figure is unlike it was at this hour, by feature, key and model), `budget` (a
     budget runs out before its period does), `latency` (a feature's latency target is missed too often), `drift` (a
-    request's tokens or cost have grown since the week before, or since the week from the day `baseline` on). `figures`
-    narrows anomalies; `features`, `keys` and `budgets` narrow all to those. A higher `sensitivity` notices more, false
-    alarms too. `latency_objective_percent` of answers should meet their target; `spent_percent` are the shares of a
-    budget to tell of; a change of `drift_percent` is drift.
+    request's tokens or cost have grown since the week before, or since the week from the day `baseline` on), `coverage`
+    (requests have no price, or name no feature). `figures` narrows anomalies; `features`, `keys` and `budgets` narrow
+    all to those. A higher `sensitivity` notices more, false alarms too. `latency_objective_percent` of answers should
+    meet their target; `spent_percent` are the shares of a budget to tell of; a change of `drift_percent` is drift; of a
+    day's requests, `unpriced_percent` without a price and `unattributed_percent` without a feature are told of.
 
     Alerts and recoveries are posted to the address in the environment variable `webhook_env` or the file
     `webhook_file`, as Slack takes them. An address of this machine or of a private network needs `private_targets`.
+    Messages link to the pages at `pages_url`. Nothing is posted in `quiet_hours`, such as `22:00-07:00` by the clocks
+    of `timezone`: what still goes on when they end is told then.
     """
 
     watch: tuple[Kind, ...] = KINDS
@@ -45,9 +51,14 @@ class AlertConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     baseline: date | None = None
     latency_objective_percent: Annotated[int, msgspec.Meta(ge=50, le=99)] = 95
     spent_percent: tuple[_Percent, ...] = (80, 100)
+    unpriced_percent: _Percent = 5
+    unattributed_percent: _Percent = 20
     webhook_env: str | None = None
     webhook_file: str | None = None
     private_targets: bool = False
+    pages_url: str | None = None
+    quiet_hours: _Hours | None = None
+    timezone: str = "UTC"
 
     def check(self, name: str) -> None:
         """Raises ConfigError naming the setting."""
@@ -56,6 +67,22 @@ class AlertConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ConfigError(f"{at} sensitivity = {self.sensitivity}: must be from 0.25 to 4")
         if self.webhook_env and self.webhook_file:
             raise ConfigError(f"{at} webhook_file: `webhook_env` is set too: keep one")
+        if self.pages_url is not None:
+            _address(self.pages_url, f"{at} pages_url")
+        if self.quiet_hours is not None and self.quiet_hours[:5] == self.quiet_hours[6:]:
+            raise ConfigError(f"{at} quiet_hours = {self.quiet_hours!r}: begins when it ends: write 22:00-07:00")
+        try:
+            find_zone(self.timezone)
+        except InvalidRequest as error:
+            raise ConfigError(f"{at} timezone: {error.message}") from None
+
+    def is_quiet(self, now_ns: int) -> bool:
+        """Whether nobody is to be told now."""
+        if self.quiet_hours is None:
+            return False
+        start, end = self.quiet_hours.split("-")
+        now = datetime.fromtimestamp(now_ns // NS_PER_S, find_zone(self.timezone)).strftime("%H:%M")
+        return start <= now < end if start < end else now >= start or now < end
 
     def webhook(self, name: str) -> str | None:
         """The address; None where nobody is told. Raises ConfigError where it can't be had or is none."""

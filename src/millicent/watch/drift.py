@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S
 from millicent.core.money import Money
 from millicent.ledger.queries import GroupBy, ReceiptFilter, Totals
 from millicent.watch.config import AlertConfig
-from millicent.watch.findings import Finding, Subject
+from millicent.watch.findings import Change, Finding, Measure, Subject
 from millicent.watch.series import ALL, MOST_MEMBERS, QUARTER_NS
 
 WEEK_NS = 7 * 24 * NS_PER_HOUR
@@ -43,23 +43,32 @@ def drift_findings(rule: str, config: AlertConfig, sums: Sums, now_ns: int) -> l
             was = before.get((dimension, member))
             if was is None or not config.covers(dimension, member):
                 continue
-            for figure, what, per_request, told in _RATIOS:
-                subject = Subject(rule, "drift", figure, dimension, member)
-                one, other = per_request(totals), per_request(was)
+            for ratio in _RATIOS:
+                subject = Subject(rule, "drift", ratio.figure, dimension, member)
+                one, other = ratio.per_request(totals), ratio.per_request(was)
                 if subject in found or one is None or not other:
                     continue
                 percent = round(100 * (one - other) / other)
                 if abs(percent) >= config.drift_percent:
-                    change = f"{abs(percent)}% {'more' if percent > 0 else 'less'}"
-                    title = f"{what} of {subject.whose}: {told(one)} in the last 7 days, {change} than in {name}."
-                    facts = {"value": told(one), "before": told(other), "change": f"{percent}%", "against": name}
-                    found[subject] = Finding(subject, title, facts, since_ns)
+                    value, usual = ratio.told(one), ratio.told(other)
+                    much = f"{abs(percent)}% {'more' if percent > 0 else 'less'}"
+                    title = f"{ratio.what} of {subject.whose}: {value} in the last 7 days, {much} than in {name}."
+                    facts = {"value": value, "before": usual, "change": f"{percent}%", "against": name}
+                    weeks = (_receipts(dimension, member, start_ns) for start_ns in (since_ns, from_ns))
+                    change = Change(ratio.measure, next(weeks), tuple(weeks), rose=percent > 0)
+                    found[subject] = Finding(subject, title, facts, since_ns, abs(percent), change)
     return list(found.values())
+
+
+def _receipts(dimension: str, member: str, from_ns: int) -> ReceiptFilter:
+    """Of the week from then on."""
+    whose = {} if dimension == ALL else {dimension: member}
+    return ReceiptFilter(**whose, from_ns=from_ns, to_ns=from_ns + WEEK_NS)
 
 
 def _week(sums: Sums, from_ns: int) -> dict[tuple[str, str], Totals]:
     """Those with enough requests to tell."""
-    where = ReceiptFilter(from_ns=from_ns, to_ns=from_ns + WEEK_NS)
+    where = _receipts(ALL, "", from_ns)
     found: dict[tuple[str, str], Totals] = {}
     for dimension in _BY:
         groups = sorted(sums.totals(dimension, where), key=lambda group: -group.requests)
@@ -81,7 +90,15 @@ def _cost(totals: Totals) -> Decimal | None:
     return Decimal(totals.cost.nanousd) / priced if priced >= _ENOUGH else None
 
 
-_RATIOS: tuple[tuple[str, str, Callable[[Totals], Decimal | None], Callable[[Decimal], str]], ...] = (
-    ("tokens", "The number of tokens per request", _tokens, lambda value: f"{value:,.0f}"),
-    ("cost", "The cost per request", _cost, lambda value: Money(round(value)).human()),
+class _Ratio(NamedTuple):
+    figure: str
+    measure: Measure
+    what: str
+    per_request: Callable[[Totals], Decimal | None]
+    told: Callable[[Decimal], str]
+
+
+_RATIOS = (
+    _Ratio("tokens", "tokens", "The number of tokens per request", _tokens, lambda value: f"{value:,.0f}"),
+    _Ratio("cost", "request_cost", "The cost per request", _cost, lambda value: Money(round(value)).human()),
 )

@@ -81,12 +81,12 @@ class SeriesState(msgspec.Struct):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What a series showed: its figure and what it is usually, on its own scale; `since_s` while it is unusual."""
+    """What a series showed: its figure and what it is usually, on its own scale. `calm`: it is as usual now, though an
+    event may still be open."""
 
     value: float
     expected: float
-    since_s: int | None
-    score: float
+    calm: bool
 
 
 def batches(samples: Sequence[Sample], totals: Mapping[GroupBy, Iterable[Totals]]) -> dict[tuple[str, str], Batch]:
@@ -132,7 +132,7 @@ class Series:
         if of is None or value is None:
             return None
         verdict = self._detector.observe(at_s, value, _least(self.figure, value, of.looked_at))
-        return Reading(value, verdict.expected, self.since_s, verdict.score)
+        return Reading(value, verdict.expected, self._detector.state.calm_s != at_s)
 
     @property
     def since_s(self) -> int | None:

@@ -30,8 +30,22 @@ _states = msgspec.msgpack.Decoder(SeriesState)
 SeriesName = tuple[str, str, str, str]
 
 
+_SEEN = """
+UPDATE alerts SET seen_at_ns = :at_ns, title = iif(:title = '', title, :title), facts = iif(:value = '', facts, :facts),
+    peak = iif(:size > peak_size, :value, peak), peak_size = max(:size, peak_size)
+WHERE (rule, kind, figure, dimension, member) = (:rule, :kind, :figure, :dimension, :member) AND resolved_at_ns IS NULL
+"""
+_MADE = """
+INSERT INTO alerts VALUES (:id, :rule, :kind, :figure, :dimension, :member, :title, :facts, :causes, :since_ns, :at_ns,
+    :at_ns, NULL, :told, :value, :value, :size, :receipts)
+"""
+# What there is to tell of an alert.
+_NOTHING, _END_LATER, _BEGINNING, _END = range(4)
+
+
 class Alert(msgspec.Struct, frozen=True):
-    """One thing that was noticed. Open while `resolved_at_ns` is None."""
+    """One thing that was noticed, as it stood when it was last seen; `opened_with` and `peak` are what was watched at
+    first and at worst. `receipts` are the filters of those under it. Open while `resolved_at_ns` is None."""
 
     id: str
     subject: Subject
@@ -42,6 +56,9 @@ class Alert(msgspec.Struct, frozen=True):
     opened_at_ns: int
     seen_at_ns: int
     resolved_at_ns: int | None
+    opened_with: str
+    peak: str
+    receipts: dict[str, str]
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -68,7 +85,7 @@ class Evaluation(msgspec.Struct, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What an evaluation opened and ended, of what is told."""
+    """What is to be told now: what an evaluation opened and ended, and what waited for a rule that was quiet."""
 
     opened: tuple[Alert, ...]
     resolved: tuple[Alert, ...]
@@ -123,11 +140,15 @@ def _alert(row: Mapping[str, Any]) -> Alert:
         opened_at_ns=row["opened_at_ns"],
         seen_at_ns=row["seen_at_ns"],
         resolved_at_ns=row["resolved_at_ns"],
+        opened_with=row["opened_with"],
+        peak=row["peak"],
+        receipts=msgspec.json.decode(row["receipts"], type=dict[str, str]),
     )
 
 
-def commit(connection: sqlite3.Connection, found: Evaluation, ids: Ids) -> Changes | None:
-    """Write what was found; None where another gateway was first, and nothing is written."""
+def commit(connection: sqlite3.Connection, found: Evaluation, ids: Ids, quiet: Iterable[str] = ()) -> Changes | None:
+    """Write what was found; None where another gateway was first, and nothing is written. Nothing of `quiet` rules and
+    those that are muted is to be told: what still goes on once they are neither is told then."""
     claimed = connection.execute(
         "INSERT INTO watch_progress VALUES (?, ?) ON CONFLICT DO UPDATE SET through_ns = excluded.through_ns"
         " WHERE through_ns = ?",
@@ -141,60 +162,41 @@ def commit(connection: sqlite3.Connection, found: Evaluation, ids: Ids) -> Chang
         [(*name, msgspec.msgpack.encode(state), found.at_ns) for name, state in found.series.items()],
     )
     connection.executemany("INSERT OR REPLACE INTO watch_targets VALUES (?, ?, ?, ?)", found.targets)
+    silent = [*quiet, *read_mutes(connection, found.at_ns)]
     opened: list[Alert] = []
     resolved: list[Alert] = []
     for look in found.looks:
-        opened += _open(connection, look, ids)
-        resolved += _resolve(connection, look, found.rules)
+        _open(connection, look, ids)
+        opened += _tell(connection, _BEGINNING, _END_LATER, silent)
+        _resolve(connection, look, found.rules)
+        resolved += _tell(connection, _END, _NOTHING, silent)
     _forget(connection, found.at_ns)
     return Changes(tuple(opened), tuple(resolved))
 
 
-def _open(connection: sqlite3.Connection, found: Look, ids: Ids) -> list[Alert]:
-    """Those to be told."""
-    opened = []
+def _open(connection: sqlite3.Connection, found: Look, ids: Ids) -> None:
+    """Begin an alert for what is new, and write down how what is open stands."""
     for finding in found.findings:
-        subject = msgspec.structs.astuple(finding.subject)
-        seen = connection.execute(
-            "UPDATE alerts SET seen_at_ns = ? WHERE (rule, kind, figure, dimension, member) = (?, ?, ?, ?, ?)"
-            " AND resolved_at_ns IS NULL",
-            (found.at_ns, *subject),
-        )
-        if seen.rowcount:
-            continue
-        alert = Alert(
-            id=ids.new("alrt"),
-            subject=finding.subject,
-            title=finding.title,
-            facts=finding.facts,
-            causes=finding.causes,
-            since_ns=finding.since_ns,
-            opened_at_ns=found.at_ns,
-            seen_at_ns=found.at_ns,
-            resolved_at_ns=None,
-        )
-        connection.execute(
-            "INSERT INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-            (
-                alert.id,
-                *subject,
-                alert.title,
-                msgspec.json.encode(alert.facts).decode(),
-                msgspec.json.encode(alert.causes).decode(),
-                alert.since_ns,
-                alert.opened_at_ns,
-                alert.seen_at_ns,
-                not found.late,
-            ),
-        )
-        opened += [] if found.late else [alert]
-    return opened
+        values = msgspec.structs.asdict(finding.subject) | {
+            "id": ids.new("alrt"),
+            "title": finding.title,
+            "facts": msgspec.json.encode(finding.facts).decode(),
+            "value": next(iter(finding.facts.values()), ""),
+            "size": finding.size,
+            "causes": msgspec.json.encode(finding.causes).decode(),
+            "since_ns": finding.since_ns,
+            "at_ns": found.at_ns,
+            "told": _NOTHING if found.late else _BEGINNING,
+            "receipts": msgspec.json.encode(finding.change.receipts).decode(),
+        }
+        seen = connection.execute(_SEEN, values)
+        if not seen.rowcount:
+            connection.execute(_MADE, values)
 
 
-def _resolve(connection: sqlite3.Connection, found: Look, rules: frozenset[str]) -> list[Alert]:
-    """Those to be told. An anomaly is over when its detector says so, what else was found when it has not been for a
-    while, and what is no longer watched at once."""
-    resolved = []
+def _resolve(connection: sqlite3.Connection, found: Look, rules: frozenset[str]) -> None:
+    """An anomaly is over when its detector says so, what else was found when it has not been for a while, and what is
+    no longer watched at once. The end of what nobody was told of isn't told."""
     present = {finding.subject for finding in found.findings}
     for alert in read_alerts(connection, only_open=True, limit=10_000):
         subject = alert.subject
@@ -203,11 +205,32 @@ def _resolve(connection: sqlite3.Connection, found: Look, rules: frozenset[str])
             continue
         if watched and subject.kind != "anomaly" and found.at_ns - alert.seen_at_ns < _SETTLING_NS:
             continue
-        ((told,),) = connection.execute(
-            "UPDATE alerts SET resolved_at_ns = ? WHERE id = ? RETURNING told", (found.at_ns, alert.id)
-        ).fetchall()
-        resolved += [msgspec.structs.replace(alert, resolved_at_ns=found.at_ns)] if told else []
-    return resolved
+        connection.execute(
+            "UPDATE alerts SET resolved_at_ns = ?, told = iif(told = ?, ?, ?) WHERE id = ?",
+            (found.at_ns, _END_LATER, _END, _NOTHING, alert.id),
+        )
+
+
+def _tell(connection: sqlite3.Connection, waiting: int, then: int, silent: Sequence[str]) -> list[Alert]:
+    """What waits to be told and can be now."""
+    told = _alerts(
+        connection,
+        "UPDATE alerts SET told = ? WHERE told = ? AND rule NOT IN (SELECT value FROM json_each(?)) RETURNING *",
+        (then, waiting, msgspec.json.encode(silent).decode()),
+    )
+    return sorted(told, key=lambda alert: (alert.opened_at_ns, alert.id))
+
+
+def mute(connection: sqlite3.Connection, rule: str, until_ns: int) -> None:
+    """Nothing of this rule is posted until then."""
+    connection.execute(
+        "INSERT INTO watch_mutes VALUES (?, ?) ON CONFLICT DO UPDATE SET until_ns = excluded.until_ns", (rule, until_ns)
+    )
+
+
+def read_mutes(connection: sqlite3.Connection, now_ns: int) -> dict[str, int]:
+    """Until when each rule that is muted is."""
+    return dict(connection.execute("SELECT rule, until_ns FROM watch_mutes WHERE until_ns > ?", (now_ns,)))
 
 
 def _forget(connection: sqlite3.Connection, at_ns: int) -> None:
@@ -238,8 +261,9 @@ def claim_message(connection: sqlite3.Connection, rules: Sequence[str], now_ns: 
     found = connection.execute(
         "UPDATE alert_messages SET due_at_ns = ?, tries = tries + 1 WHERE id = (SELECT id FROM alert_messages"
         " WHERE done_at_ns IS NULL AND due_at_ns <= ? AND rule IN (SELECT value FROM json_each(?))"
+        " AND rule NOT IN (SELECT rule FROM watch_mutes WHERE until_ns > ?)"
         " ORDER BY created_at_ns, id LIMIT 1) RETURNING id, rule, body, created_at_ns, tries",
-        (now_ns + lease_ns, now_ns, msgspec.json.encode(rules).decode()),
+        (now_ns + lease_ns, now_ns, msgspec.json.encode(rules).decode(), now_ns),
     ).fetchall()
     return Message(*found[0]) if found else None
 

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, Clock
 from millicent.core.errors import MillicentError
@@ -21,10 +23,11 @@ from millicent.core.identifiers import Ids
 from millicent.ledger.queries import GroupBy, ReceiptFilter, Sample, Totals
 from millicent.watch import store
 from millicent.watch.burn import Target, budget_findings, latency_findings
-from millicent.watch.causes import causes
+from millicent.watch.causes import causes, earlier
 from millicent.watch.config import AlertConfig
+from millicent.watch.coverage import coverage_findings
 from millicent.watch.drift import drift_findings
-from millicent.watch.findings import Finding, Subject
+from millicent.watch.findings import Change, Finding, Subject
 from millicent.watch.messages import message_body
 from millicent.watch.series import (
     ALL,
@@ -56,6 +59,8 @@ _LEARNING_PAUSE_S = 10
 # What was unusual longer ago than this when it is looked at is written down and not told.
 _STALE_NS = 2 * NS_PER_HOUR
 _TARGETS_NS = 6 * NS_PER_HOUR
+# Who causes what goes on for longer is told by what they add lately.
+_LONGEST_NS = 6 * NS_PER_HOUR
 
 
 def with_default(rules: Mapping[str, AlertConfig]) -> dict[str, AlertConfig]:
@@ -132,12 +137,13 @@ class Watcher:
 
     async def _commit(self, found: store.Evaluation) -> None:
         def write(connection: sqlite3.Connection) -> store.Changes | None:
-            changes = store.commit(connection, found, self._ids)
+            quiet = [rule for rule, config in self._rules.items() if config.is_quiet(found.at_ns)]
+            changes = store.commit(connection, found, self._ids, quiet)
             if changes is not None and (changes.opened or changes.resolved):
                 bodies = [
                     (rule, body)
                     for rule in sorted(self._webhooks & self._rules.keys())
-                    if (body := message_body(rule, changes)) is not None
+                    if (body := message_body(rule, changes, self._rules[rule].pages_url)) is not None
                 ]
                 store.add_messages(connection, bodies, self._ids, found.at_ns)
             return changes
@@ -159,7 +165,7 @@ class Watcher:
         for rule, config in self._rules.items():
             if budgets and "budget" in config.watch:
                 findings += budget_findings(rule, config, budgets, self._queries, now_ns)
-        look = store.Look(now_ns, frozenset({"budget"}), findings)
+        look = store.Look(now_ns, frozenset({"budget"}), self._explained(findings, self._open()))
         return self._evaluation("minute", before_ns, minute_ns, now_ns, [look])
 
     def _quarters(self, now_ns: int, ended_ns: int) -> store.Evaluation | None:
@@ -172,26 +178,43 @@ class Watcher:
         from_ns = max(from_ns, _quarter(now_ns - _LEARNED_NS))
         through_ns = min(ended_ns, from_ns + _AT_A_TIME * QUARTER_NS)
         known = self._queries.ask(store.read_series) or {}
-        opened = self._queries.ask(store.open_subjects) or set()
+        opened = self._open()
         series, looks, targets = self._learn(known, opened, from_ns, through_ns, now_ns)
         if now_ns - through_ns < _STALE_NS:
-            looks.append(self._burning_and_drifting(targets, through_ns, now_ns))
+            looks.append(self._missing_and_drifting(targets, opened, through_ns, now_ns))
         evaluation = self._evaluation("quarter", before_ns, through_ns, now_ns, looks)
         evaluation.series, evaluation.targets = series, targets
         return evaluation
 
-    def _burning_and_drifting(self, targets: Sequence[Target], through_ns: int, now_ns: int) -> store.Look:
-        kinds, findings = {"latency"}, []
-        earlier = self._queries.ask(partial(store.read_targets, from_ns=through_ns - _TARGETS_NS)) or []
+    def _open(self) -> set[Subject]:
+        return self._queries.ask(store.open_subjects) or set()
+
+    def _explained(self, findings: Sequence[Finding], opened: set[Subject]) -> list[Finding]:
+        """What isn't open yet, with who caused it."""
+        return [
+            finding
+            if finding.subject in opened
+            else msgspec.structs.replace(finding, causes=causes(self._queries, finding.change))
+            for finding in findings
+        ]
+
+    def _missing_and_drifting(
+        self, targets: Sequence[Target], opened: set[Subject], through_ns: int, now_ns: int
+    ) -> store.Look:
+        kinds: set[str] = {"latency", "coverage"}
+        findings: list[Finding] = []
+        before = self._queries.ask(partial(store.read_targets, from_ns=through_ns - _TARGETS_NS)) or []
         for rule, config in self._rules.items():
             if "latency" in config.watch:
-                findings += latency_findings(rule, config, [*earlier, *targets], through_ns)
+                findings += latency_findings(rule, config, [*before, *targets], through_ns)
+            if "coverage" in config.watch:
+                findings += coverage_findings(rule, config, self._queries, through_ns)
         if through_ns % NS_PER_HOUR == 0:
             kinds.add("drift")
             for rule, config in self._rules.items():
                 if "drift" in config.watch:
                     findings += drift_findings(rule, config, self._queries, through_ns)
-        return store.Look(now_ns, frozenset(kinds), findings)
+        return store.Look(now_ns, frozenset(kinds), self._explained(findings, opened))
 
     def _learn(
         self,
@@ -219,30 +242,13 @@ class Watcher:
                 batch = found.get((dimension, member)) or Batch(share_of=found[ALL, ""].requests)
                 series = Series(figure, states.setdefault(name, SeriesState()), watched[rule].sensitivity)  # type: ignore[arg-type] # of ours
                 reading = series.observe(quarter_ns // NS_PER_S, batch)
-                finding = self._finding(name, states[name], reading, opened, end_ns)
+                finding = _finding(name, series, reading, opened, quarter_ns)
                 findings += [] if finding is None else [finding]
+            findings = self._explained(findings, opened)
             opened = {finding.subject for finding in findings}
             late = now_ns - end_ns >= _STALE_NS
             looks.append(store.Look(end_ns if late else now_ns, frozenset({"anomaly"}), findings, late))
         return states, looks, targets
-
-    def _finding(
-        self, name: store.SeriesName, state: SeriesState, reading: Reading | None, opened: set[Subject], now_ns: int
-    ) -> Finding | None:
-        rule, figure, dimension, member = name
-        since_s = state.detector.since_s if state.detector else None
-        if since_s is None:
-            return None
-        subject = Subject(rule, "anomaly", figure, dimension, member)
-        if subject in opened:
-            return Finding(subject, "", {}, since_s * NS_PER_S)
-        if reading is None:
-            return None
-        title, facts = sentence(figure, subject.whose, reading)  # type: ignore[arg-type] # of ours
-        since_ns = since_s * NS_PER_S
-        rose = reading.value > reading.expected
-        who = causes(self._queries, figure, dimension, member, since_ns, now_ns, rose=rose)  # type: ignore[arg-type] # of ours
-        return Finding(subject, title, facts, since_ns, who)
 
     def _evaluation(
         self, what: str, before_ns: int | None, through_ns: int, now_ns: int, looks: list[store.Look]
@@ -290,6 +296,25 @@ def _names(
                 room[dimension] -= 1
                 names.update(dict.fromkeys(new))
     return list(names)
+
+
+def _finding(
+    name: store.SeriesName, series: Series, reading: Reading | None, opened: set[Subject], quarter_ns: int
+) -> Finding | None:
+    """Of what is unusual. Its sentence is of when it last was: an event stays open until the series has been calm."""
+    rule, figure, dimension, member = name
+    subject = Subject(rule, "anomaly", figure, dimension, member)
+    if series.since_s is None or (subject not in opened and (reading is None or reading.calm)):
+        return None
+    since_ns, to_ns = series.since_s * NS_PER_S, quarter_ns + QUARTER_NS
+    whose = {} if dimension == ALL else {dimension: member}
+    now = ReceiptFilter(**whose, from_ns=max(since_ns, to_ns - _LONGEST_NS), to_ns=to_ns)
+    if reading is None:
+        return Finding(subject, "", {}, since_ns, 0.0, Change(series.figure, now))
+    title, facts = sentence(series.figure, subject.whose, reading)
+    change = Change(series.figure, now, earlier(now), rose=reading.value > reading.expected)
+    off = abs(reading.value - reading.expected)
+    return Finding(subject, "" if reading.calm else title, facts, since_ns, off, change)
 
 
 def _targets(quarter_ns: int, samples: Sequence[Sample]) -> list[Target]:
