@@ -170,7 +170,9 @@ def write_session(connection: sqlite3.Connection, session: DeviceSession) -> Non
 
 
 def _insert_receipts(connection: sqlite3.Connection, opened: Iterable[tuple[Receipt, str]]) -> None:
-    rows.write_many(connection, rows.INSERT_RECEIPT, [rows.opening_row(receipt, gateway) for receipt, gateway in opened])
+    rows.write_many(
+        connection, rows.INSERT_RECEIPT, [rows.opening_row(receipt, gateway) for receipt, gateway in opened]
+    )
 
 
 def _write_reading(connection: sqlite3.Connection, reading: Reading, at_ns: int) -> None:
