@@ -1,10 +1,10 @@
 """Tells what is unusual in one series of figures, as they come.
 
-Four forecasts stand beside each other: what the last hours were, what the last days were, what this time of day was, and
-what this hour of the week was. The one that has been off by least lately is believed, so that a series gets seasons only
-where it has them. What a figure is off by, over a step, an hour, six hours and a day, is unusual where it is several
-times what it usually is and exceeds, by half, all that the past weeks had: each series sets its own threshold, so that
-one which jumps every night is not reported for jumping. Everything learns with clipped steps: an outlier hardly moves it.
+Four forecasts stand beside each other: what the last hours were, the last days, this time of day, and this hour of the
+week. The one that has been off by least lately is believed, so that a series gets seasons only where it has them. What
+a figure is off by, over a step, an hour, six hours and a day, is unusual where it is several times what it usually is
+and exceeds, by half, all that the past weeks had: each series sets its own threshold, so that one which jumps every
+night is not reported for jumping. Everything learns with clipped steps: an outlier hardly moves it.
 
 The state is some 400 numbers however long the series is. Figures are plain floats of whatever is watched: statistics,
 never sums of money that anyone is billed.
