@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ class KernelsHook(BuildHookInterface[Any]):
             self.app.display_warning(f"Millicent is installed without its compiled kernels: {error}")
             return
         # The library is loaded with ctypes: it depends on the platform, not on the Python that loads it.
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{platform}"
+        build_data["tag"] = f"py3-none-{builder.platform_tag()}"
         build_data["artifacts"].append(str(library.relative_to(root)))

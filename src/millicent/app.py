@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -78,6 +79,7 @@ log = logging.getLogger(__name__)
 
 # Enough to quote as before a restart; learning from so many takes less than a second.
 _LEARNED_AT_START = 2000
+_FILES = 10_240  # as many as every macOS allows one process
 
 
 StandIns = Callable[[Meter, Clock], tuple[Sequence[Backend], dict[str, list[Place]]]]
@@ -447,6 +449,7 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
             f"host {server.host} would be reachable from other machines, and there is no key to tell callers apart: "
             "make one with `millicent keys create`, or listen on 127.0.0.1."
         )
+    _allow_many_files()
     with (
         _listen(server) as listener,
         logging_to(options.home),
@@ -542,6 +545,15 @@ def _announce(say: Callable[[str], None], host: str, port: int, models: Sequence
         )
     say(f"curl {url}/v1/{address} -H 'Content-Type: application/json' \\")
     say(f'  -d \'{{"model": "{models[0]}", {asked}}}\'\n')
+
+
+def _allow_many_files() -> None:
+    """Each client, and each call elsewhere, takes a descriptor, of which macOS gives 256 and most Linux 1,024 to those
+    who don't ask for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _listen(config: ServerConfig) -> socket.socket:

@@ -288,7 +288,9 @@ def test_all_levers_are_ranked_and_what_is_not_known_comes_last(basis: Basis) ->
     assert [each.worth for each in known] == sorted((each.worth for each in known), reverse=True)
     assert len(said) == len(LEVERS)
     assert found.cost == Money.of_time(found.device_ns, Decimal(1)) + Money.from_usd(Decimal("0.36"))
-    assert found.monthly(Money(found.span_ns)) == Money(730 * NS_PER_HOUR)
+    assert found.span_ns < NS_PER_HOUR
+    assert found.monthly(Money(7)) == Money(7 * 730), "what came within an hour is an hour's"
+    assert msgspec.structs.replace(found, span_ns=10 * NS_PER_HOUR).monthly(Money(7)) == Money(7 * 73)
 
 
 def test_what_is_paid_by_the_token_grows_in_cost_and_not_in_time() -> None:

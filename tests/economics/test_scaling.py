@@ -70,14 +70,12 @@ def test_too_few_answers_teach_nothing(basis: Basis) -> None:
     assert (found.machine, found.pace, found.fidelity) == (machine(), 1.0, None)
 
 
-def test_an_engine_that_nobody_saw_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+def test_without_an_engine_or_what_its_steps_take_it_is_said_what_to_do(tmp_path: Path) -> None:
     keep(tmp_path, [answer(1, T0)], fits=())
-    with pytest.raises(InvalidRequest, match=r"no answers of an engine that shows its steps .*: none"):
+    with pytest.raises(InvalidRequest, match="choose another model or time, or give a trace"):
         basis_of(LedgerQueries(tmp_path / "ledger.db"), read(tmp_path), SHAPE)
     keep(tmp_path / "more", recorded(traffic(1, every_ms=1), machine()))
     found = read(tmp_path / "more")
-    with pytest.raises(InvalidRequest, match=r"no answers of model large .*: small"):
-        basis_of(LedgerQueries(tmp_path / "more" / "ledger.db"), found, SHAPE, "large")
     with pytest.raises(InvalidRequest, match="nobody knows yet what steps of small take"):
         basis_of(LedgerQueries(tmp_path / "ledger.db"), found, SHAPE)
 
@@ -96,6 +94,27 @@ def test_segments_of_prompts_become_prefixes_in_tokens() -> None:
     assert prefix_of(prompt, 80) == ((60, b"system"), (80, b"question"))
     assert prefix_of(None, 80) == ()
     assert prefix_of(Prompt(b"d", ()), 80) == ()
+
+
+def test_requests_of_one_moment_are_not_grown(basis: Basis) -> None:
+    """One answer in a new ledger was taken for one in each nanosecond: growing it took all of the memory."""
+    first = msgspec.structs.replace(basis, arrivals=basis.arrivals[:1])
+    with pytest.raises(InvalidRequest, match="how often requests come can't be seen"):
+        scale(first, (), Limits())
+
+
+def test_a_burst_is_grown_on_no_more_machines_than_it_has_requests(basis: Basis) -> None:
+    burst = [msgspec.structs.replace(each, at_ns=n) for n, each in enumerate(basis.arrivals[:20])]
+    grown = scale(msgspec.structs.replace(basis, arrivals=tuple(burst)), (), Limits(), multiples=(2,))
+    assert grown.scaled[0].machines is not None
+    assert grown.scaled[0].machines <= 40
+    assert grown.requests_per_month == 20 * 730, "what came within an hour is an hour's"
+
+
+def test_machines_that_get_nothing_are_idle_machines(basis: Basis) -> None:
+    course = simulate(basis.arrivals[:2], basis.machine, machines=5)
+    assert len(course.loads) == 5
+    assert sum(load.requests for load in course.loads) == 2
 
 
 def test_an_outcome_is_what_its_parts_come_to() -> None:

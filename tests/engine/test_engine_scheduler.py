@@ -279,10 +279,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         pool = self.subject.pool
         held = Counter(block for sequence in self.sequences.values() for block in sequence.blocks)
-        assert pool._holders == [held[block] for block in range(pool.total)]
+        assert pool._holders == [held[block] for block in range(len(pool._holders))]
+        assert not any(block >= len(pool._holders) for block in held)
         assert pool.used == len(held)
         assert pool.free + pool.cached + pool.used == pool.total
-        assert not held.keys() & ({*pool._free} | {*pool._cached})
+        assert not held.keys() & ({*pool._given_back} | {*pool._cached})
         assert {*pool._cached} <= pool._key_of.keys()
         assert {block: key for key, block in pool._block_of.items()} == pool._key_of
         assert self.subject.running <= self.max_sequences

@@ -58,3 +58,30 @@ def test_a_library_of_these_sources_is_used_as_it_is_and_one_of_others_is_replac
     second = build.build(native, tmp_path / "out")
     assert second != first
     assert [path.name for path in (tmp_path / "out").iterdir()] == [second.name]
+
+
+@pytest.mark.parametrize(
+    ("system", "python_is_for", "tag"),
+    [
+        ("darwin", "macosx-10.13-universal2", "macosx_14_0_arm64"),
+        ("linux", "linux-aarch64", "linux_aarch64"),
+    ],
+)
+def test_a_wheel_is_for_the_machine_that_its_library_was_built_on(
+    system: str, python_is_for: str, tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("sysconfig.get_platform", lambda: python_is_for)
+    monkeypatch.setattr("platform.mac_ver", lambda: ("14.5", ("", "", ""), "arm64"))
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert build.platform_tag() == tag
+
+
+def test_machines_that_share_a_checkout_never_use_each_others_library(
+    native: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = set()
+    for python_is_for in ("linux-x86_64", "linux-aarch64"):
+        monkeypatch.setattr("sysconfig.get_platform", lambda found=python_is_for: found)
+        names.add(build.library_name(native))
+    assert len(names) == 2

@@ -39,7 +39,9 @@ given_lines = st.lists(
     ),
     max_size=3,
 )
-instants = st.integers(-2 * 96, 96).flatmap(
+# Three days, and some that lie in other spans of eight.
+quarters = st.one_of(st.integers(-2 * 96, 96), st.sampled_from([-20, -9, -7, 5, 9, 30]).map(lambda day: day * 96))
+instants = quarters.flatmap(
     lambda quarter: st.sampled_from([0, 1, QUARTER_NS - 1]).map(lambda rest: T0 + quarter * QUARTER_NS + rest)
 )
 closings = st.fixed_dictionaries(
@@ -206,6 +208,7 @@ def summed(tally: Tally) -> Sums:
     question=st.tuples(groups, filters),
     batch=st.integers(1, 4),
     folded=st.booleans(),
+    kept=st.booleans(),
 )
 def test_tallies_take_in_what_an_older_version_wrote_bit_by_bit_and_count_it_once_all_the_while(
     before: list[dict[str, Any]],
@@ -213,15 +216,23 @@ def test_tallies_take_in_what_an_older_version_wrote_bit_by_bit_and_count_it_onc
     question: tuple[tuple[GroupBy, ...], ReceiptFilter],
     batch: int,
     folded: bool,
+    kept: bool,
 ) -> None:
+    """`kept`: a version that had tallies, without wide ones."""
     ledger = MemoryLedger()
     script: list[tuple[str, Any]] = [("close", facts) for facts in before]
     asyncio.run(play(ledger, [*script, *([("fold", None)] if folded else [])]))
+    ledger._connection.execute("DELETE FROM tallies_wide")
     # As the migration leaves it: rollups go on, nothing is tallied.
-    ledger._connection.execute("DELETE FROM tallies")
+    if not kept:
+        ledger._connection.execute("DELETE FROM tallies")
+        ledger._connection.execute(
+            "UPDATE tally_progress SET since_ns = (SELECT coalesce(max(created_at_ns) + 1, -1 << 63) FROM receipts),"
+            " raw_before_ns = (SELECT coalesce(max(created_at_ns) + 1, -1 << 63) FROM receipts)"
+        )
     ledger._connection.execute(
-        "UPDATE tally_progress SET raw_before_ns = (SELECT coalesce(max(created_at_ns) + 1, -1 << 63) FROM receipts),"
-        " since_ns = (SELECT coalesce(max(created_at_ns) + 1, -1 << 63) FROM receipts)"
+        "UPDATE tally_progress SET wide_before_ns ="
+        " (SELECT coalesce(max(start_ns) + 86400000000000, -1 << 63) FROM tallies WHERE span_s = 86400)"
     )
     receipts = [receipt_of(number, facts) for number, facts in enumerate(before)]
     with pytest.MonkeyPatch.context() as patched:
@@ -243,6 +254,7 @@ def test_tallies_take_in_what_an_older_version_wrote_bit_by_bit_and_count_it_onc
                 asyncio.run(ledger.write(partial(rollups.fold_some, most=2)))
             assert ledger.queries.tallies(*question) == expected(receipts, *question)
     assert tallies.is_complete(ledger._connection)
+    assert tallies.wide_before_ns(ledger._connection) == -(2**63)
     assert not [each for each in ledger.queries.verify() if "tally" in each]
     asyncio.run(ledger.stop())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import lru_cache
 from importlib.resources import files
@@ -61,6 +62,7 @@ class WatchedLedger:
     def __init__(self, plan: Plan = steady) -> None:
         self.plan = plan
         self.connection = alert_tables()
+        weakref.finalize(self, self.connection.close)
         self.balances: list[tuple[Budget, list[Balance]]] = []
 
     async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:

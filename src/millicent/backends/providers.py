@@ -5,7 +5,7 @@ limits hold; a server that answers whole all the same is understood.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -90,6 +90,8 @@ class UpstreamCall:
 class UpstreamRun:
     """One answer, read at the reader's pace: nothing is read ahead of it."""
 
+    may_stream = True
+
     def __init__(self, upstream: Upstream, exchange: Exchange, request: Request, reader: AnswerReader) -> None:
         self._upstream = upstream
         self._exchange = exchange
@@ -105,8 +107,16 @@ class UpstreamRun:
         whole = False
         try:
             await self._exchange.open()
-            async for chunk in self._chunks():
-                yield chunk
+            streams = self.may_stream and self._exchange.content_type == "text/event-stream"
+            while events := await self._exchange.events() if streams else [Event(await self._body())]:
+                chunks, error = self._understood(events)
+                for chunk in chunks:
+                    yield chunk
+                if error is not None:
+                    raise error
+                if self._reader.over or not streams:
+                    break
+            self._check_whole()
             whole = True
             end = self._end(None)
         except MillicentError as error:
@@ -115,20 +125,8 @@ class UpstreamRun:
             self._exchange.close(whole=whole)
         yield end
 
-    async def _chunks(self) -> AsyncIterator[Chunk]:
-        """Until the answer is whole. Raises what went wrong."""
-        if self._exchange.content_type == "text/event-stream":
-            async for events in self._exchange.events():
-                texts, error = self._merged(events)
-                for text in texts:
-                    yield text
-                if error is not None:
-                    raise error
-                if self._reader.over:
-                    break
-        else:
-            for text in self._take(await self._body()):
-                yield text
+    def _check_whole(self) -> None:
+        """Nothing more comes. Raises what is wrong with that."""
         if not self._reader.ended:
             began = self._reader.output_estimate > 0
             raise self._upstream.garbled("ended its answer in the middle" if began else "answered without an answer")
@@ -143,34 +141,28 @@ class UpstreamRun:
             raise complaint
         return body
 
-    def _merged(self, events: Sequence[Event]) -> tuple[tuple[Text, ...], MillicentError | None]:
+    def _understood(self, events: Sequence[Event]) -> tuple[Sequence[Chunk], MillicentError | None]:
         """What events that came together say, in as few pieces as can be; and what went wrong after that."""
-        texts: list[Text] = []
-        try:
-            for event in events:
-                texts += self._take(event.data)
-        except MillicentError as error:
-            return merge_texts(texts, in_order=True), error
-        return merge_texts(texts, in_order=True), None
-
-    def _take(self, data: bytes) -> Iterable[Text]:
-        reader = self._reader
-        if reader.over:
-            return ()
-        try:
-            texts = reader.take(data)
-        except _NO_ANSWER as error:
-            raise self._upstream.garbled(f"sent what is no answer ({error})") from None
-        if reader.failure is not None:
-            raise self._upstream.complained(reader.failure) or self._upstream.garbled("sent an error")
+        reader, texts = self._reader, list[Text]()
+        wrong: MillicentError | None = None
+        for event in events:
+            try:
+                found = reader.take(event.data)
+            except _NO_ANSWER as error:
+                wrong = self._upstream.garbled(f"sent what is no answer ({error})")
+                break
+            if reader.failure is not None:
+                wrong = self._upstream.complained(reader.failure) or self._upstream.garbled("sent an error")
+                break
+            texts += found
+            if reader.failed is not None:
+                wrong = self._upstream.garbled(f"gave up in the middle of its answer ({reader.failed})")
+            if wrong is not None or reader.over:
+                break
         if texts:
             self._exchange.progressed()
             self._heard(texts)
-        return texts if reader.failed is None else self._given_up(texts, reader.failed)
-
-    def _given_up(self, texts: Iterable[Text], failed: str) -> Iterator[Text]:
-        yield from texts
-        raise self._upstream.garbled(f"gave up in the middle of its answer ({failed})")
+        return merge_texts(texts, in_order=True), wrong
 
     def _heard(self, texts: Sequence[Text]) -> None:
         """What came, before it is handed on."""
@@ -212,6 +204,8 @@ class Vectors(Protocol):
 class VectorsRun(UpstreamRun):
     """The vectors of a request for embeddings, which never stream: `read` makes them of a body, for so many inputs."""
 
+    may_stream = False
+
     def __init__(
         self, upstream: Upstream, exchange: Exchange, request: Request, reader: AnswerReader,
         read: Callable[[bytes, int], Vectors],
@@ -220,15 +214,16 @@ class VectorsRun(UpstreamRun):
         self._read = read
         self._found: Vectors | None = None
 
-    async def _chunks(self) -> AsyncIterator[Chunk]:
-        body = await self._body()
+    def _understood(self, events: Sequence[Event]) -> tuple[Sequence[Chunk], MillicentError | None]:
         assert self._request.embedding is not None
         try:
-            self._found = self._read(body, len(self._request.embedding.inputs))
+            self._found = self._read(events[0].data, len(self._request.embedding.inputs))
         except _NO_ANSWER as error:
-            raise self._upstream.garbled(f"sent what are no embeddings ({error})") from None
-        for vector in self._found.vectors:
-            yield vector
+            return (), self._upstream.garbled(f"sent what are no embeddings ({error})")
+        return self._found.vectors, None
+
+    def _check_whole(self) -> None:
+        """It was read in one piece."""
 
     def _end(self, error: MillicentError | None) -> End:
         found = self._found

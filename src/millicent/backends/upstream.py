@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 
 from millicent.backends.config import UpstreamConfig
@@ -174,6 +174,8 @@ class Exchange:
         self._begun_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._progressed_at: float | None = None
+        self._reader = EventReader()
+        self._streamed_bytes = 0
         self.worked = False  # whether the server may have begun to work on it
 
     def header(self, name: str) -> str | None:
@@ -218,19 +220,17 @@ class Exchange:
         self.progressed()
         return content
 
-    async def events(self) -> AsyncIterator[list[Event]]:
-        """Server-sent events, until the body ends; those that came together, together."""
+    async def events(self) -> list[Event]:
+        """The next server-sent events, those that came together; none when the body has ended."""
         assert self._answer is not None
-        reader, size, read = EventReader(), 0, self._answer.read
         try:
-            while piece := await read():
-                size += len(piece)
-                if events := reader.feed(piece):
-                    yield events
-                if size > _MAX_STREAM_BYTES:
+            while piece := await self._answer.read():
+                self._streamed_bytes += len(piece)
+                if self._streamed_bytes > _MAX_STREAM_BYTES:
                     raise self._upstream.garbled(f"sent more than {_MAX_STREAM_BYTES >> 20} MB")
-            if events := reader.finish():
-                yield events
+                if events := self._reader.feed(piece):
+                    return events
+            return self._reader.finish()
         except FAULTS as error:
             raise self._upstream.failure(error) from None
         except UpstreamError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,6 +110,9 @@ class AnswerStore:
         self._using = threading.Lock()
         self._writer = _open(path)
         self._reader = self._writer if path is None else _reader(path)
+        if path is None:
+            # For those who don't call close: an open connection that is forgotten warns.
+            weakref.finalize(self, self._writer.close)
 
     def close(self) -> None:
         """Writes what was used, for what is kept the longest."""

@@ -6,17 +6,18 @@ from functools import partial
 
 import click
 
+from millicent.cli.options import json_option
 from millicent.core.clock import iso_utc
 
 
 @click.command()
 @click.option("--all", "all_", is_flag=True, help="Also those that are over.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many to show.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@json_option
 def alerts(all_: bool, limit: int, json_: bool) -> None:
     """Show what is unusual now: what changed, who caused it and since when. A server that runs looks every minute."""
     from millicent.cli import show
-    from millicent.cli.ledger import open_ledger
+    from millicent.cli.home import open_ledger
     from millicent.watch.listing import alert_body
     from millicent.watch.store import Alert, read_alerts
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from millicent.cli import show
+from millicent.cli.options import json_option
 
 if TYPE_CHECKING:
     from millicent.caching.store import AnswerStore
@@ -20,7 +21,7 @@ def cache() -> None:
 
 
 @cache.command("show")
-@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@json_option
 def show_(json_: bool) -> None:
     """How much is kept, and how often what is still there was given."""
     from millicent.core.clock import SystemClock, iso_utc
@@ -55,11 +56,12 @@ def _store() -> Iterator[AnswerStore | None]:
     """None where there is no file. Raises ConfigError where answers are kept in a server's memory only."""
     import sqlite3
 
-    from millicent import config
     from millicent.caching.store import FILE_NAME, AnswerStore
+    from millicent.cli.home import settings as read_settings
+    from millicent.config import home
     from millicent.core.errors import ConfigError
 
-    path, settings = config.home() / FILE_NAME, config.load(config.home() / config.FILE_NAME).cache
+    path, settings = home() / FILE_NAME, read_settings().cache
     if settings.is_used and settings.store == "memory":
         raise ConfigError('[cache] store = "memory": what is kept is known to the server: ask its /admin/cache.')
     if not path.exists():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
+from millicent.cli.options import json_option
 from millicent.core.errors import MillicentError
-
-_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -15,7 +14,7 @@ def config() -> None:
 
 
 @config.command()
-@_json
+@json_option
 def check(json_: bool) -> None:
     """Check millicent.toml; --json prints every setting as it holds, defaults included."""
     from millicent import config as configuration
@@ -33,15 +32,15 @@ def check(json_: bool) -> None:
 
 @click.command()
 @click.option("--ledger", "only_ledger", is_flag=True, help="Only ask whether the ledger is sound and adds up.")
-@_json
+@json_option
 def doctor(only_ledger: bool, json_: bool) -> None:
     """Say what this machine can do, and what stands in the way, with the fix; exit 1 when something does."""
-    from millicent import config as configuration
     from millicent.cli import show
     from millicent.cli.doctor import State, examine
     from millicent.cli.doctor import ledger as examine_ledger
+    from millicent.cli.home import ledger_path
 
-    findings = [examine_ledger(configuration.home() / "ledger.db")] if only_ledger else list(examine())
+    findings = [examine_ledger(ledger_path())] if only_ledger else list(examine())
     if json_:
         show.as_json({"object": "list", "data": findings})
     else:

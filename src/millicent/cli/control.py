@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from millicent.core.clock import NS_PER_S
+from millicent.cli.home import write_ledger
+from millicent.cli.options import duration_ns, json_option
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from millicent.control.keys import ApiKey
     from millicent.core.budgets import Budget
-
-T = TypeVar("T")
-
-_NS_PER_UNIT = {"m": 60 * NS_PER_S, "h": 3600 * NS_PER_S, "d": 86_400 * NS_PER_S, "w": 604_800 * NS_PER_S}
-
-_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
-
-
-def _duration_ns(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    number, unit = value[:-1], value[-1:]
-    if unit not in _NS_PER_UNIT or not number.isdecimal():
-        raise click.BadParameter(f"{value!r} is no duration: write 30m, 24h, 90d or 4w.", context, parameter)
-    return int(number) * _NS_PER_UNIT[unit]
 
 
 def _dollars(context: click.Context, parameter: click.Parameter, value: str | None) -> Decimal | None:
@@ -57,7 +40,7 @@ def keys() -> None:
     show_default=True,
     help="admin does everything; viewer reads everything; client runs models and reads its own receipts.",
 )
-@click.option("--expires", "expires_ns", metavar="DURATION", callback=_duration_ns, help="Good for so long: 24h, 90d.")
+@click.option("--expires", "expires_ns", metavar="DURATION", callback=duration_ns, help="Good for so long: 24h, 90d.")
 @click.option("--user", help="Pin: every request of the key is this user's.")
 @click.option("--team", help="Pin the team.")
 @click.option("--feature", help="Pin the feature.")
@@ -68,7 +51,7 @@ def keys() -> None:
 @click.option("--usd-per-minute", callback=_dollars, help="Its own limit instead of that in [limits].")
 @click.option("--concurrent", type=click.IntRange(min=1), help="Its own limit instead of that in [limits].")
 @click.option("--priority", type=int, help="The best (lowest) priority that its requests may have; 0 if not given.")
-@_json
+@json_option
 def create_key(
     name: str | None, scope: str, expires_ns: int | None, models: tuple[str, ...], json_: bool, **rest: Any
 ) -> None:
@@ -93,7 +76,7 @@ def create_key(
         rates=rates,
         **rest,
     )
-    _write(lambda connection: insert_key(connection, key))
+    write_ledger(lambda connection: insert_key(connection, key))
     if json_:
         show.as_json(key_body(key, clock.now_ns()) | {"token": token})
         return
@@ -104,7 +87,7 @@ def create_key(
 
 
 @keys.command("list")
-@_json
+@json_option
 def list_keys(json_: bool) -> None:
     """List all keys, those that are revoked or have expired too."""
     from millicent.cli import show
@@ -113,7 +96,7 @@ def list_keys(json_: bool) -> None:
     from millicent.core.clock import SystemClock
 
     now_ns = SystemClock().now_ns()
-    found = _write(read_keys)
+    found = write_ledger(read_keys)
     if json_:
         show.as_json({"object": "list", "data": [key_body(key, now_ns) for key in found]})
         return
@@ -129,10 +112,10 @@ def list_keys(json_: bool) -> None:
     metavar="DURATION",
     default="24h",
     show_default=True,
-    callback=_duration_ns,
+    callback=duration_ns,
     help="How long the old secret stays good.",
 )
-@_json
+@json_option
 def rotate(key_id: str, overlap_ns: int, json_: bool) -> None:
     """Give the key a new secret and print it; everything else about it stays."""
     from millicent.cli import show
@@ -140,7 +123,7 @@ def rotate(key_id: str, overlap_ns: int, json_: bool) -> None:
     from millicent.core.clock import SystemClock
 
     now_ns = SystemClock().now_ns()
-    token = _write(lambda connection: rotate_key(connection, key_id, now_ns, overlap_ns))
+    token = write_ledger(lambda connection: rotate_key(connection, key_id, now_ns, overlap_ns))
     if json_:
         show.as_json({"id": key_id, "object": "key", "token": token})
         return
@@ -156,7 +139,7 @@ def revoke(key_id: str) -> None:
     from millicent.core.clock import SystemClock
 
     now_ns = SystemClock().now_ns()
-    _write(lambda connection: revoke_key(connection, key_id, now_ns))
+    write_ledger(lambda connection: revoke_key(connection, key_id, now_ns))
     print(f"{key_id} is revoked.")
 
 
@@ -193,12 +176,12 @@ def create_budget(
 
     config = BudgetConfig(limit_usd=limit_usd, every=Every(every), per=per, only=only, tier=tier, hard=not soft)
     budget = config.budget(name, "api")
-    _write(lambda connection: set_budget(connection, budget))
+    write_ledger(lambda connection: set_budget(connection, budget))
     print(f"{name}: ${budget.limit}, {'soft' if soft else 'hard'}, {_when(every)}{_whose(budget)}.")
 
 
 @budgets.command("list")
-@_json
+@json_option
 def list_budgets(json_: bool) -> None:
     """List budgets and where they stand."""
     from millicent.cli import show
@@ -208,7 +191,7 @@ def list_budgets(json_: bool) -> None:
     from millicent.wire.control import budget_body
 
     now_ns = SystemClock().now_ns()
-    found = _write(lambda connection: standing(connection, now_ns))
+    found = write_ledger(lambda connection: standing(connection, now_ns))
     if json_:
         show.as_json({"object": "list", "data": [budget_body(budget, balances, now_ns) for budget, balances in found]})
         return
@@ -231,18 +214,8 @@ def remove_budget(name: str) -> None:
     """Remove a budget and what was counted in it; receipts stay."""
     from millicent.control.budgets import drop_budget
 
-    _write(lambda connection: drop_budget(connection, name))
+    write_ledger(lambda connection: drop_budget(connection, name))
     print(f"{name} is removed.")
-
-
-def _write(operation: Callable[[sqlite3.Connection], T]) -> T:
-    from millicent import config
-    from millicent.core.clock import SystemClock
-    from millicent.ledger.schema import write_once
-
-    home = config.home()
-    settings = config.load(home / config.FILE_NAME)
-    return write_once(home / "ledger.db", settings.ledger, SystemClock(), operation)
 
 
 def _key_row(key: ApiKey, now_ns: int) -> tuple[str, ...]:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from millicent.cli.options import url_option
 from millicent.cli.serving import dtype_option, quantize_option
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound, Unavailable
 
 if TYPE_CHECKING:
     from millicent.cli.client import Answered, Client
 
-_url = click.option(
-    "--url", envvar="MILLICENT_URL", default="http://127.0.0.1:8080", show_default=True, help="The running server."
-)
 _temperature = click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token.")
 _max_tokens = click.option("--max-tokens", type=click.IntRange(min=1), help="End the answer after so many tokens.")
 _seed = click.option("--seed", type=int, help="The same seed draws the same tokens.")
@@ -29,7 +27,7 @@ _seed = click.option("--seed", type=int, help="The same seed draws the same toke
 @_temperature
 @_max_tokens
 @_seed
-@_url
+@url_option
 def chat(
     model: str | None, system: str | None, temperature: float | None, max_tokens: int | None, seed: int | None, url: str
 ) -> None:
@@ -65,7 +63,7 @@ def chat(
 @_temperature
 @_max_tokens
 @_seed
-@_url
+@url_option
 @dtype_option
 @quantize_option
 @click.option("--json", "json_", is_flag=True, help="Print the answer, its usage and its receipt's id as JSON.")

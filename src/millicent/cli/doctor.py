@@ -20,20 +20,24 @@ import psutil
 
 from millicent import config as configuration
 from millicent.backends.elsewhere import Elsewhere, open_backend
+from millicent.cli.home import ledger_path
 from millicent.cli.serving import called_elsewhere
 from millicent.cli.show import size
 from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
 from millicent.engine.config import EngineConfig
 from millicent.engine.gpus import chosen_device, gpus, missing_for_gpu
+from millicent.engine.kernels import available, build
 from millicent.engine.machine import memory_budget_bytes, usable_cores
-from millicent.hub import CATALOGUE, list_installed, resolve
+from millicent.hub import CATALOGUE, list_installed, verify
 from millicent.ledger.queries import LedgerQueries
 
 _GB = 10**9
 _CPUINFO = Path("/proc/cpuinfo")
-# What the kernels make use of, as Linux names it: x86-64, then arm64.
+# What the kernels or PyTorch make use of, as Linux names it: x86-64, then arm64.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16")
+# Without it the kernels compute one number at a time.
+_NEEDED = {"x86_64": "avx2", "aarch64": "asimddp"}
 
 
 class State(StrEnum):
@@ -70,7 +74,7 @@ def examine() -> Iterator[Finding]:
         lambda: folder("cache", configuration.cache()),
         models,
         lambda: port(settings.server.host, settings.server.port),
-        lambda: ledger(configuration.home() / "ledger.db"),
+        lambda: ledger(ledger_path()),
     )
     for check in checks:
         yield check()
@@ -87,8 +91,10 @@ def processor() -> Finding:
     cores = usable_cores(EngineConfig())
     features = cpu_features()
     found = f"{cores} cores, {' '.join(features) or 'no vector extensions known'}"
-    if platform.machine() in {"x86_64", "AMD64"} and "avx2" not in features and _CPUINFO.exists():
-        return Finding("processor", State.LIMITED, found, "without AVX2 every answer is slow: use a newer machine.")
+    needed = _NEEDED.get(platform.machine())
+    if needed is not None and needed not in features and _CPUINFO.exists():
+        fix = f"without {needed} every answer is slow: use a newer machine."
+        return Finding("processor", State.LIMITED, found, fix)
     return Finding("processor", State.GOOD, found)
 
 
@@ -97,7 +103,7 @@ def cpu_features() -> list[str]:
         name, _, flags = line.partition(":")
         if name.strip() in {"flags", "Features"}:
             return [feature for feature in _CPU_FEATURES if feature in flags.split()]
-    return ["asimd"] if platform.machine() == "arm64" else []
+    return ["asimd", "asimddp"] if platform.machine() == "arm64" else []  # every Mac that is no x86-64
 
 
 def memory(config: EngineConfig) -> Finding:
@@ -171,11 +177,13 @@ def gpu(config: EngineConfig) -> Finding:
 
 
 def compiler() -> Finding:
-    found = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
-    if found is None:
-        fix = "on Debian: apt-get install g++; on macOS: xcode-select --install."
-        return Finding("compiler", State.LIMITED, "no C++ compiler: PyTorch's own kernels are used", fix)
-    return Finding("compiler", State.GOOD, found)
+    """What compiles the kernels, where that wasn't done when Millicent was installed."""
+    if (found := build.compiler()) is not None:
+        return Finding("compiler", State.GOOD, found)
+    if compiled := available().instruction_set:
+        return Finding("compiler", State.GOOD, f"none, and not needed: the kernels are there, for {compiled}")
+    fix = "on Debian: apt-get install g++; on macOS: xcode-select --install."
+    return Finding("compiler", State.LIMITED, "no C++ compiler: PyTorch's own kernels are used", fix)
 
 
 def folder(what: str, path: Path) -> Finding:
@@ -235,11 +243,13 @@ def models() -> Finding:
     """What is here, and what is here but damaged."""
     for name in CATALOGUE:
         try:
-            resolve(name, configuration.cache())
+            verify(name, configuration.cache())
         except ModelNotFound:
             continue
         except MillicentError as error:
-            return Finding("models", State.WRONG, error.message, f"millicent pull {name}")
+            return Finding(
+                "models", State.WRONG, error.message, f"delete that file, if it is there; then: millicent pull {name}"
+            )
     here = [model.name for model in list_installed(configuration.cache())]
     return Finding("models", State.GOOD, ", ".join(here) or "none yet: `millicent serve` fetches what it needs")
 

@@ -30,7 +30,8 @@ _NAMED_USERS = 10
 def show_report(
     name: str, ledger: LedgerQueries, by: str, where: ReceiptFilter, zone: str, change: str | None, *, json_: bool
 ) -> None:
-    from millicent.config import FILE_NAME, economics_setting, home, load
+    from millicent.cli.home import settings
+    from millicent.config import economics_setting
     from millicent.core.clock import SystemClock
     from millicent.economics.bodies import body_of
     from millicent.economics.reports import Reports
@@ -39,7 +40,7 @@ def show_report(
         raise click.UsageError(f"--{name} has times of its own: leave out --since and --until")
     if zone != "UTC" and name != "units":
         raise click.UsageError(f"--{name} goes by UTC: leave out --timezone")
-    reports = Reports(ledger, SystemClock(), economics_setting(load(home() / FILE_NAME)))
+    reports = Reports(ledger, SystemClock(), economics_setting(settings()))
     if name == "units":
         found = reports.units(cast("GroupBy", by), where, zone)
         show.as_json(body_of(found)) if json_ else _show_units(found)
@@ -75,10 +76,10 @@ def _show_units(report: UnitReport) -> None:
             (
                 each.device,
                 each.placement,
-                _percent(each.busy),
+                show.percent(each.busy),
                 _number(each.output_tokens_per_s),
                 f"{_number(each.maximum_tokens_per_s)}{f' ({each.maximum_from})' if each.maximum_from else ''}",
-                _percent(each.throughput),
+                show.percent(each.throughput),
                 show.amount(each.cost),
                 show.amount(each.unused),
             )
@@ -92,7 +93,7 @@ def _show_units(report: UnitReport) -> None:
             f" ({soon.low.human()} to {soon.high.human()}, from {rests})."
         )
     for gap in report.gaps[:_NAMED_GAPS]:
-        show.note(f"{_percent(gap.share)} of requests: {gap.what}; {gap.advice}.")
+        show.note(f"{show.percent(gap.share)} of requests: {gap.what}; {gap.advice}.")
     if report.total.took is None:
         show.note(
             "Percentiles by this would take reading too many receipts: narrow it with --since, or ask --by feature."
@@ -103,14 +104,14 @@ def _unit_row(unit: Unit, name: str) -> tuple[str, ...]:
     return (
         name,
         f"{unit.requests:,}",
-        _known(unit.cost),
-        _known(unit.fully_loaded),
-        _amount(unit.cost_per_request),
-        _amount(unit.cost_per_useful),
+        show.amount(unit.cost, "unknown"),
+        show.amount(unit.fully_loaded, "unknown"),
+        show.amount(unit.cost_per_request, "-"),
+        show.amount(unit.cost_per_useful, "-"),
         _number(unit.tokens_per_useful),
-        _percent(unit.cached),
-        _percent(unit.cache_hits),
-        _percent(unit.routed),
+        show.percent(unit.cached),
+        show.percent(unit.cache_hits),
+        show.percent(unit.routed),
         _number(unit.joules),
     )
 
@@ -143,13 +144,13 @@ def _targets(reports: Reports, where: ReceiptFilter, *, json_: bool) -> None:
             each.feature,
             each.owner or "-",
             f"{each.requests:,}",
-            _amount(each.cost_target),
-            _amount(each.mean_cost),
-            _percent(each.cost_share),
+            show.amount(each.cost_target, "-"),
+            show.amount(each.mean_cost, "-"),
+            show.percent(each.cost_share),
             each.cost_verdict or "",
             "-" if each.latency_target_ms is None else show.duration(each.latency_target_ms * NS_PER_MS),
             show.duration(each.latency_p95_ns),
-            _percent(each.latency_share),
+            show.percent(each.latency_share),
             each.latency_verdict or "",
         )
         for each in found
@@ -218,15 +219,15 @@ def _margin_row(row: MarginRow, name: str) -> tuple[str, ...]:
     return (
         name,
         f"{row.requests:,}",
-        _known(row.revenue),
-        _known(row.ai_cost),
+        show.amount(row.revenue, "unknown"),
+        show.amount(row.ai_cost, "unknown"),
         row.other_cost.human(),
-        _known(row.margin),
-        _percent(row.margin_share),
-        _percent(row.ai_share),
+        show.amount(row.margin, "unknown"),
+        show.percent(row.margin_share),
+        show.percent(row.ai_share),
         "-"
         if not row.target
-        else _percent(row.target) + ("" if row.needed is None else f" (needs {row.needed.human()})"),
+        else show.percent(row.target) + ("" if row.needed is None else f" (needs {row.needed.human()})"),
     )
 
 
@@ -293,10 +294,10 @@ def _drift(reports: Reports, where: ReceiptFilter, *, json_: bool) -> None:
                     (each.feature or "unattributed") if week == "now" else "",
                     week,
                     f"{rates.requests:,}",
-                    _amount(rates.cost_per_request),
+                    show.amount(rates.cost_per_request, "-"),
                     _number(rates.input_tokens),
                     _number(rates.output_tokens),
-                    _percent(rates.cached),
+                    show.percent(rates.cached),
                     moved,
                 )
             )
@@ -304,20 +305,14 @@ def _drift(reports: Reports, where: ReceiptFilter, *, json_: bool) -> None:
 
 
 def import_entries(rows: Sequence[Mapping[str, str]], kind: Kind, *, dry_run: bool, json_: bool) -> None:
-    from millicent import config as configuration
+    from millicent.cli.home import write_ledger
     from millicent.core.clock import SystemClock
     from millicent.core.money import Money
     from millicent.ledger.entries import add_entries
-    from millicent.ledger.schema import write_once
     from millicent.wire.entries import entries_of_rows
 
-    clock = SystemClock()
-    entries = entries_of_rows(rows, kind, clock.now_ns())
-    added = 0
-    if not dry_run:
-        home = configuration.home()
-        settings = configuration.load(home / configuration.FILE_NAME).ledger
-        added = write_once(home / "ledger.db", settings, clock, lambda connection: add_entries(connection, entries))
+    entries = entries_of_rows(rows, kind, SystemClock().now_ns())
+    added = 0 if dry_run else write_ledger(lambda connection: add_entries(connection, entries))
     total = Money.total(each.amount for each in entries)
     if json_:
         show.as_json({"kind": kind, "rows": len(entries), "added": added, "amount_usd": str(total), "dry_run": dry_run})
@@ -330,22 +325,10 @@ def _signed(amount: Money) -> str:
     return f"+{amount.human()}" if amount.nanousd > 0 else amount.human()
 
 
-def _amount(amount: Money | None) -> str:
-    return "-" if amount is None else amount.human()
-
-
 def _spread(spread: Spread) -> str:
     if spread.p50_ns is None:
         return "-"
     return " / ".join(show.duration(ns) for ns in (spread.p50_ns, spread.p95_ns, spread.p99_ns))
-
-
-def _known(amount: Money | None) -> str:
-    return "unknown" if amount is None else amount.human()
-
-
-def _percent(part: Decimal | None) -> str:
-    return "-" if part is None else f"{part * 100:.1f}%"
 
 
 def _number(value: Decimal | None) -> str:

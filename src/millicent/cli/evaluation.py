@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from millicent.cli.options import exact_json_option, url_option
+
 if TYPE_CHECKING:
     from millicent.cli.client import Client
     from millicent.ledger.worth import Usefulness
@@ -31,10 +33,8 @@ _MOST_FAILURES = 5
     "--results", type=click.Path(path_type=Path, dir_okay=False), help="Kept here. [default: SET.results.jsonl]"
 )
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Requests at a time.")
-@click.option(
-    "--url", envvar="MILLICENT_URL", default="http://127.0.0.1:8080", show_default=True, help="The running server."
-)
-@click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+@url_option
+@exact_json_option
 def evaluate(
     prompts: Path,
     models: tuple[str, ...],
@@ -170,13 +170,16 @@ def _chosen(rows: dict[str, list[Graded]], floor: float | None, items: int) -> s
 
 
 def _quantile_ms(rows: Sequence[Graded], percent: int) -> int | None:
-    ordered = sorted(each.latency_ms for each in rows)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else None
+    from millicent.core.tallies import nearest_rank
+
+    return nearest_rank(sorted(each.latency_ms for each in rows), percent) if rows else None
 
 
 def _body(
     rows: dict[str, list[Graded]], floor: float | None, chosen: str | None, failures: list[str]
 ) -> dict[str, Any]:
+    from millicent.core.money import exact_usd
+
     data = []
     for model, graded in rows.items():
         worth = _worth(model, graded)
@@ -190,8 +193,8 @@ def _body(
                 "quality_interval": None if worth.rate_interval is None else [round(e, 6) for e in worth.rate_interval],
                 "cost_usd": str(worth.cost),
                 "unpriced": len(graded) - worth.priced,
-                "cost_per_useful_usd": _text(worth.cost_per_useful),
-                "cost_per_useful_interval_usd": [_text(end) for end in ends],
+                "cost_per_useful_usd": exact_usd(worth.cost_per_useful),
+                "cost_per_useful_interval_usd": [exact_usd(end) for end in ends],
                 "latency_ms": {"p50": _quantile_ms(graded, 50), "p95": _quantile_ms(graded, 95)},
             }
         )
@@ -203,10 +206,6 @@ def _body(
         "spent_usd": str(_spent(rows)),
         "failures": failures,
     }
-
-
-def _text(money: object | None) -> str | None:
-    return None if money is None else str(money)
 
 
 def _spent(rows: dict[str, list[Graded]]) -> Any:
@@ -232,10 +231,10 @@ def _table(rows: dict[str, list[Graded]]) -> str:
             (
                 model,
                 f"{len(graded):,}",
-                "-" if rate is None else f"{rate:.1%}",
+                show.percent(rate),
                 "-" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}",
                 show.amount(mean),
-                "-" if worth.cost_per_useful is None else worth.cost_per_useful.human(),
+                show.amount(worth.cost_per_useful, "-"),
                 *(f"{ms:,} ms" if (ms := _quantile_ms(graded, each)) is not None else "-" for each in (50, 95)),
             )
         )

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from millicent.cli.ledger import filters as receipt_filters
-from millicent.cli.ledger import open_ledger, where_of
-from millicent.cli.show import utc_ns
+from millicent.cli.home import open_ledger, write_ledger
+from millicent.cli.options import exact_json_option, utc_ns, where_of
+from millicent.cli.options import filters as receipt_filters
 from millicent.core.errors import ConfigError
+from millicent.core.files import whole_file
 
 if TYPE_CHECKING:
     from millicent.core.money import Money
-    from millicent.core.receipts import Receipt
     from millicent.ledger.importing import Format
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter, ReceiptPage
 
 _PAGE = 500
 # Rows imported in one transaction, so that a gateway that runs waits some tens of milliseconds at most.
 _BATCH = 500
-_json = click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
 
 
 @click.command()
@@ -47,8 +48,7 @@ def export(form: str, out: Path | None, **filters: Any) -> None:
     if form == "parquet":
         _parquet(queries, where, out)
         return
-    with ExitStack() as stack:
-        target = stack.enter_context(out.open("w", encoding="utf-8", newline="")) if out else sys.stdout
+    with _written(out) if out else nullcontext(sys.stdout) as target:
         if form == "focus":
             _focus(queries, where, target, out)
             return
@@ -58,17 +58,19 @@ def export(form: str, out: Path | None, **filters: Any) -> None:
             target.write(text)
 
 
+@contextmanager
+def _written(out: Path) -> Iterator[TextIO]:
+    """A text file that is there once all of it is."""
+    with whole_file(out) as path, path.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
 def _pages(queries: LedgerQueries, where: ReceiptFilter) -> Iterator[ReceiptPage]:
     from millicent.dashboard.exports import pages
 
     return pages(
         lambda limit, after: queries.receipts(where, limit=limit, after=after), after=None, limit=None, size=_PAGE
     )
-
-
-def _receipts(queries: LedgerQueries, where: ReceiptFilter) -> Iterator[Receipt]:
-    for page in _pages(queries, where):
-        yield from page.receipts
 
 
 def _parquet(queries: LedgerQueries, where: ReceiptFilter, out: Path | None) -> None:
@@ -83,7 +85,7 @@ def _parquet(queries: LedgerQueries, where: ReceiptFilter, out: Path | None) -> 
         raise ConfigError("Parquet needs pyarrow: pip install 'millicent[parquet]', or choose --format csv.") from None
     kinds = {"integer": pa.int64(), "real": pa.float64(), "boolean": pa.bool_(), "text": pa.string()}
     schema = pa.schema([(name, kinds[kind]) for name, kind in column_kinds().items()])
-    with pq.ParquetWriter(out, schema) as writer:
+    with whole_file(out) as path, pq.ParquetWriter(path, schema) as writer:
         for page in _pages(queries, where):
             writer.write_table(pa.Table.from_pylist([row(receipt) for receipt in page.receipts], schema))
 
@@ -98,7 +100,7 @@ def _focus(queries: LedgerQueries, where: ReceiptFilter, target: Any, out: Path 
     writer = csv.DictWriter(target, focus.COLUMNS)
     writer.writeheader()
     left: list[focus.Row] = []
-    for receipt in _receipts(queries, where):
+    for receipt in chain.from_iterable(page.receipts for page in _pages(queries, where)):
         writer.writerows(focus.charges(receipt))
         left += focus.unpriced(receipt)
     # A machine's idle time is nobody's: it is exported only with everything.
@@ -108,7 +110,7 @@ def _focus(queries: LedgerQueries, where: ReceiptFilter, target: Any, out: Path 
         left += focus.unpriced_machines(accounts)
     if left and out is not None:
         side = out.with_name(f"{out.name}.unpriced.csv")
-        with side.open("w", encoding="utf-8", newline="") as file:
+        with _written(side) as file:
             listing = csv.DictWriter(file, focus.UNPRICED_COLUMNS)
             listing.writeheader()
             listing.writerows(left)
@@ -127,7 +129,7 @@ def _focus(queries: LedgerQueries, where: ReceiptFilter, target: Any, out: Path 
 )
 @click.option("--placement", help="Under which placement it is filed; else the format's name.")
 @click.option("--dry-run", is_flag=True, help="Check every row and write nothing.")
-@_json
+@exact_json_option
 def import_(
     file: Path, name: str | None, placement: str | None, dry_run: bool, json_: bool, **columns: str | None
 ) -> None:
@@ -139,11 +141,8 @@ def import_(
     With --format revenue or costs: what came in, or was spent elsewhere, with columns period, amount_usd, and what of
     id, user, tier, feature and note there is.
     """
-    from millicent import config as configuration
     from millicent.cli import show
-    from millicent.core.clock import SystemClock
     from millicent.ledger import importing
-    from millicent.ledger.schema import write_once
 
     rows = importing.read_table(_text(file))
     if name in {"revenue", "costs"}:
@@ -154,11 +153,9 @@ def import_(
     form = _format(rows, name, {field: column for field, column in columns.items() if column})
     receipts = list(importing.receipts_of(rows, form, placement or form.name))
     added = 0
-    settings = configuration.load(configuration.home() / configuration.FILE_NAME).ledger
-    path = configuration.home() / "ledger.db"
     for start in range(0, 0 if dry_run else len(receipts), _BATCH):
         batch = receipts[start : start + _BATCH]
-        added += write_once(path, settings, SystemClock(), lambda each, new=batch: importing.insert_new(each, new))  # type: ignore[misc]
+        added += write_ledger(partial(importing.insert_new, receipts=batch))
     priced = [receipt for receipt in receipts if receipt.total is not None]
     if json_:
         cost = str(sum((receipt.total.usd for receipt in priced if receipt.total), start=0))
@@ -234,7 +231,7 @@ import_ = _column_options(import_)
 @click.option("--time", metavar="COLUMN", help="The column with the date; else recognised.")
 @click.option("--since", metavar="TIME", callback=utc_ns, help="From this time on; else from the invoice's first day.")
 @click.option("--until", metavar="TIME", callback=utc_ns, help="Before this time; else to the invoice's last day.")
-@_json
+@exact_json_option
 def reconcile(
     invoice: Path, placement: str | None, since: int | None, until: int | None, json_: bool, **columns: str | None
 ) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from millicent.cli.show import utc_ns
+from millicent.cli.home import open_ledger
+from millicent.cli.options import exact_json_option, filters, where_of
 from millicent.core.errors import NotFound
 
 if TYPE_CHECKING:
     from millicent.core.receipts import Attempt, Receipt
-    from millicent.ledger.queries import GroupBy, LedgerQueries, ReceiptFilter, Totals
+    from millicent.ledger.queries import GroupBy, Totals
     from millicent.ledger.worth import RoleCosts, Usefulness
 
 # What `report` can group by: `millicent.ledger.queries.GroupBy`, written out so that help needn't load it.
@@ -20,26 +20,6 @@ GROUPS = (
     *("feature", "user", "team", "model", "key", "tier", "placement", "conversation", "run"),
     *("month", "day", "hour", "status"),
 )
-_ATTRIBUTES = ("feature", "user", "team", "model", "key", "tier", "placement", "conversation", "run", "status")
-
-
-def filters(command: Callable[..., None]) -> Callable[..., None]:
-    """The same filters on every command that reads receipts."""
-    command = click.option("--until", metavar="TIME", callback=utc_ns, help="Only those created before this time.")(
-        command
-    )
-    command = click.option(
-        "--since",
-        metavar="TIME",
-        callback=utc_ns,
-        help="Only those created from this time on: 2026-01-31, 2026-01-31T09:00, or 24h ago.",
-    )(command)
-    for name in reversed(_ATTRIBUTES):
-        command = click.option(f"--{name}", help=f'Only those with this {name}; "" for none.')(command)
-    return command
-
-
-_json = click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
 
 
 @click.command()
@@ -47,7 +27,7 @@ _json = click.option("--json", "json_", is_flag=True, help="Print JSON; amounts 
 @filters
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many to show.")
 @click.option("--after", help="Go on after this point: the `next` of the page before.")
-@_json
+@exact_json_option
 def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool, **given: Any) -> None:
     """Show the newest receipts, or the one with this ID."""
     from millicent.cli import show
@@ -91,7 +71,7 @@ def receipts(receipt_id: str | None, limit: int, after: str | None, json_: bool,
 @filters
 @click.option("--timezone", default="UTC", show_default=True, help="Whose days and hours: Europe/Berlin, say.")
 @click.option("--book", default="actual", show_default=True, help="Prices of this book: see `millicent reprice`.")
-@_json
+@exact_json_option
 def report(
     by: str,
     predictivity: bool,
@@ -160,24 +140,20 @@ def report(
         show.note("Assumed costs rest on a rate that nobody has confirmed: set yours in [placements].")
 
 
-def _cache_told(receipt: Receipt) -> str | None:
-    policy = receipt.policy or {}
-    return policy.get("response_cache_filled_by") or policy.get("response_cache_why")
-
-
 def card(receipt: Receipt) -> str:
     """One receipt, as it is read: the amount, who and what, then the lines that add up to it."""
     from millicent.cli import show
 
-    took, ran = receipt.timing, receipt.accelerator
+    took, ran, policy = receipt.timing, receipt.accelerator, receipt.policy or {}
+    cache_told = policy.get("response_cache_filled_by") or policy.get("response_cache_why")
     given = {name: value for name, value in _attribution(receipt).items() if value}
     facts = [
         ("Status", " ".join(filter(None, (receipt.status or "running", _in_brackets(receipt.finish_reason)))), None),
         ("Error", receipt.error, None),
         ("Created", f"{show.moment(receipt.created_at_ns)} UTC", None),
         ("Model", receipt.model, receipt.served_model if receipt.served_model != receipt.model else None),
-        ("Routed", (receipt.policy or {}).get("chosen"), (receipt.policy or {}).get("why")),
-        ("Response cache", (receipt.policy or {}).get("response_cache"), _cache_told(receipt)),
+        ("Routed", policy.get("chosen"), policy.get("why")),
+        ("Response cache", policy.get("response_cache"), cache_told),
         ("Placement", receipt.placement or "none", receipt.backend),
         ("For", ", ".join(f"{name} {value}" for name, value in given.items()) or "unattributed", None),
         *((leaf.value, show.count(count.tokens), count.provenance) for leaf, count in receipt.usage.leaves.items()),
@@ -267,33 +243,19 @@ def _totals_row(totals: Totals) -> tuple[str, ...]:
 
 
 def _totals_body(totals: Totals) -> dict[str, Any]:
+    from millicent.core.money import exact_usd
+
     return {
         "group": totals.group,
         "requests": totals.requests,
         "input_tokens": totals.input_tokens,
         "output_tokens": totals.output_tokens,
         "serving_ns": totals.serving_ns,
-        "cost_usd": None if totals.known_cost is None else str(totals.known_cost),
+        "cost_usd": exact_usd(totals.known_cost),
         "unpriced": totals.unpriced,
         "assumed": totals.assumed,
         "unknown_usage": totals.unknown_usage,
     }
-
-
-def open_ledger() -> LedgerQueries:
-    from millicent.config import home
-    from millicent.ledger.queries import LedgerQueries
-
-    path = home() / "ledger.db"
-    if not path.exists():
-        raise NotFound(f"no ledger at {path} yet: answer a request first, or set MILLICENT_HOME to where it is.")
-    return LedgerQueries(path)
-
-
-def where_of(given: dict[str, Any]) -> ReceiptFilter:
-    from millicent.ledger.queries import ReceiptFilter
-
-    return ReceiptFilter(from_ns=given.pop("since"), to_ns=given.pop("until"), **given)
 
 
 def _attribution(receipt: Receipt) -> dict[str, str | None]:

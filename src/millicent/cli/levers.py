@@ -131,7 +131,7 @@ def show_waste(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -> N
     if report.read < report.of and report.from_ns is not None:
         show.note(
             f"The latest {report.read:,} of {report.of:,} receipts were read, from {show.moment(report.from_ns)} UTC;"
-            " `growing` is of all. --from and --to choose others."
+            " `growing` is of all. --since and --until choose others."
         )
 
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from millicent.cli.options import json_option
+
 if TYPE_CHECKING:
     from millicent.hub import InstalledModel, Progress
-
-_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 
 
 @click.command()
 @click.argument("name")
-@_json
+@json_option
 def pull(name: str, json_: bool) -> None:
     """Fetch a model: one of `millicent models`, or org/name from the Hugging Face hub."""
     from millicent.cli import show
@@ -31,7 +31,7 @@ def pull(name: str, json_: bool) -> None:
 
 
 @click.command()
-@_json
+@json_option
 def models(json_: bool) -> None:
     """List the models that are here, and those that can be fetched by a short name."""
     from millicent.cli import show
@@ -123,7 +123,7 @@ def path_of(path: str, home: Path) -> str:
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="The folder to make; it must not exist yet."
 )
-@_json
+@json_option
 def quantize(model: str, to: Literal["int8", "int4"], out: Path, json_: bool) -> None:
     """Write a model's GGUF with smaller weights; other programs read it too.
 

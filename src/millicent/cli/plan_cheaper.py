@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millicent.cli import ledger
+from millicent.cli import home
+from millicent.cli.options import exact_json_option, filters
 
 if TYPE_CHECKING:
     from millicent.config import Config
     from millicent.core.money import Money
     from millicent.economics.basis import Basis
     from millicent.economics.levers import Cheaper, Estimate, Lever, Measured
-    from millicent.economics.recorded import Recorded
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 
 
 @click.command()
-@ledger.filters
+@filters
 @click.option("--compare", multiple=True, metavar="MODEL", help="A provider's model to compare with. Repeat it.")
 @click.option("--requests", type=click.IntRange(100, 100_000), default=5_000, show_default=True, help="To replay.")
 @click.option("--ttl-s", type=click.IntRange(min=1), help="For how long the response cache would keep answers.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+@exact_json_option
 def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: bool, **given: Any) -> None:
     """Replay this ledger's traffic through each lever: what it would have saved, how surely, and how to switch it on.
 
@@ -31,7 +31,6 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
     """
     import msgspec
 
-    from millicent import config
     from millicent.cli import show
     from millicent.cli.plan_scale import about, engine_basis, progress, read_traffic
     from millicent.core.clock import SystemClock
@@ -40,11 +39,11 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
     from millicent.economics.levers import cheaper as compare_levers
     from millicent.economics.levers import ground_of
     from millicent.economics.levers_list import LEVERS
+    from millicent.economics.recorded import fit_versions
     from millicent.meter.prices import PriceBook
     from millicent.meter.published_prices import published_prices
 
-    settings = config.load(config.home() / config.FILE_NAME)
-    queries = ledger.open_ledger()
+    settings, queries = home.settings(), home.open_ledger()
     with progress() as said:
         where, recorded = read_traffic(queries, given, said)
         basis = engine_basis(settings, queries, recorded, said)
@@ -54,7 +53,7 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
             recorded,
             basis,
             requests,
-            fits=queries.fits_named(_versions(recorded)),
+            fits=queries.fits_named(fit_versions(recorded)),
             cache=settings.cache if ttl_s is None else msgspec.structs.replace(settings.cache, ttl_s=ttl_s),
             prices=PriceBook(settings.prices, published_prices),
             policies=tuple(settings.routing),
@@ -141,11 +140,6 @@ def _details(lever: Lever) -> list[str]:
     lines.append(f"  Quality: {lever.quality}.")
     lines += [f"  {note}" for note in lever.notes]
     return [*lines, *(f"    {line}" for line in lever.configuration.splitlines())]
-
-
-def _versions(recorded: list[Recorded]) -> list[str]:
-    versions = {each.receipt.accelerator.step_time_version for each in recorded}
-    return sorted(version for version in versions if version is not None)
 
 
 def _places(settings: Config, queries: LedgerQueries, where: ReceiptFilter) -> tuple[Money | None, dict[str, Money]]:

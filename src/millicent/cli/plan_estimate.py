@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millicent.cli import ledger
+from millicent.cli.home import open_ledger, settings
+from millicent.cli.options import exact_json_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from millicent.economics.estimate import Estimated, Scenario
     from millicent.economics.scenarios import Beside, Outcome
 
-_json = click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
 _percent = click.IntRange(0, 100)
 
 
@@ -59,7 +59,7 @@ def _number(least: int) -> Callable[[click.Context, click.Parameter, str], Decim
 )
 @click.option("--feature", help="What it will be called: then what happens can be put beside this.")
 @click.option("--save", metavar="NAME", help="Keep it as a scenario; `millicent plan scenarios NAME` compares later.")
-@_json
+@exact_json_option
 def estimate(save: str | None, like: str | None, stated: tuple[str, ...], json_: bool, **given: Any) -> None:
     """Say what something that isn't built would cost a month, model by model, with a range.
 
@@ -75,8 +75,7 @@ def estimate(save: str | None, like: str | None, stated: tuple[str, ...], json_:
 
     scenario = _scenario(like, **given)
     clock = SystemClock()
-    settings = config.load(config.home() / config.FILE_NAME)
-    setup = config.plan_setup(settings, clock.now_ns(), dict(machine_from(text) for text in stated))
+    setup = config.plan_setup(settings(), clock.now_ns(), dict(machine_from(text) for text in stated))
     found = estimate_months(scenario, setup, clock.now_ns())
     if save is not None:
         Scenarios(config.home()).save(save, scenario, found, clock)
@@ -100,7 +99,7 @@ def estimate(save: str | None, like: str | None, stated: tuple[str, ...], json_:
 @click.command()
 @click.argument("name", required=False)
 @click.option("--remove", is_flag=True, help="Delete it.")
-@_json
+@exact_json_option
 def scenarios(name: str | None, remove: bool, json_: bool) -> None:
     """List the scenarios that were saved; or put what happened since beside one, line by line."""
     from millicent import config
@@ -131,7 +130,7 @@ def scenarios(name: str | None, remove: bool, json_: bool) -> None:
         kept.remove(name)
         print(f"{name} is gone.")
         return
-    found = outcome(ledger.open_ledger(), SystemClock(), kept.load(name))
+    found = outcome(open_ledger(), SystemClock(), kept.load(name))
     if json_:
         show.as_json(outcome_body(found))
         return
@@ -166,16 +165,16 @@ def _scenario(like: str | None, **given: Any) -> Scenario:
     )
     if like is None:
         return scenario
-    return measured_like(
-        scenario, read_traffic(ledger.open_ledger(), lately(SystemClock(), ReceiptFilter(feature=like)))
-    )
+    return measured_like(scenario, read_traffic(open_ledger(), lately(SystemClock(), ReceiptFilter(feature=like))))
 
 
 def _row(each: Estimated) -> tuple[str, ...]:
+    from millicent.cli import show
+
     amounts = (each.expected, each.low, each.high, each.per_call, each.per_user)
     return (
         each.name,
-        *("unknown" if amount is None else amount.human() for amount in amounts),
+        *(show.amount(amount, "unknown") for amount in amounts),
         "-" if each.machines is None else f"{each.machines:,}",
         each.source or "-",
     )

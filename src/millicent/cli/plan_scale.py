@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millicent.cli import ledger
+from millicent.cli import home
+from millicent.cli.options import exact_json_option, filters, where_of
 
 if TYPE_CHECKING:
     from millicent.config import Config
     from millicent.core.budgets import Budget
     from millicent.economics.basis import Basis
-    from millicent.economics.outcomes import Latency
     from millicent.economics.recorded import Recorded
     from millicent.economics.scaling import Scale
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter
@@ -24,7 +24,7 @@ _DAYS = 30
 
 
 @click.command()
-@ledger.filters
+@filters
 @click.option("--times", multiple=True, type=click.IntRange(2, 1000), help="How many times the traffic. [10 and 100]")
 @click.option("--latency-target-ms", type=click.IntRange(min=1), help="95 in 100 must not wait longer.")
 @click.option("--machines", type=click.IntRange(1, 4096), default=1, show_default=True, help="That there are now.")
@@ -33,7 +33,7 @@ _DAYS = 30
 @click.option(
     "--requests", type=click.IntRange(1_000, 1_000_000), default=10_000, show_default=True, help="To simulate at most."
 )
-@click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+@exact_json_option
 def scale(
     times: tuple[int, ...],
     latency_target_ms: int | None,
@@ -91,12 +91,10 @@ def prepared(
     arrivals in place of the recorded ones, where there is one."""
     import msgspec
 
-    from millicent import config
     from millicent.economics.arrivals import read_trace
     from millicent.economics.recorded import main_engine
 
-    settings = config.load(config.home() / config.FILE_NAME)
-    queries = ledger.open_ledger()
+    settings, queries = home.settings(), home.open_ledger()
     with progress() as said:
         _, recorded = read_traffic(queries, given, said)
         if trace is not None:
@@ -116,7 +114,7 @@ def read_traffic(
     from millicent.core.clock import NS_PER_HOUR, SystemClock
     from millicent.economics.recorded import read_recorded
 
-    where = ledger.where_of(dict(given))
+    where = where_of(dict(given))
     if where.from_ns is None:
         where = msgspec.structs.replace(where, from_ns=SystemClock().now_ns() - _DAYS * 24 * NS_PER_HOUR)
     return where, read_recorded(queries, where, progress=lambda count: said(f"{count:,} receipts read"))
@@ -174,7 +172,7 @@ def _growth(found: Scale) -> list[str]:
     header = ("TRAFFIC", "REQUESTS/S", "BUSY", "KV MEMORY", "REFUSED", "P50 TOTAL", "P95 TOTAL", "P95 WAIT")
     rows = []
     for rung in found.ladder:
-        each = rung.outcome
+        each, total = rung.outcome, rung.outcome.latency.total
         rows.append(
             (
                 f"{rung.multiple}x",
@@ -182,17 +180,13 @@ def _growth(found: Scale) -> list[str]:
                 f"{each.utilization:.0%}",
                 f"{each.kv_peak:.0%}",
                 f"{sum(each.refused.values()):,}",
-                show.duration(_p50(each.latency.total)),
-                show.duration(None if each.latency.total is None else each.latency.total.p95),
+                show.duration(None if total is None else total.p50),
+                show.duration(None if total is None else total.p95),
                 show.duration(rung.p95_wait_ns),
             )
         )
     title = f"On what there is now, {found.stretch} requests of the busiest {found.stretch_ns / 1e9:,.0f} s and more:"
     return [title, show.table(header, rows, right=frozenset(header))]
-
-
-def _p50(latency: Latency | None) -> int | None:
-    return None if latency is None else latency.p50
 
 
 def _breaks(found: Scale) -> list[str]:

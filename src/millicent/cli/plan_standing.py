@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from millicent.cli import ledger
-from millicent.cli.show import utc_ns
+from millicent.cli.home import open_ledger
+from millicent.cli.home import settings as read_settings
+from millicent.cli.options import exact_json_option, utc_ns
 
 if TYPE_CHECKING:
     from millicent.economics.standing import Stand, Standing
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--since", metavar="TIME", callback=utc_ns, help="From this time on; by default the last 30 days.")
 @click.option("--until", metavar="TIME", callback=utc_ns, help="Only before this time.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+@exact_json_option
 def standing(since: int | None, until: int | None, json_: bool) -> None:
     """Say where you stand: beside published bands, and on a checklist that evidence ticks, with the next step.
 
@@ -31,10 +32,8 @@ def standing(since: int | None, until: int | None, json_: bool) -> None:
     from millicent.economics.traffic import lately
     from millicent.ledger.queries import ReceiptFilter
 
-    home = config.home()
-    settings = config.load(home / config.FILE_NAME)
-    queries = ledger.open_ledger()
-    what = config.configured(settings, queries, Scenarios(home))
+    settings, queries = read_settings(), open_ledger()
+    what = config.configured(settings, queries, Scenarios(config.home()))
     chosen = lately(SystemClock(), ReceiptFilter(from_ns=since, to_ns=until))
     found = stand(queries, SystemClock(), chosen, what, config.economics_setting(settings).books)
     if json_:
@@ -76,9 +75,9 @@ def _without(found: Standing) -> str:
         (
             each.feature,
             each.without.human(),
-            "unknown" if each.with_model is None else each.with_model.human(),
+            show.amount(each.with_model, "unknown"),
             each.of,
-            "unknown" if each.saved is None else each.saved.human(),
+            show.amount(each.saved, "unknown"),
             f"{each.outcomes:,}",
             each.what or "-",
         )

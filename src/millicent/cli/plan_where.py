@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millicent.cli import ledger
+from millicent.cli import home
+from millicent.cli.options import exact_json_option, filters, where_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from fractions import Fraction
 
     from millicent.economics.breakeven import Rule
@@ -23,7 +23,7 @@ _SHOWN = 12
 
 
 @click.command()
-@ledger.filters
+@filters
 @click.option("--compare", multiple=True, metavar="MODEL", help="An API's model: gpt-5-mini, or groq/NAME. Repeat it.")
 @click.option(
     "--machine",
@@ -44,7 +44,7 @@ _SHOWN = 12
     show_default=True,
     help="How much APIs get cheaper, % a year.",
 )
-@click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+@exact_json_option
 def where(
     compare: tuple[str, ...],
     stated: tuple[str, ...],
@@ -69,13 +69,13 @@ def where(
     from millicent.economics.where import verdict
     from millicent.economics.where import where as compare_places
 
-    settings = config.load(config.home() / config.FILE_NAME)
+    settings = home.settings()
     setup = config.plan_setup(settings, SystemClock().now_ns(), dict(machine_from(text) for text in stated))
-    chosen = lately(SystemClock(), ledger.where_of(given))
+    chosen = lately(SystemClock(), where_of(given))
     if latency_target_ms is None and chosen.feature in settings.features:
         latency_target_ms = settings.features[chosen.feature].latency_target_ms
     found = compare_places(
-        ledger.open_ledger(),
+        home.open_ledger(),
         SystemClock(),
         setup,
         chosen,
@@ -117,7 +117,7 @@ def _traffic(traffic: Traffic) -> str:
             f"{round(each.mean):,} tokens {what} (95 in 100 at most {each.p95:,})"
             for each, what in ((traffic.input_tokens, "in"), (traffic.output_tokens, "out"))
         ]
-        cached = f"; {_percent(traffic.cached)} of the input came from caches" if traffic.cached else ""
+        cached = f"; {show.percent(traffic.cached)} of the input came from caches" if traffic.cached else ""
         shape = f"\nA request has {' and '.join(lengths)}{cached}, {traffic.provenance}."
     return (
         f"{traffic.requests:,} requests in {traffic.hours:,} hours from {show.moment(traffic.from_ns)} UTC; "
@@ -162,9 +162,9 @@ def _row(place: Place) -> tuple[str, ...]:
     return (
         place.name,
         place.kind,
-        *("unknown" if amount is None else amount.human() for amount in amounts),
+        *(show.amount(amount, "unknown") for amount in amounts),
         "-" if place.machines is None else f"{place.machines:,}",
-        _percent(place.utilization),
+        show.percent(place.utilization),
         show.duration(place.p50_ns),
         show.duration(place.p95_ns) + late,
         place.provenance,
@@ -173,35 +173,28 @@ def _row(place: Place) -> tuple[str, ...]:
 
 
 def _breaking(found: Where) -> str:
+    from millicent.cli import show
+
     parts = []
     if len(found.cheapest) > 1:
-        parts.append(
-            _listed(
-                ("FROM REQUESTS A MONTH", "TO", "CHEAPEST"),
-                [(f"{each.from_volume:,}", f"{each.to_volume:,}", each.name) for each in found.cheapest[:_SHOWN]],
-                frozenset({"FROM REQUESTS A MONTH", "TO"}),
-            )
-        )
+        header: tuple[str, ...] = ("FROM REQUESTS A MONTH", "TO", "CHEAPEST")
+        ranges = [(f"{each.from_volume:,}", f"{each.to_volume:,}", each.name) for each in found.cheapest[:_SHOWN]]
+        parts.append(show.table(header, ranges, right=frozenset(header[:2])))
         if len(found.cheapest) > _SHOWN:
             parts.append(f"... and {len(found.cheapest) - _SHOWN} more ranges: --json has all.")
-    ends = frozenset({"PAYS FROM", "ALWAYS FROM", "ONE PAYS WHEN USED"})
     if found.break_evens:
+        header = ("MACHINE", "AGAINST", "PAYS FROM", "ALWAYS FROM", "ONE PAYS WHEN USED")
         rows = [
             (each.machine, each.api, _volume(each.pays_from), _volume(each.pays_always_from), _used(each.utilization))
             for each in found.break_evens
         ]
-        parts.append(_listed(("MACHINE", "AGAINST", "PAYS FROM", "ALWAYS FROM", "ONE PAYS WHEN USED"), rows, ends))
+        parts.append(show.table(header, rows, right=frozenset(header[2:])))
     if found.sensitivities:
+        header = (f"IF, FOR {found.sensitive}", "PAYS FROM", "ALWAYS FROM")
         cases = [(each.what, _volume(each.pays_from), _volume(each.pays_always_from)) for each in found.sensitivities]
-        parts.append(_listed((f"IF, FOR {found.sensitive}", "PAYS FROM", "ALWAYS FROM"), cases, ends))
+        parts.append(show.table(header, cases, right=frozenset(header[1:])))
     parts.append(_rule(found.rule))
     return "\n" + "\n\n".join(parts)
-
-
-def _listed(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]) -> str:
-    from millicent.cli import show
-
-    return show.table(header, rows, right=right)
 
 
 def _rule(rule: Rule) -> str:
@@ -220,9 +213,7 @@ def _volume(volume: int | None) -> str:
     return "never" if volume is None else f"{volume:,}"
 
 
-def _percent(part: Fraction | None) -> str:
-    return "-" if part is None else f"{float(part) * 100:.1f}%"
-
-
 def _used(part: Fraction | None) -> str:
-    return "never" if part is None or part > 1 else _percent(part)
+    from millicent.cli import show
+
+    return "never" if part is None or part > 1 else show.percent(part)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millicent.cli.show import utc_ns
+from millicent.cli.options import exact_json_option, url_option, utc_ns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from millicent.ledger.queries import LedgerQueries
     from millicent.meter.placements import Placement
 
-_json = click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
 _PAGE = 500
 
 
@@ -26,10 +25,8 @@ _PAGE = 500
 @click.option("--model", "models", multiple=True, help="Quote this model; repeat it to compare. By default, the first.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="The answer ends after so many tokens.")
 @click.option("--feature", help="Which feature asks: answers are as long as its answers have been.")
-@click.option(
-    "--url", envvar="MILLICENT_URL", default="http://127.0.0.1:8080", show_default=True, help="The running server."
-)
-@_json
+@url_option
+@exact_json_option
 def quote(
     prompt: str, models: tuple[str, ...], max_tokens: int | None, feature: str | None, url: str, json_: bool
 ) -> None:
@@ -71,7 +68,7 @@ def quote(
 )
 @click.option("--since", metavar="TIME", callback=utc_ns, help="Only receipts created from this time on.")
 @click.option("--until", metavar="TIME", callback=utc_ns, help="Only receipts created before this time.")
-@_json
+@exact_json_option
 def reprice(book: str, at: int | None, file: Path | None, since: int | None, until: int | None, json_: bool) -> None:
     """Price closed receipts again, into a new BOOK beside the one that stands, which stays as it is.
 
@@ -82,7 +79,7 @@ def reprice(book: str, at: int | None, file: Path | None, since: int | None, unt
 
     from millicent import config
     from millicent.cli import show
-    from millicent.cli.ledger import open_ledger
+    from millicent.cli.home import ledger_path, open_ledger
     from millicent.core.clock import SystemClock
     from millicent.core.errors import InvalidRequest
     from millicent.core.receipts import REPORTED_BOOK
@@ -91,11 +88,12 @@ def reprice(book: str, at: int | None, file: Path | None, since: int | None, unt
 
     if book in {ACTUAL, REPORTED_BOOK} or not book.isprintable() or not book.strip():
         raise InvalidRequest(f"{book!r} can't be a new book: give it a name of its own.", param="book")
-    home = config.home()
-    settings = config.load(file or home / config.FILE_NAME)
+    settings = config.load(file or config.home() / config.FILE_NAME)
     now_ns = SystemClock().now_ns()
     where = ReceiptFilter(from_ns=since, to_ns=until if until is not None else now_ns)
-    added, unpriced = asyncio.run(_reprice(open_ledger(), home, settings, where, now_ns if at is None else at, book))
+    added, unpriced = asyncio.run(
+        _reprice(open_ledger(), ledger_path(), settings, where, now_ns if at is None else at, book)
+    )
     if json_:
         show.as_json({"book": book, "receipts": added, "unpriced": unpriced})
         return
@@ -105,7 +103,7 @@ def reprice(book: str, at: int | None, file: Path | None, since: int | None, unt
 
 
 async def _reprice(
-    queries: LedgerQueries, home: Path, settings: Config, where: Any, at_ns: int, book: str
+    queries: LedgerQueries, path: Path, settings: Config, where: Any, at_ns: int, book: str
 ) -> tuple[int, int]:
     """How many receipts the book gained, and how many of those have no total."""
     from millicent.core.clock import SystemClock
@@ -119,7 +117,7 @@ async def _reprice(
     clock = SystemClock()
     placements = _placements(settings)
     prices = PriceBook(settings.prices, published_prices)
-    ledger = SqliteLedger(home / "ledger.db", settings.ledger, clock, SystemIds(clock).new("gw"))
+    ledger = SqliteLedger(path, settings.ledger, clock, SystemIds(clock).new("gw"))
     await ledger.start()
     try:
         added = unpriced = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from millicent.cli import ledger
+from millicent.cli.options import exact_json_option, filters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@ledger.filters
+@filters
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="A CSV of arrivals, instead.")
 @click.option("--machines", type=click.IntRange(1, 4096), default=1, show_default=True, help="Side by side.")
 @click.option("--times", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many times the traffic.")
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of another machine: 0.5 where each step takes half as long.",
 )
-@click.option("--json", "json_", is_flag=True, help="Print JSON; amounts are exact decimal strings.")
+@exact_json_option
 def replay(
     trace: Path | None,
     machines: int,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from millicent.cli.options import json_option
+
 if TYPE_CHECKING:
     from millicent.routing.difficulty import Pair
     from millicent.routing.evaluation import Estimate, Report
@@ -64,7 +66,7 @@ def train(pairs: tuple[Path, ...], output: Path, leave_out: Path | None) -> None
 @click.option("--weak-usd", type=click.FloatRange(0), help="What a request costs on the weak model; with --strong-usd.")
 @click.option("--strong-usd", type=click.FloatRange(0), help="What a request costs on the strong model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of folds and resamples.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@json_option
 def evaluate(
     pairs: tuple[Path, ...],
     leave_out: Path | None,

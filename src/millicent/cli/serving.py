@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from millicent.cli.home import settings as read_settings
+
 if TYPE_CHECKING:
     from millicent.backends.elsewhere import Elsewhere
     from millicent.backends.local import LocalModel
@@ -59,8 +61,7 @@ def serve(
     from millicent import config
     from millicent.core.errors import ConfigError
 
-    home = config.home()
-    settings = config.load(home / config.FILE_NAME)
+    home, settings = config.home(), read_settings()
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     settings = on_device(in_precision(settings, dtype, quantize), device)

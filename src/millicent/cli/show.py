@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING
 
-import click
+from millicent.core.clock import NS_PER_S
 
-from millicent.core.clock import NS_PER_S, SystemClock, parse_time_ns
-from millicent.core.money import Money
-
-_NS_PER_UNIT = {"s": NS_PER_S, "m": 60 * NS_PER_S, "h": 3600 * NS_PER_S, "d": 86400 * NS_PER_S, "w": 604800 * NS_PER_S}
+if TYPE_CHECKING:
+    from millicent.core.money import Money
 
 
 def as_json(body: object) -> None:
@@ -40,9 +40,16 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def amount(money: Money | None) -> str:
+def amount(money: Money | None, missing: str = "unpriced") -> str:
     """What nobody could price is said so: it is not zero."""
-    return "unpriced" if money is None else money.human()
+    return missing if money is None else money.human()
+
+
+def percent(part: Decimal | Fraction | None) -> str:
+    """A share: 1 is all."""
+    if part is None:
+        return "-"
+    return f"{(float(part) if isinstance(part, Fraction) else part) * 100:.1f}%"
 
 
 def count(tokens: int | None) -> str:
@@ -74,17 +81,3 @@ def moment(utc_ns: int) -> str:
 def note(text: str) -> None:
     """A remark beside the output: on stderr, so that the output can be piped."""
     print(text, file=sys.stderr)
-
-
-def utc_ns(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """A time as UTC nanoseconds: `2026-01-31`, `2026-01-31T09:00`, or how long ago: `90m`, `24h`, `7d`."""
-    if value is None:
-        return None
-    number, unit = value[:-1], value[-1:]
-    if unit in _NS_PER_UNIT and number.isdecimal():
-        return SystemClock().now_ns() - int(number) * _NS_PER_UNIT[unit]
-    try:
-        return parse_time_ns(value)
-    except ValueError as error:
-        what = f"{value!r} is no time: write 2026-01-31, 2026-01-31T09:00 (UTC) or 24h, 7d (ago)."
-        raise click.BadParameter(what, ctx=context, param=parameter) from error

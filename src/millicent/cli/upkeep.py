@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from millicent.cli import show
+from millicent.cli.home import ledger_path, settings, write_ledger
 
 
 @click.group()
@@ -21,7 +21,7 @@ def backup(file: Path) -> None:
     """Copy the ledger, whole and of one instant, to a new FILE."""
     from millicent.ledger.backup import back_up
 
-    back_up(_path(), file)
+    back_up(ledger_path(), file)
     print(f"{file}: {show.size(file.stat().st_size)}, checked.")
 
 
@@ -33,11 +33,11 @@ def restore(file: Path, yes: bool) -> None:
     from millicent.core.clock import SystemClock, iso_utc
     from millicent.ledger import backup
 
-    path, clock = _path(), SystemClock()
+    path, clock = ledger_path(), SystemClock()
     if path.exists() and not yes:
         click.confirm(f"Replace {path}? Receipts since the backup are then only in the copy that is made.", abort=True)
     kept = path.with_name(f"ledger-before-{iso_utc(clock.now_ns())[:19].replace(':', '')}.db")
-    existed = backup.restore(path, file, kept, _settings(), clock)
+    existed = backup.restore(path, file, kept, settings().ledger, clock)
     print(f"{path} is as it was in {file}" + (f"; what it was until now is in {kept}." if existed else "."))
 
 
@@ -47,14 +47,13 @@ def purge(user: str) -> None:
     """Take a person off every receipt, and forget what was answered to them; the amounts stay. Backups made before
     still have them."""
     from millicent.cli.cache import forget
-    from millicent.core.clock import SystemClock
     from millicent.core.errors import NotFound
     from millicent.ledger.maintenance import purge_user
-    from millicent.ledger.schema import write_once
 
-    if not _path().exists():
-        raise NotFound(f"no ledger at {_path()}: set MILLICENT_HOME to where it is.")
-    purged = write_once(_path(), _settings(), SystemClock(), lambda connection: purge_user(connection, user))
+    path = ledger_path()
+    if not path.exists():
+        raise NotFound(f"no ledger at {path}: set MILLICENT_HOME to where it is.")
+    purged = write_ledger(lambda connection: purge_user(connection, user))
     print(f"{purged:,} receipts no longer name {show.printable(user)}.")
     forget(user=user)
 
@@ -62,20 +61,5 @@ def purge(user: str) -> None:
 @ledger.command()
 def upgrade() -> None:
     """Bring the ledger up to this version, as the server does when it starts."""
-    from millicent.core.clock import SystemClock
-    from millicent.ledger.schema import write_once
-
-    write_once(_path(), _settings(), SystemClock(), lambda _: None)
-    print(f"{_path()} is up to date.")
-
-
-def _path() -> Path:
-    from millicent import config
-
-    return config.home() / "ledger.db"
-
-
-def _settings() -> Any:
-    from millicent import config
-
-    return config.load(config.home() / config.FILE_NAME).ledger
+    write_ledger(lambda _: None)
+    print(f"{ledger_path()} is up to date.")

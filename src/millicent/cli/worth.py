@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from millicent.cli import show
 from millicent.core.clock import NS_PER_MS
+from millicent.core.money import ZERO, Money, exact_usd
 
 if TYPE_CHECKING:
-    from millicent.core.money import Money
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter, Totals
     from millicent.ledger.worth import RoleCosts, Usefulness
     from millicent.pipeline.features import FeatureConfig
@@ -24,7 +24,6 @@ def useful_body(found: Usefulness | None) -> dict[str, Any]:
     """Null where nothing was rated, which is not zero."""
     if found is None or found.rate is None or found.rate_interval is None:
         return {"rated": 0, "useful": None}
-    low, high = found.cost_per_useful_interval
     return {
         "rated": found.rated,
         "useful": {
@@ -32,15 +31,13 @@ def useful_body(found: Usefulness | None) -> dict[str, Any]:
             "rate": round(found.rate, 6),
             "rate_interval": [round(end, 6) for end in found.rate_interval],
             "coverage": round(found.coverage, 6),
-            "cost_per_useful_usd": _usd(found.cost_per_useful),
-            "cost_per_useful_interval_usd": [_usd(low), _usd(high)],
+            "cost_per_useful_usd": exact_usd(found.cost_per_useful),
+            "cost_per_useful_interval_usd": [exact_usd(end) for end in found.cost_per_useful_interval],
         },
     }
 
 
 def roles_table(by: str, groups: list[RoleCosts]) -> str:
-    from millicent.core.money import ZERO
-
     roles = sorted({role for each in groups for role in each.costs})
     header = (by.upper(), *(role.upper() for role in roles), "PREDICTIVITY", "UNPRICED LINES")
     rows = [
@@ -66,8 +63,8 @@ def useful_table(by: str, groups: list[Usefulness]) -> str:
             (
                 each.group if each.group is not None else "unattributed",
                 f"{each.rated:,}",
-                _percent(each.coverage),
-                "-" if each.rate is None else _percent(each.rate),
+                show.percent(each.coverage),
+                show.percent(each.rate),
                 *("no bound" if end is None and each.priced else show.amount(end) for end in ends),
             )
         )
@@ -76,9 +73,9 @@ def useful_table(by: str, groups: list[Usefulness]) -> str:
 
 def aims_of(ledger: LedgerQueries, where: ReceiptFilter, totals: list[Totals]) -> dict[str | None, Aim]:
     """The features of the configuration that say whose they are or what they aim at, with how they do."""
-    from millicent.config import FILE_NAME, home, load
+    from millicent.cli.home import settings
 
-    features = load(home() / FILE_NAME).features
+    features = settings().features
     aimed = [name for name, feature in features.items() if feature.latency_target_ms is not None]
     quick = ledger.in_time(aimed, where) if aimed else {}
     by_name = {each.group: each for each in totals}
@@ -93,8 +90,6 @@ class Aim:
     """What a feature should cost and take, and what it does. None where nothing was priced, or had a target."""
 
     def __init__(self, feature: FeatureConfig, totals: Totals | None, aimed: int, in_time: int) -> None:
-        from millicent.core.money import Money
-
         self.feature = feature
         priced = 0 if totals is None else totals.requests - totals.unpriced
         self.mean_cost = None if totals is None or not priced else Money(round(Decimal(totals.cost.nanousd) / priced))
@@ -106,7 +101,7 @@ class Aim:
             "owner": self.feature.owner,
             "targets": {
                 "cost_usd": None if target is None else format(target, "f"),
-                "mean_cost_usd": _usd(self.mean_cost),
+                "mean_cost_usd": exact_usd(self.mean_cost),
                 "latency_ms": self.feature.latency_target_ms,
                 "in_time": None if self.in_time is None else round(self.in_time, 6),
             },
@@ -114,8 +109,6 @@ class Aim:
 
 
 def aims_table(aims: dict[str | None, Aim]) -> str:
-    from millicent.core.money import Money
-
     header = ("FEATURE", "OWNER", "COST TARGET", "MEAN COST", "LATENCY TARGET", "IN TIME")
     rows = []
     for name, aim in aims.items():
@@ -124,18 +117,10 @@ def aims_table(aims: dict[str | None, Aim]) -> str:
             (
                 show.printable(name or ""),
                 show.printable(aim.feature.owner or "-"),
-                "-" if usd is None else Money.from_usd(usd).human(),
-                "-" if aim.mean_cost is None else aim.mean_cost.human(),
+                show.amount(None if usd is None else Money.from_usd(usd), "-"),
+                show.amount(aim.mean_cost, "-"),
                 "-" if latency_ms is None else show.duration(latency_ms * NS_PER_MS),
-                "-" if aim.in_time is None else _percent(aim.in_time),
+                show.percent(aim.in_time),
             )
         )
     return show.table(header, rows, right=frozenset(header[2:]))
-
-
-def _percent(part: Decimal) -> str:
-    return f"{part * 100:.1f}%"
-
-
-def _usd(amount: Money | None) -> str | None:
-    return None if amount is None else str(amount)

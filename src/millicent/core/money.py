@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+
+import msgspec
 
 NANOUSD_PER_USD = 10**9
 _NANOUSD_PER_DOLLAR = Decimal(NANOUSD_PER_USD)
@@ -18,8 +19,7 @@ _HOUR_NS_PER_NANOUSD = 3600
 _EXACT = Context(prec=60)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Money:
+class Money(msgspec.Struct, frozen=True, order=True):
     """An amount in integer nano-dollars (1e-9 USD). Negative amounts are credits and adjustments."""
 
     nanousd: int
@@ -27,13 +27,12 @@ class Money:
     @classmethod
     def from_usd(cls, usd: Decimal | str | int) -> Money:
         """The nearest nano-dollar to `usd`, half-even."""
-        nano = _EXACT.multiply(Decimal(usd), _NANOUSD_PER_DOLLAR)
-        return cls(int(nano.to_integral_value(ROUND_HALF_EVEN, _EXACT)))
+        return cls(round(_EXACT.multiply(Decimal(usd), _NANOUSD_PER_DOLLAR)))  # which is half-even
 
     @classmethod
     def price(cls, quantity: Decimal | int, unit_price_usd: Decimal) -> Money:
         """`quantity` units at `unit_price_usd` each, rounded half-even once."""
-        return cls.from_usd(_EXACT.multiply(Decimal(quantity), unit_price_usd))
+        return cls(round(_EXACT.multiply(_EXACT.multiply(quantity, unit_price_usd), _NANOUSD_PER_DOLLAR)))
 
     @classmethod
     def of_time(cls, accelerator_ns: int, usd_per_hour: Decimal) -> Money:
@@ -46,7 +45,7 @@ class Money:
 
     @classmethod
     def total(cls, amounts: Iterable[Money]) -> Money:
-        return cls(sum(amount.nanousd for amount in amounts))
+        return cls(sum([amount.nanousd for amount in amounts]))
 
     @property
     def usd(self) -> Decimal:
@@ -99,6 +98,11 @@ def _plain(value: Decimal) -> str:
 
 
 ZERO = Money(0)
+
+
+def exact_usd(amount: Money | None) -> str | None:
+    """As our JSON shows it: decimal dollars; null where nobody knows, which is never zero."""
+    return None if amount is None else str(amount)
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from millicent.core.clock import NS_PER_MS, NS_PER_S, iso_utc
+from millicent.core.money import exact_usd
 from millicent.core.receipts import Receipt
 from millicent.core.spreadsheets import inert
 from millicent.core.usage import Provenance
@@ -20,9 +21,6 @@ from millicent.dashboard.figures import total_provenance, usage_provenance
 from millicent.ledger.queries import ReceiptPage
 
 Cell = str | int | float | None
-
-# Callers choose these texts.
-_TEXTS = {"feature", "user", "team", "key", "tier", "conversation", "run", "model", "served_model", "error"}
 
 # What a column of `row` holds, for formats that must know before the first row; the others hold text.
 _KINDS = {
@@ -68,10 +66,10 @@ def row(receipt: Receipt) -> dict[str, Cell]:
         "total_ms": _in_unit(timing.total_ns, NS_PER_MS),
         "accelerator_seconds": _in_unit(device.serving_ns, NS_PER_S) if seen else None,
         "accelerator_provenance": device.provenance.value,
-        "total_usd": None if receipt.total is None else str(receipt.total),
+        "total_usd": exact_usd(receipt.total),
         "total_provenance": total_provenance(receipt).value,
-        "list_usd": None if receipt.list_price is None else str(receipt.list_price),
-        "hold_usd": None if receipt.hold is None else str(receipt.hold),
+        "list_usd": exact_usd(receipt.list_price),
+        "hold_usd": exact_usd(receipt.hold),
         "error": receipt.error,
     }
 
@@ -105,7 +103,7 @@ def as_csv(pages: Iterator[ReceiptPage]) -> Iterator[str]:
 def _inert(name: str, cell: Cell) -> Cell:
     if isinstance(cell, bool):
         return "true" if cell else "false"
-    return inert(cell) if name in _TEXTS and isinstance(cell, str) else cell
+    return inert(cell) if isinstance(cell, str) and not name.endswith("_usd") else cell
 
 
 def as_json(pages: Iterator[ReceiptPage]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from millicent.core.clock import iso_utc
-from millicent.core.money import Money
+from millicent.core.money import Money, exact_usd
 from millicent.economics.estimate import Estimated, Scenario
 from millicent.economics.places import Place
 from millicent.economics.scenarios import Outcome, Saved
@@ -27,8 +27,8 @@ def where_body(found: Where) -> dict[str, Any]:
         "verdict": verdict(found) or None,
         "latency_target_ms": found.asked.latency_target_ms,
         "spares": found.asked.spares,
-        "spent_usd": usd(found.spent),
-        "accounts_spent_usd": usd(found.accounts_spent),
+        "spent_usd": exact_usd(found.spent),
+        "accounts_spent_usd": exact_usd(found.accounts_spent),
         "places": [_place_body(each) for each in found.places],
         "cheapest": [{"from": each.from_volume, "to": each.to_volume, "place": each.name} for each in found.cheapest],
         "up_to": found.up_to,
@@ -55,8 +55,8 @@ def where_body(found: Where) -> dict[str, Any]:
             "verdict": rule.verdict,
             "api_below_1m": rule.below,
             "self_host_above_100m": rule.above,
-            "api_usd_at": [usd(amount) for amount in rule.api_at],
-            "machine_usd_at": [usd(amount) for amount in rule.machine_at],
+            "api_usd_at": [exact_usd(amount) for amount in rule.api_at],
+            "machine_usd_at": [exact_usd(amount) for amount in rule.machine_at],
         },
     }
 
@@ -89,10 +89,10 @@ def _place_body(place: Place) -> dict[str, Any]:
         "name": place.name,
         "kind": place.kind,
         "model": place.model,
-        "monthly_usd": usd(place.monthly),
-        "per_request_usd": usd(place.per_request),
-        "per_million_tokens_usd": usd(place.per_million_tokens),
-        "monthly_without_caches_usd": usd(place.uncached),
+        "monthly_usd": exact_usd(place.monthly),
+        "per_request_usd": exact_usd(place.per_request),
+        "per_million_tokens_usd": exact_usd(place.per_million_tokens),
+        "monthly_without_caches_usd": exact_usd(place.uncached),
         "machines": place.machines,
         "usd_per_hour": None if place.usd_per_hour is None else f"{place.usd_per_hour:f}",
         "capacity": None
@@ -103,12 +103,12 @@ def _place_body(place: Place) -> dict[str, Any]:
             "how": capacity.how,
         },
         "utilization": ratio(place.utilization),
-        "unused_usd": usd(place.unused),
-        "rented_when_needed_usd": usd(place.when_needed),
+        "unused_usd": exact_usd(place.unused),
+        "rented_when_needed_usd": exact_usd(place.when_needed),
         "busy": ratio(place.busy),
         "latency_ms": {
-            "p50": _ms(place.p50_ns),
-            "p95": _ms(place.p95_ns),
+            "p50": ms(place.p50_ns),
+            "p95": ms(place.p95_ns),
             "provenance": place.latency_provenance,
         },
         "in_time": place.in_time,
@@ -118,17 +118,12 @@ def _place_body(place: Place) -> dict[str, Any]:
     }
 
 
-def usd(amount: Money | None) -> str | None:
-    """A decimal string; null where nobody knows."""
-    return None if amount is None else str(amount)
-
-
 def ratio(value: Fraction | None) -> float | None:
     """For reading: to a millionth."""
     return None if value is None else round(float(value), 6)
 
 
-def _ms(duration_ns: int | None) -> float | None:
+def ms(duration_ns: float | None) -> float | None:
     return None if duration_ns is None else round(duration_ns / 1_000_000, 3)
 
 
@@ -139,9 +134,13 @@ def estimate_body(scenario: Scenario, found: Sequence[Estimated]) -> dict[str, A
         "data": [
             {
                 "name": each.name,
-                "monthly_usd": {"low": usd(each.low), "expected": usd(each.expected), "high": usd(each.high)},
-                "per_call_usd": usd(each.per_call),
-                "per_user_usd": usd(each.per_user),
+                "monthly_usd": {
+                    "low": exact_usd(each.low),
+                    "expected": exact_usd(each.expected),
+                    "high": exact_usd(each.high),
+                },
+                "per_call_usd": exact_usd(each.per_call),
+                "per_user_usd": exact_usd(each.per_user),
                 "machines": each.machines,
                 "provenance": each.provenance,
                 "source": each.source,
@@ -185,7 +184,7 @@ def _scenario_body(scenario: Scenario) -> dict[str, Any]:
 
 def _figure(unit: str, value: Fraction | None) -> str | float | None:
     """Money as a decimal string, to a nano-dollar."""
-    return usd(Money(round(value * 10**9))) if unit == "usd" and value is not None else ratio(value)
+    return exact_usd(Money(round(value * 10**9))) if unit == "usd" and value is not None else ratio(value)
 
 
 def standing_body(found: Standing) -> dict[str, Any]:
@@ -210,10 +209,10 @@ def standing_body(found: Standing) -> dict[str, Any]:
             {
                 "feature": each.feature,
                 "what": each.what,
-                "without_usd": usd(each.without),
-                "with_usd": usd(each.with_model),
+                "without_usd": exact_usd(each.without),
+                "with_usd": exact_usd(each.with_model),
                 "of": each.of,
-                "saved_usd": usd(each.saved),
+                "saved_usd": exact_usd(each.saved),
                 "outcomes": each.outcomes,
             }
             for each in found.without

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from millicent.core.money import Money
+from millicent.core.money import exact_usd
+from millicent.dashboard.plan_json import ms
 from millicent.economics.basis import Basis
 from millicent.economics.levers import Cheaper, Estimate, Lever
 from millicent.economics.outcomes import Latencies, Latency, Outcome
@@ -24,9 +25,9 @@ def basis_body(basis: Basis) -> dict[str, Any]:
         "step_time_error": basis.fit.error,
         "pace": basis.calibration.pace,
         "outside_steps_ms": {
-            "entry": _ms(machine.entry_ns),
-            "between_steps": _ms(machine.gap_ns),
-            "exit": _ms(machine.exit_ns),
+            "entry": ms(machine.entry_ns),
+            "between_steps": ms(machine.gap_ns),
+            "exit": ms(machine.exit_ns),
         },
         "errors": None if basis.fidelity is None else msgspec.to_builtins(basis.fidelity),
         "kv_tokens": machine.kv_blocks * machine.block_tokens,
@@ -50,8 +51,8 @@ def outcome_body(found: Outcome) -> dict[str, Any]:
         "tokens": {"input": found.input_tokens, "cached": found.cached_tokens, "output": found.output_tokens},
         "latency_ms": latencies_body(found.latency),
         "in_time": found.in_time,
-        "busy_cost_usd": _usd(found.busy_cost),
-        "wall_cost_usd": _usd(found.wall_cost),
+        "busy_cost_usd": exact_usd(found.busy_cost),
+        "wall_cost_usd": exact_usd(found.wall_cost),
         "provenance": "estimated",
     }
 
@@ -70,10 +71,10 @@ def scale_body(found: Scale, basis: Basis | None) -> dict[str, Any]:
         "engine": None if basis is None else basis_body(basis),
         "requests_per_month": found.requests_per_month,
         "stretch": {"requests": found.stretch, "seconds": found.stretch_ns / 1e9},
-        "latency_target_ms": _ms(found.target_ns),
+        "latency_target_ms": ms(found.target_ns),
         "latency_target_provenance": found.target_provenance,
         "on_present_machines": [
-            {"multiple": rung.multiple, "p95_wait_ms": _ms(rung.p95_wait_ns)} | outcome_body(rung.outcome)
+            {"multiple": rung.multiple, "p95_wait_ms": ms(rung.p95_wait_ns)} | outcome_body(rung.outcome)
             for rung in found.ladder
         ],
         "breaks": [msgspec.to_builtins(each) for each in found.breaks],
@@ -81,10 +82,10 @@ def scale_body(found: Scale, basis: Basis | None) -> dict[str, Any]:
             {
                 "multiple": each.multiple,
                 "machines": each.machines,
-                "p95_wait_ms": _ms(each.p95_wait_ns),
+                "p95_wait_ms": ms(each.p95_wait_ns),
                 "requests_per_month": each.requests_per_month,
-                "busy_cost_per_month_usd": _usd(each.busy_cost_per_month),
-                "wall_cost_per_month_usd": _usd(each.wall_cost_per_month),
+                "busy_cost_per_month_usd": exact_usd(each.busy_cost_per_month),
+                "wall_cost_per_month_usd": exact_usd(each.wall_cost_per_month),
                 "outcome": None if each.outcome is None else outcome_body(each.outcome),
             }
             for each in found.scaled
@@ -136,8 +137,8 @@ def _lever(found: Cheaper, lever: Lever) -> dict[str, Any]:
         "total_ms": None
         if latency is None
         else {
-            "mean": {"before": _ms(latency.mean_before_ns), "after": _ms(latency.mean_after_ns)},
-            "p95": {"before": _ms(latency.p95_before_ns), "after": _ms(latency.p95_after_ns)},
+            "mean": {"before": ms(latency.mean_before_ns), "after": ms(latency.mean_after_ns)},
+            "p95": {"before": ms(latency.p95_before_ns), "after": ms(latency.p95_after_ns)},
         },
         "quality": lever.quality,
         "needs": lever.needs,
@@ -153,19 +154,11 @@ def _estimate(found: Cheaper, amount: Estimate | None) -> dict[str, str | None] 
         return None
     return {
         "expected": str(amount.expected),
-        "low": _usd(amount.low),
-        "high": _usd(amount.high),
+        "low": exact_usd(amount.low),
+        "high": exact_usd(amount.high),
         "a_month": str(found.monthly(amount.expected)),
     }
 
 
 def _latency(found: Latency | None) -> dict[str, float | None] | None:
-    return None if found is None else {name: _ms(getattr(found, name)) for name in found.__struct_fields__}
-
-
-def _ms(duration_ns: float | None) -> float | None:
-    return None if duration_ns is None else round(duration_ns / 1_000_000, 3)
-
-
-def _usd(amount: Money | None) -> str | None:
-    return None if amount is None else str(amount)
+    return None if found is None else {name: ms(getattr(found, name)) for name in found.__struct_fields__}

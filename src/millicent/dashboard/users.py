@@ -106,9 +106,6 @@ class _Users:
         await self._control.revoke(form.get("id", ""))
         return self._site.redirect("/users")
 
-    def _earned(self, spent: Sequence[Totals], selection: Selection) -> Mapping[str | None, MarginRow]:
-        return self._reports.users_margins(spent, period_of(self._site, self._reports, selection))
-
     async def _answer(self, request: Request, token: str | None = None) -> Response:
         selection = self._site.selection(request, default_range="30d")
         queries = self._site.queries
@@ -118,7 +115,9 @@ class _Users:
         budgets = await self._site.read(self._control.budgets)
         dearest = sorted(by_user, key=lambda each: (-each.cost.nanousd, -each.requests))
         told = dearest if self._site.exporting(request) else dearest[:SHOWN]
-        earned = await self._site.read(lambda: self._earned(told, selection))
+        earned = await self._site.read(
+            lambda: self._reports.users_margins(told, period_of(self._site, self._reports, selection))
+        )
         shown = [
             _spenders(by_user, told, earned, selection),
             _keys(keys, by_key, selection, self._site.clock.now_ns()),
@@ -247,6 +246,6 @@ def _budgets(budgets: Sequence[tuple[Budget, Sequence[Balance]]], now_ns: int) -
         Column("Used", "used_share"),
         Column("Renews", "renews_at_ns", wide=True),
     )
-    empty = "There is no budget. `millicent budgets set` makes one, and so does [budgets.NAME] in millicent.toml."
+    empty = "There is no budget. `millicent budgets create` makes one, and so does [budgets.NAME] in millicent.toml."
     note = "Held: reserved for what is running. Of the period that runs now, whatever is selected above."
     return Table(name="budgets", title="Budgets", columns=columns, rows=tuple(rows), empty=empty, note=note)

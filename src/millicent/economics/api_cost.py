@@ -9,12 +9,10 @@ from fractions import Fraction
 
 import msgspec
 
+from millicent.core.money import NANOUSD_PER_USD
 from millicent.core.usage import Leaf, Usage
 from millicent.meter.prices import PriceList, TokenPrices
-from millicent.meter.pricing import CHARGES, tier_of
-
-# Dollars per million tokens to nano-dollars per token.
-_NANOUSD = 1000
+from millicent.meter.pricing import tier_of
 
 _CACHED = (Leaf.INPUT_CACHE_READ, Leaf.INPUT_CACHE_WRITE_5M, Leaf.INPUT_CACHE_WRITE_1H)
 
@@ -52,17 +50,17 @@ def api_cost(
     as_here = uncached = Fraction(0)
     for tier, counted in by_tier.values():
         for leaf, count in counted.items():
-            here = CHARGES[leaf].price(tier)
+            here = tier.per_token[leaf]
             fresh = here
             if leaf in _CACHED:
-                fresh = tier.input
+                fresh = tier.per_token[Leaf.INPUT_FRESH]
                 here = fresh if here is None else here
             if count and (here is None or fresh is None):
                 return f"no price for {leaf.value.replace('_', ' ')}"
-            as_here += count * Fraction(here or 0) * _NANOUSD
-            uncached += count * Fraction(fresh or 0) * _NANOUSD
+            as_here += count * Fraction(here or 0) * NANOUSD_PER_USD
+            uncached += count * Fraction(fresh or 0) * NANOUSD_PER_USD
     kept = 1 - Fraction(discount)
-    fee = Fraction(prices.request_fee or 0) * 10**9
+    fee = Fraction(prices.request_fee or 0) * NANOUSD_PER_USD
     return ApiCost(
         *((Fraction(total, len(usages)) + fee) * kept if usages else fee * kept for total in (as_here, uncached))
     )

@@ -148,7 +148,8 @@ class _Fleet:
     def __init__(self, machine: Machine, count: int, gate: Gate | None) -> None:
         self._machine = machine
         self._gate = gate
-        self._engines = [_Engine(machine, number) for number in range(count)]
+        self._count = count
+        self._engines: list[_Engine] = []  # those that were ever given a request
         # (when, 1 to plan or 0 to end, which machine, the version of its plan): a step that ends goes before one that
         # begins, and a request that comes in between is in it.
         self._events: list[tuple[float, int, int, int]] = []
@@ -161,7 +162,7 @@ class _Fleet:
         elif self._gate is not None:
             fate.refused = self._gate.enter(arrival, arrival.at_ns)
         if fate.refused is None:
-            engine = min(self._engines, key=len)
+            engine = self._least_busy()
             fate.refused = engine.add(number, fate)
             if fate.refused is None:
                 self.running += 1
@@ -169,6 +170,15 @@ class _Fleet:
             elif self._gate is not None:
                 self._gate.leave(arrival, arrival.at_ns, 0)
         return fate
+
+    def _least_busy(self) -> _Engine:
+        """The first of those with the fewest requests."""
+        engine = min(self._engines, key=len, default=None)
+        if (engine is None or len(engine)) and len(self._engines) < self._count:
+            engine = _Engine(self._machine, len(self._engines))
+            self._engines.append(engine)
+        assert engine is not None, "a fleet has a machine"
+        return engine
 
     def run_until(self, until_ns: float) -> None:
         """Everything that ends by then, and every step that begins before."""
@@ -192,7 +202,8 @@ class _Fleet:
         return any(engine.preemptions for engine in self._engines)
 
     def loads(self) -> list[Load]:
-        return [engine.finished() for engine in self._engines]
+        idle = self._count - len(self._engines)
+        return [*(engine.finished() for engine in self._engines), *(Load() for _ in range(idle))]
 
 
 @dataclass(slots=True, eq=False)

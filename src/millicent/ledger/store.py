@@ -148,6 +148,7 @@ def write_checkpoint(connection: sqlite3.Connection, checkpoint: Checkpoint) -> 
     stored_responses.drop_expired(connection, checkpoint.at_ns)
     rollups.backfill(connection)
     tallies.backfill(connection)
+    tallies.widen(connection)
 
 
 def write_session(connection: sqlite3.Connection, session: DeviceSession) -> None:

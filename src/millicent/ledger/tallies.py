@@ -1,4 +1,5 @@
-"""What requests took, kept beside the rollups: a `Tally` per quarter-hour, hour and day (UTC), feature and model.
+"""What requests took, kept beside the rollups: a `Tally` per quarter-hour, hour, day and eight days (UTC), feature and
+model.
 
 Folding a receipt into the rollups takes it in here too, so that both hold the same receipts, whatever is deleted later.
 """
@@ -17,8 +18,8 @@ import msgspec
 from millicent.core.clock import NS_PER_S, iso_utc
 from millicent.core.tallies import Sums, Tally, add_to, add_up, bucket_of
 
-QUARTER_S, DAY_S = 900, 86_400
-SPANS_S = (QUARTER_S, 3600, DAY_S)
+QUARTER_S, DAY_S, WIDE_S = 900, 86_400, 8 * 86_400
+SPANS_S = (QUARTER_S, 3600, DAY_S, WIDE_S)
 ROLLED = frozenset({"feature", "model"})
 # Receipts read one by one for a question that no tally answers: some tenths of a second.
 MOST_DETAIL = 10_000
@@ -54,6 +55,7 @@ Row = tuple[object, ...]
 Kind = TypeVar("Kind", bound=Sums)
 # A quarter-hour, a feature and a model.
 Place = tuple[int, str, str]
+_SPAN = ("span_s", "start_ns", "feature", "model")
 # What to count: whose, its figures, which of its lines, and whether it is added (1) or taken off (-1).
 Difference = tuple[Sequence[str], Row, int | None, int]
 
@@ -99,6 +101,28 @@ def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
     rows = connection.execute(old, (from_ns, before_ns)).fetchall()
     _add_to_spans(connection, _counted((row[:2], row[2:-2], row[-2], 1) for row in rows if not row[-1]))
     connection.execute("UPDATE tally_progress SET raw_before_ns = ?", (from_ns,))
+
+
+def widen(connection: sqlite3.Connection) -> None:
+    """Take the newest day that isn't in the wide tallies into them: of an older version's."""
+    before_ns = wide_before_ns(connection)
+    if before_ns == _LEAST:
+        return
+    (day_ns,) = connection.execute(
+        "SELECT max(start_ns) FROM tallies WHERE span_s = ? AND start_ns < ?", (DAY_S, before_ns)
+    ).fetchone()
+    days = connection.execute(
+        "SELECT feature, model, tally FROM tallies WHERE span_s = ? AND start_ns = ?", (DAY_S, day_ns)
+    ).fetchall()
+    wide = {(WIDE_S, _down(day_ns, WIDE_S), *place): _decoder.decode(tally) for *place, tally in days}
+    _add(connection, "tallies_wide", _SPAN, wide)
+    connection.execute("UPDATE tally_progress SET wide_before_ns = ?", (_LEAST if day_ns is None else day_ns,))
+
+
+def wide_before_ns(connection: sqlite3.Connection) -> int:
+    """Days that began before this are not in the wide tallies yet."""
+    (before_ns,) = connection.execute("SELECT wide_before_ns FROM tally_progress").fetchone()
+    return int(before_ns)
 
 
 def raw_before_ns(connection: sqlite3.Connection) -> int:
@@ -162,12 +186,17 @@ def read(
         return found
     _detail(connection, by, condition, values, from_ns, first, into)
     _detail(connection, by, condition, values, last, to_ns, into)
-    pieces = _pieces([span_s for span_s in SPANS_S if span_s <= coarsest_s], first, last)
+    usable_s = [span_s for span_s in SPANS_S if span_s <= coarsest_s]
+    wide_ns = min(max(first, _up(wide_before_ns(connection), WIDE_S)), last)
+    pieces = [
+        *_pieces([span_s for span_s in usable_s if span_s < WIDE_S], first, wide_ns),
+        *_pieces(usable_s, wide_ns, last),
+    ]
     wanted = " AND ".join(["1", *(f"{name} = ?" for name in fixed)])
     columns = ", ".join(("tally", *by))
-    sql = f"SELECT start_ns, {columns} FROM tallies WHERE span_s = ? AND start_ns >= ? AND start_ns < ? AND {wanted}"
+    spans = f"SELECT start_ns, {columns} FROM {{}} WHERE span_s = ? AND start_ns >= ? AND start_ns < ? AND {wanted}"
     pending = f"SELECT quarter_ns, {columns} FROM tallies_pending WHERE quarter_ns >= ? AND quarter_ns < ? AND {wanted}"
-    for asked, span in [*((sql, piece) for piece in pieces), (pending, (first, last))]:
+    for asked, span in [*((spans.format(_table(piece[0])), piece) for piece in pieces), (pending, (first, last))]:
         for start_ns, packed, *members in connection.execute(asked, (*span, *fixed.values())):
             into(members, start_ns).add(decode(packed))
     noted = _unrolled(by, f"r.created_at_ns >= ? AND r.created_at_ns < ? AND {condition}")
@@ -181,9 +210,11 @@ def problems(connection: sqlite3.Connection) -> list[str]:
     since_ns, raw_ns = connection.execute("SELECT since_ns, raw_before_ns FROM tally_progress").fetchone()
     (rolled_ns,) = connection.execute("SELECT raw_before_ns FROM rollup_progress").fetchone()
     from_ns = _up(max(since_ns, raw_ns, rolled_ns), DAY_S)
+    wide_ns = _up(max(from_ns, wide_before_ns(connection)), WIDE_S)
     tallied: dict[tuple[int, int], list[int]] = {}
     for span_s, start_ns, packed in connection.execute(
         "SELECT span_s, start_ns, tally FROM tallies WHERE start_ns >= ? UNION ALL"
+        " SELECT span_s, start_ns, tally FROM tallies_wide UNION ALL"
         " SELECT 0, quarter_ns, tally FROM tallies_pending WHERE quarter_ns >= ?",
         (from_ns, from_ns),
     ):
@@ -206,7 +237,8 @@ def problems(connection: sqlite3.Connection) -> list[str]:
     return [
         f"the tally of {span_s} s from {iso_utc(start_ns)} isn't the rollup of that time"
         for start_ns, span_s in sorted({*tallied, *rolled})
-        if tallied.get((start_ns, span_s), [0, 0]) != rolled.get((start_ns, span_s), [0, 0])
+        if (span_s < WIDE_S or start_ns >= wide_ns)
+        and tallied.get((start_ns, span_s), [0, 0]) != rolled.get((start_ns, span_s), [0, 0])
     ]
 
 
@@ -266,11 +298,17 @@ def _counted(added: Iterable[Difference]) -> dict[Place, Tally]:
 
 
 def _add_to_spans(connection: sqlite3.Connection, quarters: Mapping[Place, Tally]) -> None:
+    wide_ns = wide_before_ns(connection)
     for span_s in SPANS_S:
         sums: dict[tuple[int, int, str, str], Tally] = {}
         for (start_ns, feature, model), tally in quarters.items():
-            sums.setdefault((span_s, _down(start_ns, span_s), feature, model), Tally()).add(tally)
-        _add(connection, "tallies", ("span_s", "start_ns", "feature", "model"), sums)
+            if span_s < WIDE_S or start_ns >= wide_ns:
+                sums.setdefault((span_s, _down(start_ns, span_s), feature, model), Tally()).add(tally)
+        _add(connection, _table(span_s), _SPAN, sums)
+
+
+def _table(span_s: int) -> str:
+    return "tallies_wide" if span_s == WIDE_S else "tallies"
 
 
 def _add(

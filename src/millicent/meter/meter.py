@@ -111,6 +111,10 @@ class Meter:
     def reading(self, receipt_id: str) -> Reading:
         return self._receipts[receipt_id].reading()
 
+    def serving_ns(self, receipt_id: str) -> int:
+        """The device time so far, of the reading."""
+        return self._receipts[receipt_id].serving_ns
+
     def end_attempt(self, receipt_id: str) -> Reading:
         """The reading after an attempt. What its sequences do from now on is lost."""
         receipt = self._receipts[receipt_id]

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import date
 from decimal import Decimal
+from functools import cached_property
 from typing import Literal
 
 import msgspec
 
 from millicent.core.clock import NS_PER_S
 from millicent.core.errors import ConfigError
+from millicent.core.usage import Leaf
 
 Service = Literal["standard", "batch", "flex", "priority"]
 
 
-class TokenPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TokenPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
     """US dollars per million tokens; `cache_storage` for an hour of them; a `request_fee` and `tools` per call."""
 
     input: Decimal | None = None
@@ -36,11 +38,33 @@ class TokenPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     request_fee: Decimal | None = None
     tools: dict[str, Decimal] = {}
 
-    def snapshot(self) -> dict[str, str]:
+    @cached_property
+    def per_token(self) -> Mapping[Leaf, Decimal | None]:
+        """Dollars for one token of each kind, before any discount. Providers that name no price for reasoning charge it
+        as output."""
+        per_million = {
+            Leaf.INPUT_FRESH: self.input,
+            Leaf.INPUT_CACHE_READ: self.input_cached,
+            Leaf.INPUT_CACHE_WRITE_5M: self.cache_write_5m,
+            Leaf.INPUT_CACHE_WRITE_1H: self.cache_write_1h,
+            Leaf.INPUT_IMAGE: self.input_image,
+            Leaf.INPUT_AUDIO: self.input_audio,
+            Leaf.OUTPUT_TEXT: self.output,
+            Leaf.OUTPUT_REASONING: self.output if self.reasoning is None else self.reasoning,
+            Leaf.OUTPUT_IMAGE: self.output_image,
+            Leaf.OUTPUT_AUDIO: self.output_audio,
+        }
+        return {leaf: None if usd is None else usd.scaleb(-6) for leaf, usd in per_million.items()}
+
+    @cached_property
+    def snapshot(self) -> Mapping[str, str]:
         """The prices as they are, for the receipt."""
         values = {field: getattr(self, field) for field in TokenPrices.__struct_fields__ if field != "tools"}
         values |= {f"tools.{name}": fee for name, fee in self.tools.items()}
         return {field: format(value, "f") for field, value in values.items() if value is not None}
+
+
+UNPRICED = TokenPrices()
 
 
 class LongContext(TokenPrices, frozen=True, kw_only=True):

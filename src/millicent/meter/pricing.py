@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 
 import msgspec
@@ -12,28 +12,16 @@ from millicent.core.money import Money
 from millicent.core.receipts import METERS, Attempt, Line, Meter, PriceSource, device_line
 from millicent.core.usage import Leaf, Provenance, Usage, weakest
 from millicent.meter.placements import Placement
-from millicent.meter.prices import PriceList, Prices, TokenPrices
+from millicent.meter.prices import UNPRICED, PriceList, Prices, TokenPrices
 
-
-class Charge(msgspec.Struct, frozen=True):
-    """At which price per million a leaf is charged, and what tells it from others on its meter."""
-
-    price: Callable[[TokenPrices], Decimal | None]
-    note: str | None = None
-
-
-CHARGES: dict[Leaf, Charge] = {
-    Leaf.INPUT_FRESH: Charge(lambda prices: prices.input),
-    Leaf.INPUT_CACHE_READ: Charge(lambda prices: prices.input_cached),
-    Leaf.INPUT_CACHE_WRITE_5M: Charge(lambda prices: prices.cache_write_5m, "kept for 5 minutes"),
-    Leaf.INPUT_CACHE_WRITE_1H: Charge(lambda prices: prices.cache_write_1h, "kept for 1 hour"),
-    Leaf.INPUT_IMAGE: Charge(lambda prices: prices.input_image, "input"),
-    Leaf.INPUT_AUDIO: Charge(lambda prices: prices.input_audio, "input"),
-    Leaf.OUTPUT_TEXT: Charge(lambda prices: prices.output),
-    # Providers that name no price for reasoning charge it as output.
-    Leaf.OUTPUT_REASONING: Charge(lambda prices: prices.output if prices.reasoning is None else prices.reasoning),
-    Leaf.OUTPUT_IMAGE: Charge(lambda prices: prices.output_image, "output"),
-    Leaf.OUTPUT_AUDIO: Charge(lambda prices: prices.output_audio, "output"),
+# What tells a leaf from others on its meter.
+NOTES: dict[Leaf, str] = {
+    Leaf.INPUT_CACHE_WRITE_5M: "kept for 5 minutes",
+    Leaf.INPUT_CACHE_WRITE_1H: "kept for 1 hour",
+    Leaf.INPUT_IMAGE: "input",
+    Leaf.INPUT_AUDIO: "input",
+    Leaf.OUTPUT_IMAGE: "output",
+    Leaf.OUTPUT_AUDIO: "output",
 }
 _CACHE_LEAVES = (Leaf.INPUT_CACHE_READ, Leaf.INPUT_CACHE_WRITE_5M, Leaf.INPUT_CACHE_WRITE_1H)
 
@@ -79,13 +67,12 @@ def token_lines(
     quantities: list[tuple[Meter, Decimal | None, str, Decimal | None, Provenance, str | None]] = []
     for leaf, count in consumption.usage.leaves.items():
         if count.tokens != 0:
-            charge = CHARGES[leaf]
             tokens = None if count.tokens is None else Decimal(count.tokens)
-            each = unit_price(leaf, prices)
-            quantities.append((METERS[leaf], tokens, "token", each, count.provenance, charge.note))
+            each = prices.per_token[leaf]
+            quantities.append((METERS[leaf], tokens, "token", each, count.provenance, NOTES.get(leaf)))
     known = Provenance.MEASURED
     if consumption.stored_token_hours:
-        per_hour = per_token(prices.cache_storage)
+        per_hour = storage_price(prices)
         quantities.append((Meter.CACHE_STORAGE, consumption.stored_token_hours, "token-hour", per_hour, known, None))
     for tool, calls in consumption.tool_calls.items():
         quantities.append((Meter.TOOL_CALL, Decimal(calls), "call", prices.tools.get(tool), known, tool))
@@ -93,23 +80,26 @@ def token_lines(
         requests = Decimal(consumption.requests)
         quantities.append((Meter.REQUEST_FEE, requests, "request", prices.request_fee, known, None))
     return tuple(
-        _line(attempt, meter, quantity, unit, None if each is None else each * (1 - discount), provenance, at_ns, note)
-        for meter, quantity, unit, each, provenance, note in quantities
+        [
+            _line(attempt, meter, quantity, unit, discounted(each, discount), provenance, at_ns, note)
+            for meter, quantity, unit, each, provenance, note in quantities
+        ]
     )
 
 
 def tier_of(prices: PriceList | None, usage: Usage) -> TokenPrices:
     """The prices that hold for an input of this length; none where it isn't known and they depend on it."""
-    if prices is None or (prices.long_context and usage.input_tokens is None):
-        return TokenPrices()
-    return prices.tier(usage.input_tokens or 0)
+    if prices is None or not prices.long_context:
+        return prices or UNPRICED
+    read = usage.input_tokens
+    return UNPRICED if read is None else prices.tier(read)
 
 
 def price_source(prices: Prices | None, tier: TokenPrices, placement: Placement) -> PriceSource:
     """For the receipt of what is paid for by the token."""
     if prices is None:
         return PriceSource()
-    snapshot = {"kind": "api", "service": placement.service, **tier.snapshot()}
+    snapshot = {"kind": "api", "service": placement.service, **tier.snapshot}
     if placement.discount:
         snapshot["discount"] = format(placement.discount, "f")
     return PriceSource(prices.source, snapshot)
@@ -121,13 +111,14 @@ def total(lines: tuple[Line, ...]) -> Money | None:
     return Money.total(amounts) if amounts and len(amounts) == len(lines) else None
 
 
-def unit_price(leaf: Leaf, prices: TokenPrices) -> Decimal | None:
-    """Of one token, before any discount."""
-    return per_token(CHARGES[leaf].price(prices))
+def discounted(each: Decimal | None, discount: Decimal) -> Decimal | None:
+    """A unit price, less the contract's discount."""
+    return each * (1 - discount) if each is not None and discount else each
 
 
-def per_token(per_million: Decimal | None) -> Decimal | None:
-    return None if per_million is None else per_million.scaleb(-6)
+def storage_price(prices: TokenPrices) -> Decimal | None:
+    """Of one token for an hour."""
+    return None if prices.cache_storage is None else prices.cache_storage.scaleb(-6)
 
 
 def _line(

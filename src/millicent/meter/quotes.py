@@ -14,8 +14,8 @@ from millicent.core.usage import Leaf, Provenance, weakest
 from millicent.meter.durations import DurationModel, Durations, Times
 from millicent.meter.lengths import Length, OutputLengths
 from millicent.meter.placements import Placement
-from millicent.meter.prices import PriceList, Prices, TokenPrices
-from millicent.meter.pricing import unit_price
+from millicent.meter.prices import UNPRICED, PriceList, Prices
+from millicent.meter.pricing import discounted
 from millicent.step_time import Coefficients
 
 # Money.of_time's: nanoseconds x dollars per hour, divided by this, is nano-dollars.
@@ -231,23 +231,23 @@ class _TokensCost:
         discount: Decimal = Decimal(0),
         cached: Mapping[Leaf, int] | None = None,
     ) -> None:
-        tier = TokenPrices() if prices is None else prices.tier(input_tokens)
-        self._paid = 1 - discount
-        self._output = unit_price(Leaf.OUTPUT_TEXT, tier)
+        tier = UNPRICED if prices is None else prices.tier(input_tokens)
+        self._output = discounted(tier.per_token[Leaf.OUTPUT_TEXT], discount)
         known = []
         for leaf, tokens in (cached or {}).items():
             tokens = min(tokens, input_tokens)  # noqa: PLW2901
             input_tokens -= tokens
-            known.append((tokens, unit_price(leaf, tier)))
-        known.append((input_tokens, unit_price(Leaf.INPUT_FRESH, tier)))
+            known.append((tokens, tier.per_token[leaf]))
+        known.append((input_tokens, tier.per_token[Leaf.INPUT_FRESH]))
         if tier.request_fee is not None:
             known.append((1, tier.request_fee))
-        self._beside = [self._line(quantity, each) for quantity, each in known if quantity]
+        self._beside = [_amount(quantity, discounted(each, discount)) for quantity, each in known if quantity]
 
     def __call__(self, output_tokens: int) -> Money | None:
-        lines = [*self._beside, self._line(output_tokens, self._output)] if output_tokens else self._beside
+        lines = [*self._beside, _amount(output_tokens, self._output)] if output_tokens else self._beside
         amounts = [line for line in lines if line is not None]
         return Money.total(amounts) if amounts and len(amounts) == len(lines) else None
 
-    def _line(self, quantity: int, each: Decimal | None) -> Money | None:
-        return None if each is None else Money.price(quantity, each * self._paid)
+
+def _amount(quantity: int, each: Decimal | None) -> Money | None:
+    return None if each is None else Money.price(quantity, each)

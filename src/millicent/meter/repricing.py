@@ -11,12 +11,12 @@ from millicent.core.money import Money
 from millicent.core.receipts import METERS, Line, Meter, Receipt, device_line
 from millicent.core.usage import Leaf, Provenance, weakest
 from millicent.meter.placements import Placement
-from millicent.meter.prices import PriceBook, TokenPrices
-from millicent.meter.pricing import CHARGES, per_token, tier_of
+from millicent.meter.prices import UNPRICED, PriceBook, TokenPrices
+from millicent.meter.pricing import NOTES, discounted, storage_price, tier_of
 
 ACTUAL = "actual"
 # Read back from a line: its meter and note tell which leaf it charged.
-_LEAVES = {(METERS[leaf], charge.note): leaf for leaf, charge in CHARGES.items()}
+_LEAVES = {(meter, NOTES.get(leaf)): leaf for leaf, meter in METERS.items()}
 
 
 def repriced(
@@ -45,7 +45,7 @@ def _lines(
             yield _time(receipt, line, placement, now_ns)
         elif (line.meter, line.note) in _LEAVES or line.meter in _FEES:
             model = receipt.model if attempt is None else attempt.model
-            tier, discount = TokenPrices(), Decimal(0)
+            tier, discount = UNPRICED, Decimal(0)
             if placement is not None and placement.kind == "api":
                 found = prices.find(model, at_ns, placement.service, placement.provider)
                 tier, discount = tier_of(found.service if found else None, receipt.usage), placement.discount
@@ -77,17 +77,17 @@ def _quantity(receipt: Receipt, line: Line, tier: TokenPrices, discount: Decimal
     known = Provenance.MEASURED
     each: Decimal | None
     if line.meter is Meter.CACHE_STORAGE:
-        each = per_token(tier.cache_storage)
+        each = storage_price(tier)
     elif line.meter is Meter.TOOL_CALL:
         each = tier.tools.get(line.note or "")
     elif line.meter is Meter.REQUEST_FEE:
         each = tier.request_fee
     else:
         leaf = _LEAVES[line.meter, line.note]
-        each = per_token(CHARGES[leaf].price(tier))
+        each = tier.per_token[leaf]
         # A line that had a price says how its count is known; the receipt knows only of the attempt that answered.
         known = _provenance(receipt, leaf) if line.provenance is Provenance.UNKNOWN else line.provenance
-    each = None if each is None else each * (1 - discount)
+    each = discounted(each, discount)
     amount = None if each is None or known is Provenance.UNKNOWN else Money.price(line.quantity, each)
     provenance = Provenance.UNKNOWN if amount is None else known
     return msgspec.structs.replace(line, unit_price_usd=each, amount=amount, provenance=provenance)

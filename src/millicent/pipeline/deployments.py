@@ -22,6 +22,7 @@ _CALLS_PER_CONNECTION = 2
 # A deployment that holds a conversation's beginning is passed over when it has so many more calls than twice the least
 # busy's.
 _MUCH_BUSIER = 4
+_NO_POLICY = ModelPolicy()
 # What a caller is told where nobody knows how long: a probe runs, or others' calls do.
 _SOON_S = 1
 
@@ -135,7 +136,7 @@ class Deployments:
         self._known[model] = [self._deployment(model, place)]
 
     def policy(self, model: str) -> ModelPolicy:
-        return self._policies.get(model, ModelPolicy())
+        return self._policies.get(model, _NO_POLICY)
 
     def of(self, model: str) -> list[Deployment]:
         """Raises ModelNotFound, with a suggestion."""

@@ -46,7 +46,7 @@ class HoldWatch:
 
 class Purse:
     """What one attempt at an answer may cost: the hold, where a hard budget bounds it, and what its caller's maximum
-    leaves for it. `most` is what the longest answer that there can be costs, where that is known.
+    leaves for it.
 
     Where time is paid for (`usd_per_hour` is its rate), the meter keeps it: it charges no more than that, and says in
     time when the steps under way could pass it. Where tokens have prices, the cost is looked at with every piece, and
@@ -55,22 +55,22 @@ class Purse:
     """
 
     def __init__(
-        self, answer: Answer, ledger: Ledger, meter: Meter, *, bounded: bool, maximum: Money | None,
-        usd_per_hour: Decimal | None, most: Money | None = None,
-    ) -> None:  # fmt: skip
+        self, answer: Answer, ledger: Ledger, meter: Meter, plan: Plan, *, bounded: bool, usd_per_hour: Decimal | None
+    ) -> None:
         self._answer = answer
         self._ledger = ledger
         self._meter = meter
         # What was spent beside this attempt: outside costs, and attempts before it.
         lines = [line for line in answer.opened.lines if line.book == "actual"]
         self._before = Money.total(line.amount or ZERO for line in lines) + answer.reserved
-        self._before_ns = meter.reading(answer.receipt_id).accelerator.serving_ns
+        self._before_ns = meter.serving_ns(answer.receipt_id)
         self._hold = answer.opened.hold if bounded else None
-        self._maximum = maximum
+        self._maximum = plan.maximum
         self._usd_per_hour = usd_per_hour
         self._asking: asyncio.Task[None] | None = None
         self._watch: HoldWatch | None = None
         if self._hold is not None and usd_per_hour is None:
+            most = plan.most
             self._watch = HoldWatch(self._hold, enough=most is not None and self._before + most <= self._hold)
         self._bound_time()
 

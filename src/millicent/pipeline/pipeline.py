@@ -530,8 +530,7 @@ class Pipeline:
 
     def _purse(self, answer: Answer, plan: Plan, *, bounded: bool) -> Purse:
         rate = self._books.placement(plan.call.placement, answer.opened.created_at_ns).receipt_usd_per_hour
-        return Purse(answer, self._ledger, self._meter, bounded=bounded, maximum=plan.maximum, usd_per_hour=rate,
-                     most=plan.most)  # fmt: skip
+        return Purse(answer, self._ledger, self._meter, plan, bounded=bounded, usd_per_hour=rate)
 
     async def _settle(self, answer: Answer, journey: Journey, end: End) -> None:
         reading = self._meter.close(answer.receipt_id)

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,8 +36,9 @@ class BuildError(Exception):
 
 
 def library_name(native: Path) -> str:
-    """Holds a digest of the sources, so that a library is never used with sources it was not built from."""
-    digest = hashlib.sha256()
+    """Holds a digest of the sources and of what they are built for, so that a library is never used with sources it was
+    not built from, nor, in a folder that several machines share, on one that it is not for."""
+    digest = hashlib.sha256(platform_tag().encode())
     for source in sorted(native.glob("*.*")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return f"millicent_kernels.{digest.hexdigest()[:16]}.so"
@@ -46,6 +48,14 @@ def compiler() -> str | None:
     """The C++ compiler to use: $CXX, or the first of c++, g++ and clang++ on the path."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def platform_tag() -> str:
+    """What a wheel with the library in it says of the machines that it is for."""
+    if sys.platform == "darwin":
+        # Python tells for how many architectures, and how old systems, it was itself built; the library is for ours.
+        return f"macosx_{platform.mac_ver()[0].partition('.')[0]}_0_{platform.machine()}"
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
 def build(native: Path, folder: Path) -> Path:

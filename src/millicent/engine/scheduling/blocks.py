@@ -27,8 +27,8 @@ class BlockPool:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self._free = list(range(total - 1, -1, -1))
-        self._holders = [0] * total
+        self._given_back: list[int] = []
+        self._holders: list[int] = []  # of the blocks that were ever taken: the simulator has thousands of machines
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
         # In the order of last use. Taking the first of a plain dict passes by all that were taken before it.
@@ -36,7 +36,7 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        return len(self._given_back) + self.total - len(self._holders)
 
     @property
     def cached(self) -> int:
@@ -45,7 +45,7 @@ class BlockPool:
     @property
     def available(self) -> int:
         """How many can be taken."""
-        return len(self._free) + len(self._cached)
+        return len(self._given_back) + self.total - len(self._holders) + len(self._cached)
 
     @property
     def used(self) -> int:
@@ -56,8 +56,11 @@ class BlockPool:
         assert count <= self.available, f"{count} KV blocks wanted, {self.available} available"
         blocks = []
         for _ in range(count):
-            if self._free:
-                block = self._free.pop()
+            if self._given_back:
+                block = self._given_back.pop()
+            elif len(self._holders) < self.total:
+                block = len(self._holders)
+                self._holders.append(0)
             else:
                 block, _ = self._cached.popitem(last=False)
                 del self._block_of[self._key_of.pop(block)]
@@ -92,4 +95,4 @@ class BlockPool:
             if block in self._key_of:
                 self._cached[block] = None
             else:
-                self._free.append(block)
+                self._given_back.append(block)
