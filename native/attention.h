@@ -13,6 +13,7 @@
 
 constexpr int kStep = 4;  // cache tiles between two rescalings of a row
 constexpr int kStepTokens = kStep * kCacheTile;
+constexpr float kSlack = 8.0F;  // by how much, as a power of two, scores may exceed what they are relative to
 
 template <bool Wide>
 struct CacheTraits;
@@ -23,7 +24,7 @@ struct CacheTraits<false> {
   static Floats dot(Floats sum, const void* cache, const void* x) {
     return dot_bfloats(sum, load_words(cache), splat_word(x));
   }
-  static Element narrow(float v) { return to_bfloat(v); }
+  static void narrow(Element* out, Floats v) { store_bfloats(out, v); }
 };
 template <>
 struct CacheTraits<true> {
@@ -32,7 +33,7 @@ struct CacheTraits<true> {
   static Floats dot(Floats sum, const void* cache, const void* x) {
     return multiply_add(load(static_cast<const float*>(cache)), splat(*static_cast<const float*>(x)), sum);
   }
-  static Element narrow(float v) { return v; }
+  static void narrow(Element* out, Floats v) { store(out, v); }
 };
 
 struct TileSpan {
@@ -50,8 +51,7 @@ struct AttentionState {
   alignas(64) float weights[kAttentionRows * kCacheTile];  // a row's sum of exponentials, by lane
   alignas(64) float scores[kPanelRows * kStepTokens];
   alignas(64) Element probabilities[kPanelRows * kStepTokens];
-  float greatest[kAttentionRows];
-  float rescale[kPanelRows];
+  float reference[kAttentionRows];  // the score that a row's probabilities are relative to
 };
 
 // scores [R][64] of R query rows against T tiles.
@@ -77,13 +77,11 @@ void score_tiles(const typename CacheTraits<Wide>::Element* queries, const uint8
 // Adds R rows' probabilities times the values of some tiles to V vectors of sums [R][head_dim].
 template <bool Wide, int R, int V>
 void add_values(const typename CacheTraits<Wide>::Element* probabilities, const uint8_t* const* tiles,
-                const int* tokens, int tile_count, int32_t head_dim, int32_t first, const float* rescale, float* sums) {
+                const int* tokens, int tile_count, int32_t head_dim, int32_t first, float* sums) {
   constexpr int kPerWord = CacheTraits<Wide>::kPerWord;
   Floats sum[R][V];
   MK_UNROLL for (int r = 0; r < R; r++) {
-    MK_UNROLL for (int v = 0; v < V; v++) {
-      sum[r][v] = multiply(load(sums + r * head_dim + first + v * kLanes), splat(rescale[r]));
-    }
+    MK_UNROLL for (int v = 0; v < V; v++) sum[r][v] = load(sums + r * head_dim + first + v * kLanes);
   }
   for (int t = 0; t < tile_count; t++) {
     for (int step = 0; step < (tokens[t] + kPerWord - 1) / kPerWord; step++) {
@@ -101,44 +99,55 @@ void add_values(const typename CacheTraits<Wide>::Element* probabilities, const 
   }
 }
 
-// Scores into probabilities against the row's running maximum; what the row does not see becomes 0.
-template <bool Wide>
-void soften(AttentionState<Wide>& state, int64_t row, int r, int64_t visible, const TileSpan* spans, int tile_count,
-            float scale) {
-  const Floats nothing = splat(-__builtin_inff());
-  float* scores = state.scores + r * kStepTokens;
-  Floats top = nothing;
+// Hides the scores that a row doesn't see, and gives those of bytes their scales.
+inline void finish_scores(float* scores, int64_t visible, const TileSpan* spans, int tile_count) {
   for (int t = 0; t < tile_count; t++) {
     const int64_t seen = least(visible - spans[t].position, spans[t].tokens);
+    if (seen == kCacheTile && spans[t].key_scales == nullptr) continue;
     for (int i = 0; i < kCacheTile; i += kLanes) {
-      const int lanes = seen <= i ? 0 : static_cast<int>(least(seen - i, kLanes));
-      const Floats factor = spans[t].key_scales == nullptr ? splat(scale)
-                                                            : multiply(load(spans[t].key_scales + i), splat(scale));
-      const Floats v = first_lanes(multiply(load(scores + t * kCacheTile + i), factor), lanes, nothing);
-      store(scores + t * kCacheTile + i, v);
-      top = maximum(top, v);
+      float* at = scores + t * kCacheTile + i;
+      const Floats v = spans[t].key_scales == nullptr ? load(at) : multiply(load(at), load(spans[t].key_scales + i));
+      store(at, first_lanes(v, seen <= i ? 0 : static_cast<int>(least(seen - i, kLanes)), splat(-__builtin_inff())));
     }
   }
-  const float before = state.greatest[row];
-  const float here = reduce_max(top);
-  const float now = here > before ? here : before;
-  alignas(64) float factor[kLanes];
-  store(factor, exponential(splat(before - now)));
-  state.greatest[row] = now;
-  state.rescale[r] = factor[0];
+}
+
+// What a row has gathered, relative to the greatest of these scores instead of the one before.
+template <bool Wide>
+void rescale(AttentionState<Wide>& state, int64_t row, Floats top, int32_t head_dim) {
+  const float before = state.reference[row];
+  state.reference[row] = reduce_max(top);
+  const Floats factor = two_to_the(splat(before - state.reference[row]));
   float* weights = state.weights + row * kCacheTile;
+  for (int i = 0; i < kCacheTile; i += kLanes) store(weights + i, multiply(load(weights + i), factor));
+  float* sums = state.sums + row * head_dim;
+  for (int32_t i = 0; i < head_dim; i += kLanes) store(sums + i, multiply(load(sums + i), factor));
+}
+
+// Scores, which are binary logarithms, into probabilities. They are relative to a score that none of the row so far
+// exceeds by more than kSlack; seldom is that a new one.
+template <bool Wide>
+void soften(AttentionState<Wide>& state, int64_t row, int r, int64_t visible, const TileSpan* spans, int tile_count,
+            int32_t head_dim) {
+  float* scores = state.scores + r * kStepTokens;
+  finish_scores(scores, visible, spans, tile_count);
+  Floats top = load(scores);
+  for (int i = kLanes; i < tile_count * kCacheTile; i += kLanes) top = maximum(top, load(scores + i));
+  if (any_greater(top, splat(state.reference[row] + kSlack))) rescale<Wide>(state, row, top, head_dim);
+  float* weights = state.weights + row * kCacheTile;
+  const Floats reference = splat(state.reference[row]);
+  auto* probabilities = state.probabilities + r * kStepTokens;
   for (int i = 0; i < kCacheTile; i += kLanes) {
-    Floats total = multiply(load(weights + i), splat(factor[0]));
+    Floats total = load(weights + i);
     for (int t = 0; t < tile_count; t++) {
-      const Floats p = exponential(subtract(load(scores + t * kCacheTile + i), splat(now)));
+      const Floats p = two_to_the(subtract(load(scores + t * kCacheTile + i), reference));
       const float* value_scales = spans[t].value_scales;
-      store(scores + t * kCacheTile + i, value_scales == nullptr ? p : multiply(p, load(value_scales + i)));
+      CacheTraits<Wide>::narrow(probabilities + t * kCacheTile + i,
+                                value_scales == nullptr ? p : multiply(p, load(value_scales + i)));
       total = add(total, p);
     }
     store(weights + i, total);
   }
-  auto* narrow = state.probabilities + r * kStepTokens;
-  for (int i = 0; i < tile_count * kCacheTile; i++) narrow[i] = CacheTraits<Wide>::narrow(scores[i]);
 }
 
 struct StepTiles {
@@ -150,7 +159,7 @@ struct StepTiles {
 
 template <bool Wide, int R>
 void attend_rows(AttentionState<Wide>& state, int64_t row, const int64_t* visible, const StepTiles& tiles,
-                 int32_t head_dim, float scale) {
+                 int32_t head_dim) {
   const auto* queries = state.queries + row * head_dim;
   int done = 0;
   if constexpr (kAttentionTiles * R * (kCacheTile / kLanes) <= kRegisters - 6) {
@@ -166,15 +175,15 @@ void attend_rows(AttentionState<Wide>& state, int64_t row, const int64_t* visibl
     const int64_t seen = least(visible[R - 1] - tiles.spans[t].position, tiles.spans[t].tokens);
     tokens[t] = seen < 0 ? 0 : static_cast<int>(seen);
   }
-  for (int r = 0; r < R; r++) soften<Wide>(state, row + r, r, visible[r], tiles.spans, tiles.count, scale);
+  for (int r = 0; r < R; r++) soften<Wide>(state, row + r, r, visible[r], tiles.spans, tiles.count, head_dim);
   float* sums = state.sums + row * head_dim;
   constexpr int V = vectors_at_once(R, false);
   int32_t first = 0;
   for (; first + V * kLanes <= head_dim; first += V * kLanes) {
-    add_values<Wide, R, V>(state.probabilities, tiles.values, tokens, tiles.count, head_dim, first, state.rescale, sums);
+    add_values<Wide, R, V>(state.probabilities, tiles.values, tokens, tiles.count, head_dim, first, sums);
   }
   for (; first < head_dim; first += kLanes) {
-    add_values<Wide, R, 1>(state.probabilities, tiles.values, tokens, tiles.count, head_dim, first, state.rescale, sums);
+    add_values<Wide, R, 1>(state.probabilities, tiles.values, tokens, tiles.count, head_dim, first, sums);
   }
 }
 
@@ -194,7 +203,7 @@ void attend_step(AttentionState<Wide>& state, int64_t rows, const int64_t* visib
     switch (count) {
 #define MK_ROWS(n) \
   case n: \
-    if constexpr (kPanelRows >= n) attend_rows<Wide, n>(state, row, seen, tiles, shape.head_dim, shape.attention_scale); \
+    if constexpr (kPanelRows >= n) attend_rows<Wide, n>(state, row, seen, tiles, shape.head_dim); \
     break
       MK_ROWS(1);
       MK_ROWS(2);
@@ -270,12 +279,15 @@ void attend_cache(const AttentionTask& task) {
   AttentionState<Wide> state;
   Widened widened;
   int64_t visible[kAttentionRows];
+  const Floats scale = splat(shape.attention_scale * 1.44269504F);  // so that scores are binary logarithms
   for (int64_t row = 0; row < rows; row++) {
     const int64_t token = task.first_token + row / group;
     const float* query = task.qkv + (task.piece_row + token) * width + (task.kv_head * group + row % group) * head_dim;
-    for (int32_t i = 0; i < head_dim; i++) state.queries[row * head_dim + i] = CacheTraits<Wide>::narrow(query[i]);
+    for (int32_t i = 0; i < head_dim; i += kLanes) {
+      CacheTraits<Wide>::narrow(state.queries + row * head_dim + i, multiply(load(query + i), scale));
+    }
     visible[row] = task.piece_start + token + 1;
-    state.greatest[row] = -__builtin_inff();
+    state.reference[row] = -__builtin_inff();
   }
   __builtin_memset(state.sums, 0, static_cast<size_t>(rows * head_dim) * sizeof(float));
   __builtin_memset(state.weights, 0, static_cast<size_t>(rows) * kCacheTile * sizeof(float));
@@ -332,7 +344,7 @@ void rotate_head(const mk_shape& shape, const float* norm, int64_t position, flo
 // A head's key or value as cache elements. A plain cache has no scales; bytes get the one that makes the greatest 127.
 template <typename Element>
 void narrow_head(const float* head, int32_t head_dim, Element* out, float*) {
-  for (int32_t i = 0; i < head_dim; i++) out[i] = CacheTraits<sizeof(Element) == 4>::narrow(head[i]);
+  for (int32_t i = 0; i < head_dim; i += kLanes) CacheTraits<sizeof(Element) == 4>::narrow(out + i, load(head + i));
 }
 void narrow_head(const float* head, int32_t head_dim, int8_t* out, float* scale) {
   Floats top = splat(0.0F);

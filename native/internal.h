@@ -14,7 +14,7 @@ constexpr int kSubtile = 16;        // outputs whose bytes lie together in a til
 constexpr int kGroup = 32;          // inputs that share a scale
 constexpr int kCacheTile = 16;      // tokens of a cache tile
 constexpr int kMaxHeadDim = 256;
-constexpr int kAttentionRows = 48;  // query rows an attention task carries
+constexpr int kAttentionRows = 96;  // query rows an attention task carries
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

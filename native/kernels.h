@@ -41,6 +41,19 @@ inline Floats exponential(Floats x) {
   return select_less(x, splat(-87.0F), splat(0.0F), multiply(p, power_of_two(exponent)));
 }
 
+// 2^x for x below 126, to about 2 units in the last place; 0 below -126, and NaN stays NaN.
+inline Floats two_to_the(Floats x) {
+  const Ints exponent = round_to_int(x);
+  const Floats r = subtract(x, to_float(exponent));
+  Floats p = splat(1.3276471781e-3F);
+  p = multiply_add(p, r, splat(9.6755413327e-3F));
+  p = multiply_add(p, r, splat(5.5507132742e-2F));
+  p = multiply_add(p, r, splat(2.4022119724e-1F));
+  p = multiply_add(p, r, splat(6.9314696706e-1F));
+  p = multiply_add(p, r, splat(1.0F));
+  return select_less(x, splat(-126.0F), splat(0.0F), multiply(p, power_of_two(exponent)));
+}
+
 inline Floats silu(Floats x) {
   return divide(x, add(splat(1.0F), exponential(subtract(splat(0.0F), x))));
 }

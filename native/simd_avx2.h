@@ -22,6 +22,7 @@ inline Floats absolute(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0F)
 inline Floats select_less(Floats a, Floats b, Floats yes, Floats no) {
   return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
+inline bool any_greater(Floats a, Floats b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
 inline Floats first_lanes(Floats v, int count, Floats rest) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_blendv_ps(rest, v, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes)));
@@ -73,6 +74,11 @@ inline Ints dot_bytes(Ints sum, Ints w, Ints x) {
   return dot_nibbles(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
 }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+inline void store_bfloats(uint16_t* p, Floats v) {
+  alignas(64) float lanes[kLanes];
+  store(lanes, v);
+  for (int i = 0; i < kLanes; i++) p[i] = to_bfloat(lanes[i]);
+}
 inline Floats dot_bfloats(Floats sum, Ints w, Ints x) {
   const Ints high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
   sum = multiply_add(_mm256_castsi256_ps(_mm256_slli_epi32(w, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), sum);

@@ -22,6 +22,7 @@ inline Floats absolute(Floats a) { return _mm512_abs_ps(a); }
 inline Floats select_less(Floats a, Floats b, Floats yes, Floats no) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
+inline bool any_greater(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 inline Floats first_lanes(Floats v, int count, Floats rest) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>((1U << count) - 1U), rest, v);
 }
@@ -56,10 +57,18 @@ inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), 
 inline Floats dot_bfloats(Floats sum, Ints w, Ints x) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
 }
+inline void store_bfloats(uint16_t* p, Floats v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+}
 #else
 inline Floats dot_bfloats(Floats sum, Ints w, Ints x) {
   const Ints high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
   sum = multiply_add(_mm512_castsi512_ps(_mm512_slli_epi32(w, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)), sum);
   return multiply_add(_mm512_castsi512_ps(_mm512_and_si512(w, high)), _mm512_castsi512_ps(_mm512_and_si512(x, high)), sum);
+}
+inline void store_bfloats(uint16_t* p, Floats v) {
+  alignas(64) float lanes[kLanes];
+  store(lanes, v);
+  for (int i = 0; i < kLanes; i++) p[i] = to_bfloat(lanes[i]);
 }
 #endif

@@ -20,6 +20,7 @@ inline Floats maximum(Floats a, Floats b) { return vmaxq_f32(a, b); }
 inline Floats minimum(Floats a, Floats b) { return vminq_f32(a, b); }
 inline Floats absolute(Floats a) { return vabsq_f32(a); }
 inline Floats select_less(Floats a, Floats b, Floats yes, Floats no) { return vbslq_f32(vcltq_f32(a, b), yes, no); }
+inline bool any_greater(Floats a, Floats b) { return vmaxvq_u32(vcgtq_f32(a, b)) != 0; }
 inline Floats first_lanes(Floats v, int count, Floats rest) {
   const int32_t lanes[4] = {0, 1, 2, 3};
   return vbslq_f32(vcltq_s32(vld1q_s32(lanes), vdupq_n_s32(count)), v, rest);
@@ -57,6 +58,11 @@ inline Ints dot_bytes(Ints sum, Ints w, Ints x) {
   return dot_nibbles(sum, veorq_s32(w, vdupq_n_s32(static_cast<int32_t>(0x80808080U))), x);
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void store_bfloats(uint16_t* p, Floats v) {
+  alignas(64) float lanes[kLanes];
+  store(lanes, v);
+  for (int i = 0; i < kLanes; i++) p[i] = to_bfloat(lanes[i]);
+}
 inline Floats dot_bfloats(Floats sum, Ints w, Ints x) {
   const Ints high = vdupq_n_s32(static_cast<int32_t>(0xffff0000U));
   sum = vfmaq_f32(sum, vreinterpretq_f32_s32(vshlq_n_s32(w, 16)), vreinterpretq_f32_s32(vshlq_n_s32(x, 16)));

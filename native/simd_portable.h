@@ -34,6 +34,10 @@ inline Floats maximum(Floats a, Floats b) { return blend(a > b, a, b); }
 inline Floats minimum(Floats a, Floats b) { return blend(a < b, a, b); }
 inline Floats absolute(Floats a) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(a) & 0x7fffffff); }
 inline Floats select_less(Floats a, Floats b, Floats yes, Floats no) { return blend(a < b, yes, no); }
+inline bool any_greater(Floats a, Floats b) {
+  const Ints greater = a > b;
+  return (greater[0] | greater[1] | greater[2] | greater[3]) != 0;
+}
 inline Floats first_lanes(Floats v, int count, Floats rest) {
   return blend(Ints{0, 1, 2, 3} < Ints{count, count, count, count}, v, rest);
 }
@@ -93,6 +97,11 @@ inline Ints dot_bytes(Ints sum, Ints w, Ints x) {
   return sum;
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void store_bfloats(uint16_t* p, Floats v) {
+  alignas(64) float lanes[kLanes];
+  store(lanes, v);
+  for (int i = 0; i < kLanes; i++) p[i] = to_bfloat(lanes[i]);
+}
 // Two products per lane: w and x hold pairs of bfloat16.
 inline Floats dot_bfloats(Floats sum, Ints w, Ints x) {
   const Ints high = splat_int(static_cast<int32_t>(0xffff0000U));

@@ -138,6 +138,39 @@ def test_scores_far_apart_neither_overflow_nor_vanish(instruction_set: str) -> N
     assert (found - wanted).norm() / wanted.norm() < 1e-4
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rise", [0.02, 0.3, -0.3])
+def test_scores_that_rise_or_fall_for_long_are_weighed_as_in_float64(
+    instruction_set: str, dtype: torch.dtype, rise: float
+) -> None:
+    """A row's weights are relative to a score that later ones may exceed a little, or by far, any number of times."""
+    torch.manual_seed(4)
+    tokens, query = 900, torch.zeros(32)
+    query[0] = 4.0
+    shape = DecoderShape(32, 1, 1, 32, 32, 1e-5, torch.zeros(16), cache_dtype=dtype)
+    keys, values = torch.zeros(tokens, 32), torch.randn(tokens, 32)
+    keys[:, 0] = (torch.arange(tokens) * rise * 32**0.5 / 4.0).bfloat16().float()  # exactly what a cache holds
+    qkv = torch.cat((query.expand(tokens, 32), keys, values), 1)
+    table = Sequences(16).piece(0, tokens).blocks
+    found = attention_of(shape, 16).attend(0, qkv.clone(), Batch([Piece(0, [0] * tokens, 0, table, True)]))
+    scores = (keys.double() @ query.double() * 32**-0.5).expand(tokens, tokens).tril()
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+    wanted = scores.masked_fill(hidden, float("-inf")).softmax(1) @ values.double()
+    assert (found - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
+
+
+def test_a_row_that_is_not_a_number_stays_so_and_harms_no_other(instruction_set: str) -> None:
+    torch.manual_seed(5)
+    shape = shape_of(2, 1, 32, torch.bfloat16)
+    qkv = torch.randn(80, 128)
+    expected = attention_of(shape, 16).attend(0, qkv.clone(), Batch([Sequences(16).piece(0, 80)]))
+    qkv[70, :32] = float("nan")  # the first query head of one token
+    found = attention_of(shape, 16).attend(0, qkv, Batch([Sequences(16).piece(0, 80)]))
+    assert found[70, :32].isnan().all()
+    found[70, :32] = expected[70, :32]
+    assert torch.equal(found, expected)
+
+
 def test_a_long_context_is_attended_to_whole(instruction_set: str) -> None:
     """The middle of 9,000 tokens holds the one key that the last query looks for."""
     shape = DecoderShape(32, 1, 1, 32, 32, 1e-5, torch.zeros(16), cache_dtype=torch.bfloat16)
