@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from millicent.cli import run
+from millicent.cli.commands import millicent
 from millicent.config import WRITTEN_IN, Config
 from millicent.core import errors
 from reference_pages import DOCS, commands, error_classes, pages
@@ -104,10 +106,33 @@ def test_the_readmes_examples_run(
     assert ran, "the README shows no command that can be tried without a server"
 
 
-def test_commands_in_the_readme_exist() -> None:
-    known = {context.command_path.split()[1] for context in commands()}
-    named = set(re.findall(r"\bmillicent ([a-z]+)\b(?! ready)", "\n".join(code for code, _ in examples())))
-    assert named <= known, sorted(named - known)
+def complaint(line: str) -> str | None:
+    """Which word of a command line, after its first, is no command or option."""
+    command: click.Command = millicent
+    for word in line.split():
+        if isinstance(command, click.Group):
+            if word not in command.commands:
+                return word
+            command = command.commands[word]
+        elif word.startswith("--") and word.partition("=")[0] not in {each for p in command.params for each in p.opts}:
+            return word
+    return None
+
+
+def test_commands_that_are_named_anywhere_exist_with_their_options() -> None:
+    """In messages, pages and documents, between backticks; and each line of the README's examples."""
+    named = [
+        (path, line)
+        for path in tracked(".py", ".html", ".md")
+        if ROOT / "tests" not in path.parents
+        for line in re.findall(r"`millicent ([a-z][^`<{]*)`", path.read_text("utf-8"))
+        if line not in {"plan --json", "plan COMMAND --json"}  # of all of them
+    ]
+    assert len(named) > 100
+    named += [
+        (README, line) for code, _ in examples() for line in re.findall(r"^millicent ([a-z].*)", code, re.MULTILINE)
+    ]
+    assert [f"{path}: {line}" for path, line in named if complaint(line)] == []
 
 
 def test_the_changelog_has_a_place_for_what_comes_next() -> None:

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from millicent import __version__
-from millicent.cli import commands, run
+from millicent.cli import commands, main, run
 from millicent.cli.ledger import GROUPS
 from millicent.core.errors import ModelError
 from millicent.ledger.queries import GroupBy
@@ -140,6 +140,47 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     done = subprocess.run(program("config", "check", "--json"), stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_full_disk_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(program("config", "check", "--json"), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"error: No space left on device\n")
+
+
+def test_a_closed_output_is_no_error() -> None:
+    shut = ["sh", "-c", 'exec "$@" >&-', "sh", *program("config", "check")]
+    done = subprocess.run(shut, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_argument_that_is_no_text_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = call(capsys, "receipts", os.fsdecode(b"\xff"))
+    assert (status, err) == (2, "error: '\\udcff' is no UTF-8 text: write it in UTF-8\n")
+
+
+def test_what_a_call_says_is_quoted_in_part_and_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = call(capsys, "report", "--by", "\x1b[2J\n" + "x" * 20_000)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+    assert len(err) < 1100
+
+
+def test_a_span_has_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was an error of the ledger's."""
+    for arguments in (("keys", "create", "--expires", "99999999999999d"), ("receipts", "--since", "9" * 5000 + "d")):
+        status, _, err = call(capsys, *arguments)
+        assert (status, err.count("\n")) == (2, 1)
+
+
+def test_an_interruption_before_there_is_a_command_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("millicent.cli.run", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main([])
 
 
 def test_help_loads_nothing_heavy() -> None:

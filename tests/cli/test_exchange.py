@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ usage_input_tokens_cache_write_5m,usage_input_tokens_cache_write_1h,usage_input_
 2026-10-01,claude-sonnet-4-5,prod,Default,standard,200,30,4,1000,50
 2026-10-01,claude-sonnet-4-5,prod,Default,standard,200,30,4,1000,50
 """
+TABLE = ("--time", "day", "--model", "model", "--user", "user", "--cost", "cost")
 INVOICE = """\
 Date,Description,Amount
 2026-10-01,"GPT-4o, tokens","$0.00123"
@@ -218,6 +220,61 @@ def test_exports_hold_every_receipt_in_every_format(capsys: pytest.CaptureFixtur
     assert sum(Decimal(row["BilledCost"]) for row in charges) == Decimal("0.50123")
     aside = list(csv.DictReader((tmp_path / "focus.csv.unpriced.csv").read_text().splitlines()))
     assert [(row["meter"], row["quantity"]) for row in aside] == [("input", "7"), ("output", "1")]
+
+
+def test_an_export_that_fails_leaves_what_was_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left the half that was written."""
+    call(capsys, "import", written(tmp_path, LITELLM))
+    out = tmp_path / "out.csv"
+    out.write_text("as it was")
+    out.chmod(0o600)
+
+    def broken(_: object) -> Iterator[str]:
+        yield "half"
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("millicent.dashboard.exports.as_csv", broken)
+        assert refusal(capsys, "export", "--out", str(out)) == "error: No space left on device\n"
+    assert out.read_text() == "as it was"
+    call(capsys, "export", "--out", str(out))
+    assert out.read_text().startswith("id,")
+    assert out.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.csv", "home", "out.csv"]
+
+
+NAMES = (
+    "=1+1",
+    "'=1+1",
+    "''=1+1",
+    "'quoted'",
+    "\uff1d1+1",
+    "-1",
+    "+1",
+    "@x",
+    "plain",
+    "it's",
+    "a;b",
+    '"x", y',
+    "<b>",
+    "漢字",
+)
+
+
+def test_names_come_back_from_a_csv_as_they_were(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = [{"day": "2026-10-01", "model": "m", "user": name, "cost": "1.5"} for name in NAMES]
+    call(capsys, "import", written(tmp_path, json.dumps(rows), "a.json"), *TABLE)
+    exported = call(capsys, "export")
+    cells = [row["user"] for row in csv.DictReader(io.StringIO(exported))]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\uff1d"))]
+    assert {row["total_usd"] for row in csv.DictReader(io.StringIO(exported))} == {"1.5"}
+    again = ("--time", "created_at", "--id", "id", "--model", "model", "--user", "user", "--cost", "total_usd")
+    call(capsys, "import", written(tmp_path, exported, "again.csv"), *again, "--placement", "again")
+    for placement in ("table", "again"):
+        users = by_group(capsys, "--by", "user", "--placement", placement)
+        assert users.keys() == set(NAMES), placement
 
 
 def test_parquet_has_types_and_needs_its_extra(

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import ChoiceLoader, DictLoader
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.testclient import TestClient
@@ -24,9 +23,9 @@ from millicent.core.usage import Provenance
 from millicent.dashboard import site as site_module
 from millicent.dashboard import tables
 from millicent.dashboard.charts import SIDE, Chart, Kind, Series, draw
-from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import NAV, Alone, Page, Queries, Site
-from millicent.dashboard.tables import Column, Table, as_csv
+from millicent.dashboard.tables import Column, Table, Value, as_csv
+from support.pages import pages_of, site_of
 
 DAYS = ("2026-01-30", "2026-01-31", "2026-02-01")
 
@@ -96,6 +95,25 @@ def test_one_axis_has_one_unit_and_a_linear_one_round_places() -> None:
     line = draw(chart("line", x=(0, 14_503, 14_504, 43_767), scale="linear", series=(volumes,), unit="machines"))
     assert line is not None
     assert [tick.label for tick in line.x] == ["0", "10,000", "20,000", "30,000", "40,000"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((1, 0, 1), ["0", "1"]),
+        ((1, 2, 0), ["0", "1", "2"]),
+        ((7,) * 3, ["0", "2", "4", "6", "8"]),
+        ((0, 0, 0), ["0", ""]),
+        ((0, None, 0.5), ["0", "0.100", "0.200", "0.300", "0.400", "0.5"]),
+        ((Money(1), Money(0), None), ["0", "0.0001 millicents"]),
+        ((Money(0),) * 3, ["0", ""]),
+    ],
+)
+def test_what_is_counted_has_no_half_on_its_axis(values: tuple[Value, ...], expected: list[str]) -> None:
+    unit = "usd" if any(isinstance(each, Money) for each in values) else "requests"
+    drawing = draw(chart(series=(Series(name="s", values=values),), unit=unit))
+    assert drawing is not None
+    assert [tick.label for tick in drawing.y] == expected
 
 
 def test_a_single_bar_is_no_wall() -> None:
@@ -196,19 +214,16 @@ def site(monkeypatch: pytest.MonkeyPatch, queries: Queries, clock: ManualClock) 
     made.loader = ChoiceLoader([made.loader, DictLoader({"test_page.html": TEMPLATE})])
     monkeypatch.setattr(site_module, "environment", lambda: made)
 
-    async def refresh() -> None:
-        return None
-
     def visitor(scope: Scope) -> Alone:
         headers = dict(scope["headers"])
         return Alone("mk_a", headers.get(b"x-role") != b"viewer", "the-token")
 
-    return Site(queries, models=list, clock=clock, refresh=refresh, visitor=visitor, demo=True)
+    return site_of(queries, clock, visitor=visitor, demo=True)
 
 
 @pytest.fixture
 def kit(site: Site) -> Iterator[TestClient]:
-    with TestClient(Starlette(routes=dashboard_routes(site, [a_page])), follow_redirects=False) as client:
+    with pages_of(site, a_page) as client:
         yield client
 
 

@@ -28,6 +28,7 @@ from millicent.pipeline.features import Features
 from millicent.pipeline.pipeline import Pipeline
 from millicent.server.application import EngineReport, Server, UpstreamReport
 from millicent.server.config import ServerConfig
+from millicent.server.http import HttpProtocol
 from millicent.server.late import LateEntries
 
 DEVICE = "fake"
@@ -86,7 +87,7 @@ async def main(home: Path, port: int) -> None:
     await pipeline.start()
     meter.device_state(DEVICE, DeviceState.UP, clock.monotonic_ns())
     http = uvicorn.Server(
-        uvicorn.Config(server.asgi, port=port, http="httptools", lifespan="off", log_config=None, access_log=False)
+        uvicorn.Config(server.asgi, port=port, http=HttpProtocol, lifespan="off", log_config=None, access_log=False)
     )
     serving = asyncio.create_task(http.serve())
     while not http.started:  # noqa: ASYNC110 - uvicorn has no event for it

@@ -289,6 +289,22 @@ def test_a_bad_header_is_a_400_that_names_it(headers: dict[str, str], param: str
     assert caught.value.param == param
 
 
+def test_a_name_in_a_header_is_the_same_name_as_in_the_body() -> None:
+    """curl and Go send UTF-8, which was read as Latin-1: Zoë had two accounts, and 漢字 was refused."""
+    for name in ("Zoë", "漢字 😀"):
+        sent = name.encode().decode("latin-1")  # as a server reads a header's bytes
+        request, _ = chat({"x-millicent-user": sent, "x-millicent-tags": f"who={sent}"}, metadata={"feature": name})
+        assert (request.attribution.user, request.attribution.feature) == (name, name)
+        assert request.attribution.tags == {"who": name}
+    assert chat({"x-millicent-user": "Zo\xeb"})[0].attribution.user == "Zoë", "as browsers send it"
+
+
+def test_spaces_around_a_name_are_none_of_it_and_an_empty_one_is_none() -> None:
+    request, _ = chat({"x-millicent-team": "core  "}, user=" ada ", metadata={"feature": " ", "tier": ""})
+    given_to = request.attribution
+    assert (given_to.team, given_to.user, given_to.feature, given_to.tier) == ("core", "ada", None, None)
+
+
 def test_a_latency_target_is_whole_milliseconds() -> None:
     assert read_latency_target({"x-millicent-latency-target-ms": " 250 "}) == 250
     assert read_latency_target({}) is None

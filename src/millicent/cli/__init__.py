@@ -9,7 +9,11 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `millicent` program."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    try:
+        status = run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before there was a command, or after it
+        status = 130
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -19,6 +23,11 @@ def run(arguments: Sequence[str]) -> int:
     from millicent.cli.commands import millicent
     from millicent.core.errors import MillicentError
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever called
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - to the end
+    if strange := [each for each in arguments if not _is_text(each)]:
+        return _fail(f"{strange[0]!r} is no UTF-8 text: write it in UTF-8", 2)
     try:
         status = millicent.main(list(arguments) or ["--help"], prog_name="millicent", standalone_mode=False)
         sys.stdout.flush()
@@ -35,6 +44,10 @@ def run(arguments: Sequence[str]) -> int:
         # Whoever read our output has left, which is fine; the interpreter must not complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if os.environ.get("MILLICENT_DEBUG"):
+            raise
+        return _fail(": ".join(str(each) for each in (error.filename, error.strerror or error) if each is not None), 1)
     except Exception as error:
         if os.environ.get("MILLICENT_DEBUG"):
             raise
@@ -43,6 +56,17 @@ def run(arguments: Sequence[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _is_text(argument: str) -> bool:
+    """Bytes that are no UTF-8 come as what can't be written."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from millicent.core.errors import one_line
+
+    print(f"error: {one_line(message, 1000)}", file=sys.stderr)
     return status

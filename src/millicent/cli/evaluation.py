@@ -170,8 +170,9 @@ def _chosen(rows: dict[str, list[Graded]], floor: float | None, items: int) -> s
 
 
 def _quantile_ms(rows: Sequence[Graded], percent: int) -> int | None:
-    ordered = sorted(each.latency_ms for each in rows)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else None
+    from millicent.core.tallies import nearest_rank
+
+    return nearest_rank(sorted(each.latency_ms for each in rows), percent) if rows else None
 
 
 def _body(

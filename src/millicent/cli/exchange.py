@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -15,10 +16,10 @@ from millicent.cli.home import open_ledger, write_ledger
 from millicent.cli.options import exact_json_option, utc_ns, where_of
 from millicent.cli.options import filters as receipt_filters
 from millicent.core.errors import ConfigError
+from millicent.core.files import whole_file
 
 if TYPE_CHECKING:
     from millicent.core.money import Money
-    from millicent.core.receipts import Receipt
     from millicent.ledger.importing import Format
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter, ReceiptPage
 
@@ -47,8 +48,7 @@ def export(form: str, out: Path | None, **filters: Any) -> None:
     if form == "parquet":
         _parquet(queries, where, out)
         return
-    with ExitStack() as stack:
-        target = stack.enter_context(out.open("w", encoding="utf-8", newline="")) if out else sys.stdout
+    with _written(out) if out else nullcontext(sys.stdout) as target:
         if form == "focus":
             _focus(queries, where, target, out)
             return
@@ -58,17 +58,19 @@ def export(form: str, out: Path | None, **filters: Any) -> None:
             target.write(text)
 
 
+@contextmanager
+def _written(out: Path) -> Iterator[TextIO]:
+    """A text file that is there once all of it is."""
+    with whole_file(out) as path, path.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
 def _pages(queries: LedgerQueries, where: ReceiptFilter) -> Iterator[ReceiptPage]:
     from millicent.dashboard.exports import pages
 
     return pages(
         lambda limit, after: queries.receipts(where, limit=limit, after=after), after=None, limit=None, size=_PAGE
     )
-
-
-def _receipts(queries: LedgerQueries, where: ReceiptFilter) -> Iterator[Receipt]:
-    for page in _pages(queries, where):
-        yield from page.receipts
 
 
 def _parquet(queries: LedgerQueries, where: ReceiptFilter, out: Path | None) -> None:
@@ -83,7 +85,7 @@ def _parquet(queries: LedgerQueries, where: ReceiptFilter, out: Path | None) -> 
         raise ConfigError("Parquet needs pyarrow: pip install 'millicent[parquet]', or choose --format csv.") from None
     kinds = {"integer": pa.int64(), "real": pa.float64(), "boolean": pa.bool_(), "text": pa.string()}
     schema = pa.schema([(name, kinds[kind]) for name, kind in column_kinds().items()])
-    with pq.ParquetWriter(out, schema) as writer:
+    with whole_file(out) as path, pq.ParquetWriter(path, schema) as writer:
         for page in _pages(queries, where):
             writer.write_table(pa.Table.from_pylist([row(receipt) for receipt in page.receipts], schema))
 
@@ -98,7 +100,7 @@ def _focus(queries: LedgerQueries, where: ReceiptFilter, target: Any, out: Path 
     writer = csv.DictWriter(target, focus.COLUMNS)
     writer.writeheader()
     left: list[focus.Row] = []
-    for receipt in _receipts(queries, where):
+    for receipt in chain.from_iterable(page.receipts for page in _pages(queries, where)):
         writer.writerows(focus.charges(receipt))
         left += focus.unpriced(receipt)
     # A machine's idle time is nobody's: it is exported only with everything.
@@ -108,7 +110,7 @@ def _focus(queries: LedgerQueries, where: ReceiptFilter, target: Any, out: Path 
         left += focus.unpriced_machines(accounts)
     if left and out is not None:
         side = out.with_name(f"{out.name}.unpriced.csv")
-        with side.open("w", encoding="utf-8", newline="") as file:
+        with _written(side) as file:
             listing = csv.DictWriter(file, focus.UNPRICED_COLUMNS)
             listing.writeheader()
             listing.writerows(left)

@@ -61,9 +61,9 @@ class Caller(msgspec.Struct, frozen=True):
         if self.key is not None:
             self.key.check_model(model)
 
-    def check_priority(self, priority: int, best: int) -> None:
+    def check_priority(self, priority: int, best_of: Callable[[str | None], int]) -> None:
         """Raises Forbidden for a request that wants to go before others when its key doesn't let it."""
-        if not self.administers and priority < best:
+        if not self.administers and priority < (best := best_of(self.id)):
             raise Forbidden(
                 f"This key's best `priority` is {best}, and the request says {priority}: send {best} or more, or have "
                 "its admin raise it.",

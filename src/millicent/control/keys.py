@@ -18,7 +18,7 @@ from millicent.control.config import Rates
 from millicent.core.clock import Clock
 from millicent.core.errors import Forbidden, NotFound
 from millicent.core.identifiers import Ids
-from millicent.core.request import Attribution
+from millicent.core.request import Attribution, name_of
 
 PINNABLE = ("user", "team", "feature", "tier")
 
@@ -101,7 +101,10 @@ def new_secret() -> tuple[str, bytes]:
 
 
 def new_key(ids: Ids, clock: Clock, **fields: object) -> tuple[ApiKey, str]:
-    """A key that isn't stored yet, and its token."""
+    """A key that isn't stored yet, and its token. An empty name or pin is none. Raises InvalidRequest."""
+    for field in ("name", *PINNABLE):
+        given = fields.get(field)
+        fields[field] = name_of(given, field) or None if isinstance(given, str) else None
     secret, secret_sha256 = new_secret()
     made = ApiKey(id=ids.new("mk"), secret_sha256=secret_sha256, created_at_ns=clock.now_ns(), **fields)  # type: ignore[arg-type]
     return made, token_of(made.id, secret)

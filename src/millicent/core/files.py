@@ -1,10 +1,11 @@
-"""What is on the disk when the power goes."""
+"""Files that are there whole or not at all, and what is on the disk when the power goes."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -19,3 +20,21 @@ def flush(path: Path) -> None:
                 fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Where to write what is to be at `path`: it gets there when the block ends well, and is gone if it doesn't. It has
+    the rights of the file that was there, else `mode`. What is no ordinary file (a pipe, say) is written itself."""
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    target = path.resolve()  # a link stays one
+    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.partial")
+    try:
+        beside.touch(target.stat().st_mode & 0o777 if target.exists() else mode)
+        yield beside
+        flush(beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -8,9 +8,11 @@ from typing import Protocol
 
 from millicent.core.clock import NS_PER_MS, Clock
 
-_RANDOM_BYTES = 10
+_RANDOM_CHARACTERS = 16
 _FETCHED_AT_ONCE = 256
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+# Five bits of each random byte.
+_DRAWN = (_CROCKFORD * 8).encode()
 
 
 class Ids(Protocol):
@@ -26,14 +28,13 @@ class SystemIds:
     def __init__(self, clock: Clock, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._clock = clock
         self._fetch = random_bytes
-        self._random: list[bytes] = []
+        self._random: list[str] = []
 
     def new(self, prefix: str) -> str:
         if not self._random:
-            fetched = self._fetch(_RANDOM_BYTES * _FETCHED_AT_ONCE)
-            self._random = [fetched[at : at + _RANDOM_BYTES] for at in range(0, len(fetched), _RANDOM_BYTES)]
-        random = int.from_bytes(self._random.pop())
-        return f"{prefix}_{_encode((self._clock.now_ns() // NS_PER_MS) << 80 | random)}"
+            drawn = self._fetch(_RANDOM_CHARACTERS * _FETCHED_AT_ONCE).translate(_DRAWN).decode()
+            self._random = [drawn[at : at + _RANDOM_CHARACTERS] for at in range(0, len(drawn), _RANDOM_CHARACTERS)]
+        return f"{prefix}_{_encode(self._clock.now_ns() // NS_PER_MS, 50)}{self._random.pop()}"
 
 
 class SequentialIds:
@@ -44,11 +45,11 @@ class SequentialIds:
 
     def new(self, prefix: str) -> str:
         self._count += 1
-        return f"{prefix}_{_encode(self._count)}"
+        return f"{prefix}_{_encode(self._count, 130)}"
 
 
 _PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 
 
-def _encode(value: int) -> str:
-    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
+def _encode(value: int, bits: int) -> str:
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(bits - 10, -1, -10)])

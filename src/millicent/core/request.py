@@ -11,6 +11,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.prompts import Prompt
 
+_MOST_CHARACTERS = 256
 # A mark that the prompt is to be cached up to here, and for how long.
 CacheMark = Literal["5m", "1h"]
 # What comes before a tool's answer that says its call went wrong, where a dialect has no other place for that.
@@ -150,6 +151,18 @@ class Attribution(msgspec.Struct, frozen=True):
     conversation: str | None = None
     run: str | None = None
     tags: dict[str, str] = {}
+
+
+def name_of(text: str, where: str) -> str:
+    """Somebody's or something's name as attribution has it: a printable line, without the spaces around it. Raises
+    InvalidRequest naming `where`."""
+    name = text.strip()
+    if len(name) > _MOST_CHARACTERS:
+        what = f"`{where}` has {len(name)} characters: shorten it to {_MOST_CHARACTERS} at most."
+        raise InvalidRequest(what, param=where)
+    if not name.isprintable():
+        raise InvalidRequest(f"`{where}` holds control characters: remove them.", param=where)
+    return name
 
 
 class OutsideCost(msgspec.Struct, frozen=True):

@@ -6,13 +6,14 @@ within 1/32 (3.2%) of the true one. Buckets never move: histograms of different 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self, TypeVar
 
 import msgspec
 
 Histogram = dict[int, int]
 Key = TypeVar("Key")
+Number = TypeVar("Number", int, float)
 
 _SUB_BITS = 4
 _STEPS = 1 << _SUB_BITS
@@ -45,6 +46,11 @@ def percentile(histogram: Mapping[int, int], percent: int) -> int | None:
             low, high = bounds_of(bucket)
             return (low + high - 1) // 2
     return None
+
+
+def nearest_rank(ordered: Sequence[Number], percent: int) -> Number:
+    """The least of them that is at least so many in a hundred of them. There must be one."""
+    return ordered[-(-len(ordered) * percent // 100) - 1]
 
 
 def count_at_most(histogram: Mapping[int, int], value: int) -> int:
@@ -96,6 +102,13 @@ class Sums(msgspec.Struct, omit_defaults=True):
         add_up(self.tokens, other.tokens, sign)
         add_up(self.priced_tokens, other.priced_tokens, sign)
 
+    @classmethod
+    def together(cls, each: Iterable[Self]) -> Self:
+        whole = cls()
+        for one in each:
+            whole.add(one)
+        return whole
+
     @property
     def input_tokens(self) -> int:
         return sum(count for leaf, count in self.tokens.items() if leaf.startswith("input"))
@@ -133,9 +146,13 @@ class Tally(Sums, omit_defaults=True):
 
 def add_up(ours: dict[Key, int], theirs: Mapping[Key, int], sign: int) -> None:
     """Add their counts to ours, or, with a sign of -1, take them off."""
+    if not ours and sign > 0:
+        ours.update(theirs)
+        return
     # Written out: a report adds up some hundred thousand.
+    have = ours.get
     for key, count in theirs.items():
-        if left := ours.get(key, 0) + sign * count:
+        if left := have(key, 0) + sign * count:
             ours[key] = left
         else:
             ours.pop(key, None)

@@ -7,18 +7,14 @@ from starlette.responses import Response
 
 from millicent.core.accounts import Account
 from millicent.core.clock import hour_start_ns
-from millicent.core.errors import LedgerUnavailable
+from millicent.dashboard.models import checkpointed
 from millicent.dashboard.site import Page, Site
 
 
 def accounts_page(site: Site) -> Page:
     async def show(request: Request) -> Response:
         selection = site.selection(request)
-        stale = None
-        try:
-            await site.refresh()
-        except LedgerUnavailable as error:
-            stale = error.message
+        stale = await checkpointed(site)
         now_ns = site.clock.now_ns()
         from_ns = hour_start_ns(selection.where.from_ns or 0)
         to_ns = now_ns + 1 if selection.where.to_ns is None else selection.where.to_ns

@@ -16,7 +16,7 @@ from millicent.core.errors import InvalidRequest
 from millicent.dashboard import zones
 from millicent.dashboard.figures import Figure
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table, text
+from millicent.dashboard.tables import Cell, Column, Table, table_of, text
 from millicent.watch.findings import Cause
 from millicent.watch.listing import alert_body, receipts_address, standing
 from millicent.watch.store import Alert, mute, read_alerts, read_mutes, undelivered
@@ -97,28 +97,16 @@ def _open(alert: Alert) -> _Open:
 
 
 def _past(alerts: Sequence[Alert]) -> Table:
-    return Table(
+    return table_of(
+        alerts,
+        (Column("What changed", "title", number=False), lambda alert: text(alert.title, href=receipts_address(alert))),
+        (Column("At most", "peak", number=False, wide=True), lambda alert: text(alert.peak)),
+        (Column("Kind", "kind", number=False, wide=True), lambda alert: text(alert.subject.kind)),
+        (Column("Since", "since", number=False, wide=True), lambda alert: _time(alert.since_ns)),
+        (Column("Over at", "resolved_at", number=False), lambda alert: _time(alert.resolved_at_ns or 0)),
+        (Column("Alert", "id", number=False, wide=True), lambda alert: text(alert.id)),
         name="past",
         title="Over",
-        columns=(
-            Column("What changed", "title", number=False),
-            Column("At most", "peak", number=False, wide=True),
-            Column("Kind", "kind", number=False, wide=True),
-            Column("Since", "since", number=False, wide=True),
-            Column("Over at", "resolved_at", number=False),
-            Column("Alert", "id", number=False, wide=True),
-        ),
-        rows=tuple(
-            (
-                text(alert.title, href=receipts_address(alert)),
-                text(alert.peak),
-                text(alert.subject.kind),
-                _time(alert.since_ns),
-                _time(alert.resolved_at_ns or 0),
-                text(alert.id),
-            )
-            for alert in alerts
-        ),
         empty="Nothing was unusual so far.",
     )
 

@@ -10,10 +10,9 @@ from starlette.responses import Response
 
 from millicent.core.money import Money
 from millicent.core.periods import day_of, parse_period
-from millicent.dashboard import figures
 from millicent.dashboard.charts import Chart, Series
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table, count, money, tell, text
+from millicent.dashboard.tables import Cell, Column, Table, count, if_any, money, part, tell, text
 from millicent.economics.changes import FACTORS, GONE, NEW, Change, Drift, Rates
 from millicent.economics.reports import Reports
 
@@ -139,11 +138,10 @@ def rates_table(name: str, title: str, drifts: Sequence[Drift]) -> Table:
 
 
 def _rates(rates: Rates) -> tuple[Cell, ...]:
-    nothing = text(None)
+    tokens = (rates.input_tokens, rates.output_tokens)
     return (
         count(rates.requests),
-        nothing if rates.cost_per_request is None else money(rates.cost_per_request),
-        nothing if rates.input_tokens is None else Cell(tell(rates.input_tokens, ""), round(rates.input_tokens, 3)),
-        nothing if rates.output_tokens is None else Cell(tell(rates.output_tokens, ""), round(rates.output_tokens, 3)),
-        nothing if rates.cached is None else Cell(figures.percent(float(rates.cached)), round(rates.cached, 6)),
+        if_any(rates.cost_per_request),
+        *(text(None) if each is None else Cell(tell(each, ""), round(each, 3)) for each in tokens),
+        part(rates.cached),
     )

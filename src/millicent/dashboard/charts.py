@@ -73,14 +73,12 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
         for i, x in enumerate(self.x):
             href = self.links[i] if self.links else None
             head = Cell(_x_label(x), x, None, href)
-            cells = (Cell(tell(each[i], self.unit), each[i], self._known(each[i])) for each in values)
+            here = (each[i] for each in values)
+            cells = (Cell(tell(each, self.unit), each, None if each is None else self.provenance) for each in here)
             rows.append((head, *cells))
         return Table(
             name=self.name, title=self.title, columns=tuple(columns), rows=tuple(rows), note=self.note, most=10_000
         )
-
-    def _known(self, value: Value) -> Provenance | None:
-        return None if value is None else self.provenance
 
 
 class Mark(NamedTuple):
@@ -122,7 +120,9 @@ def draw(chart: Chart) -> Drawing | None:
     tops = _stacks(chart) if chart.kind == "stacked" else _extent(chart)
     if not tops or not chart.x:
         return None
-    ticks = _nice(min(0.0, *tops), max(0.0, *tops))
+    values = _values(chart)
+    whole = not any(isinstance(value, float | Decimal) for value in values)
+    ticks = _nice(min(0.0, *tops), max(0.0, *tops), least=1.0 if whole else 0.0)
     low, high = ticks[0], ticks[-1]
 
     def y(value: float) -> float:
@@ -130,9 +130,10 @@ def draw(chart: Chart) -> Drawing | None:
 
     places = _places(chart)
     lines = chart.kind in ("line", "step")
-    money = any(isinstance(value, Money) for series in chart.series for value in series.values)
+    money = any(isinstance(value, Money) for value in values)
+    most = max(-low, high) if any(tops) else 0.0
     return Drawing(
-        y=tuple(Tick(_percent(y(tick)), _y_label(tick, chart.unit, money, max(-low, high))) for tick in ticks),
+        y=tuple(Tick(_percent(y(tick)), _y_label(tick, chart.unit, money, most)) for tick in ticks),
         x=_x_ticks(chart, places),
         zero=_number(y(0.0)),
         marks=() if lines else tuple(_bars(chart, places, y)),
@@ -149,8 +150,11 @@ def _scalar(value: Value) -> float | None:
 
 
 def _extent(chart: Chart) -> list[float]:
-    values = [value for series in chart.series for part in (series.values, series.low, series.high) for value in part]
-    return [size for value in values if (size := _scalar(value)) is not None]
+    return [size for value in _values(chart) if (size := _scalar(value)) is not None]
+
+
+def _values(chart: Chart) -> list[Value]:
+    return [value for series in chart.series for part in (series.values, series.low, series.high) for value in part]
 
 
 def _stacks(chart: Chart) -> list[float]:
@@ -163,12 +167,14 @@ def _stacks(chart: Chart) -> list[float]:
     return ends
 
 
-def _nice(low: float, high: float) -> list[float]:
-    """Round values that hold the whole extent, some four steps of 1, 2 or 5 times a power of ten."""
+def _nice(low: float, high: float, *, least: float = 0.0) -> list[float]:
+    """Round values that hold the whole extent, some four steps of 1, 2 or 5 times a power of ten, and no smaller ones
+    than `least`: there are no half requests."""
     span = (high - low) or 1.0
     raw = span / _Y_INTERVALS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999999)
+    step = max(step, least)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [step * i for i in range(first, max(last, first + 1) + 1)]
 
@@ -177,6 +183,8 @@ def _y_label(value: float, unit: str, money: bool, most: float) -> str:
     """One axis has one unit: where it reaches a dollar, all of it is told in dollars."""
     if value == 0:
         return "0"
+    if not most:  # all there is to tell is nothing
+        return ""
     if money and most >= NANOUSD_PER_USD:
         places = 0 if most >= 10 * NANOUSD_PER_USD else 2
         return f"{'-' if value < 0 else ''}${abs(value) / NANOUSD_PER_USD:,.{places}f}"

@@ -3,7 +3,6 @@ end of the file, so that nothing that somebody wrote is touched."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from millicent.core.errors import ConfigError, InvalidRequest
-from millicent.core.files import flush
+from millicent.core.files import whole_file
 from millicent.dashboard import tables
 from millicent.dashboard.site import Page, Site
 from millicent.dashboard.tables import Column, Table
@@ -45,26 +44,19 @@ def placement_table(name: str, settings: Mapping[str, str]) -> str:
 def append_table(path: Path, lines: str, check: Callable[[Path], object]) -> None:
     """Add a table to the configuration, all or nothing. What would come out is written beside it and read by `check`
     first. Raises ConfigError, and changes nothing, where that refuses it or the file can't be written."""
-    beside = path.with_name(f"{path.name}.new")
     try:
         before = path.read_text(encoding="utf-8") if path.exists() else ""
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(f"{before}{gap}{lines}")
-        flush(beside)
-        check(beside)
-        beside.replace(path)
+        with whole_file(path, 0o600) as beside:
+            beside.write_text(f"{before}{gap}{lines}", encoding="utf-8")
+            check(beside)
     except OSError as error:
         raise ConfigError(
             f"{path} can't be written ({error.strerror}): add the lines by hand, or make it writable."
         ) from error
     except ConfigError as error:
         raise ConfigError(error.message.replace(str(beside), str(path))) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 class Setting(NamedTuple):

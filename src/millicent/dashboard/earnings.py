@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import cast, get_args
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,10 +12,9 @@ from millicent.core.errors import InvalidRequest
 from millicent.core.money import ZERO
 from millicent.core.periods import Period, month_of
 from millicent.dashboard.charts import Chart, Series
-from millicent.dashboard.features import part
-from millicent.dashboard.selection import TIMES, Selection
+from millicent.dashboard.selection import TIMES, Selection, feature_address
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table, count, known, money, text
+from millicent.dashboard.tables import Cell, Column, Table, count, if_any, known, money, part, table_of, text
 from millicent.economics.margin import By, MarginReport, MarginRow
 from millicent.economics.reports import Reports
 
@@ -94,7 +93,7 @@ def _rows_table(report: MarginReport) -> Table:
             part(row.margin_share),
             part(row.ai_share),
             part(row.target or None),
-            text(None) if row.needed is None else money(row.needed),
+            if_any(row.needed),
         )
 
     return Table(
@@ -111,58 +110,39 @@ def _rows_table(report: MarginReport) -> Table:
 def _link(by: str, group: str | None) -> str | None:
     if group is None:
         return None
-    return f"/features/{quote(group, safe='')}" if by == "feature" else f"/receipts?{by}={quote(group, safe='')}"
+    return feature_address(group) if by == "feature" else f"/receipts?{urlencode({by: group})}"
 
 
 def plans_table(report: MarginReport) -> Table:
-    columns = (
-        Column("Plan", "plan", number=False),
-        Column("Users", "users"),
-        Column("Revenue", "revenue_usd"),
-        Column("Models", "ai_cost_usd", wide=True),
-        Column("Over their part", "over_users"),
-        Column("Pay less than they cost", "losing_users"),
+    return table_of(
+        report.plans,
+        (Column("Plan", "plan", number=False), lambda each: text(each.plan)),
+        (Column("Users", "users"), lambda each: count(each.users)),
+        (Column("Revenue", "revenue_usd"), lambda each: money(each.revenue)),
+        (Column("Models", "ai_cost_usd", wide=True), lambda each: money(each.ai_cost)),
+        (Column("Over their part", "over_users"), lambda each: count(each.over)),
+        (Column("Pay less than they cost", "losing_users"), lambda each: count(each.losing)),
+        name="plans",
+        title="Plans",
+        empty="No [plans.NAME] is configured.",
     )
-    rows = tuple(
-        (
-            text(each.plan),
-            count(each.users),
-            money(each.revenue),
-            money(each.ai_cost),
-            count(each.over),
-            count(each.losing),
-        )
-        for each in report.plans
-    )
-    return Table(name="plans", title="Plans", columns=columns, rows=rows, empty="No [plans.NAME] is configured.")
 
 
 def over_table(report: MarginReport) -> Table:
     """The users whose models cost more than their plan leaves for them."""
-    columns = (
-        Column("User", "user", number=False),
-        Column("Tier", "tier", number=False, wide=True),
-        Column("Pays", "paid_usd"),
-        Column("Costs", "cost_usd"),
-        Column("May cost", "allowed_usd"),
-        Column("", "verdict", number=False),
-    )
-    rows = tuple(
+    return table_of(
+        report.over,
+        (Column("User", "user", number=False), lambda each: text(each.user, _link("user", each.user))),
+        (Column("Tier", "tier", number=False, wide=True), lambda each: text(each.tier)),
+        (Column("Pays", "paid_usd"), lambda each: money(each.paid)),
+        (Column("Costs", "cost_usd"), lambda each: money(each.cost)),
+        (Column("May cost", "allowed_usd"), lambda each: money(each.allowed)),
         (
-            text(each.user, f"/receipts?user={quote(each.user, safe='')}"),
-            text(each.tier),
-            money(each.paid),
-            money(each.cost),
-            money(each.allowed),
-            text("costs more than they pay" if each.losing else "over its part"),
-        )
-        for each in report.over
-    )
-    return Table(
+            Column("", "verdict", number=False),
+            lambda each: text("costs more than they pay" if each.losing else "over its part"),
+        ),
         name="over",
-        most=20,
         title="Users who cost more than their plan leaves",
-        columns=columns,
-        rows=rows,
         empty="Nobody costs more than their plan leaves.",
+        most=20,
     )

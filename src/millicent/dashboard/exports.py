@@ -22,9 +22,6 @@ from millicent.ledger.queries import ReceiptPage
 
 Cell = str | int | float | None
 
-# Callers choose these texts.
-_TEXTS = {"feature", "user", "team", "key", "tier", "conversation", "run", "model", "served_model", "error"}
-
 # What a column of `row` holds, for formats that must know before the first row; the others hold text.
 _KINDS = {
     "stream": "boolean",
@@ -106,7 +103,7 @@ def as_csv(pages: Iterator[ReceiptPage]) -> Iterator[str]:
 def _inert(name: str, cell: Cell) -> Cell:
     if isinstance(cell, bool):
         return "true" if cell else "false"
-    return inert(cell) if name in _TEXTS and isinstance(cell, str) else cell
+    return inert(cell) if isinstance(cell, str) and not name.endswith("_usd") else cell
 
 
 def as_json(pages: Iterator[ReceiptPage]) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from starlette.requests import Request
@@ -15,12 +14,25 @@ from millicent.core.errors import NotFound
 from millicent.core.money import ZERO, Money
 from millicent.core.periods import Period
 from millicent.core.usage import Provenance
-from millicent.dashboard import figures
 from millicent.dashboard.changed import effects_chart, rates_table
 from millicent.dashboard.charts import Chart, Series
-from millicent.dashboard.selection import TIMES, Selection
+from millicent.dashboard.selection import TIMES, Selection, feature_address
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table, Value, count, duration, known, money, tell, text
+from millicent.dashboard.tables import (
+    Cell,
+    Column,
+    Table,
+    Value,
+    count,
+    duration,
+    if_any,
+    known,
+    money,
+    part,
+    table_of,
+    tell,
+    text,
+)
 from millicent.economics.margin import MarginRow
 from millicent.economics.reports import Reports
 from millicent.economics.targets import Target
@@ -137,15 +149,15 @@ def _over_time(
             values[0].append(each.cost)
             continue
         spread = None if each.took is None else each.took.total
-        for part, ns in zip(values, _told(spread), strict=True):
-            part.append(ns)
+        for line, ns in zip(values, _told(spread), strict=True):
+            line.append(ns)
     return Chart(
         name=f"{name}-over-time",
         title=f"{title}, by {by}",
         kind="bar" if unit == "usd" else "line",
         x_title=f"{by.capitalize()} ({selection.zone})",
         x=tuple(_label(each.group or "", by) for each in times),
-        series=tuple(Series(name=each, values=tuple(part)) for each, part in zip(names, values, strict=True)),
+        series=tuple(Series(name=each, values=tuple(line)) for each, line in zip(names, values, strict=True)),
         unit=unit,
         note="" if unit == "usd" else "The whole answer, of those that succeeded; within 3.2%.",
     )
@@ -183,8 +195,8 @@ def _features_table(
                 _named(unit.group, selection),
                 count(unit.requests),
                 money(unit.cost),
-                _maybe(unit.cost_per_request),
-                _maybe(unit.cost_per_useful),
+                if_any(unit.cost_per_request),
+                if_any(unit.cost_per_useful),
                 duration(None if unit.took is None else unit.took.total.p95_ns),
                 part(unit.cached),
                 text(_cost_verdict(aims.get(unit.group or ""))),
@@ -198,7 +210,7 @@ def _features_table(
 def _named(feature: str | None, selection: Selection) -> Cell:
     if feature is None:
         return text("no feature", f"/receipts{selection.query(none='feature')}")
-    return text(feature, f"/features/{quote(feature, safe='')}{selection.query()}")
+    return text(feature, feature_address(feature, selection.query()))
 
 
 def _cost_verdict(aim: Target | None) -> str | None:
@@ -215,48 +227,37 @@ def _latency_verdict(aim: Target | None) -> str | None:
 
 
 def _gaps_table(report: UnitReport) -> Table:
-    columns = (
-        Column("What isn't known", "what", number=False),
-        Column("Requests", "requests"),
-        Column("Of all", "share"),
-        Column("Their cost", "cost_usd", wide=True),
-        Column("What to do", "advice", number=False),
+    return table_of(
+        report.gaps,
+        (Column("What isn't known", "what", number=False), lambda gap: text(gap.what)),
+        (Column("Requests", "requests"), lambda gap: count(gap.requests)),
+        (Column("Of all", "share"), lambda gap: part(gap.share)),
+        (Column("Their cost", "cost_usd", wide=True), lambda gap: money(gap.cost)),
+        (Column("What to do", "advice", number=False), lambda gap: text(gap.advice)),
+        name="gaps",
+        title="Gaps",
+        empty="Everything is attributed and priced.",
     )
-    rows = tuple(
-        (text(gap.what), count(gap.requests), part(gap.share), money(gap.cost), text(gap.advice)) for gap in report.gaps
-    )
-    return Table(name="gaps", title="Gaps", columns=columns, rows=rows, empty="Everything is attributed and priced.")
 
 
 def devices_table(report: UnitReport) -> Table:
-    columns = (
-        Column("Device", "device", number=False),
-        Column("Placement", "placement", number=False),
-        Column("Busy", "busy_share"),
-        Column("Output tokens/s", "output_tokens_per_s"),
-        Column("At most", "maximum_tokens_per_s", wide=True),
-        Column("By", "maximum_from", number=False, wide=True),
-        Column("Throughput", "throughput_share"),
-        Column("Cost", "cost_usd"),
-        Column("Unused", "unused_usd"),
+    return table_of(
+        report.devices,
+        (Column("Device", "device", number=False), lambda each: text(each.device)),
+        (Column("Placement", "placement", number=False), lambda each: text(each.placement)),
+        (Column("Busy", "busy_share"), lambda each: part(each.busy)),
+        (Column("Output tokens/s", "output_tokens_per_s"), lambda each: _number(each.output_tokens_per_s)),
+        (Column("At most", "maximum_tokens_per_s", wide=True), lambda each: _number(each.maximum_tokens_per_s)),
+        (Column("By", "maximum_from", number=False, wide=True), lambda each: text(each.maximum_from)),
+        (Column("Throughput", "throughput_share"), lambda each: part(each.throughput)),
+        (Column("Cost", "cost_usd"), lambda each: money(each.cost)),
+        (Column("Unused", "unused_usd"), lambda each: money(each.unused)),
+        name="devices",
+        title="Devices",
+        note="Busy is the part of its time in which a device worked; throughput how much it made of what it could"
+        " make.",
+        empty="No machine of ours ran in this period.",
     )
-    rows = tuple(
-        (
-            text(each.device),
-            text(each.placement),
-            part(each.busy),
-            _number(each.output_tokens_per_s),
-            _number(each.maximum_tokens_per_s),
-            text(each.maximum_from),
-            part(each.throughput),
-            money(each.cost),
-            money(each.unused),
-        )
-        for each in report.devices
-    )
-    note = "Busy is the part of its time in which a device worked; throughput how much it made of what it could make."
-    empty = "No machine of ours ran in this period."
-    return Table(name="devices", title="Devices", columns=columns, rows=rows, note=note, empty=empty)
 
 
 def _latency_table(whole: Unit) -> Table:
@@ -270,42 +271,28 @@ def _latency_table(whole: Unit) -> Table:
 
 
 def _models_table(report: UnitReport) -> Table:
-    columns = (
-        Column("Model", "model", number=False),
-        Column("Requests", "requests"),
-        Column("Cost", "cost_usd"),
-        Column("Per request", "cost_per_request_usd"),
-        Column("Cached", "cached_share", wide=True),
+    return table_of(
+        report.units,
+        (Column("Model", "model", number=False), lambda each: text(each.group)),
+        (Column("Requests", "requests"), lambda each: count(each.requests)),
+        (Column("Cost", "cost_usd"), lambda each: money(each.cost)),
+        (Column("Per request", "cost_per_request_usd"), lambda each: if_any(each.cost_per_request)),
+        (Column("Cached", "cached_share", wide=True), lambda each: part(each.cached)),
+        name="models",
+        title="By model",
     )
-    rows = tuple(
-        (text(each.group), count(each.requests), money(each.cost), _maybe(each.cost_per_request), part(each.cached))
-        for each in report.units
-    )
-    return Table(name="models", title="By model", columns=columns, rows=rows)
 
 
 def _roles_table(whole: Unit) -> Table:
-    columns = (Column("What for", "role", number=False), Column("Cost", "cost_usd"), Column("Of all", "share"))
     spent = Money.total(whole.roles.values()).nanousd
-    rows = tuple(
-        (text(role), money(amount), Cell(figures.share(amount.nanousd, spent), _ratio(amount.nanousd, spent)))
-        for role, amount in sorted(whole.roles.items(), key=lambda each: -each[1].nanousd)
+    return table_of(
+        sorted(whole.roles.items(), key=lambda each: -each[1].nanousd),
+        (Column("What for", "role", number=False), lambda each: text(each[0])),
+        (Column("Cost", "cost_usd"), lambda each: money(each[1])),
+        (Column("Of all", "share"), lambda each: part(Decimal(each[1].nanousd) / spent if spent else None)),
+        name="roles",
+        title="The cost of predictivity",
     )
-    return Table(name="roles", title="The cost of predictivity", columns=columns, rows=rows)
-
-
-def _ratio(part_: int, whole: int) -> Decimal | None:
-    return round(Decimal(part_) / whole, 6) if whole else None
-
-
-def part(value: Decimal | None) -> Cell:
-    """A share: 1 is all."""
-    return Cell(figures.percent(None if value is None else float(value)), None if value is None else round(value, 6))
-
-
-def _maybe(amount: Money | None) -> Cell:
-    """Of nothing there is no mean."""
-    return text(None) if amount is None else money(amount)
 
 
 def _number(value: Decimal | None) -> Cell:

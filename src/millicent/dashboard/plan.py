@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from millicent.core.clock import NS_PER_S, Clock
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.usage import Provenance
-from millicent.dashboard import figures, tables
 from millicent.dashboard.charts import Chart, Series
 from millicent.dashboard.figures import Figure
 from millicent.dashboard.plan_json import where_body
 from millicent.dashboard.selection import FILTERS
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table
+from millicent.dashboard.tables import Cell, Column, Table, count, duration, if_any, money, part, table_of, text
 from millicent.economics.breakeven import BreakEven, machines
 from millicent.economics.curves import Curve
 from millicent.economics.machines import machine_from
@@ -97,129 +95,108 @@ def where_page(planning: Planning, site: Site) -> Page:
 
     async def as_json(request: Request) -> Response:
         _, found = await found_for(request)
-        encoded = msgspec.json.Encoder(decimal_format="number").encode(where_body(found))
-        return Response(encoded, media_type="application/json")
+        return told_as_json(where_body(found))
 
     routes = [site.get("/plan", show), Route("/v1/plan/where", as_json, methods=["GET"])]
     return Page("Plan", "Where to run it", "/plan", routes)
 
 
+def told_as_json(body: object) -> Response:
+    """Decimals become numbers with all their digits; money is a string before it comes here."""
+    return Response(msgspec.json.Encoder(decimal_format="number").encode(body), media_type="application/json")
+
+
 def _compared(planning: Planning, params: Mapping[str, str], chosen: Any) -> Where:
     """Raises InvalidRequest naming the parameter."""
-    target = _whole(params, "latency_target_ms", 1)
+    target = whole(params, "latency_target_ms")
     if target is None and chosen.feature:
         target = planning.latency_targets_ms.get(chosen.feature)
-    stated = dict(machine_from(text) for text in _listed(params.get("machine", ""), ";"))
+    stated = dict(machine_from(each) for each in listed(params.get("machine", ""), ";"))
     setup = planning.setup()
     if stated:
         setup = Setup(setup.placements, setup.apis, {**setup.machines, **stated}, setup.prices, setup.slots)
-    asked = Asked(latency_target_ms=target, spares=_whole(params, "spares", 0) or 0, volume=_whole(params, "volume", 1))
-    compared = _listed(params.get("compare", ""), ",")
+    asked = Asked(
+        latency_target_ms=target, spares=whole(params, "spares", least=0) or 0, volume=whole(params, "volume")
+    )
+    compared = listed(params.get("compare", ""), ",")
     return where(planning.queries, planning.clock, setup, chosen, asked, compared=compared)
 
 
-def _whole(params: Mapping[str, str], name: str, least: int) -> int | None:
-    text = params.get(name)
-    if text is None:
+def whole(params: Mapping[str, str], name: str, *, least: int = 1) -> int | None:
+    """None where it isn't given. Raises InvalidRequest naming it."""
+    given = params.get(name)
+    if given is None:
         return None
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= 10**9):
-        raise InvalidRequest(f"{name}={text!r} must be a whole number from {least} to 1000000000", param=name)
-    return int(text)
+    if not (given.isascii() and given.isdigit() and len(given) <= 10 and least <= int(given) <= 10**9):
+        raise InvalidRequest(f"{name}={given!r} must be a whole number from {least} to 1000000000", param=name)
+    return int(given)
 
 
-def _listed(text: str, between: str) -> list[str]:
-    return [part.strip() for part in text.split(between) if part.strip()]
+def listed(written: str, between: str) -> list[str]:
+    return [each.strip() for each in written.split(between) if each.strip()]
 
 
 def _places(found: Where) -> Table:
-    columns = (
-        Column("Place", "place", number=False),
-        Column("Kind", "kind", number=False, wide=True),
-        Column("A month", "monthly_usd"),
-        Column("A request", "per_request_usd", wide=True),
-        Column("A million tokens", "per_million_tokens_usd", wide=True),
-        Column("Machines", "machines", wide=True),
-        Column("Used", "utilization", wide=True),
-        Column("Only when needed", "rented_when_needed_usd", wide=True),
-        Column("Median time", "p50_ns", wide=True),
-        Column("95th percentile", "p95_ns"),
-    )
-    return Table(
+    return table_of(
+        found.places,
+        (Column("Place", "place", number=False), lambda each: text(each.name)),
+        (Column("Kind", "kind", number=False, wide=True), lambda each: text(each.kind)),
+        (Column("A month", "monthly_usd"), lambda each: estimated(each.monthly, each.provenance)),
+        (Column("A request", "per_request_usd", wide=True), lambda each: estimated(each.per_request, each.provenance)),
+        (
+            Column("A million tokens", "per_million_tokens_usd", wide=True),
+            lambda each: estimated(each.per_million_tokens, each.provenance),
+        ),
+        (Column("Machines", "machines", wide=True), lambda each: machines_told(each.machines)),
+        (Column("Used", "utilization", wide=True), lambda each: part(each.utilization)),
+        (
+            Column("Only when needed", "rented_when_needed_usd", wide=True),
+            lambda each: if_any(each.when_needed, each.provenance),
+        ),
+        (Column("Median time", "p50_ns", wide=True), lambda each: _time(each.p50_ns, each)),
+        (Column("95th percentile", "p95_ns"), _p95),
         name="places",
         title=f"{found.volume:,} requests a month, place by place",
-        columns=columns,
-        rows=tuple(_place(each) for each in found.places),
         empty="Nothing to compare: name an API's model or a machine below.",
     )
 
 
-def _place(place: Place) -> tuple[Cell, ...]:
-    late = place.in_time is False
+def _p95(place: Place) -> Cell:
     p95 = _time(place.p95_ns, place)
-    if late:
-        p95 = p95._replace(figure=p95.figure._replace(unit=f"{p95.figure.unit}, late"))
-    return (
-        tables.text(place.name),
-        tables.text(place.kind),
-        _money(place.monthly, place.provenance),
-        _money(place.per_request, place.provenance),
-        _money(place.per_million_tokens, place.provenance),
-        Cell(Figure("—", "", "") if place.machines is None else figures.count(place.machines), place.machines),
-        _part(place.utilization),
-        _unless(place.when_needed, place.provenance),
-        _time(place.p50_ns, place),
-        p95,
-    )
+    late = p95.figure._replace(unit=f"{p95.figure.unit}, late")
+    return p95._replace(figure=late) if place.in_time is False else p95
 
 
 def _time(duration_ns: int | None, place: Place) -> Cell:
-    return tables.duration(duration_ns, None if duration_ns is None else place.latency_provenance)
+    return duration(duration_ns, None if duration_ns is None else place.latency_provenance)
 
 
-def _money(amount: Money | None, provenance: Provenance) -> Cell:
+def estimated(amount: Money | None, provenance: Provenance) -> Cell:
     """What nobody knows is no price that is missing: it is said so."""
     if amount is None:
         return Cell(Figure("unknown", "", "see the notes below; it is not zero"), None)
-    return tables.money(amount, provenance)
+    return money(amount, provenance)
 
 
-def _unless(amount: Money | None, provenance: Provenance) -> Cell:
-    """What only some have."""
-    return Cell(Figure("—", "", ""), None) if amount is None else tables.money(amount, provenance)
-
-
-def _part(part: Fraction | None) -> Cell:
-    value = None if part is None else round(float(part), 6)
-    return Cell(figures.percent(value), value)
+def machines_told(number: int | None) -> Cell:
+    """APIs have none."""
+    return text(None) if number is None else count(number)
 
 
 def _volume(volume: int | None) -> Cell:
-    return Cell(
-        Figure("never", "", "at no volume up to a billion a month") if volume is None else figures.count(volume), volume
-    )
+    return Cell(Figure("never", "", "at no volume up to a billion a month"), None) if volume is None else count(volume)
 
 
 def _break_evens(found: Where) -> Table:
-    return Table(
+    return table_of(
+        found.break_evens,
+        (Column("Machine", "machine", number=False), lambda each: text(each.machine)),
+        (Column("Against", "api", number=False, wide=True), lambda each: text(each.api)),
+        (Column("Pays from", "pays_from_requests"), lambda each: _volume(each.pays_from)),
+        (Column("Always from", "pays_always_from_requests"), lambda each: _volume(each.pays_always_from)),
+        (Column("One pays when used", "one_machine_pays_from_utilization", wide=True), _used),
         name="break-evens",
         title="From which volume a machine pays, in requests a month",
-        columns=(
-            Column("Machine", "machine", number=False),
-            Column("Against", "api", number=False, wide=True),
-            Column("Pays from", "pays_from_requests"),
-            Column("Always from", "pays_always_from_requests"),
-            Column("One pays when used", "one_machine_pays_from_utilization", wide=True),
-        ),
-        rows=tuple(
-            (
-                tables.text(each.machine),
-                tables.text(each.api),
-                _volume(each.pays_from),
-                _volume(each.pays_always_from),
-                _used(each),
-            )
-            for each in found.break_evens
-        ),
         empty="It takes an API and a machine whose costs are known.",
         note="Between the two columns further machines cost more than they carry, step by step.",
     )
@@ -228,43 +205,29 @@ def _break_evens(found: Where) -> Table:
 def _used(even: BreakEven) -> Cell:
     if even.utilization is None or even.utilization > 1:
         return Cell(Figure("never", "", "even a full machine costs more"), None)
-    return _part(even.utilization)
+    return part(even.utilization)
 
 
 def _sensitivities(found: Where) -> Table:
-    return Table(
+    return table_of(
+        found.sensitivities,
+        (Column("If", "what", number=False), lambda each: text(each.what)),
+        (Column("Pays from", "pays_from_requests"), lambda each: _volume(each.pays_from)),
+        (Column("Always from", "pays_always_from_requests"), lambda each: _volume(each.pays_always_from)),
         name="sensitivities",
         title=f"What moves that, for {found.sensitive or 'a machine'}",
-        columns=(
-            Column("If", "what", number=False),
-            Column("Pays from", "pays_from_requests"),
-            Column("Always from", "pays_always_from_requests"),
-        ),
-        rows=tuple(
-            (tables.text(each.what), _volume(each.pays_from), _volume(each.pays_always_from))
-            for each in found.sensitivities
-        ),
         empty="It takes an API and a machine whose costs are known.",
     )
 
 
 def _ranges(found: Where) -> Table:
-    return Table(
+    return table_of(
+        found.cheapest,
+        (Column("From", "from_requests"), lambda each: count(each.from_volume)),
+        (Column("To", "to_requests"), lambda each: count(each.to_volume)),
+        (Column("Place", "place", number=False), lambda each: text(each.name)),
         name="cheapest",
         title="Cheapest by requests a month",
-        columns=(
-            Column("From", "from_requests"),
-            Column("To", "to_requests"),
-            Column("Place", "place", number=False),
-        ),
-        rows=tuple(
-            (
-                Cell(figures.count(each.from_volume), each.from_volume),
-                Cell(figures.count(each.to_volume), each.to_volume),
-                tables.text(each.name),
-            )
-            for each in found.cheapest
-        ),
         empty="No place's cost is known.",
         most=12,
     )

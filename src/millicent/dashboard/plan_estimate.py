@@ -15,13 +15,13 @@ from starlette.routing import Route
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
-from millicent.dashboard import figures, tables
+from millicent.dashboard import figures
 from millicent.dashboard.figures import Figure
-from millicent.dashboard.plan import Planning
+from millicent.dashboard.plan import Planning, estimated, listed, machines_told, told_as_json
 from millicent.dashboard.plan_json import estimate_body, outcome_body, saved_body
 from millicent.dashboard.selection import TIMES
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table
+from millicent.dashboard.tables import Cell, Column, Table, count, money, part, table_of, text
 from millicent.dashboard.zones import when
 from millicent.economics.estimate import Estimated, Scenario, estimate, like
 from millicent.economics.scenarios import Beside, Outcome, Saved, outcome
@@ -104,24 +104,24 @@ def estimate_page(planning: Planning, site: Site) -> Page:
 
 
 def _json_routes(planning: Planning, site: Site) -> list[Route]:
-    async def estimated(request: Request) -> Response:
+    async def one(request: Request) -> Response:
         params = _given(site, request)
         found = await site.read(lambda: _computed(planning, params))
         if found is None:
             raise InvalidRequest("users: say how many, and how long a call is: input_tokens and output_tokens")
-        return _json(estimate_body(*found))
+        return told_as_json(estimate_body(*found))
 
     async def scenarios(request: Request) -> Response:
         site.selection(request, frozenset())
         kept = await site.read(lambda: _kept(planning))
-        return _json({"object": "list", "data": [saved_body(each) for each in kept]})
+        return told_as_json({"object": "list", "data": [saved_body(each) for each in kept]})
 
     async def scenario(request: Request) -> Response:
         name = request.path_params["name"]
-        return _json(outcome_body(await site.read(lambda: _outcome(planning, name))))
+        return told_as_json(outcome_body(await site.read(lambda: _outcome(planning, name))))
 
     return [
-        Route("/v1/plan/estimate", estimated, methods=["GET"]),
+        Route("/v1/plan/estimate", one, methods=["GET"]),
         Route("/v1/plan/scenarios", scenarios, methods=["GET"]),
         Route("/v1/plan/scenarios/{name}", scenario, methods=["GET"]),
     ]
@@ -159,7 +159,7 @@ def scenario_from(planning: Planning, params: Mapping[str, str]) -> Scenario:
     for name in needed:
         if name not in values:
             raise InvalidRequest(f"{name}: missing; an estimate needs {', '.join(needed)}", param=name)
-    models = tuple(part.strip() for part in params.get("models", "").split(",") if part.strip())
+    models = tuple(listed(params.get("models", ""), ","))
     lengths = {"input_tokens": 0, "output_tokens": 0} if wanted else {}
     try:
         scenario = msgspec.convert({**lengths, **values, "models": models}, Scenario, strict=False)
@@ -175,79 +175,46 @@ def _outcome(planning: Planning, name: str) -> Outcome:
 
 
 def _estimates(found: Sequence[Estimated]) -> Table:
-    return Table(
+    return table_of(
+        found,
+        (Column("Model", "model", number=False), lambda each: text(each.name)),
+        (Column("A month", "expected_usd"), lambda each: estimated(each.expected, each.provenance)),
+        (Column("From", "low_usd", wide=True), lambda each: estimated(each.low, each.provenance)),
+        (Column("To", "high_usd", wide=True), lambda each: estimated(each.high, each.provenance)),
+        (Column("A call", "per_call_usd", wide=True), lambda each: estimated(each.per_call, each.provenance)),
+        (Column("A user", "per_user_usd"), lambda each: estimated(each.per_user, each.provenance)),
+        (Column("Machines", "machines", wide=True), lambda each: machines_told(each.machines)),
         name="estimates",
         title="A month, model by model",
-        columns=(
-            Column("Model", "model", number=False),
-            Column("A month", "expected_usd"),
-            Column("From", "low_usd", wide=True),
-            Column("To", "high_usd", wide=True),
-            Column("A call", "per_call_usd", wide=True),
-            Column("A user", "per_user_usd"),
-            Column("Machines", "machines", wide=True),
-        ),
-        rows=tuple(
-            (
-                tables.text(each.name),
-                *(
-                    Cell(Figure("unknown", "", "see the notes; it is not zero"), None)
-                    if amount is None
-                    else tables.money(amount, each.provenance)
-                    for amount in (each.expected, each.low, each.high, each.per_call, each.per_user)
-                ),
-                Cell(Figure("—", "", "") if each.machines is None else figures.count(each.machines), each.machines),
-            )
-            for each in found
-        ),
     )
 
 
 def _saved(kept: Sequence[Saved]) -> Table:
-    return Table(
+    def link(saved: Saved) -> str | None:
+        return f"{PATH}?{urlencode({'scenario': saved.name})}" if saved.scenario.feature else None
+
+    return table_of(
+        kept,
+        (Column("Scenario", "scenario", number=False), lambda each: text(each.name, link(each))),
+        (Column("Feature", "feature", number=False), lambda each: text(each.scenario.feature)),
+        (Column("Saved", "saved_at", number=False, wide=True), lambda each: text(when(each.saved_at_ns))),
+        (Column("Calls a month", "calls_per_month"), lambda each: count(round(each.scenario.calls_per_month))),
         name="scenarios",
         title="Saved scenarios",
-        columns=(
-            Column("Scenario", "scenario", number=False),
-            Column("Feature", "feature", number=False),
-            Column("Saved", "saved_at", number=False, wide=True),
-            Column("Calls a month", "calls_per_month"),
-        ),
-        rows=tuple(
-            (
-                tables.text(
-                    each.name, f"{PATH}?{urlencode({'scenario': each.name})}" if each.scenario.feature else None
-                ),
-                tables.text(each.scenario.feature),
-                tables.text(when(each.saved_at_ns)),
-                Cell(figures.count(round(each.scenario.calls_per_month)), round(each.scenario.calls_per_month)),
-            )
-            for each in kept
-        ),
         empty="None yet.",
         note="Those that name a feature can be put beside what it did.",
     )
 
 
 def _beside(found: Outcome) -> Table:
-    return Table(
+    return table_of(
+        found.beside,
+        (Column("What", "what", number=False), lambda each: text(each.what)),
+        (Column("Expected", "expected"), lambda each: _figure(each, each.expected)),
+        (Column("Happened", "happened"), lambda each: _figure(each, each.happened)),
+        (Column("Change", "change"), _change),
         name="beside",
         title=f"{found.saved.name}: expected, and what happened",
-        columns=(
-            Column("What", "what", number=False),
-            Column("Expected", "expected"),
-            Column("Happened", "happened"),
-            Column("Change", "change"),
-        ),
-        rows=tuple(
-            (
-                tables.text(each.what),
-                _figure(each, each.expected),
-                _figure(each, each.happened),
-                Cell(_change(each), None if each.change is None else round(float(each.change), 6)),
-            )
-            for each in found.beside
-        ),
     )
 
 
@@ -255,17 +222,13 @@ def _figure(beside: Beside, value: Fraction | None) -> Cell:
     if value is None:
         return Cell(Figure("unknown", "", "nothing was seen of it yet; it is not zero"), None)
     if beside.unit == "usd":
-        return tables.money(Money(round(value * 10**9)))
+        return money(Money(round(value * 10**9)))
     number = round(float(value), 6)
     return Cell(figures.number(number, "%" if beside.unit == "percent" else ""), number)
 
 
-def _change(beside: Beside) -> Figure:
+def _change(beside: Beside) -> Cell:
     if beside.change is None:
-        return Figure("—", "", "one of the two is not known")
-    told = figures.percent(float(beside.change))
-    return told._replace(text=f"+{told.text}" if beside.change > 0 else told.text)
-
-
-def _json(body: object) -> Response:
-    return Response(msgspec.json.Encoder(decimal_format="number").encode(body), media_type="application/json")
+        return Cell(Figure("—", "", "one of the two is not known"), None)
+    told = part(beside.change)
+    return told._replace(figure=told.figure._replace(text=f"+{told.figure.text}")) if beside.change > 0 else told

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,14 +13,13 @@ from millicent.core.clock import NS_PER_MS
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
 from millicent.core.usage import Provenance
-from millicent.dashboard import figures, tables
 from millicent.dashboard.charts import Chart
 from millicent.dashboard.figures import Figure
-from millicent.dashboard.plan import Planning
+from millicent.dashboard.plan import Planning, told_as_json, whole
 from millicent.dashboard.replays import KNOWN, Body, Replays
 from millicent.dashboard.selection import Selection
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table
+from millicent.dashboard.tables import Cell, Column, Table, count, duration, if_any, money, part, table_of, text
 
 # So long a page waits for what is nearly there, before it says that it is being simulated.
 _PATIENCE_S = 0.1
@@ -47,11 +45,8 @@ def _page(site: Site, replays: Replays, title: str, name: str, options: tuple[st
 
     def ask(request: Request) -> tuple[Selection, asyncio.Task[Body]]:
         selection = site.selection(request, known, default_range="30d")
-        more = {
-            option.replace("_", "-"): str(_whole(selection.params[option], option))
-            for option in options
-            if option in selection.params
-        }
+        given = {option: whole(selection.params, option) for option in options}
+        more = {name.replace("_", "-"): str(value) for name, value in given.items() if value is not None}
         return selection, replays.ask(selection, more)
 
     async def show(request: Request) -> Response:
@@ -78,15 +73,9 @@ def _page(site: Site, replays: Replays, title: str, name: str, options: tuple[st
 
     async def as_json(request: Request) -> Response:
         _, task = ask(request)
-        return Response(msgspec.json.encode(await asyncio.shield(task)), media_type="application/json")
+        return told_as_json(await asyncio.shield(task))
 
     return Page("Plan", title, path, [site.get(path, show), Route(f"/v1/plan/{name}", as_json, methods=["GET"])])
-
-
-def _whole(text: str, name: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10**9):
-        raise InvalidRequest(f"{name}={text!r} must be a whole number from 1 to 1000000000", param=name)
-    return int(text)
 
 
 def _scale_tables(found: Body) -> Sequence[Chart | Table]:
@@ -94,19 +83,15 @@ def _scale_tables(found: Body) -> Sequence[Chart | Table]:
 
 
 def _breaks(found: Body) -> Table:
-    return Table(
+    breaks: Sequence[Body] = found["breaks"]
+    return table_of(
+        breaks,
+        (Column("What", "what", number=False), lambda each: text(each["name"])),
+        (Column("At", "multiple"), lambda each: _times(each["multiple"])),
+        (Column("Held at", "held_at", wide=True), lambda each: _times(each["held_at"])),
+        (Column("Seen", "why", number=False), lambda each: text(each["why"])),
         name="breaks",
         title="What breaks, the first first",
-        columns=(
-            Column("What", "what", number=False),
-            Column("At", "multiple"),
-            Column("Held at", "held_at", wide=True),
-            Column("Seen", "why", number=False),
-        ),
-        rows=tuple(
-            (tables.text(each["name"]), _times(each["multiple"]), _times(each["held_at"]), tables.text(each["why"]))
-            for each in found["breaks"]
-        ),
         empty="Nothing breaks up to the largest multiple.",
         note="In multiples of the traffic's busiest stretch, on what there is now. Budgets and connections are"
         " arithmetic on receipts; the rest is simulated.",
@@ -114,64 +99,47 @@ def _breaks(found: Body) -> Table:
 
 
 def _machines(found: Body) -> Table:
-    return Table(
+    scaled: Sequence[Body] = found["scaled"]
+    return table_of(
+        scaled,
+        (Column("Traffic", "multiple"), lambda each: _times(each["multiple"])),
+        (Column("Requests a month", "requests_per_month", wide=True), lambda each: count(each["requests_per_month"])),
+        (Column("Machines", "machines"), lambda each: _count_of(found, each["machines"])),
+        (
+            Column("Busy", "utilization", wide=True),
+            lambda each: part(each["outcome"] and each["outcome"]["utilization"]),
+        ),
+        (Column("95 in 100 wait", "p95_wait_ns"), lambda each: _time(each["p95_wait_ms"])),
+        (
+            Column("Receipts a month", "busy_cost_per_month_usd", wide=True),
+            lambda each: _money(each["busy_cost_per_month_usd"]),
+        ),
+        (Column("Machines a month", "wall_cost_per_month_usd"), lambda each: _money(each["wall_cost_per_month_usd"])),
         name="machines",
         title="Machines that meet the latency target",
-        columns=(
-            Column("Traffic", "multiple"),
-            Column("Requests a month", "requests_per_month", wide=True),
-            Column("Machines", "machines"),
-            Column("Busy", "utilization", wide=True),
-            Column("95 in 100 wait", "p95_wait_ns"),
-            Column("Receipts a month", "busy_cost_per_month_usd", wide=True),
-            Column("Machines a month", "wall_cost_per_month_usd"),
-        ),
-        rows=tuple(
-            (
-                _times(each["multiple"]),
-                tables.count(each["requests_per_month"]),
-                _count_of(found, each["machines"]),
-                _part(None if each["outcome"] is None else each["outcome"]["utilization"]),
-                _time(each["p95_wait_ms"]),
-                _money(each["busy_cost_per_month_usd"]),
-                _money(each["wall_cost_per_month_usd"]),
-            )
-            for each in found["scaled"]
-        ),
         note="As few as meet it. Receipts have the device time that is used; machines are up all month.",
     )
 
 
 def _ladder(found: Body) -> Table:
-    return Table(
+    ladder: Sequence[Body] = found["on_present_machines"]
+    return table_of(
+        ladder,
+        (Column("Traffic", "multiple"), lambda each: _times(each["multiple"])),
+        (Column("Busy", "utilization"), lambda each: part(each["utilization"])),
+        (Column("KV memory", "kv_peak", wide=True), lambda each: part(each["kv_peak"])),
+        (Column("Refused", "refused", wide=True), lambda each: count(sum(each["refused"].values()))),
+        (Column("Thrown out", "preemptions", wide=True), lambda each: count(each["preemptions"])),
+        (Column("Median time", "p50_total_ns", wide=True), lambda each: _median(each["latency_ms"]["total"])),
+        (Column("95 in 100 wait", "p95_wait_ns"), lambda each: _time(each["p95_wait_ms"])),
         name="growth",
         title="On what there is now",
-        columns=(
-            Column("Traffic", "multiple"),
-            Column("Busy", "utilization"),
-            Column("KV memory", "kv_peak", wide=True),
-            Column("Refused", "refused", wide=True),
-            Column("Thrown out", "preemptions", wide=True),
-            Column("Median time", "p50_total_ns", wide=True),
-            Column("95 in 100 wait", "p95_wait_ns"),
-        ),
-        rows=tuple(
-            (
-                _times(each["multiple"]),
-                _part(each["utilization"]),
-                _part(each["kv_peak"]),
-                tables.count(sum(each["refused"].values())),
-                tables.count(each["preemptions"]),
-                _time(None if each["latency_ms"]["total"] is None else each["latency_ms"]["total"]["p50"]),
-                _time(each["p95_wait_ms"]),
-            )
-            for each in found["on_present_machines"]
-        ),
     )
 
 
 def _cheaper_tables(found: Body) -> Sequence[Chart | Table]:
     known = [each for each in found["levers"] if each["needs"] is None]
+    realised: Sequence[Body] = found["realised"]
     columns = (
         Column("Lever", "lever", number=False),
         Column("Is on", "on", number=False, wide=True),
@@ -193,18 +161,13 @@ def _cheaper_tables(found: Body) -> Sequence[Chart | Table]:
             note="Saves: money, of what is paid by the token. Frees: device time at its rate, on machines that are paid"
             " already. At least and at most are the ends of a 95% interval. Savings of several levers don't add up.",
         ),
-        Table(
+        table_of(
+            realised,
+            (Column("Lever", "lever", number=False), lambda each: text(each["name"])),
+            (Column("Answers", "answers"), lambda each: count(each["requests"])),
+            (Column("Saved", "saved_usd"), lambda each: _money(each["saved_usd"])),
             name="realised",
             title="What levers that are on have saved",
-            columns=(
-                Column("Lever", "lever", number=False),
-                Column("Answers", "answers"),
-                Column("Saved", "saved_usd"),
-            ),
-            rows=tuple(
-                (tables.text(each["name"]), tables.count(each["requests"]), _money(each["saved_usd"]))
-                for each in found["realised"]
-            ),
             empty="Receipts name no lever that has saved anything.",
             note="As receipts have it, against list price.",
         ),
@@ -236,12 +199,12 @@ def _measured(found: Body) -> Table:
 
 def _measured_row(each: Body) -> tuple[Cell, ...]:
     saved = each["saved_usd"]
-    requests = (tables.count(each["requests_with"]), tables.count(each["requests_without"]))
+    requests = (count(each["requests_with"]), count(each["requests_without"]))
     if saved is None:
         too_few = Cell(Figure("too few yet", "", "fewer than 30 drawings on one side"), None)
-        return (tables.text(each["lever"]), *requests, too_few, _money(None), _money(None), _money(None))
+        return (text(each["lever"]), *requests, too_few, _money(None), _money(None), _money(None))
     amounts = (_money(saved[end]) for end in ("expected", "low", "high"))
-    return (tables.text(each["lever"]), *requests, *amounts, _money(each["predicted_usd"]))
+    return (text(each["lever"]), *requests, *amounts, _money(each["predicted_usd"]))
 
 
 def _lever(lever: Body) -> tuple[Cell, ...]:
@@ -249,38 +212,36 @@ def _lever(lever: Body) -> tuple[Cell, ...]:
     either = saved or freed or {"low": None, "high": None}
     monthly = [Money.from_usd(each["a_month"]) for each in (saved, freed) if each is not None]
     return (
-        tables.text(lever["title"]),
-        tables.text("yes" if lever["on"] else "no"),
-        _part(lever["requests"] / lever["of"] if lever["of"] else None),
+        text(lever["title"]),
+        text("yes" if lever["on"] else "no"),
+        part(lever["requests"] / lever["of"] if lever["of"] else None),
         _money(saved and saved["expected"]),
         _money(freed and freed["expected"]),
         _money(either["low"]),
         _money(either["high"]),
-        tables.money(Money.total(monthly), Provenance.ESTIMATED),
-        _part(lever["share"]),
+        money(Money.total(monthly), Provenance.ESTIMATED),
+        part(lever["share"]),
     )
 
 
 def _count_of(found: Body, machines: int | None) -> Cell:
     if found["elsewhere"]:
         return Cell(Figure("—", "", "it runs elsewhere, and is paid by the token"), None)
-    return Cell(Figure("none do", "", "not even many more"), None) if machines is None else tables.count(machines)
+    return Cell(Figure("none do", "", "not even many more"), None) if machines is None else count(machines)
 
 
 def _times(multiple: float | None) -> Cell:
     return Cell(Figure("—" if multiple is None else f"{multiple:g}", "" if multiple is None else "x", ""), multiple)
 
 
-def _part(part: float | None) -> Cell:
-    return Cell(figures.percent(part), part)
-
-
 def _time(ms: float | None) -> Cell:
     ns = None if ms is None else round(ms * NS_PER_MS)
-    return tables.duration(ns, None if ns is None else Provenance.ESTIMATED)
+    return duration(ns, None if ns is None else Provenance.ESTIMATED)
+
+
+def _median(latency: Body | None) -> Cell:
+    return _time(None if latency is None else latency["p50"])
 
 
 def _money(usd: str | None) -> Cell:
-    if usd is None:
-        return Cell(Figure("—", "", ""), None)
-    return tables.money(Money.from_usd(usd), Provenance.ESTIMATED)
+    return if_any(None if usd is None else Money.from_usd(usd), Provenance.ESTIMATED)

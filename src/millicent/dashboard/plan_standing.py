@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from millicent.dashboard import figures, tables
 from millicent.dashboard.figures import Figure
-from millicent.dashboard.plan import Planning
+from millicent.dashboard.plan import Planning, told_as_json
 from millicent.dashboard.plan_json import standing_body
-from millicent.dashboard.selection import TIMES
+from millicent.dashboard.selection import TIMES, feature_address
 from millicent.dashboard.site import Page, Site
-from millicent.dashboard.tables import Cell, Column, Table
+from millicent.dashboard.tables import Cell, Column, Table, count, money, table_of, text
 from millicent.economics.standing import Stand, Standing, WithoutModel, band_words, standing, told
 
 PATH = "/plan/standing"
@@ -23,13 +21,7 @@ def standing_page(planning: Planning, site: Site) -> Page:
     async def found_for(request: Request) -> Standing:
         chosen = site.selection(request, TIMES, default_range="30d").where
         return await site.read(
-            lambda: standing(
-                planning.queries,
-                planning.clock,
-                chosen,
-                planning.configured(),
-                planning.books,
-            )
+            lambda: standing(planning.queries, planning.clock, chosen, planning.configured(), planning.books)
         )
 
     async def show(request: Request) -> Response:
@@ -39,8 +31,7 @@ def standing_page(planning: Planning, site: Site) -> Page:
         return site.answer(request, "plan_standing.html", shown=shown, selection=selection, found=found)
 
     async def as_json(request: Request) -> Response:
-        encoded = msgspec.json.Encoder(decimal_format="number").encode(standing_body(await found_for(request)))
-        return Response(encoded, media_type="application/json")
+        return told_as_json(standing_body(await found_for(request)))
 
     routes = [site.get(PATH, show), Route("/v1/plan/standing", as_json, methods=["GET"])]
     return Page("Plan", "Where you stand", PATH, routes)
@@ -71,40 +62,30 @@ def _stand(stand: Stand) -> tuple[Cell, ...]:
     shown = "unknown" if stand.value is None else told(stand.band, stand.value)
     exact = "nobody knows; it is not zero" if value is None else f"{value}"
     return (
-        tables.text(stand.band.measure),
+        text(stand.band.measure),
         Cell(Figure(shown, "", exact), value),
-        tables.text(stand.where or "unknown"),
-        *(tables.text(words) for words in band_words(stand.band)),
-        tables.text(stand.band.industry),
-        tables.text(stand.evidence),
+        text(stand.where or "unknown"),
+        *(text(words) for words in band_words(stand.band)),
+        text(stand.band.industry),
+        text(stand.evidence),
     )
 
 
 def _without(found: tuple[WithoutModel, ...]) -> Table:
-    return Table(
+    return table_of(
+        found,
+        (
+            Column("Feature", "feature", number=False),
+            lambda each: text(each.feature, feature_address(each.feature)),
+        ),
+        (Column("Without", "without_usd"), lambda each: money(each.without)),
+        (Column("With", "with_usd"), lambda each: money(each.with_model)),
+        (Column("Saved by each", "saved_usd"), lambda each: money(each.saved)),
+        (Column("Of", "of", number=False, wide=True), lambda each: text(each.of)),
+        (Column("Outcomes", "outcomes", wide=True), lambda each: count(each.outcomes)),
+        (Column("How", "what", number=False, wide=True), lambda each: text(each.what)),
         name="without-a-model",
         title="What the same outcome costs without a model",
-        columns=(
-            Column("Feature", "feature", number=False),
-            Column("Without", "without_usd"),
-            Column("With", "with_usd"),
-            Column("Saved by each", "saved_usd"),
-            Column("Of", "of", number=False, wide=True),
-            Column("Outcomes", "outcomes", wide=True),
-            Column("How", "what", number=False, wide=True),
-        ),
-        rows=tuple(
-            (
-                tables.text(each.feature, f"/receipts?feature={each.feature}" if each.feature.isalnum() else None),
-                tables.money(each.without),
-                tables.money(each.with_model),
-                tables.money(each.saved),
-                tables.text(each.of),
-                Cell(figures.count(each.outcomes), each.outcomes),
-                tables.text(each.what),
-            )
-            for each in found
-        ),
         empty="No feature says what it would take: state [features.NAME.alternative].",
         note="What it costs without is stated; useful outputs are those that were rated so in this period.",
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, tzinfo
 from typing import cast, get_args
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -61,12 +61,22 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
     def query(self, **changes: str | None) -> str:
         """The query string of this selection with `changes` made (None removes). Going elsewhere starts at the first
-        page, and a range and explicit times replace each other."""
-        params = {name: value for name, value in self.params.items() if name not in {"after", *changes}}
+        page; a range and explicit times replace each other, and so do a name and none of its kind."""
+        gone = {"after", *changes, changes.get("none")}
+        if self.params.get("none") in changes:
+            gone.add("none")
+        params = {name: value for name, value in self.params.items() if name not in gone}
         if changes.get("range"):
             params = {name: value for name, value in params.items() if name not in {"from", "to"}}
         params |= {name: value for name, value in changes.items() if value is not None}
         return f"?{urlencode(params)}" if params else ""
+
+
+def feature_address(name: str, query: str = "") -> str:
+    """Of a feature's page. Browsers take a path's dots for the folder above: there are only the receipts of these."""
+    if name in {".", ".."}:
+        return f"/receipts?{urlencode({'feature': name})}"
+    return f"/features/{quote(name, safe='')}{query}"
 
 
 def parse(items: Iterable[tuple[str, str]], known: frozenset[str], *, now_ns: int, default_range: str) -> Selection:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
-from typing import NamedTuple
+from fractions import Fraction
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,7 +17,11 @@ from millicent.core.usage import Provenance
 from millicent.dashboard import figures
 from millicent.dashboard.figures import Figure
 
+T = TypeVar("T")
 Value = str | int | float | Decimal | Money | None
+
+_EMPTY = "Nothing here in this period."
+_MOST = 50
 
 
 class Column(NamedTuple):
@@ -55,9 +60,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     total: tuple[Cell, ...] | None = None
-    empty: str = "Nothing here in this period."
+    empty: str = _EMPTY
     note: str = ""
-    most: int = 50
+    most: int = _MOST
     count: int | None = None
 
     def table(self) -> Table:
@@ -78,19 +83,39 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         return told
 
 
+def table_of(
+    items: Iterable[T],
+    *columns: tuple[Column, Callable[[T], Cell]],
+    name: str,
+    title: str,
+    empty: str = _EMPTY,
+    note: str = "",
+    most: int = _MOST,
+) -> Table:
+    """A row for each, with what each column says of it."""
+    rows = tuple(tuple(tells(each) for _, tells in columns) for each in items)
+    heads = tuple(column for column, _ in columns)
+    return Table(name=name, title=title, columns=heads, rows=rows, empty=empty, note=note, most=most)
+
+
 def money(amount: Money | None, provenance: Provenance | None = None, href: str | None = None) -> Cell:
     return Cell(figures.amount(amount), amount, None if amount is None else provenance, href)
 
 
-def known(amount: Money | None, href: str | None = None) -> Cell:
+def known(amount: Money | None) -> Cell:
     """What is earned, or what of it is left: unknown where nobody said."""
     if amount is None:
-        return Cell(Figure("unknown", "", "nobody said what is earned here; it is not zero"), None, None, href)
-    return money(amount, href=href)
+        return Cell(Figure("unknown", "", "nobody said what is earned here; it is not zero"), None)
+    return money(amount)
 
 
-def count(number: int | None, unit: str = "", href: str | None = None) -> Cell:
-    return Cell(figures.count(number, unit), number, None, href)
+def if_any(amount: Money | None, provenance: Provenance | None = None) -> Cell:
+    """What only some have: of nothing there is no mean, say."""
+    return text(None) if amount is None else money(amount, provenance)
+
+
+def count(number: int | None) -> Cell:
+    return Cell(figures.count(number), number)
 
 
 def duration(ns: int | None, provenance: Provenance | None = None) -> Cell:
@@ -99,6 +124,14 @@ def duration(ns: int | None, provenance: Provenance | None = None) -> Cell:
 
 def share(part: int | None, whole: int) -> Cell:
     return Cell(figures.share(part, whole), None if part is None or whole == 0 else round(part / whole, 6))
+
+
+def part(of_one: Decimal | Fraction | float | None) -> Cell:
+    """The same where it is worked out already: 1 is all."""
+    if of_one is None:
+        return Cell(figures.percent(None), None)
+    rounded = round(of_one, 6) if isinstance(of_one, Decimal) else round(float(of_one), 6)
+    return Cell(figures.percent(float(of_one)), rounded)
 
 
 def text(words: str | None, href: str | None = None) -> Cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from hashlib import blake2b
 from pathlib import Path
@@ -136,12 +136,3 @@ def busiest_from(arrivals: Sequence[Arrival], most: int) -> int:
     starts = range(max(1, len(arrivals) - most + 1))
     last = len(arrivals) - 1
     return min(starts, key=lambda i: arrivals[min(last, i + most - 1)].at_ns - arrivals[i].at_ns)
-
-
-def total_tokens(arrivals: Iterable[Arrival]) -> tuple[int, int]:
-    """Input and output."""
-    given = made = 0
-    for each in arrivals:
-        given += each.input_tokens
-        made += each.output_tokens
-    return given, made

@@ -13,7 +13,7 @@ from millicent.core.receipts import RATE_KEY
 from millicent.economics.arrivals import Arrival
 from millicent.economics.calibration import LEAST_ANSWERS, Calibration, Fidelity, calibrate, fidelity
 from millicent.economics.outcomes import Outcome, outcome
-from millicent.economics.recorded import Recorded, main_engine
+from millicent.economics.recorded import Recorded, fit_versions, main_engine
 from millicent.economics.simulator import Course, Gate, Machine, simulate
 from millicent.economics.steady import PrefixCache
 from millicent.ledger.queries import LedgerQueries
@@ -78,14 +78,12 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
         return course, outcome(course, machine.kv_blocks, self.rates.receipt, self.rates.hour)
 
 
-def basis_of(
-    queries: LedgerQueries, recorded: Sequence[Recorded], shape: EngineShape, model: str | None = None
-) -> Basis:
-    """Of the engine that answered most of them, or most of this model's.
+def basis_of(queries: LedgerQueries, recorded: Sequence[Recorded], shape: EngineShape) -> Basis:
+    """Of the engine that answered most of them.
 
     Raises InvalidRequest where no engine shows its steps, or none of its steps were learned from yet.
     """
-    placement, name = main_engine(recorded, model)
+    placement, name = main_engine(recorded)
     mine = [each for each in recorded if each.place == (placement, name) and each.decoded]
     fit = _newest_fit(queries, mine, name)
     machine = Machine(
@@ -111,8 +109,7 @@ def basis_of(
 
 
 def _newest_fit(queries: LedgerQueries, recorded: Sequence[Recorded], model: str) -> StepTimeFit:
-    versions = {each.receipt.accelerator.step_time_version for each in recorded}
-    fits = queries.fits_named(sorted(version for version in versions if version is not None))
+    fits = queries.fits_named(fit_versions(recorded))
     if not fits:
         raise InvalidRequest(f"nobody knows yet what steps of {model} take: answer some requests first", param="model")
     return max(fits, key=lambda fit: fit.fitted_at_ns)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from millicent.core.tallies import nearest_rank
 from millicent.economics.recorded import Recorded
 from millicent.economics.simulator import Course, Fate, Machine, simulate
 from millicent.step_time import Coefficients
@@ -74,7 +75,7 @@ def fidelity(recorded: Sequence[Recorded], course: Course) -> Fidelity | None:
     return Fidelity(
         len(pairs),
         _off(statistics.fmean(simulated), statistics.fmean(totals)),
-        _off(_p95(simulated), _p95(totals)),
+        _off(nearest_rank(sorted(simulated), 95), nearest_rank(sorted(totals), 95)),
         _off(statistics.fmean(ours or 0 for _, ours in first), statistics.fmean(theirs or 0 for theirs, _ in first)),
         _ratio(pairs) ** -1 - 1,
     )
@@ -115,10 +116,6 @@ def _corrected(machine: Machine, pairs: Sequence[tuple[Recorded, Fate]], faster:
         gap_ns=max(0.0, machine.gap_ns * faster + gap_ns),
         exit_ns=exit_ns,
     )
-
-
-def _p95(values: Sequence[float]) -> float:
-    return sorted(values)[-(-len(values) * 95 // 100) - 1]
 
 
 def _off(ours: float, theirs: float) -> float:

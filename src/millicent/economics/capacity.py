@@ -9,6 +9,7 @@ import msgspec
 
 from millicent.core.clock import NS_PER_HOUR, NS_PER_MS, iso_utc
 from millicent.core.fits import StepTimeFit
+from millicent.core.tallies import nearest_rank
 from millicent.core.usage import Leaf, Provenance, Usage
 from millicent.economics.machines import MachineConfig
 from millicent.economics.traffic import Ran, Spread
@@ -79,7 +80,7 @@ def modelled(fit: StepTimeFit, usages: Sequence[Usage], slots: Slots, target_ns:
     works = [_work(usage, slots.step_tokens) for usage in usages]
     steps, rows, sampled, kv, pairs = (sum(each[i] for each in works) / len(works) for i in range(5))
     ordered = sorted(each[0] for each in works)
-    steps_p95 = ordered[-(-len(ordered) * 95 // 100) - 1]
+    steps_p95 = nearest_rank(ordered, 95)
     costs = Coefficients.of(fit)
     own_ns = costs.sampled_row_ns * sampled + costs.kv_token_ns * kv + costs.pair_ns * pairs
     best = None

@@ -17,7 +17,7 @@ only is new or gone, as a whole; a model that is, is mix alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Context, Decimal
 from itertools import combinations
 
@@ -28,6 +28,7 @@ from millicent.core.periods import DAY_NS, Period, day_of, start_ns
 from millicent.core.tallies import Sums
 from millicent.economics.config import EarningsConfig
 from millicent.economics.tallied import summed
+from millicent.economics.unit import per
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 
 # In the order in which ties are broken.
@@ -109,7 +110,7 @@ def changes(ledger: LedgerQueries, before: Period, after: Period, where: Receipt
     for each in found:
         for factor, amount in each.effects.items():
             effects[factor] = effects.get(factor, ZERO) + amount
-    sides = [_sum(tally for models in side.values() for tally in models.values()) for side in cells]
+    sides = [Sums.together(tally for models in side.values() for tally in models.values()) for side in cells]
     return ChangeReport(before, after, tuple(found), _told(None, sides[0], sides[1], effects))
 
 
@@ -167,7 +168,7 @@ def rates_of(tally: Sums) -> Rates:
     read = tally.priced_tokens.get("input_cache_read", 0)
     return Rates(
         requests=count,
-        cost_per_request=Money(round(Decimal(tally.cost_nanousd) / count)) if count else None,
+        cost_per_request=per(Money(tally.cost_nanousd), count),
         input_tokens=Decimal(inputs) / count if count else None,
         output_tokens=Decimal(outputs) / count if count else None,
         cached=Decimal(read) / inputs if inputs else None,
@@ -189,15 +190,8 @@ def _cells(ledger: LedgerQueries, period: Period, where: ReceiptFilter) -> dict[
     return cells
 
 
-def _sum(tallies: Iterable[Sums]) -> Sums:
-    whole = Sums()
-    for each in tallies:
-        whole.add(each)
-    return whole
-
-
 def _change(feature: str | None, before: Mapping[str, Sums], after: Mapping[str, Sums]) -> Change:
-    was, became = _sum(before.values()), _sum(after.values())
+    was, became = Sums.together(before.values()), Sums.together(after.values())
     difference = became.cost_nanousd - was.cost_nanousd
     if not was.priced or not became.priced:
         kind = NEW if became.priced else GONE
@@ -251,10 +245,8 @@ def shapley(before: Mapping[str, Sums], after: Mapping[str, Sums]) -> list[int]:
                 ways = math.factorial(len(chosen)) * math.factorial(n - len(chosen) - 1)
                 part = _EXACT.add(part, _EXACT.multiply(ways, values[chosen | {factor}] - value))
         parts.append(_EXACT.divide(part, math.factorial(n)))
-    difference = sum(tally.cost_nanousd for tally in after.values()) - sum(
-        tally.cost_nanousd for tally in before.values()
-    )
-    return _rounded(parts, difference)
+    was, became = (sum(tally.cost_nanousd for tally in side.values()) for side in (before, after))
+    return _rounded(parts, became - was)
 
 
 def _rounded(parts: Sequence[Decimal], total: int) -> list[int]:

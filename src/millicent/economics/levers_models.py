@@ -15,7 +15,6 @@ from millicent.core.usage import Leaf
 from millicent.economics.api_cost import api_cost
 from millicent.economics.calibration import slower
 from millicent.economics.levers import (
-    HOURS_PER_MONTH,
     NOT_EVALUATED,
     Estimate,
     Ground,
@@ -25,6 +24,7 @@ from millicent.economics.levers import (
 )
 from millicent.economics.recorded import Recorded
 from millicent.economics.simulator import Machine
+from millicent.economics.traffic import HOURS_PER_MONTH
 from millicent.step_time import Coefficients
 
 _SHORTER = Decimal("0.1")

@@ -10,8 +10,9 @@ from decimal import Decimal
 import msgspec
 
 from millicent.core.money import Money
-from millicent.economics.recorded import Recorded
-from millicent.economics.simulator import Course
+from millicent.core.receipts import Timing
+from millicent.core.tallies import nearest_rank
+from millicent.economics.simulator import Course, Fate
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -78,25 +79,20 @@ def outcome(
         input_tokens=sum(fate.arrival.input_tokens for fate in answered),
         cached_tokens=sum(fate.cached_tokens for fate in answered),
         output_tokens=sum(fate.arrival.output_tokens for fate in answered),
-        latency=Latencies(
-            latency_of(fate.queue_ns for fate in answered),
-            latency_of(fate.ttft_ns for fate in answered),
-            latency_of(fate.tpot_ns for fate in answered),
-            latency_of(fate.total_ns for fate in answered),
-        ),
+        latency=latencies_of(answered),
         in_time=sum(targeted) / len(targeted) if targeted else None,
         busy_cost=None if receipt_usd_per_hour is None else Money.of_time(busy_ns, receipt_usd_per_hour),
         wall_cost=None if usd_per_hour is None else Money.of_time(machines_ns, usd_per_hour),
     )
 
 
-def measured_latencies(recorded: Sequence[Recorded]) -> Latencies:
-    timings = [each.receipt.timing for each in recorded]
+def latencies_of(timed: Sequence[Fate] | Sequence[Timing]) -> Latencies:
+    """As simulated, or as measured."""
     return Latencies(
-        latency_of(timing.queue_ns for timing in timings),
-        latency_of(timing.ttft_ns for timing in timings),
-        latency_of(timing.tpot_ns for timing in timings),
-        latency_of(timing.total_ns for timing in timings),
+        latency_of(each.queue_ns for each in timed),
+        latency_of(each.ttft_ns for each in timed),
+        latency_of(each.tpot_ns for each in timed),
+        latency_of(each.total_ns for each in timed),
     )
 
 
@@ -105,5 +101,5 @@ def latency_of(values: Iterable[float | None]) -> Latency | None:
     ordered = sorted(value for value in values if value is not None)
     if not ordered:
         return None
-    p50, p95, p99 = (round(ordered[-(-len(ordered) * percent // 100) - 1]) for percent in (50, 95, 99))
+    p50, p95, p99 = (round(nearest_rank(ordered, percent)) for percent in (50, 95, 99))
     return Latency(round(math.fsum(ordered) / len(ordered)), p50, p95, p99)

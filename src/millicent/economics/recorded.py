@@ -65,22 +65,26 @@ def read_recorded(
         after = page.next
 
 
-def main_engine(recorded: Sequence[Recorded], model: str | None = None) -> tuple[str, str]:
-    """The placement and model that steps were seen of most often; of this model, where one is named. Vectors don't
-    count: what makes them has another scheduler.
+def main_engine(recorded: Sequence[Recorded]) -> tuple[str, str]:
+    """The placement and model that steps were seen of most often. Vectors don't count: what makes them has another
+    scheduler.
 
     Raises InvalidRequest where there is none.
     """
     counts = Counter(each.place for each in recorded if each.decoded)
-    named = {place: count for place, count in counts.items() if model in {None, place[1]}}
-    if not named:
-        known = ", ".join(sorted({name for _, name in counts})) or "none"
+    if not counts:
         raise InvalidRequest(
-            f"no answers of {f'model {model}' if model else 'an engine that shows its steps'} in this part of the"
-            f" ledger (models that have some: {known}): choose another model or time, or give a trace",
+            "no answers of an engine that shows its steps in this part of the ledger: choose another model or time, or"
+            " give a trace",
             param="model",
         )
-    return max(named, key=lambda place: (named[place], place))
+    return max(counts, key=lambda place: (counts[place], place))
+
+
+def fit_versions(recorded: Sequence[Recorded]) -> list[str]:
+    """Of the step-time models that their device time was split by."""
+    versions = {each.receipt.accelerator.step_time_version for each in recorded}
+    return sorted(version for version in versions if version is not None)
 
 
 def _newest(queries: LedgerQueries, where: ReceiptFilter, most: int) -> int | None:

@@ -9,7 +9,7 @@ import msgspec
 from millicent.economics.arrivals import superposed
 from millicent.economics.basis import Basis
 from millicent.economics.calibration import slower
-from millicent.economics.outcomes import Latencies, Outcome, measured_latencies
+from millicent.economics.outcomes import Latencies, Outcome, latencies_of
 from millicent.economics.simulator import Machine
 from millicent.economics.steady import PrefixCache
 
@@ -49,7 +49,7 @@ def replay(
     basis: Basis, change: Change, *, max_concurrent: int | None = None, progress: Callable[[int], object] | None = None
 ) -> Replay:
     """`max_concurrent` is what holds now."""
-    real = [each.arrival for each in basis.recorded]
+    is_real = list(basis.arrivals) == [each.arrival for each in basis.recorded]
     _, before = basis.run(basis.arrivals, max_concurrent=max_concurrent, progress=progress)
     _, after = basis.run(
         superposed(basis.arrivals, change.times),
@@ -58,4 +58,4 @@ def replay(
         max_concurrent=change.max_concurrent or max_concurrent,
         progress=progress,
     )
-    return Replay(measured_latencies(basis.recorded) if list(basis.arrivals) == real else None, before, after)
+    return Replay(latencies_of([each.receipt.timing for each in basis.recorded]) if is_real else None, before, after)

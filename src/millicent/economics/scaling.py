@@ -23,6 +23,7 @@ from millicent.economics.basis import Basis
 from millicent.economics.outcomes import Outcome, latency_of
 from millicent.economics.recorded import Recorded
 from millicent.economics.simulator import Course, Gate
+from millicent.economics.traffic import HOURS_PER_MONTH
 
 # So many requests are simulated at once, at most; the stretch has at least LEAST_STRETCH.
 MOST_SIMULATED = 10_000
@@ -30,7 +31,6 @@ LEAST_STRETCH = 100
 LADDER = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 # Without a target: as long as 95 in 100 take at most twice what they take now.
 ASSUMED_TARGET = 2
-_HOURS_PER_MONTH = 730
 _MOST_MACHINES = 4096
 _WITHIN = 30
 
@@ -63,18 +63,21 @@ class Rung(msgspec.Struct, frozen=True):
     outcome: Outcome
     p95_wait_ns: int | None
 
+    def carried(self, target_ns: int) -> bool:
+        return not self.outcome.refused and self.p95_wait_ns is not None and self.p95_wait_ns <= target_ns
+
 
 class Scaled(msgspec.Struct, frozen=True, kw_only=True):
     """So many times the traffic on as few machines as meet the target; None where none do, and where none are ours.
     Monthly amounts are at the recorded pace times the multiple, the machines being up all the time."""
 
     multiple: int
-    machines: int | None
-    outcome: Outcome | None
+    machines: int | None = None
+    outcome: Outcome | None = None
     p95_wait_ns: int | None
     requests_per_month: int
-    busy_cost_per_month: Money | None
-    wall_cost_per_month: Money | None
+    busy_cost_per_month: Money | None = None
+    wall_cost_per_month: Money | None = None
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,12 +116,16 @@ def scale(
     check_paced(basis.arrivals)
     stretch = busiest(basis.arrivals, max(LEAST_STRETCH, most // max(multiples)))
     monthly = per_month(basis.arrivals)
-    now, wait_ns = _climb(basis, stretch, 1, limits.machines)
+    now, wait_ns = _pass(basis, stretch, 1, limits.machines)
     provenance = Provenance.MEASURED
     if target_ns is None:
         target_ns, provenance = ASSUMED_TARGET * (wait_ns or 0), Provenance.ASSUMED
-    ladder, breaks = _grow(basis, stretch, limits, max(multiples), target_ns, gate, progress)
-    breaks += [*budget_breaks(everything, limits.budgets), *connection_breaks(everything, limits.connections)]
+
+    def present(multiple: int) -> tuple[Outcome, int | None]:
+        progress(f"{multiple} times the traffic on what there is now")
+        return _pass(basis, stretch, multiple, limits.machines, limits.max_concurrent, gate)
+
+    ladder, breaks = climb(present, everything, max(multiples), target_ns, limits)
     return Scale(
         model=basis.model,
         placement=basis.placement,
@@ -129,7 +136,7 @@ def scale(
         target_ns=target_ns,
         target_provenance=provenance,
         ladder=tuple(ladder),
-        breaks=tuple(sorted(breaks, key=lambda each: (each.multiple, each.what, each.name))),
+        breaks=tuple(breaks),
         scaled=tuple(
             _scaled(
                 basis,
@@ -154,7 +161,7 @@ def wait_p95(course: Course) -> int | None:
     return None if found is None else found.p95
 
 
-def _climb(
+def _pass(
     basis: Basis,
     stretch: Sequence[Arrival],
     multiple: int,
@@ -167,28 +174,27 @@ def _climb(
     return found, wait_p95(course)
 
 
-def _grow(
-    basis: Basis,
-    stretch: Sequence[Arrival],
-    limits: Limits,
+def climb(
+    tried: Callable[[int], tuple[Outcome, int | None]],
+    everything: Sequence[Recorded],
     largest: int,
     target_ns: int,
-    gate: Callable[[], Gate] | None,
-    progress: Callable[[str], object],
+    limits: Limits,
 ) -> tuple[list[Rung], list[Break]]:
-    """More and more on what there is, until the machines are full and nothing new can be seen."""
+    """More and more on what there is, until the machines are full and nothing new can be seen; and what breaks, the
+    first first. `tried` says what comes of so many times the traffic, and what 95 in 100 wait."""
     ladder: list[Rung] = []
     breaks: dict[str, Break] = {}
     for multiple in [each for each in LADDER if each < largest] + [largest]:
-        progress(f"{multiple} times the traffic on what there is now")
-        found, wait_ns = _climb(basis, stretch, multiple, limits.machines, limits.max_concurrent, gate)
+        found, wait_ns = tried(multiple)
         held_at = ladder[-1].multiple if ladder else None
         for what, name, why in broken(found, wait_ns, target_ns, limits):
             breaks.setdefault(name, Break(what, name, multiple, held_at, why))
         ladder.append(Rung(multiple, found, wait_ns))
         if found.utilization > 0.99 and any(each.what == "latency" for each in breaks.values()):
             break
-    return ladder, list(breaks.values())
+    others = [*budget_breaks(everything, limits.budgets), *connection_breaks(everything, limits.connections)]
+    return ladder, sorted([*breaks.values(), *others], key=lambda each: (each.multiple, each.what, each.name))
 
 
 def broken(found: Outcome, wait_ns: int | None, target_ns: int, limits: Limits) -> list[tuple[str, str, str]]:
@@ -233,7 +239,7 @@ def _scaled(
 
     def tried(machines: int) -> tuple[bool, Outcome, int | None]:
         progress(f"{multiple} times the traffic on {machines * part} machines")
-        found, wait_ns = _climb(basis, stretch, simulated, machines)
+        found, wait_ns = _pass(basis, stretch, simulated, machines)
         return wait_ns is not None and wait_ns <= target_ns, found, wait_ns
 
     # As many as would be busy, did nothing get cheaper by being done together.
@@ -243,7 +249,7 @@ def _scaled(
     while not best[0] and enough < most_machines:
         too_few = enough
         # As many as are busy, at least: with so few a queue only grows.
-        enough = min(most_machines, max(enough + 1, enough * 3 // 2, _busy_machines(best[1], span_of(stretch))))
+        enough = min(most_machines, max(enough + 1, enough * 3 // 2, -(-best[1].busy_ns // span_of(stretch))))
         best = tried(enough)
     while best[0] and enough - too_few > max(1, enough // _WITHIN):
         middle = (too_few + enough) // 2
@@ -254,19 +260,11 @@ def _scaled(
             too_few = middle
     met, found_outcome, wait_ns = best
     machines, whole = present
-    if whole is not None and machines < enough * part and _carried(whole, target_ns):
+    if whole is not None and machines < enough * part and whole.carried(target_ns):
         # Seen with all of it, and so better than with a part.
         met, found_outcome, wait_ns, enough, part = True, whole.outcome, whole.p95_wait_ns, machines, 1
     if not met:
-        return Scaled(
-            multiple=multiple,
-            machines=None,
-            outcome=None,
-            p95_wait_ns=wait_ns,
-            requests_per_month=requests,
-            busy_cost_per_month=None,
-            wall_cost_per_month=None,
-        )
+        return Scaled(multiple=multiple, p95_wait_ns=wait_ns, requests_per_month=requests)
     hour = basis.rates.hour
     return Scaled(
         multiple=multiple,
@@ -277,16 +275,8 @@ def _scaled(
         busy_cost_per_month=monthly_cost(found_outcome.busy_cost, requests, found_outcome.answered),
         wall_cost_per_month=None
         if hour is None
-        else Money.of_time(enough * part * _HOURS_PER_MONTH * NS_PER_HOUR, hour),
+        else Money.of_time(enough * part * HOURS_PER_MONTH * NS_PER_HOUR, hour),
     )
-
-
-def _carried(rung: Rung, target_ns: int) -> bool:
-    return not rung.outcome.refused and rung.p95_wait_ns is not None and rung.p95_wait_ns <= target_ns
-
-
-def _busy_machines(found: Outcome, span_ns: int) -> int:
-    return -(-found.busy_ns // span_ns)
 
 
 def monthly_cost(amount: Money | None, requests: int, answered: int) -> Money | None:
@@ -307,7 +297,7 @@ def check_paced(arrivals: Sequence[Arrival]) -> None:
 
 def per_month(arrivals: Sequence[Arrival]) -> int:
     """At their pace; what came within an hour is an hour's, or a minute's trial would be a month of such minutes."""
-    return round(Fraction(len(arrivals) * _HOURS_PER_MONTH * NS_PER_HOUR, max(NS_PER_HOUR, span_of(arrivals))))
+    return round(Fraction(len(arrivals) * HOURS_PER_MONTH * NS_PER_HOUR, max(NS_PER_HOUR, span_of(arrivals))))
 
 
 def budget_breaks(everything: Sequence[Recorded], budgets: Sequence[Budget]) -> list[Break]:

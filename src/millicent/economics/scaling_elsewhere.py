@@ -15,18 +15,13 @@ from millicent.economics.outcomes import Outcome, outcome
 from millicent.economics.recorded import Recorded
 from millicent.economics.scaling import (
     ASSUMED_TARGET,
-    LADDER,
     LEAST_STRETCH,
     MOST_SIMULATED,
-    Break,
     Limits,
-    Rung,
     Scale,
     Scaled,
-    broken,
-    budget_breaks,
     check_paced,
-    connection_breaks,
+    climb,
     monthly_cost,
     per_month,
     wait_p95,
@@ -56,16 +51,10 @@ def scale_elsewhere(
     first = busiest_from(arrivals, length)
     stretch = paid[first : first + length]
     _, now_ns = _pass(stretch, 1, limits, None)
-    ladder: list[Rung] = []
-    breaks: dict[str, Break] = {}
     target = ASSUMED_TARGET * (now_ns or 0) if target_ns is None else target_ns
-    for multiple in [each for each in LADDER if each < max(multiples)] + [max(multiples)]:
-        found, wait_ns = _pass(stretch, multiple, limits, gate)
-        held_at = ladder[-1].multiple if ladder else None
-        for what, name, why in broken(found, wait_ns, target, limits):
-            breaks.setdefault(name, Break(what, name, multiple, held_at, why))
-        ladder.append(Rung(multiple, found, wait_ns))
-    others = [*budget_breaks(everything, limits.budgets), *connection_breaks(everything, limits.connections)]
+    ladder, breaks = climb(
+        lambda multiple: _pass(stretch, multiple, limits, gate), everything, max(multiples), target, limits
+    )
     monthly = per_month(arrivals)
     return Scale(
         model=", ".join(sorted({each.place[1] for each in paid})),
@@ -78,16 +67,13 @@ def scale_elsewhere(
         target_ns=target,
         target_provenance=Provenance.ASSUMED if target_ns is None else Provenance.MEASURED,
         ladder=tuple(ladder),
-        breaks=tuple(sorted([*breaks.values(), *others], key=lambda each: (each.multiple, each.what, each.name))),
+        breaks=tuple(breaks),
         scaled=tuple(
             Scaled(
                 multiple=multiple,
-                machines=None,
-                outcome=None,
                 p95_wait_ns=now_ns,
                 requests_per_month=monthly * multiple,
                 busy_cost_per_month=monthly_cost(_cost(paid), monthly * multiple, len(paid)),
-                wall_cost_per_month=None,
             )
             for multiple in multiples
         ),

@@ -53,8 +53,13 @@ def targets(ledger: LedgerQueries, aims: Mapping[str, Aim], where: ReceiptFilter
     """Of the features that have a target, in order of their names. The cost target is met when the mean cost of priced
     requests is at most that; the latency target when 95% of answers come within it."""
     aimed = [(name, aim) for name, aim in sorted(aims.items()) if aim.cost is not None or aim.latency_ms is not None]
-    tallies = tallied(ledger, ("feature",), where) if aimed else {}
-    return [_target(name, aim, tallies.get((name,), Tally())) for name, aim in aimed]
+    return [_target(name, aim, _tally(ledger, name, where)) for name, aim in aimed]
+
+
+def _tally(ledger: LedgerQueries, feature: str, where: ReceiptFilter) -> Tally:
+    if where.feature not in {None, feature}:
+        return Tally()
+    return tallied(ledger, (), msgspec.structs.replace(where, feature=feature)).get((), Tally())
 
 
 def _target(name: str, aim: Aim, tally: Tally) -> Target:

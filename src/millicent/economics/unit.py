@@ -117,9 +117,7 @@ def units(
     requests = sum(each.requests for each in totals)
     tallies = ledger.tallies((by,), where, zone=zone, requests=requests)
     # Where there is too much to read by group, there may not be for all together.
-    merged = (
-        ledger.tallies((), where, requests=requests) if tallies is None else {(): _sum_tallies(list(tallies.values()))}
-    )
+    merged = ledger.tallies((), where, requests=requests) if tallies is None else {(): Tally.together(tallies.values())}
     useful = {each.group: each for each in ledger.usefulness(by, where, zone=zone)}
     roles = {each.group: each.costs for each in ledger.role_costs(by, where, zone=zone)}
 
@@ -130,7 +128,7 @@ def units(
 
     found = tuple(unit(each) for each in totals)
     total = _unit(
-        _sum(totals),
+        Totals.together(totals),
         _sum_useful(list(useful.values())),
         _sum_roles(list(roles.values())),
         None if merged is None else merged.get((), Tally()),
@@ -144,15 +142,11 @@ def units(
         zone=zone,
         units=found,
         total=total,
-        cost_per_group=mean([each.cost for each in named]),
+        cost_per_group=per(Money.total(each.cost for each in named), len(named)),
         devices=tuple(device_use(ledger, period, max_sequences)),
         forecast=month_end(ledger, where, now_ns),
         gaps=tuple(gaps(ledger, where, {by: totals})),
     )
-
-
-def mean(amounts: Sequence[Money]) -> Money | None:
-    return per(Money.total(amounts), len(amounts))
 
 
 def per(amount: Money, count: int) -> Money | None:
@@ -219,16 +213,6 @@ def _loaded(
     return idle_shares(ledger, period, serving, standard, now_ns)
 
 
-def _sum(totals: Sequence[Totals]) -> Totals:
-    whole = Totals(None, 0, 0, 0, 0, ZERO, 0, 0, 0)
-    for each in totals:
-        added = {
-            name: getattr(whole, name) + getattr(each, name) for name in Totals.__struct_fields__ if name != "group"
-        }
-        whole = msgspec.structs.replace(whole, **added)
-    return whole
-
-
 def _sum_useful(groups: Sequence[Usefulness]) -> Usefulness | None:
     if not groups:
         return None
@@ -249,13 +233,6 @@ def _sum_roles(groups: Sequence[Mapping[Role, Money]]) -> dict[Role, Money]:
         for role, amount in each.items():
             found[role] = found.get(role, ZERO) + amount
     return found
-
-
-def _sum_tallies(tallies: Sequence[Tally]) -> Tally:
-    whole = Tally()
-    for each in tallies:
-        whole.add(each)
-    return whole
 
 
 def _unit(

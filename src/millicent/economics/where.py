@@ -43,6 +43,9 @@ WELL_KNOWN = (
     "groq/llama-3.1-8b-instant",
 )
 
+# Over so many prices are taken to fall: as long as a machine is kept, about.
+_YEARS = 3
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -126,7 +129,6 @@ def where(
     *,
     compared: Sequence[str] = (),
     falls_percent: Decimal = Decimal(20),
-    years: int = 3,
 ) -> Where:
     """`compared` names more APIs; without any, and without one configured, well-known ones are."""
     traffic = read_traffic(queries, chosen)
@@ -151,7 +153,7 @@ def where(
     moved = (
         []
         if api is None or curve is None
-        else sensitivities(curve, api, traffic.peak or Fraction(1), falls_percent, years)
+        else sensitivities(curve, api, traffic.peak or Fraction(1), falls_percent, _YEARS)
     )
     return Where(
         traffic=traffic,

@@ -23,6 +23,7 @@ from millicent.core.errors import ConfigError
 from millicent.core.money import Money
 from millicent.core.receipts import METERS, Line, Meter, PriceSource, Receipt, Role, Status
 from millicent.core.request import Attribution
+from millicent.core.spreadsheets import original
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.ledger.store import close_receipt
 
@@ -208,7 +209,7 @@ def parse_moment_ns(text: str) -> int:
 
 def _opened(row: Mapping[str, Any]) -> dict[str, str]:
     """A row of a CSV with the members of those of its cells that hold an object."""
-    cells = dict(row)
+    cells = {name: original(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
     for name in _NESTED:
         cell = cells.get(name)
         if isinstance(cell, str) and cell.lstrip().startswith("{"):

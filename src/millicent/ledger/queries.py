@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import quote
@@ -283,10 +284,10 @@ class LedgerQueries:
         if label_of is None:
             return [(group or None, figures) for group, *figures in found]
         sums: dict[str | None, list[int]] = {}
-        for start_ns, *figures in found:
-            label = label_of(start_ns)
-            have = sums.get(label)
-            sums[label] = figures if have is None else [one + more for one, more in zip(have, figures, strict=True)]
+        for label, spans in groupby(found, key=lambda span: label_of(span[0])):
+            _, *figures = map(sum, zip(*spans, strict=True))
+            # A day comes twice where clocks are set back to the day before.
+            sums[label] = [*map(sum, zip(figures, sums.get(label, [0] * len(figures)), strict=True))]
         return [(label, figures) for label, figures in sums.items() if figures[0]]
 
     def tallies(

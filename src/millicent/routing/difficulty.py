@@ -18,6 +18,7 @@ from random import Random
 import msgspec
 
 from millicent.core.errors import ConfigError
+from millicent.core.files import whole_file
 
 _BITS = 18
 _FORMAT = 1
@@ -53,7 +54,8 @@ class Scorer(msgspec.Struct, frozen=True):
         return _sigmoid(self.bias + sum(known.get(each, 0.0) for each in features) / math.sqrt(len(features)))
 
     def save(self, path: Path) -> None:
-        path.write_bytes(msgspec.json.encode(self))
+        with whole_file(path) as file:
+            file.write_bytes(msgspec.json.encode(self))
 
     @classmethod
     def load(cls, path: Path) -> Scorer:

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from millicent.core.errors import InvalidRequest, MillicentError
 from millicent.server.bodies import ARRIVED
 from millicent.server.families import family_of
+from millicent.server.leaving import Leaving
 from millicent.wire.receipts import encode
 
 # What waits is kept in memory, and says nothing to whoever writes too fast.
@@ -37,10 +38,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._heading = True  # before or within a head
         self._head_bytes = 0
         self._hurry: asyncio.TimerHandle | None = None
+        self._leaving = Leaving(self.flow.resume_reading)
         self._keep_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._leaving.left()
         self._relax()
 
     def data_received(self, data: bytes) -> None:
@@ -63,6 +66,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._leaving.put(cast("dict[str, Any]", self.scope))
         self._heading = True
         self._head_bytes = 0
 
@@ -129,6 +133,7 @@ class GatheredWrites:
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
+        self.is_closing = transport.is_closing  # which is asked several times for each request
         self._loop = loop
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0

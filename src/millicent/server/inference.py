@@ -20,7 +20,7 @@ from millicent.core.errors import Conflict, MillicentError
 from millicent.core.idempotency import Claim
 from millicent.core.identifiers import Ids
 from millicent.core.receipts import RESPONSE_CACHE, Receipt
-from millicent.core.request import Request
+from millicent.core.request import OutsideCost, Request
 from millicent.ledger.queries import LedgerQueries
 from millicent.pipeline.answer import Answer, KeptAnswer
 from millicent.pipeline.pipeline import Pipeline
@@ -29,6 +29,7 @@ from millicent.server.bodies import read_body
 from millicent.server.config import ServerConfig
 from millicent.server.headers import headers_of
 from millicent.server.late import LateEntries, check_costs
+from millicent.server.leaving import leaving_of
 from millicent.server.responses import send_error, send_json
 from millicent.wire import (
     anthropic_answers,
@@ -46,7 +47,7 @@ from millicent.wire import (
 )
 from millicent.wire.attribution import read_latency_target, read_max_cost
 from millicent.wire.family import Family
-from millicent.wire.late import read_lines
+from millicent.wire.late import LINES_HEADER, read_lines
 from millicent.wire.receipts import encode
 
 _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -217,12 +218,13 @@ class InferenceEndpoint:
             # Whoever sends a key means to come back for the answer: it is finished even when nobody reads it now.
             await respond
             return
-        watch = asyncio.create_task(_cancel_on_disconnect(receive, answer))
+        leaving = leaving_of(scope)
+        leaving.watch(answer.cancel)
         try:
             await respond
         finally:
+            leaving.unwatch(answer.cancel)
             answer.cancel()
-            watch.cancel()
 
     async def _decode(self, body: bytes, headers: Mapping[str, str], caller: Caller) -> tuple[Request, Any]:  # noqa: ARG002
         return self._dialect.decode(body, headers, self._ids.new("rcpt"))
@@ -232,9 +234,11 @@ class InferenceEndpoint:
 
     def _with_headers(self, request: Request, headers: Mapping[str, str], caller: Caller) -> Request:
         """What our headers say, the same in every dialect. Raises InvalidRequest and Forbidden naming the header."""
-        caller.check_priority(request.priority, self._limiter.best_priority(caller.id))
-        costs = read_lines(headers, self._clock.now_ns())
-        check_costs(caller, costs)
+        caller.check_priority(request.priority, self._limiter.best_priority)
+        costs: tuple[OutsideCost, ...] = ()
+        if LINES_HEADER in headers:
+            costs = read_lines(headers, self._clock.now_ns())
+            check_costs(caller, costs)
         return msgspec.structs.replace(
             request,
             attribution=caller.attribute(request.attribution),
@@ -274,7 +278,8 @@ class InferenceEndpoint:
         return receipt, KeptAnswer.read(earlier.answer or "")
 
     def _rate_headers(self, caller: Caller) -> dict[str, str]:
-        return self._dialect.family.rate_headers(self._limiter.allowances(caller.id), self._clock.now_ns())
+        allowances = self._limiter.allowances(caller.id)
+        return self._dialect.family.rate_headers(allowances, self._clock.now_ns()) if allowances else {}
 
     def _receipt_headers(self, answer: Answer | Replay) -> dict[str, str]:
         theirs = self._dialect.family.receipt_header
@@ -371,9 +376,3 @@ class _Heart:
                 await asyncio.sleep(left_s)
             else:
                 await self.send(beat)
-
-
-async def _cancel_on_disconnect(receive: Receive, answer: Answer | Replay) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    answer.cancel()

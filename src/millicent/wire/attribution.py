@@ -7,13 +7,12 @@ from decimal import Decimal, InvalidOperation
 
 from millicent.core.errors import InvalidRequest
 from millicent.core.money import Money
-from millicent.core.request import Attribution
+from millicent.core.request import Attribution, name_of
 
 FIELDS = ("user", "team", "feature", "tier", "conversation", "run")
 _PREFIX = "x-millicent-"
 _HEADERS = {field: _PREFIX + field for field in FIELDS}
 _TAGS = _PREFIX + "tags"
-_MAX_CHARACTERS = 256
 _MAX_TAGS = 16
 _MAX_COST = "x-millicent-max-cost-usd"
 _MOST_USD = 1_000_000
@@ -28,25 +27,25 @@ def read_attribution(
     """Headers `X-Millicent-{User,Team,Feature,Tier,Conversation,Run}` and `X-Millicent-Tags: k=v,...` beat the body.
 
     `metadata` entries with those names are attribution too; the others become tags. Raises InvalidRequest naming
-    the header or field that is too long or malformed.
+    the header or field that is too long or malformed. Spaces around a name are none of it, and an empty one is none.
     """
     values: dict[str, str] = {}
     tags: dict[str, str] = {}
     for key, value in (metadata or {}).items():
         if key in FIELDS:
-            values[key] = _checked(value, f"metadata.{key}")
+            values[key] = name_of(value, f"metadata.{key}")
         else:
-            tags[_checked(key, "metadata")] = _checked(value, f"metadata.{key}")
+            tags[name_of(key, "metadata")] = name_of(value, f"metadata.{key}")
     if user:
-        values["user"] = _checked(user, "user")
+        values["user"] = name_of(user, "user")
     for field, name in _HEADERS.items():
         if header := headers.get(name):
-            values[field] = _checked(header, name)
+            values[field] = name_of(_text(header), name)
     if header := headers.get(_TAGS):
-        tags |= _parse_tags(header)
+        tags |= _parse_tags(_text(header))
     if len(tags) > _MAX_TAGS:
         raise InvalidRequest(f"{len(tags)} tags are too many: send at most {_MAX_TAGS}.", param="metadata")
-    return Attribution(**values, tags=tags)
+    return Attribution(**{field: value for field, value in values.items() if value}, tags=tags)
 
 
 def read_max_cost(headers: Mapping[str, str]) -> Money | None:
@@ -88,15 +87,13 @@ def _parse_tags(header: str) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise InvalidRequest(f"Header `{_TAGS}` has `{pair[:40]}`: write it as `key=value,key=value`.", param=_TAGS)
-        tags[_checked(key.strip(), _TAGS)] = _checked(value.strip(), _TAGS)
+        tags[name_of(key, _TAGS)] = name_of(value, _TAGS)
     return tags
 
 
-def _checked(value: str, where: str) -> str:
-    if len(value) > _MAX_CHARACTERS:
-        raise InvalidRequest(
-            f"`{where}` has {len(value)} characters: shorten it to {_MAX_CHARACTERS} at most.", param=where
-        )
-    if not value.isprintable():
-        raise InvalidRequest(f"`{where}` holds control characters: remove them.", param=where)
-    return value
+def _text(header: str) -> str:
+    """A header's bytes, which come as Latin-1, are UTF-8 where they can be: browsers send Latin-1, others UTF-8."""
+    try:
+        return header if header.isascii() else header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header
