@@ -8,7 +8,7 @@ from pathlib import Path
 
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, NotFound
-from millicent.core.files import flush
+from millicent.core.files import flush, private_folder
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.schema import migrate, open_writer, unavailable
 
@@ -53,7 +53,7 @@ def restore(ledger: Path, copy: Path, kept: Path, config: LedgerConfig, clock: C
         back_up(ledger, kept)
     upgraded = ledger.with_name(f"{ledger.name}.restoring")
     try:
-        ledger.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(ledger.parent)
         upgraded.unlink(missing_ok=True)
         with closing(sqlite3.connect(f"{copy.resolve().as_uri()}?mode=ro", uri=True)) as source:
             _check(source, copy)
