@@ -12,7 +12,7 @@ from typing import cast
 
 import msgspec
 
-from millicent.app import step_configuration
+from millicent.app import ServeOptions, step_configuration
 from millicent.backends.fake import FakeAnswer, FakeBackend
 from millicent.cli.demo_engine import DemoBackend, DemoEngine
 from millicent.cli.demo_story import CONFIG, FEATURES, MODELS, STEPS, Event, Story, answer, improvised
@@ -105,6 +105,20 @@ def placements(config: Config) -> dict[str, Placement]:
     return {name: each.placement(name) for name, each in config.placements.items()}
 
 
+def served(home: Path, config: Config, random: Random) -> ServeOptions:
+    """How it is served: what would be called is stood in for."""
+    places = placements(config)
+    first, *others = places.values()
+    return ServeOptions(
+        home=home,
+        config=config,
+        models={},
+        placement=first,
+        providers=tuple(others),
+        demo=lambda meter, clock: stand_ins(Planned(random), meter, places, clock),
+    )
+
+
 def replay(
     home: Path, config: Config, *, days: int, per_day: int, end_ns: int, seed: int, tell: Callable[[float], None]
 ) -> int:
@@ -182,6 +196,7 @@ async def _replayed(
         await pipeline.close()
         return teller.told
     finally:
+        loop.working += 1  # what ends now does so in real time: the ledger's thread, and then the event loop's own
         await ledger.stop()
 
 
