@@ -23,7 +23,7 @@ def back_up(ledger: Path, copy: Path) -> None:
     if copy.exists():
         raise ConfigError(f"{copy} is there already, and a backup never overwrites: name another file.")
     partial = copy.with_name(copy.name + ".partial")
-    partial.unlink(missing_ok=True)
+    _remove(partial)
     try:
         with closing(sqlite3.connect(ledger)) as source, closing(sqlite3.connect(partial)) as target:
             source.execute("PRAGMA query_only = ON")
@@ -37,7 +37,7 @@ def back_up(ledger: Path, copy: Path) -> None:
     except (sqlite3.Error, OSError) as error:
         raise unavailable(copy, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def restore(ledger: Path, copy: Path, kept: Path, config: LedgerConfig, clock: Clock) -> bool:
@@ -54,7 +54,7 @@ def restore(ledger: Path, copy: Path, kept: Path, config: LedgerConfig, clock: C
     upgraded = ledger.with_name(f"{ledger.name}.restoring")
     try:
         private_folder(ledger.parent)
-        upgraded.unlink(missing_ok=True)
+        _remove(upgraded)
         with closing(sqlite3.connect(f"{copy.resolve().as_uri()}?mode=ro", uri=True)) as source:
             _check(source, copy)
             with closing(sqlite3.connect(upgraded, isolation_level=None)) as target:
@@ -65,9 +65,14 @@ def restore(ledger: Path, copy: Path, kept: Path, config: LedgerConfig, clock: C
     except (sqlite3.Error, OSError) as error:
         raise unavailable(copy, error) from error
     finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            upgraded.with_name(upgraded.name + suffix).unlink(missing_ok=True)
+        _remove(upgraded)
     return existed
+
+
+def _remove(database: Path) -> None:
+    """With what SQLite keeps beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
