@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-<<<<<<< HEAD
-=======
-import csv
 import html
-import io
 import re
->>>>>>> main
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
