@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
+from typing import TypeVar
 
 from millicent.core.clock import NS_PER_S
 from millicent.core.money import Money
+
+T = TypeVar("T")
 
 
 def as_json(body: object) -> None:
@@ -30,6 +33,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozen
         padded = (cell.rjust(width) if name in right else cell.ljust(width) for name, cell, width in cells)
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def table_of(items: Iterable[T], *columns: tuple[str, Callable[[T], str]], right: frozenset[str] | None = None) -> str:
+    """A row for each, with what each column says of it; all but the first are aligned right, or those in `right`."""
+    header = [name for name, _ in columns]
+    rows = [[tells(each) for _, tells in columns] for each in items]
+    return table(header, rows, right=frozenset(header[1:]) if right is None else right)
 
 
 def printable(text: str) -> str:
