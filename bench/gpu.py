@@ -44,12 +44,14 @@ Line = dict[str, Any]
 # Seconds a section may take at most, in the order of what is worth most if time runs out.
 LIMITS = {
     "machine": 60,
+    "expected": 20,
     "logits": 90,
     "qwen_single": 90,
     "qwen_many": 90,
     "transformers": 120,
     "llama_single": 90,
     "llama_many": 90,
+    "profile": 90,
     "http": 100,
     "tests": 150,
     "attention": 60,

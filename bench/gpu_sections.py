@@ -15,14 +15,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpu_model import NOMINAL, random_lengths
+
 if TYPE_CHECKING:
     from millicent.engine.cuda.ahead import AheadRunner
     from millicent.engine.weights import ModelSpec
 
 ROOT = Path(__file__).parent.parent
 CEILINGS = "GPU_CEILINGS"  # names the file in which they go from section to section of one run
-# The vendor's, for an H200: only where they couldn't be measured.
-_NOMINAL = {"bytes_per_s": 4.8e12, "bf16_flops": 989e12, "fp8_flops": 1979e12}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Settings:
         try:
             found: dict[str, float] = json.loads(Path(os.environ[CEILINGS]).read_text())
         except (KeyError, OSError):
-            return _NOMINAL
-        return _NOMINAL | found
+            return NOMINAL  # only where they couldn't be measured
+        return NOMINAL | found
 
     def shape(self, name: str) -> ModelSpec:
         from support import random_weights
@@ -319,16 +319,14 @@ def qwen_single(settings: Settings) -> None:
     )
 
 
-def random_lengths(settings: Settings) -> list[tuple[int, int]]:
-    draw = random.Random(5)
-    low, high = settings.sized(100, 2), settings.sized(1024, 6)
-    return [(draw.randint(low, high), draw.randint(low, high)) for _ in range(settings.sized(256, 3))]
+def lengths_of_many(settings: Settings) -> list[tuple[int, int]]:
+    return random_lengths(2, 6, 3) if settings.rehearsal else random_lengths()
 
 
 def qwen_many(settings: Settings) -> None:
     label = "Qwen3-0.6B bf16, 256 requests of 100 to 1,024 in and out"
     batch = settings.sized(256, 3)
-    measure(settings, "QWEN3_0_6B", label, random_lengths(settings), fp8=False, batch=batch, target=30_000)
+    measure(settings, "QWEN3_0_6B", label, lengths_of_many(settings), fp8=False, batch=batch, target=30_000)
 
 
 def llama_single(settings: Settings) -> None:
@@ -357,82 +355,34 @@ def host(settings: Settings) -> None:
 
 
 def attention(settings: Settings) -> None:
-    import torch
+    import gpu_kernels
 
-    from millicent.engine.cuda.decoder import splits_for
-    from millicent.engine.cuda.kernels.attention import (
-        DecodeRows,
-        PrefillTiles,
-        attend_decode,
-        attend_prefill,
-        tile_rows,
-    )
-
-    dtype = torch.float32 if settings.rehearsal else torch.bfloat16
-    place, head_dim, size = settings.device, settings.sized(128, 16), 16
-    for heads, kv_heads, count, context in ((16, 8, 1, 8192), (16, 8, 256, 1024), (32, 8, 1, 8192), (32, 8, 64, 2048)):
-        rows, tokens = settings.sized(count, 2), settings.sized(context, 20)
-        blocks = -(-tokens // size)
-        bytes_read = 2 * rows * tokens * kv_heads * head_dim * dtype.itemsize
-        layer = partial(torch.randn, rows * blocks, kv_heads, size, head_dim, dtype=dtype, device=place)
-        caches = [(layer(), layer()) for _ in copies(settings, bytes_read)]
-        tables = torch.randperm(rows * blocks, device=place).int()
-        starts = torch.arange(rows, device=place).int() * blocks
-        qkv = torch.randn(max(rows, tokens), (heads + 2 * kv_heads) * head_dim, dtype=dtype, device=place)
-        out = torch.empty(len(qkv), heads * head_dim, dtype=dtype, device=place)
-        chip = 132 if settings.rehearsal else torch.cuda.get_device_properties(0).multi_processor_count
-        decode = DecodeRows(starts, torch.full_like(starts, tokens), tables, splits_for(rows * kv_heads, chip))
-        took = seconds(settings, *(partial(attend_decode, qkv, *cache, decode, out) for cache in caches))
-        floor = bytes_read / settings.ceilings["bytes_per_s"]
-        label = f"decode attention, {heads}/{kv_heads} heads, {count} x {context}"
-        tell(label, took * 1e6, "us", share=round(floor / took, 4), splits=decode.splits)
-        step = tile_rows(heads, kv_heads, dtype)
-        firsts = torch.arange(0, tokens, step, device=place).int()
-        tiles = PrefillTiles(tables, firsts, (tokens - firsts).clamp(max=step), firsts, torch.zeros_like(firsts))
-        took = seconds(settings, partial(attend_prefill, qkv, *caches[0], tiles, out))
-        floor = 2 * tokens**2 * heads * head_dim / settings.ceilings["bf16_flops"]  # two products of half a square
-        tell(f"prefill attention, {heads}/{kv_heads} heads, {context}", took * 1e6, "us", share=round(floor / took, 4))
-        del caches
+    gpu_kernels.attention(settings)
 
 
 def linears(settings: Settings) -> None:
-    import torch
+    import gpu_kernels
 
-    from millicent.engine.cuda.kernels.matmul import multiply_small
-    from millicent.engine.cuda.linear import Fp8Linear, PlainLinear
+    gpu_kernels.linears(settings)
 
-    ones = partial(torch.ones, device=settings.device)
-    dtype = torch.float32 if settings.rehearsal else torch.bfloat16
-    for name in ("QWEN3_0_6B", "LLAMA_3_1_8B"):
-        shape = settings.shape(name)
-        inner = shape.heads * shape.head_dim
-        sizes = {
-            "qkv": (inner + 2 * shape.kv_heads * shape.head_dim, shape.hidden),
-            "o": (shape.hidden, inner),
-            "gate-up": (2 * shape.intermediate, shape.hidden),
-            "down": (shape.hidden, shape.intermediate),
-            "head": (shape.vocabulary, shape.hidden),
-        }
-        for part, (outputs, inputs) in sizes.items():
-            shown = copies(settings, outputs * inputs)  # in FP8; more than enough in bf16
-            weights = [torch.randn(outputs, inputs, dtype=dtype, device=settings.device) for _ in shown]
-            kinds: dict[str, list[Any]] = {"bf16": list(map(PlainLinear, weights))}
-            if Fp8Linear.fits(outputs, inputs) and part != "head":
-                kinds["fp8"] = list(map(Fp8Linear, weights))
-            # Not used so: whether it would be faster than the library's product is one of the questions.
-            few = partial(partial, multiply_small, scales=ones(outputs))
-            kinds["bf16 by the kernel for few rows"] = [few(weight=weight) for weight in weights]
-            for kind, loaded in kinds.items():
-                for rows in (1, 16) if "few" in kind else (1, 16, 256):
-                    x = torch.randn(settings.sized(rows, 2), inputs, dtype=dtype, device=settings.device)
-                    took = seconds(settings, *(partial(linear, x) for linear in loaded))
-                    size = outputs * inputs * (1 if kind == "fp8" else dtype.itemsize)
-                    floor = max(
-                        size / settings.ceilings["bytes_per_s"],
-                        2 * rows * outputs * inputs / settings.ceilings[f"{kind[:4].strip()}_flops"],
-                    )
-                    tell(f"{name} {part} {kind}, {rows} rows", took * 1e6, "us", share=round(floor / took, 4))
-            del weights, kinds
+
+def profile(settings: Settings) -> None:
+    """Where a step's time goes, kernel by kernel."""
+    import gpu_kernels
+
+    for name, fp8, sequences in (("QWEN3_0_6B", False, 1), ("QWEN3_0_6B", False, 256), ("LLAMA_3_1_8B", True, 1)):
+        count = settings.sized(sequences, min(sequences, 2))
+        subject = runner(settings, name, fp8=fp8, max_sequences=count)
+        gpu_kernels.profile(settings, f"{name}{' fp8' if fp8 else ''}, {sequences} sequences", subject, count)
+        del subject
+
+
+def expected(settings: Settings) -> None:
+    """What is to be measured, foretold from counts and from the ceilings that section `machine` found."""
+    import gpu_model
+
+    for label, rate, target in gpu_model.expected(settings.ceilings):
+        tell(f"expected: {label}", rate, "tokens/s", target=target)
 
 
 def transformers(settings: Settings) -> None:
@@ -458,7 +408,7 @@ def transformers(settings: Settings) -> None:
     model = auto.from_config(config, dtype=torch.bfloat16).to(settings.device).eval()
     for label, lengths in (
         ("batch 1, 128 in 512 out", [(settings.sized(128, 6), settings.sized(512, 5))]),
-        ("256 requests of 100 to 1,024 in and out", random_lengths(settings)),
+        ("256 requests of 100 to 1,024 in and out", lengths_of_many(settings)),
     ):
         each = round(statistics.mean(made for _, made in lengths))  # it takes one length for all: as much work, no tail
         wanted = generation(max_new_tokens=each, eos_token_id=-1, pad_token_id=0, do_sample=False)
@@ -494,6 +444,8 @@ def _each() -> Iterator[tuple[str, Callable[[Settings], None]]]:
         http,
         attention,
         linears,
+        profile,
+        expected,
         transformers,
     )
     for section in sections:

@@ -18,6 +18,7 @@ from millicent.cli.doctor import Finding, State
 from millicent.core.clock import ManualClock
 from millicent.core.receipts import Accelerator
 from millicent.engine.config import EngineConfig
+from millicent.engine.kernels import Availability
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.sqlite import SqliteLedger
 from support.receipts import settled
@@ -186,3 +187,17 @@ def test_a_processor_without_what_the_kernels_need_is_a_limit(
     finding = doctor.processor()
     assert finding.state is state
     assert said in f"{finding.found} {finding.fix}"
+
+
+@pytest.mark.parametrize(
+    ("instruction_set", "state", "said"),
+    [("neon-dotprod", State.GOOD, "the kernels are there, for neon-dotprod"), (None, State.LIMITED, "no C++ compiler")],
+)
+def test_a_compiler_is_missed_only_where_the_kernels_are_not_compiled_yet(
+    instruction_set: str | None, state: State, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setattr(doctor, "available", lambda: Availability(instruction_set, "no compiler"))
+    finding = doctor.compiler()
+    assert finding.state is state
+    assert said in finding.found

@@ -148,7 +148,7 @@ def test_deterministic_rows_have_the_same_bits_however_they_came() -> None:
 
 
 def test_contexts_are_split_until_the_chip_is_full() -> None:
-    assert [splits_for(programs, 132) for programs in (8, 64, 128, 256, 264, 2048)] == [64, 8, 4, 2, 1, 1]
+    assert [splits_for(programs, 132) for programs in (8, 64, 128, 256, 264, 2048)] == [32, 16, 8, 4, 4, 1]
 
 
 def test_what_a_gpu_doesnt_do_is_refused_by_name() -> None:

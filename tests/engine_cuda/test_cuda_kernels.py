@@ -18,8 +18,10 @@ from millicent.engine.cuda.kernels.attention import (
     attend_prefill,
     tile_rows,
 )
-from millicent.engine.cuda.kernels.matmul import multiply_small
+from millicent.engine.cuda.kernels.matmul import SMALL_ROWS, multiply_few
 from millicent.engine.cuda.kernels.rows import (
+    Norm,
+    Turning,
     add_rms_norm,
     embed,
     quantize_rows,
@@ -69,10 +71,24 @@ def test_norm_with_addition(device: str, dtype: torch.dtype, tolerance: float, a
     delta = random(5, 40, dtype=dtype, seed=1, device=device) if adds else None
     total = residual.double() + (delta.double() if delta is not None else 0)
     reference = total / (total.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
-    picked = add_rms_norm(delta, residual, weight, EPS, picked=ints([4, 0, 4], device))
+    picked = add_rms_norm(delta, residual, Norm(weight, EPS), picked=ints([4, 0, 4], device))
     assert error(picked, reference[[4, 0, 4]]) < tolerance
-    assert error(add_rms_norm(delta, residual, weight, EPS), reference) < tolerance
+    assert error(add_rms_norm(delta, residual, Norm(weight, EPS)), reference) < tolerance
     assert error(residual, total) < tolerance
+
+
+def as_turned(rows: torch.Tensor, turning: Turning, positions: list[int], heads: int) -> torch.Tensor:
+    """float64 of rows [rows, heads, then kv_heads of keys and of values, head_dim]; values aren't turned."""
+    found, half = rows.clone(), rows.shape[2] // 2
+    kv_heads = (rows.shape[1] - heads) // 2
+    for index, span in enumerate((slice(heads), slice(heads, heads + kv_heads))):
+        part = rows[:, span]
+        if turning.norms is not None:
+            part = part / (part.square().mean(-1, keepdim=True) + EPS).sqrt() * turning.norms[index].double()
+        cosine, sine = (each.double()[positions][:, None] for each in turning.angles)
+        found[:, span, :half] = part[..., :half] * cosine - part[..., half:] * sine
+        found[:, span, half:] = part[..., half:] * cosine + part[..., :half] * sine
+    return found
 
 
 @DTYPES
@@ -93,18 +109,10 @@ def test_rotation_norms_and_the_cache(
     positions, slots = [7, 0, 63, 9, 30], [5, 11, -1, 0, 8]
     keys, values = (torch.full((3, kv_heads, block_tokens, head_dim), 9.0, dtype=dtype, device=device) for _ in "kv")
     before = qkv.double().view(rows, -1, head_dim)
-    tables = (angles.cos().float(), angles.sin().float())
-    rotate_and_cache(qkv, norms, EPS, tables, ints(positions, device), ints(slots, device), keys, values)
+    turning = Turning((angles.cos().float(), angles.sin().float()), norms, EPS)
+    rotate_and_cache(qkv, turning, ints(positions, device), ints(slots, device), keys, values)
 
-    expected = before.clone()
-    if norms is not None:
-        for span, weight in ((slice(heads), norms[0]), (slice(heads, heads + kv_heads), norms[1])):
-            part = expected[:, span]
-            expected[:, span] = part / (part.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
-    turned = expected.clone()
-    cosine, sine = (each[positions][:, None] for each in (angles.cos(), angles.sin()))
-    turned[..., :half] = expected[..., :half] * cosine - expected[..., half:] * sine
-    turned[..., half:] = expected[..., half:] * cosine + expected[..., :half] * sine
+    turned = as_turned(before, turning, positions, heads)
     after = qkv.view(rows, -1, head_dim)
     real = [row for row in range(rows) if slots[row] >= 0]
     assert error(after[real, :heads], turned[real, :heads]) < tolerance
@@ -125,12 +133,50 @@ def test_gate(device: str, dtype: torch.dtype, tolerance: float) -> None:
     assert error(silu_mul(rows), gate * torch.sigmoid(gate) * up) < tolerance
 
 
-def test_rows_round_to_fp8_and_few_rows_multiply_fp8_weights(device: str) -> None:
-    x, weight = random(3, 72, dtype=HALF, device=device), random(40, 72, seed=1, device=device)
-    values, scales = quantize_rows(weight)
-    rounded = values.double() * scales
-    assert error(rounded, weight.double()) < FP8_TOLERANCE  # three bits after the first
-    assert error(multiply_small(x, values, scales.view(-1)), x.double() @ rounded.T) < 1e-2
+def test_rows_round_to_fp8(device: str) -> None:
+    x = random(40, 72, seed=1, device=device)
+    values, scales = quantize_rows(x)
+    assert error(values.double() * scales, x.double()) < FP8_TOLERANCE  # three bits after the first
+
+
+@DOT_DTYPES
+@pytest.mark.parametrize("rows", [1, 3, SMALL_ROWS])
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(40, 72), (2, 1100)])
+def test_few_rows_are_multiplied_with_what_comes_before_and_after(
+    device: str, dtype: torch.dtype, tolerance: float, rows: int, fp8: bool, outputs: int, inputs: int
+) -> None:
+    """Sizes that no block divides; what may not be read is poison."""
+    x = torch.cat([random(rows, inputs, dtype=dtype), torch.full((2, inputs), float("nan"), dtype=dtype)]).to(device)
+    weight = random(outputs, inputs, dtype=dtype, seed=1, device=device) / inputs**0.5
+    bias, gain = (random(size, dtype=dtype, seed=2, device=device) for size in (outputs, inputs))
+    stored, scales, read = weight, None, weight.double()
+    if fp8:
+        stored, scales = quantize_rows(weight)
+        read, scales = stored.double() * scales, scales.view(-1)
+    plain = x[:rows].double() @ read.T
+    assert error(multiply_few(x[:rows], stored, scales), plain) < tolerance
+
+    real = x[:rows].double()
+    normed = real / (real.square().mean(-1, keepdim=True) + EPS).sqrt() * gain.double()
+    biased = normed @ read.T + bias.double()
+    norm = Norm(gain, EPS)
+    assert error(multiply_few(x[:rows], stored, scales, bias, norm=norm), biased) < tolerance
+
+    gate, up = biased.chunk(2, dim=-1)
+    gated = multiply_few(x[:rows], stored, scales, bias, norm=norm, gated=True)
+    assert error(gated, gate * torch.sigmoid(gate) * up) < 2 * tolerance
+
+    held = random(rows + 1, outputs, dtype=dtype, seed=3, device=device)
+    onto = held.clone()
+    assert multiply_few(x[:rows], stored, scales, onto=onto) is onto
+    assert error(onto[:rows], held[:rows].double() + plain) < tolerance
+    assert torch.equal(onto[rows:], held[rows:])
+
+    order = list(range(rows))[::-1]
+    out = torch.full((rows, outputs), float("nan"), dtype=dtype, device=device)
+    multiply_few(x, stored, scales, norm=norm, picked=ints(order, device), out=out)
+    assert error(out, (normed @ read.T)[order]) < tolerance
 
 
 class Cache:
@@ -155,6 +201,13 @@ class Cache:
                     block = order[self.starts[index] + at // block_tokens]
                     cache[block, :, at % block_tokens] = rows[at]
 
+    def forget(self, index: int, position: int) -> tuple[int, slice, int]:
+        """Where a token's key and value are, which hold poison now."""
+        size = self.keys.shape[2]
+        place = (int(self.tables[self.starts[index] + position // size]), slice(None), position % size)
+        self.keys[place] = self.values[place] = 1e4
+        return place
+
     def reference(self, query: torch.Tensor, index: int, position: int) -> torch.Tensor:
         """float64 [heads, head_dim] for one row of queries [heads, head_dim]."""
         keys, values = (rows[: position + 1].double() for rows in self.contexts[index])
@@ -166,21 +219,44 @@ class Cache:
 
 @DOT_DTYPES
 @pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (3, 1, 24)])
-def test_decode_attention(
-    device: str, dtype: torch.dtype, tolerance: float, splits: int, heads: int, kv_heads: int, head_dim: int
-) -> None:
-    lengths = [1, 150, 64, 67]
+def test_decode_attention_from_products(
+    device: str, dtype: torch.dtype, tolerance: float, splits: int, normed: bool, heads: int, kv_heads: int,
+    head_dim: int,
+) -> None:  # fmt: skip
+    """Contexts that end at, before and after the edges of blocks, turns and parts; nothing but a row's own key and
+    value is written."""
+    lengths = [1, 300, 64, 65, 128, 129, 257]
+    count = len(lengths)
     cache = Cache(lengths, kv_heads, head_dim, dtype, device)
-    qkv = random(6, (heads + 2 * kv_heads) * head_dim, dtype=dtype, seed=5, device=device)
-    out = torch.full((6, heads * head_dim), float("nan"), dtype=dtype, device=device)
-    rows = DecodeRows(ints([*cache.starts, 0], device), ints([*lengths, 0], device), cache.tables, splits)
-    attend_decode(qkv, cache.keys, cache.values, rows, out)
-    query = qkv[:, : heads * head_dim].view(6, heads, head_dim)
-    reference = torch.stack([cache.reference(query[i], i, lengths[i] - 1) for i in range(4)])
-    assert error(out[:4].view(4, heads, head_dim), reference) < tolerance
-    assert out[4].abs().max() == 0  # padding reads nothing
-    assert out[5].isnan().all()  # and other rows are others'
+    qkv = random(count + 2, (heads + 2 * kv_heads) * head_dim, dtype=dtype, seed=5, device=device)
+    angles = torch.outer(torch.arange(300).float(), 1.0 / 100 ** (torch.arange(head_dim // 2) / head_dim)).to(device)
+    gains = (random(head_dim, dtype=dtype, seed=1, device=device), random(head_dim, dtype=dtype, seed=2, device=device))
+    turning = Turning((angles.cos(), angles.sin()), gains if normed else None, EPS)
+    turned = as_turned(
+        qkv[:count].double().view(count, -1, head_dim), turning, [length - 1 for length in lengths], heads
+    )
+    before = (cache.keys.clone(), cache.values.clone())
+    for index, length in enumerate(lengths):
+        place = cache.forget(index, length - 1)
+        new = turned[index, heads:].to(dtype).split(kv_heads)
+        for held, rows, row in zip(before, cache.contexts[index], new, strict=True):
+            held[place] = row
+            rows[length - 1] = row
+    out = torch.full((count + 2, heads * head_dim), float("nan"), dtype=dtype, device=device)
+    arrivals = ints([0] * (count + 1) * kv_heads, device)
+    rows = DecodeRows(ints([*cache.starts, 0], device), ints([*lengths, 0], device), cache.tables, arrivals, splits)
+    for _ in range(2):  # a second time as the first: what they tell each other by is as it was
+        attend_decode(qkv, turning, cache.keys, cache.values, rows, out)
+        reference = torch.stack([cache.reference(turned[i, :heads], i, lengths[i] - 1) for i in range(count)])
+        assert error(out[:count].view(count, heads, head_dim), reference) < tolerance
+        assert arrivals.abs().max() == 0
+    assert out[count].abs().max() == 0  # padding reads nothing
+    assert out[count + 1].isnan().all()  # and other rows are others'
+    for held, found in zip(before, (cache.keys, cache.values), strict=True):
+        assert error(found, held.double()) < tolerance / 10
+        assert int((found != held).any(-1).sum()) <= count * kv_heads
 
 
 @DOT_DTYPES
@@ -240,8 +316,9 @@ def draw_on(device: str, logits: torch.Tensor, draws: list[Draw]) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_draws_are_the_processors(device: str, dtype: torch.dtype) -> None:
-    logits = (random(len(SETTINGS), 300) * 3).to(dtype)
+@pytest.mark.parametrize("count", [300, 20_011])
+def test_draws_are_the_processors(device: str, dtype: torch.dtype, count: int) -> None:
+    logits = (random(len(SETTINGS), count) * 3).to(dtype)
     assert draw_on(device, logits, SETTINGS) == sample(logits.float(), SETTINGS)
 
 

@@ -71,14 +71,19 @@ def test_everything_a_pass_asks_is_in_its_buffer(
         assert count <= TILE_ROWS
     assert len(rows) == sum(len(piece.tokens) for piece in pieces)
     for row in range(shape.rows):
+        decodes = row < shape.decodes  # whose positions and slots are told by their contexts' lengths
         if row not in rows:
-            assert (part["slots"][row], part["tokens"][row]) == (-1, 0)
+            assert part["tokens"][row] == 0
+            assert decodes or part["slots"][row] == -1
             continue
         piece, position = rows[row]
         block = piece.blocks[position // BLOCK_TOKENS]
-        assert part["positions"][row] == position
-        assert part["slots"][row] == block * BLOCK_TOKENS + position % BLOCK_TOKENS
+        if not decodes:
+            assert part["positions"][row] == position
+            assert part["slots"][row] == block * BLOCK_TOKENS + position % BLOCK_TOKENS
         assert part["tokens"][row] == piece.tokens[position - piece.start]
+    lengths = part["lengths"][: shape.decodes].tolist()
+    assert lengths == sorted(lengths, reverse=True)  # the longest first, padding last
     sampling = [piece for piece in pieces if piece.sample]
     for index, (piece, drawn) in enumerate(zip(sampling, draws, strict=True)):
         assert rows[int(part["sampled"][index])] == (piece, piece.start + len(piece.tokens) - 1)

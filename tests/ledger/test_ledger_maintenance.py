@@ -21,7 +21,7 @@ from millicent.core.money import Money
 from millicent.core.receipts import Accelerator, HourShare, Receipt, Role, Status, outside_line
 from millicent.core.request import Attribution, OutsideCost
 from millicent.core.usage import Provenance
-from millicent.ledger import maintenance
+from millicent.ledger import maintenance, tallies
 from millicent.ledger.backup import back_up, restore
 from millicent.ledger.budgets import put_budget, read_balances
 from millicent.ledger.config import LedgerConfig
@@ -338,6 +338,36 @@ def test_a_ledger_of_schema_5_keeps_its_totals_and_learns_roles_and_ratings_of_w
             assert made_up(queries.verify()) == []
             # Before what it wrote is taken into the rollups, and after.
             await ledger.checkpoint(Checkpoint(T0, (), ()))
+        await ledger.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_ledger_of_schema_20_keeps_its_tallies_while_they_are_taken_into_wide_ones_day_by_day(tmp_path: Path) -> None:
+    """The expected figures were read by the version that wrote the file: a request every other day, 14 in all."""
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((SCHEMA_1.parent / "schema_20.sql").read_text())
+    queries = LedgerQueries(path)
+
+    def figures(by: GroupBy) -> dict[str | None, tuple[int, int, int]]:
+        found = queries.tallies([by], ReceiptFilter())
+        assert found is not None
+        return {of: (each.requests, each.cost_nanousd, sum(each.total.values())) for (of,), each in found.items()}
+
+    async def scenario() -> None:
+        ledger = SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_2")
+        await ledger.start()
+        before_ns = []
+        for _ in range(14):
+            assert figures("feature") == {"chat": (4, 4521, 4), "search": (5, 7530, 5), None: (5, 7535, 5)}
+            assert figures("model") == {"m": (7, 10542, 7), "n": (7, 9044, 7)}
+            assert made_up(queries.verify()) == []
+            before_ns.append(queries.ask(tallies.wide_before_ns))
+            await ledger.checkpoint(Checkpoint(T0, (), ()))
+        # The fourteenth is of the newest quarter-hour, and goes to wide tallies at once when that is over.
+        assert before_ns == [T0 + 25 * DAY_NS, *(T0 + day * DAY_NS for day in range(24, -1, -2))]
+        assert queries.ask(tallies.wide_before_ns) == -(2**63)
         await ledger.stop()
 
     asyncio.run(scenario())

@@ -195,6 +195,7 @@ async def _replayed(
         await pipeline.close()
         return teller.told
     finally:
+        loop.working += 1  # what ends now does so in real time: the ledger's thread, and then the event loop's own
         await ledger.stop()
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from millicent.core.clock import NS_PER_S
-from millicent.core.money import Money
+
+if TYPE_CHECKING:
+    from millicent.core.money import Money
 
 T = TypeVar("T")
 

@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 _OLDEST = (3, 37, 0)  # strict tables
 
+# Kept compiled: each table has one for each way in which its rows lack values (`rows.write_many`).
+_STATEMENTS = 256
+
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full: free some space",
     sqlite3.SQLITE_READONLY: "it is read-only: give this user write permission",
@@ -44,7 +47,11 @@ def open_writer(path: Path | str, config: LedgerConfig) -> sqlite3.Connection:
         needed = ".".join(map(str, _OLDEST))
         raise LedgerUnavailable(f"SQLite is {sqlite3.sqlite_version} and {needed} is needed: use a newer Python build")
     connection = sqlite3.connect(
-        path, timeout=config.busy_timeout_ms / 1000, isolation_level=None, check_same_thread=False
+        path,
+        timeout=config.busy_timeout_ms / 1000,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_STATEMENTS,
     )
     try:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -32,9 +32,9 @@ class Kind(NamedTuple):
 # While the ledger cannot be written, try again this often, so that it heals without a request having to fail first.
 _RETRY_S = 0.5
 # What was written is tidied in pieces: they cost less for each write the larger they are, and who comes meanwhile waits
-# for one. A small piece is due after so many writes, or when nothing was written for a while; where somebody always
-# waits, a large one is once so many writes are owed.
-_PIECE = 128
+# for one. A small piece, of about two milliseconds, is due after so many writes, or when nothing was written for a
+# while; where somebody always waits, a large one is once so many writes are owed.
+_PIECE = 64
 _PIECE_DUE = 2 * _PIECE
 _LARGE_PIECE = 512
 _LARGE_PIECE_DUE = 4 * _LARGE_PIECE

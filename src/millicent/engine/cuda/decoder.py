@@ -21,7 +21,8 @@ from millicent.engine.cuda.kernels.attention import (
     attend_prefill,
     tile_rows,
 )
-from millicent.engine.cuda.kernels.rows import add_rms_norm, embed, rotate_and_cache, silu_mul
+from millicent.engine.cuda.kernels.matmul import SMALL_ROWS
+from millicent.engine.cuda.kernels.rows import Turning, add_rms_norm, embed, rotate_and_cache, silu_mul
 from millicent.engine.cuda.kernels.sampling import Draws, draw
 from millicent.engine.cuda.passes import (
     FLOATS,
@@ -37,7 +38,7 @@ from millicent.engine.cuda.weights import DecoderWeights
 from millicent.engine.sampler import Draw
 
 _STAGES = 3  # one pass is being written while two are under way
-_SPLITS_AT_MOST = 64
+_SPLITS_AT_MOST = 32
 _DETERMINISTIC_ROWS = 64
 _SCORED_ROWS = 256  # how many rows' logits are computed at a time where all are wanted: they are wide
 
@@ -102,6 +103,7 @@ class DeviceDecoder:
         place = self._device.torch_device
         self._inputs = torch.zeros(self._layout.size, dtype=torch.int32, device=place)
         self._drawn = torch.zeros(len(self._span("sampled")), dtype=torch.int32, device=place)
+        self._arrivals = torch.zeros(self._max_sequences * self._spec.kv_heads, dtype=torch.int32, device=place)
         self._logits = torch.zeros(
             len(self._span("sampled")), self.vocabulary_size, dtype=self._weights.dtype, device=place
         )
@@ -116,7 +118,7 @@ class DeviceDecoder:
         with torch.inference_mode():
             self._part("slots").fill_(-1)  # nothing is written or read: only sizes matter
             working = self._device.peak_bytes(lambda: self._run(largest))
-        del self._keys, self._values
+        del self._caches
         # Recorded passes have memory of their own, and a layer's part of the cache is rounded up to 2 MB, twice.
         return buffers + 2 * working + spec.layers * 2 * (2 << 20)
 
@@ -143,8 +145,8 @@ class DeviceDecoder:
         spec = self._spec
         shape = (blocks, spec.kv_heads, block_tokens, spec.head_dim)
         place, dtype = self._device.torch_device, self._weights.dtype
-        self._keys = [torch.zeros(shape, dtype=dtype, device=place) for _ in range(spec.layers)]
-        self._values = [torch.zeros(shape, dtype=dtype, device=place) for _ in range(spec.layers)]
+        zeros = functools.partial(torch.zeros, shape, dtype=dtype, device=place)
+        self._caches = [(zeros(), zeros()) for _ in range(spec.layers)]  # keys and values
 
     # A pass.
 
@@ -200,20 +202,24 @@ class DeviceDecoder:
             draw(logits, Draws(*(self._part(name)[:count] for name in _DRAW_PARTS)), self._drawn[:count])
 
     def _layers(self, shape: Shape) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """What the last layer adds, and what it is to be added to."""
-        weights, eps = self._weights, self._spec.norm_eps
-        positions, slots = self._part("positions")[: shape.rows], self._part("slots")[: shape.rows]
-        residual = embed(self._part("tokens")[: shape.rows], self._drawn, weights.embedding)
+        """What the last layer adds, if that isn't done yet, and what it is to be added to."""
+        residual = embed(self._part("tokens")[: shape.rows], self._drawn, self._weights.embedding)
         delta: torch.Tensor | None = None
-        for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
-            qkv = layer.qkv(add_rms_norm(delta, residual, layer.attention_norm, eps))
-            rotate_and_cache(qkv, layer.head_norms, eps, weights.angles, positions, slots, keys, values)
-            delta = layer.output(self._attend(qkv, keys, values, shape))
-            rows = add_rms_norm(delta, residual, layer.mlp_norm, eps)
-            delta = layer.down(silu_mul(layer.gate_up(rows)))
+        for layer, cache in zip(self._weights.layers, self._caches, strict=True):
+            if shape.rows <= SMALL_ROWS:
+                qkv = layer.qkv.few(residual, norm=layer.attention_norm)
+                layer.output.few(self._attend(qkv, layer.turning, cache, shape), onto=residual)
+                layer.down.few(layer.gate_up.few(residual, norm=layer.mlp_norm, gated=True), onto=residual)
+            else:
+                qkv = layer.qkv(add_rms_norm(delta, residual, layer.attention_norm))
+                delta = layer.output(self._attend(qkv, layer.turning, cache, shape))
+                rows = add_rms_norm(delta, residual, layer.mlp_norm)
+                delta = layer.down(silu_mul(layer.gate_up(rows)))
         return delta, residual
 
-    def _attend(self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, shape: Shape) -> torch.Tensor:
+    def _attend(
+        self, qkv: torch.Tensor, turning: Turning, cache: tuple[torch.Tensor, torch.Tensor], shape: Shape
+    ) -> torch.Tensor:
         spec = self._spec
         out = torch.empty(len(qkv), spec.heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
         if shape.decodes:
@@ -221,19 +227,27 @@ class DeviceDecoder:
                 self._part("starts")[: shape.decodes],
                 self._part("lengths")[: shape.decodes],
                 self._part("tables"),
+                self._arrivals,
                 splits_for(shape.decodes * spec.kv_heads, self._device.processors),
             )
-            attend_decode(qkv, keys, values, rows, out)
+            attend_decode(qkv, turning, *cache, rows, out)
         if shape.tiles:
+            rest = slice(shape.decodes, shape.rows)
+            positions, slots = self._part("positions")[rest], self._part("slots")[rest]
+            rotate_and_cache(qkv[rest], turning, positions, slots, *cache)
             tiles = PrefillTiles(self._part("tables"), *(self._part(name)[: shape.tiles] for name in TILE_PARTS))
-            attend_prefill(qkv, keys, values, tiles, out)
+            attend_prefill(qkv, *cache, tiles, out)
         return out
 
     def _output(
         self, hidden: tuple[torch.Tensor | None, torch.Tensor], rows: torch.Tensor, logits: torch.Tensor
     ) -> None:
-        normed = add_rms_norm(*hidden, self._weights.norm, self._spec.norm_eps, picked=rows)
-        self._weights.output.into(normed, logits)
+        delta, residual = hidden
+        weights = self._weights
+        if delta is None and len(rows) <= SMALL_ROWS:
+            weights.output.few_into(residual, weights.norm, rows, logits)
+        else:
+            weights.output.into(add_rms_norm(delta, residual, weights.norm, picked=rows), logits)
 
     def _part(self, name: str) -> torch.Tensor:
         part = self._inputs[self._layout.spans[name]]
@@ -271,9 +285,10 @@ _DRAW_PARTS = ("temperature", "top_k", "top_p", "min_p", "number")  # in the ord
 
 
 def splits_for(programs: int, processors: int) -> int:
-    """Into how many parts a context is split so that two programs or more come to each multiprocessor: a power of 2."""
+    """Into how many parts a long context is split, a power of 2: six programs for each multiprocessor, since contexts
+    differ and it is the last program that counts."""
     splits = 1
-    while programs * splits < 2 * processors and splits < _SPLITS_AT_MOST:
+    while programs * splits < 6 * processors and splits < _SPLITS_AT_MOST:
         splits *= 2
     return splits
 

@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from millicent.engine.cuda.kernels.matmul import SMALL_ROWS, multiply_small
-from millicent.engine.cuda.kernels.rows import FP8, FP8_LARGEST, quantize_rows
+from millicent.engine.cuda.kernels.matmul import multiply_few
+from millicent.engine.cuda.kernels.rows import FP8, FP8_LARGEST, Norm, quantize_rows
 
 _FP8_MULTIPLE = 16  # of both sizes: what the matrix units take
 
@@ -18,6 +18,12 @@ class Linear(Protocol):
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows, in] to [rows, out]."""
+        ...
+
+    def few(
+        self, rows: torch.Tensor, *, norm: Norm | None = None, gated: bool = False, onto: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Of few rows, as in `multiply_few`."""
         ...
 
 
@@ -30,9 +36,24 @@ class PlainLinear:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         return functional.linear(rows, self._weight, self._bias)
 
+    def few(
+        self, rows: torch.Tensor, *, norm: Norm | None = None, gated: bool = False, onto: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return multiply_few(rows, self._weight, bias=self._bias, norm=norm, gated=gated, onto=onto)
+
+
+class OutputLayer:
+    """What logits come of, after the last norm."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight
+
     def into(self, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """Without a bias."""
         torch.mm(rows, self._weight.t(), out=out)
+
+    def few_into(self, rows: torch.Tensor, norm: Norm, picked: torch.Tensor, out: torch.Tensor) -> None:
+        """Of some rows, which are normed first."""
+        multiply_few(rows, self._weight, norm=norm, picked=picked, out=out)
 
 
 class Fp8Linear:
@@ -52,16 +73,18 @@ class Fp8Linear:
         return outputs % _FP8_MULTIPLE == 0 and inputs % _FP8_MULTIPLE == 0
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        if len(rows) <= SMALL_ROWS:
-            found = multiply_small(rows, self._values, self._scales)
-        else:
-            values, scales = quantize_rows(rows)
-            found = torch._scaled_mm(  # noqa: SLF001 - private in name, and the only door to it
-                values,
-                self._values.t(),
-                scale_a=scales,
-                scale_b=self._scales[None, :],
-                out_dtype=self._dtype,
-                use_fast_accum=True,  # sums lose less than FP8 has lost already, and need half the time
-            )
+        values, scales = quantize_rows(rows)
+        found = torch._scaled_mm(  # noqa: SLF001 - private in name, and the only door to it
+            values,
+            self._values.t(),
+            scale_a=scales,
+            scale_b=self._scales[None, :],
+            out_dtype=self._dtype,
+            use_fast_accum=True,  # sums lose less than FP8 has lost already, and need half the time
+        )
         return found if self._bias is None else found + self._bias
+
+    def few(
+        self, rows: torch.Tensor, *, norm: Norm | None = None, gated: bool = False, onto: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return multiply_few(rows, self._values, self._scales, self._bias, norm=norm, gated=gated, onto=onto)

@@ -1,6 +1,7 @@
 """A pass as the kernels read it: a few arrays of integers in one piece of memory, padded to a shape that was prepared.
 
-Rows of single tokens come first and are computed as decoding; then the rows of longer pieces, in tiles. A token that
+Rows of single tokens come first and are computed as decoding, the longest contexts first: they take longest, and a
+chip is done when its last program is. Then the rows of longer pieces, in tiles. A token that
 the pass before has yet to draw is written as `-1 - i`, i being its row there.
 """
 
@@ -168,6 +169,7 @@ class PassWriter:
     def write(self, pieces: Sequence[Piece], draws: Sequence[Draw], into: Ints) -> Written:
         """`draws` are those of the pieces that sample, in their order, which is the order of the tokens drawn."""
         single = [] if self._tiled else [piece for piece in pieces if len(piece.tokens) == 1]
+        single.sort(key=_context, reverse=True)
         several = pieces if self._tiled else [piece for piece in pieces if len(piece.tokens) != 1]
         tiles = [tile for piece in several for tile in self._tiles(piece)]
         prefill_rows = sum(len(piece.tokens) for piece in several)
@@ -181,7 +183,7 @@ class PassWriter:
             starts[id(piece)] = used - self._layout.head
             into[used : used + len(table)] = table
             used += len(table)
-        first = self._write_single(single, starts, tables, shape, into)
+        first = self._write_single(single, starts, shape, into)
         last_rows = {id(piece): row for row, piece in enumerate(single)}
         row, at = first, 0
         for piece in several:
@@ -206,22 +208,16 @@ class PassWriter:
         count = len(piece.tokens)
         return [(offset, min(self._tile_rows, count - offset)) for offset in range(0, count, self._tile_rows)]
 
-    def _write_single(
-        self, pieces: Sequence[Piece], starts: dict[int, int], tables: dict[int, Ints], shape: Shape, into: Ints
-    ) -> int:
-        """The rows of single tokens, padded to as many as the shape has; the row after them."""
-        count, size = len(pieces), self._block_tokens
+    def _write_single(self, pieces: Sequence[Piece], starts: dict[int, int], shape: Shape, into: Ints) -> int:
+        """The rows of single tokens, padded to as many as the shape has; the row after them. Their positions and places
+        in the cache follow from how long their contexts are."""
+        count = len(pieces)
         self._part(into, "lengths")[count : shape.decodes] = 0
-        self._part(into, "slots")[count : shape.decodes] = -1
         self._part(into, "tokens")[count : shape.decodes] = 0
         if pieces:
-            positions = np.array([piece.start for piece in pieces], dtype=np.int32)
-            blocks = np.array([tables[id(piece)][piece.start // size] for piece in pieces], dtype=np.int32)
             self._part(into, "tokens")[:count] = [piece.tokens[0] for piece in pieces]
-            self._part(into, "positions")[:count] = positions
-            self._part(into, "slots")[:count] = blocks * size + positions % size
             self._part(into, "starts")[:count] = [starts[id(piece)] for piece in pieces]
-            self._part(into, "lengths")[:count] = positions + 1
+            self._part(into, "lengths")[:count] = [piece.start + 1 for piece in pieces]
         return shape.decodes
 
     def _write_rows(self, piece: Piece, table: Ints, row: int, into: Ints) -> None:
@@ -244,6 +240,10 @@ class PassWriter:
 
     def _part(self, into: Ints, name: str) -> Ints:
         return into[self._layout.spans[name]]
+
+
+def _context(piece: Piece) -> int:
+    return piece.start
 
 
 def draw_columns(draws: Sequence[Draw]) -> dict[str, Ints | Floats]:

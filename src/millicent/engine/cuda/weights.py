@@ -8,34 +8,34 @@ from dataclasses import dataclass
 
 import torch
 
-from millicent.engine.cuda.linear import Fp8Linear, Linear, PlainLinear
+from millicent.engine.cuda.kernels.rows import Norm, Turning
+from millicent.engine.cuda.linear import Fp8Linear, Linear, OutputLayer, PlainLinear
 from millicent.engine.layers import rotary_frequencies
 from millicent.engine.weights import Checkpoint, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    attention_norm: torch.Tensor
+    attention_norm: Norm
     qkv: Linear
-    head_norms: tuple[torch.Tensor, torch.Tensor] | None
+    turning: Turning
     output: Linear
-    mlp_norm: torch.Tensor
+    mlp_norm: Norm
     gate_up: Linear
     down: Linear
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """`angles` are cosines and sines of every position, float32 [positions, head_dim / 2]. The embedding and the output
-    layer stay in `dtype` when the layers are FP8: they decide what is said, and take little of the time."""
+    """The embedding and the output layer stay in `dtype` when the layers are FP8: they decide what is said, and take
+    little of the time."""
 
     spec: ModelSpec
     dtype: torch.dtype
     embedding: torch.Tensor
     layers: tuple[LayerWeights, ...]
-    norm: torch.Tensor
-    output: PlainLinear
-    angles: tuple[torch.Tensor, torch.Tensor]
+    norm: Norm
+    output: OutputLayer
     nbytes: int
 
 
@@ -43,17 +43,16 @@ def load_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
     load = _Loader(checkpoint, dtype, device, fp8=fp8)
     spec = checkpoint.spec
     embedding = load.tensor("model.embed_tokens.weight", spec.vocabulary, spec.hidden)
-    layers = tuple(_layer(load, spec, f"model.layers.{index}") for index in range(spec.layers))
-    norm = load.tensor("model.norm.weight", spec.hidden)
-    tied = spec.tied_embeddings
-    output = PlainLinear(embedding if tied else load.tensor("lm_head.weight", spec.vocabulary, spec.hidden))
     turns = torch.outer(torch.arange(spec.context_tokens, dtype=torch.float64), rotary_frequencies(spec).double())
     angles = (turns.cos().float().to(device), turns.sin().float().to(device))
-    nbytes = load.nbytes + sum(each.nbytes for each in angles)
-    return DecoderWeights(spec, dtype, embedding, layers, norm, output, angles, nbytes)
+    layers = tuple(_layer(load, spec, f"model.layers.{index}", angles) for index in range(spec.layers))
+    norm = Norm(load.tensor("model.norm.weight", spec.hidden), spec.norm_eps)
+    tied = spec.tied_embeddings
+    output = OutputLayer(embedding if tied else load.tensor("lm_head.weight", spec.vocabulary, spec.hidden))
+    return DecoderWeights(spec, dtype, embedding, layers, norm, output, load.nbytes + 2 * angles[0].nbytes)
 
 
-def _layer(load: _Loader, spec: ModelSpec, prefix: str) -> LayerWeights:
+def _layer(load: _Loader, spec: ModelSpec, prefix: str, angles: tuple[torch.Tensor, torch.Tensor]) -> LayerWeights:
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     query, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     norms = None
@@ -63,15 +62,15 @@ def _layer(load: _Loader, spec: ModelSpec, prefix: str) -> LayerWeights:
             load.tensor(f"{attention}.k_norm.weight", spec.head_dim),
         )
     return LayerWeights(
-        attention_norm=load.tensor(f"{prefix}.input_layernorm.weight", spec.hidden),
+        attention_norm=Norm(load.tensor(f"{prefix}.input_layernorm.weight", spec.hidden), spec.norm_eps),
         qkv=load.linear(
             [(f"{attention}.q_proj", query), (f"{attention}.k_proj", kv), (f"{attention}.v_proj", kv)],
             spec.hidden,
             bias=spec.qkv_bias,
         ),
-        head_norms=norms,
+        turning=Turning(angles, norms, spec.norm_eps),
         output=load.linear([(f"{attention}.o_proj", spec.hidden)], query, bias=spec.attention_output_bias),
-        mlp_norm=load.tensor(f"{prefix}.post_attention_layernorm.weight", spec.hidden),
+        mlp_norm=Norm(load.tensor(f"{prefix}.post_attention_layernorm.weight", spec.hidden), spec.norm_eps),
         gate_up=load.linear(
             [(f"{mlp}.gate_proj", spec.intermediate), (f"{mlp}.up_proj", spec.intermediate)],
             spec.hidden,

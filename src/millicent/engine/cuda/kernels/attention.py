@@ -13,34 +13,86 @@ import torch
 import triton
 import triton.language as tl
 
+from millicent.engine.cuda.kernels.rows import Turning, overlap
+
 _TILE_LANES = 128  # query rows of a prefill tile, times the heads of a group
 _TILE_LANES_FP32 = 32  # which nothing but registers multiplies exactly
 _LEAST_DOT = 16  # rows and columns that a matrix unit takes at least
-_TURN_TOKENS = 64  # context tokens per turn of the loop
-_TURN_TOKENS_FP32 = 16
 _LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How a context is read: tokens per turn of the loop, warps, and how far loads run ahead (blocks' numbers two
+    turns, keys and values one; float32's, which are twice the bytes, not at all). In decoding, also how many tokens are
+    worth a program of their own."""
+
+    tokens: int
+    warps: int
+    stages: int
+    least: int = 128
+
+
+DECODE = Turns(tokens=64, warps=4, stages=3)
+DECODE_FP32 = Turns(tokens=16, warps=4, stages=1)
+PREFILL = Turns(tokens=64, warps=8, stages=3)
+PREFILL_FP32 = Turns(tokens=16, warps=8, stages=1)
+
+
+@triton.jit
+def _turned(
+    source, norm, cosines, sines, position, eps, dim, wanted, head_dim: tl.constexpr, NORM: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Heads as attention takes them, normed (where the family has it) and turned. Each element needs the one half a
+    head away too, which is read for itself: registers can't be shifted."""
+    half: tl.constexpr = head_dim // 2
+    other = tl.where(dim < half, dim + half, dim - half)
+    mine = tl.load(source + dim, mask=wanted, other=0.0).to(tl.float32)
+    far = tl.load(source + other, mask=wanted, other=0.0).to(tl.float32)
+    if NORM:
+        scale = 1.0 / tl.sqrt(tl.sum(mine * mine, axis=-1, keep_dims=True) / head_dim + eps)
+        mine = mine * scale * tl.load(norm + dim, mask=dim < head_dim, other=0.0).to(tl.float32)
+        far = far * scale * tl.load(norm + other, mask=dim < head_dim, other=0.0).to(tl.float32)
+    angle = position * half + dim % half
+    cosine = tl.load(cosines + angle, mask=dim < head_dim, other=0.0)
+    sine = tl.load(sines + angle, mask=dim < head_dim, other=0.0)
+    return (mine * cosine + tl.where(dim < half, -far, far) * sine).to(DTYPE)
 
 
 @triton.jit
 def _decode(
-    qkv, keys, values, tables, starts, lengths, out, partial, stats, scale, row_stride,
+    qkv, query_norm, key_norm, cosines, sines, keys, values, tables, starts, lengths, out, partial, stats, arrivals,
+    scale, eps,
     heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, block_tokens: tl.constexpr,
-    WHOLE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, TOKENS: tl.constexpr, PRECISION: tl.constexpr,
+    NORM: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
+    TOKENS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    splits = tl.num_programs(2)
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    # Programs that start together read contexts of one length: rows come longest first.
+    kv_head, row, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     length = tl.load(lengths + row)
-    share = tl.cdiv(tl.cdiv(length, splits), TOKENS) * TOKENS
-    first, last = split * share, tl.minimum(length, (split + 1) * share)
+    share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), TOKENS) * TOKENS, LEAST)
+    if (split > 0) & (split * share >= length):
+        return
     group: tl.constexpr = heads // kv_heads
     member, dim, step = tl.arange(0, GROUP), tl.arange(0, DIM), tl.arange(0, TOKENS)
     here = (member < group)[:, None] & (dim < head_dim)[None, :]
     head = kv_head * group + member
-    query = tl.load(qkv + row.to(tl.int64) * row_stride + head[:, None] * head_dim + dim[None, :], mask=here, other=0.0)
+    heads_of_row = qkv + row * (heads + 2 * kv_heads) * head_dim
+    newest = length - 1
+    position = tl.maximum(newest, 0).to(tl.int64)  # padding has no newest
+    query = _turned(
+        heads_of_row + head[:, None] * head_dim, query_norm, cosines, sines, position, eps, dim[None, :], here,
+        head_dim, NORM, qkv.dtype.element_ty,
+    )  # fmt: skip
     table = tables + tl.load(starts + row)
     peak = tl.full((GROUP,), -1e30, tl.float32)
     mass = tl.zeros((GROUP,), tl.float32)
     found = tl.zeros((GROUP, DIM), tl.float32)
+    first, last = split * share, tl.minimum(newest, (split + 1) * share)
     for begin in range(first, last, TOKENS):
         token = begin + step
         there = token < last
@@ -57,55 +109,98 @@ def _decode(
         mass = mass * fade + tl.sum(weight, axis=1)
         found = found * fade[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
         peak = higher
-    if WHOLE:
+    if (newest >= first) & (newest < first + share):
+        # The row's own key and value aren't in the cache yet: who attends to them puts them there.
+        inside = dim < head_dim
+        key = _turned(
+            heads_of_row + (heads + kv_head) * head_dim, key_norm, cosines, sines, position, eps, dim, inside,
+            head_dim, NORM, qkv.dtype.element_ty,
+        )  # fmt: skip
+        value = tl.load(heads_of_row + (heads + kv_heads + kv_head) * head_dim + dim, mask=inside, other=0.0)
+        block = tl.load(table + newest // block_tokens).to(tl.int64)
+        line = ((block * kv_heads + kv_head) * block_tokens + newest % block_tokens) * head_dim
+        tl.store(keys + line + dim, key, mask=inside)
+        tl.store(values + line + dim, value, mask=inside)
+        score = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], axis=1) * scale
+        higher = tl.maximum(peak, score)
+        weight, fade = tl.exp2(score - higher), tl.exp2(peak - higher)
+        mass = mass * fade + weight
+        found = found * fade[:, None] + weight[:, None] * value.to(tl.float32)[None, :]
+        peak = higher
+    parts = tl.cdiv(length, share)
+    if parts <= 1:
         found = found / tl.maximum(mass, 1e-30)[:, None]
-        target = (row.to(tl.int64) * heads + head) * head_dim
-        tl.store(out + target[:, None] + dim[None, :], found.to(out.dtype.element_ty), mask=here)
-    else:
-        part = (row.to(tl.int64) * heads + head) * splits + split
-        tl.store(partial + part[:, None] * head_dim + dim[None, :], found, mask=here)
-        tl.store(stats + part * 2, peak, mask=member < group)
-        tl.store(stats + part * 2 + 1, mass, mask=member < group)
+        target = out + (row * heads + head)[:, None] * head_dim + dim[None, :]
+        tl.store(target, found.to(out.dtype.element_ty), mask=here)
+    if SPLITS > 1:  # noqa: SIM102 - decided when it is compiled
+        if parts > 1:
+            part = (row * heads + head) * SPLITS + split
+            tl.store(partial + part[:, None] * head_dim + dim[None, :], found, mask=here)
+            tl.store(stats + part * 2, peak, mask=member < group)
+            tl.store(stats + part * 2 + 1, mass, mask=member < group)
+            tl.debug_barrier()  # every thread's part is written before one of them says so
+            arrival = arrivals + row * kv_heads + kv_head
+            if tl.atomic_add(arrival, 1, sem="acq_rel") == parts - 1:
+                tl.store(arrival, 0)  # for the next layer
+                for index in tl.static_range(group):
+                    _merge(partial, stats, out, row * heads + kv_head * group + index, parts, head_dim, SPLITS, DIM)
 
 
 @triton.jit
-def _combine(partial, stats, out, heads: tl.constexpr, head_dim: tl.constexpr, SPLITS: tl.constexpr, DIM: tl.constexpr):
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+def _merge(
+    partial, stats, out, head, parts, head_dim: tl.constexpr, SPLITS: tl.constexpr, DIM: tl.constexpr
+):  # fmt: skip
+    """One head of one row, from what all parts of its context came to. What others wrote isn't in the nearest cache."""
     dim, split = tl.arange(0, DIM), tl.arange(0, SPLITS)
-    inside = dim < head_dim
-    part = (row * heads + head) * SPLITS + split
-    peak = tl.load(stats + part * 2)
+    there = split < parts
+    part = head * SPLITS + split
+    peak = tl.load(stats + part * 2, mask=there, other=-1e30, cache_modifier=".cg")
     weight = tl.exp2(peak - tl.max(peak, axis=0))
-    mass = tl.sum(weight * tl.load(stats + part * 2 + 1), axis=0)
-    found = tl.load(partial + part[:, None] * head_dim + dim[None, :], mask=inside[None, :], other=0.0)
-    merged = tl.sum(found * weight[:, None], axis=0) / tl.maximum(mass, 1e-30)
-    tl.store(out + (row * heads + head) * head_dim + dim, merged.to(out.dtype.element_ty), mask=inside)
+    mass = tl.sum(weight * tl.load(stats + part * 2 + 1, mask=there, other=0.0, cache_modifier=".cg"), axis=0)
+    wanted = there[:, None] & (dim < head_dim)[None, :]
+    found = tl.load(partial + part[:, None] * head_dim + dim[None, :], mask=wanted, other=0.0, cache_modifier=".cg")
+    merged = tl.sum(found * weight[:, None], axis=0) / mass
+    tl.store(out + head * head_dim + dim, merged.to(out.dtype.element_ty), mask=dim < head_dim)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The first rows of a pass: row i attends to `lengths[i]` tokens, 0 for padding, through the table that begins at
-    `starts[i]` of `tables`. All int32. `splits`, a power of two, is how many programs share a context."""
+    """The first rows of a pass: row i attends to `lengths[i]` tokens, itself the last; 0 is padding. Its block table
+    begins at `starts[i]` of `tables`. All int32. `splits`, a power of two, is how many programs share a context at
+    most; `arrivals`, a zero for each row and key-value head, is how they tell each other who is last, and zero after.
+    """
 
     starts: torch.Tensor
     lengths: torch.Tensor
     tables: torch.Tensor
+    arrivals: torch.Tensor
     splits: int
 
 
 def attend_decode(
-    qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: DecodeRows, out: torch.Tensor
+    qkv: torch.Tensor,
+    turning: Turning,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    rows: DecodeRows,
+    out: torch.Tensor,
+    turns: Turns | None = None,
 ) -> None:
-    """Flash-decoding: parts of a context are computed apart and merged. Fills `out[: len(rows.lengths)]`."""
+    """Flash-decoding from products to attention in one launch: queries and the new key are normed and turned, the new
+    key and value put into the cache, parts of long contexts computed apart and merged by whoever is last. Fills
+    `out[: len(rows.lengths)]`, padding with zeros."""
     _, kv_heads, block_tokens, head_dim = keys.shape
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    count, splits, dim = len(rows.lengths), rows.splits, max(_LEAST_DOT, triton.next_power_of_2(head_dim))
+    count, splits = len(rows.lengths), rows.splits
+    turns = turns or (DECODE_FP32 if qkv.dtype is torch.float32 else DECODE)
     partial = stats = out
     if splits > 1:
         partial = torch.empty(count, heads, splits, head_dim, dtype=torch.float32, device=qkv.device)
         stats = torch.empty(count, heads, splits, 2, dtype=torch.float32, device=qkv.device)
-    _decode[(count, kv_heads, splits)](
+    _decode[(kv_heads, count, splits)](
         qkv,
+        *(turning.norms or (qkv, qkv)),
+        *turning.angles,
         keys,
         values,
         rows.tables,
@@ -114,22 +209,24 @@ def attend_decode(
         out,
         partial,
         stats,
+        rows.arrivals,
         head_dim**-0.5 * _LOG2_E,
-        qkv.stride(0),
+        turning.eps,
         heads,
         kv_heads,
         head_dim,
         block_tokens,
-        WHOLE=splits == 1,
+        NORM=turning.norms is not None,
+        SPLITS=splits,
+        LEAST=turns.least,
         GROUP=max(_LEAST_DOT, triton.next_power_of_2(heads // kv_heads)),
-        DIM=dim,
-        TOKENS=_turn_tokens(qkv),
+        DIM=max(_LEAST_DOT, triton.next_power_of_2(head_dim)),
+        TOKENS=turns.tokens,
         PRECISION=_precision(qkv),
-        num_warps=4,
-        num_stages=_stages(qkv),
+        num_warps=turns.warps,
+        num_stages=turns.stages,
+        **overlap(),
     )
-    if splits > 1:
-        _combine[(count, heads)](partial, stats, out, heads, head_dim, SPLITS=splits, DIM=dim)
 
 
 @triton.jit
@@ -198,11 +295,17 @@ def tile_rows(heads: int, kv_heads: int, dtype: torch.dtype) -> int:
 
 
 def attend_prefill(
-    qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tiles: PrefillTiles, out: torch.Tensor
+    qkv: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tiles: PrefillTiles,
+    out: torch.Tensor,
+    turns: Turns | None = None,
 ) -> None:
     """Causal attention of new rows to all that their sequences have. Fills the tiles' rows of `out`."""
     _, kv_heads, block_tokens, head_dim = keys.shape
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    turns = turns or (PREFILL_FP32 if qkv.dtype is torch.float32 else PREFILL)
     _prefill[(len(tiles.rows), kv_heads)](
         qkv,
         keys,
@@ -222,21 +325,11 @@ def attend_prefill(
         ROWS=tile_rows(heads, kv_heads, qkv.dtype),
         GROUP=triton.next_power_of_2(heads // kv_heads),
         DIM=max(_LEAST_DOT, triton.next_power_of_2(head_dim)),
-        TOKENS=_turn_tokens(qkv),
+        TOKENS=turns.tokens,
         PRECISION=_precision(qkv),
-        num_warps=8,
-        num_stages=_stages(qkv),
+        num_warps=turns.warps,
+        num_stages=turns.stages,
     )
-
-
-def _turn_tokens(tensor: torch.Tensor) -> int:
-    return _TURN_TOKENS_FP32 if tensor.dtype is torch.float32 else _TURN_TOKENS
-
-
-def _stages(tensor: torch.Tensor) -> int:
-    """How far loads run ahead of products: blocks' numbers two turns, keys and values one; float32's, which are twice
-    the bytes, not at all."""
-    return 1 if tensor.dtype is torch.float32 else 3
 
 
 def _precision(tensor: torch.Tensor) -> str:

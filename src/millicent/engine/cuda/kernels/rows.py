@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import driver
 
 FP8 = torch.float8_e4m3fn
 FP8_LARGEST = 448.0
+_OVERLAPS_FROM = 90
 _GATE_BLOCK = 1024
 _QUANTIZE_BLOCK = 1024
+
+
+@functools.cache
+def overlap() -> dict[str, bool]:
+    """How a kernel is launched that may begin before the one before it has ended (programmatic dependent launch, from
+    Hopper on): what it does until it waits, as reading weights, costs no time then."""
+    if os.environ.get("TRITON_INTERPRET") == "1" or not hasattr(tl.extra.cuda, "gdc_wait"):
+        return {"OVERLAP": False}
+    if driver.active.get_current_target().arch < _OVERLAPS_FROM:
+        return {"OVERLAP": False}
+    return {"OVERLAP": True, "launch_pdl": True}
 
 
 @triton.jit
@@ -31,6 +48,14 @@ def embed(tokens: torch.Tensor, drawn: torch.Tensor, table: torch.Tensor) -> tor
     out = torch.empty(len(tokens), hidden, dtype=table.dtype, device=table.device)
     _embed[(len(tokens),)](tokens, drawn, table, out, hidden, BLOCK=triton.next_power_of_2(hidden))
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Of rows, by their root mean square."""
+
+    weight: torch.Tensor
+    eps: float
 
 
 @triton.jit
@@ -59,8 +84,7 @@ def _add_rms_norm(
 def add_rms_norm(
     delta: torch.Tensor | None,
     residual: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
+    norm: Norm,
     *,
     picked: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -71,9 +95,9 @@ def add_rms_norm(
         residual if delta is None else delta,
         residual,
         residual if picked is None else picked,
-        weight,
+        norm.weight,
         out,
-        eps,
+        norm.eps,
         residual.shape[1],
         ADD=delta is not None,
         PICK=picked is not None,
@@ -122,39 +146,42 @@ def _rotate_and_cache(
     tl.store(target + half + at, (second * cosine + first * sine).to(stored.dtype), mask=inside)
 
 
+@dataclass(frozen=True, slots=True)
+class Turning:
+    """What makes queries and keys of products: cosines and sines, float32 [positions, head_dim / 2], and the weights of
+    the norms of queries' and of keys' heads, where the family has them."""
+
+    angles: tuple[torch.Tensor, torch.Tensor]
+    norms: tuple[torch.Tensor, torch.Tensor] | None
+    eps: float
+
+
 def rotate_and_cache(
     qkv: torch.Tensor,
-    norms: tuple[torch.Tensor, torch.Tensor] | None,
-    eps: float,
-    angles: tuple[torch.Tensor, torch.Tensor],
+    turning: Turning,
     positions: torch.Tensor,
     slots: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
 ) -> None:
-    """Norm (where the family has it) and turn the queries of `qkv` [rows, all heads x head_dim] in place; write normed
-    and turned keys, and values, into one layer's cache [blocks, kv_heads, block_tokens, head_dim].
-
-    `angles` are cosines and sines, float32 [positions, head_dim / 2]. Rows with slot -1 are padding.
-    """
+    """Norm and turn the queries of `qkv` [rows, all heads x head_dim] in place; write normed and turned keys, and
+    values, into one layer's cache [blocks, kv_heads, block_tokens, head_dim]. Rows with slot -1 are padding."""
     _, kv_heads, block_tokens, head_dim = keys.shape
     all_heads = qkv.shape[1] // head_dim
-    query_norm, key_norm = norms or (qkv, qkv)
     _rotate_and_cache[(len(qkv), all_heads)](
         qkv,
-        query_norm,
-        key_norm,
-        *angles,
+        *(turning.norms or (qkv, qkv)),
+        *turning.angles,
         positions,
         slots,
         keys,
         values,
-        eps,
+        turning.eps,
         all_heads - 2 * kv_heads,
         kv_heads,
         head_dim,
         block_tokens,
-        NORM=norms is not None,
+        NORM=turning.norms is not None,
         BLOCK=triton.next_power_of_2(head_dim // 2),
         num_warps=1,
     )

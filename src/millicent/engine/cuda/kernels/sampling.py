@@ -1,8 +1,9 @@
-"""A token per row of logits, drawn on the device: what `engine.sampler` does, one program for each row.
+"""A token per row of logits, drawn on the device: what `engine.sampler` does.
 
-Every filter keeps what is at least some bound, so it is enough to find the bound: by halving the interval of float32
-numbers, in order, in which it lies. Sums are float64 over float32 weights, as on the processor, but in another order: a
-draw can differ from the processor's where the random number falls within rounding of the edge between two tokens.
+All of the chip looks for each row's best, which is all that a greedy row needs. Of other rows one program each does the
+rest. Every filter keeps what is at least some bound, so it is enough to find the bound: by quartering the interval of
+the logits' numbers, in order, in which it lies. Sums are of float32 weights, as on the processor, but in another order:
+a draw can differ from the processor's where the random number falls within rounding of the edge between two tokens.
 """
 
 from __future__ import annotations
@@ -13,46 +14,73 @@ import torch
 import triton
 import triton.language as tl
 
-_BLOCK = 4096
+_CHUNK = 4096
+_BLOCK = 2048
+_PARTS = 4  # blocks that are on their way at once
 _LOWEST = tl.constexpr(-2139095041)  # minus infinity, as `_ordered` has it
 _GREEDY_BELOW = tl.constexpr(1e-5)
 _LEAST_TOP_P = tl.constexpr(1e-6)
 
 
 @triton.jit
-def _ordered(x):
-    """Integers in the order of the float32 numbers."""
-    bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+def _best(logits, peaks, places, stride, count, BLOCK: tl.constexpr):
+    """Of a part of a row: its largest number and where that is first; infinity where one is none."""
+    index, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = part * BLOCK + tl.arange(0, BLOCK)
+    score = tl.load(logits + index * stride + at, mask=at < count, other=float("-inf")).to(tl.float32)
+    peak = tl.max(score, axis=0)
+    place = tl.min(tl.where(score == peak, at, count), axis=0)
+    sound = tl.min((score == score).to(tl.int32), axis=0)
+    target = index * tl.num_programs(1) + part
+    tl.store(peaks + target, tl.where(sound == 1, peak, float("inf")))
+    tl.store(places + target, place)
 
 
 @triton.jit
-def _bound(row, count, floor, largest, warmth, target, MASS: tl.constexpr, BLOCK: tl.constexpr):
+def _ordered(x, SHIFT: tl.constexpr):
+    """Integers in the order of the float32 numbers; of those that are bfloat16's, half of the bits are enough."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT).to(tl.int64)
+
+
+@triton.jit
+def _scores(row, start, count, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """[PARTS, BLOCK] of a row, and which of them are in it."""
+    at = start + tl.arange(0, PARTS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = at < count
+    return tl.load(row + at, mask=inside, other=float("-inf")).to(tl.float32), inside
+
+
+@triton.jit
+def _bound(
+    row, count, floor, largest, warmth, target, MASS: tl.constexpr, SHIFT: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """The highest bound at or above `floor` at which what is kept measures `target`: tokens, or their weight."""
-    at = tl.arange(0, BLOCK)
     low = floor
-    high = _ordered(largest) + 1
+    high = _ordered(largest, SHIFT) + 1
     while high - low > 1:
         stride = tl.maximum((high - low) // 4, 1)
-        first = tl.full((), 0.0, tl.float64)
-        second = tl.full((), 0.0, tl.float64)
-        third = tl.full((), 0.0, tl.float64)
-        for start in range(0, count, BLOCK):
-            score = tl.load(row + start + at, mask=start + at < count, other=float("-inf")).to(tl.float32)
-            key = tl.where(start + at < count, _ordered(score), low - 1)
-            measure = tl.full((BLOCK,), 1.0, tl.float32)
+        # Each lane keeps its own: they meet once, after the last block.
+        first = tl.zeros((BLOCK,), tl.float32)
+        second = tl.zeros((BLOCK,), tl.float32)
+        third = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, count, PARTS * BLOCK):
+            score, inside = _scores(row, start, count, PARTS, BLOCK)
+            key = tl.where(inside, _ordered(score, SHIFT), low - 1)
+            measure = tl.full((PARTS, BLOCK), 1.0, tl.float32)
             if MASS:
                 measure = tl.exp((score - largest) * warmth)
-            first += tl.sum(tl.where(key >= low + stride, measure, 0.0), axis=0).to(tl.float64)
-            second += tl.sum(tl.where(key >= low + 2 * stride, measure, 0.0), axis=0).to(tl.float64)
-            third += tl.sum(tl.where(key >= low + 3 * stride, measure, 0.0), axis=0).to(tl.float64)
+            first += tl.sum(tl.where(key >= low + stride, measure, 0.0), axis=0)
+            second += tl.sum(tl.where(key >= low + 2 * stride, measure, 0.0), axis=0)
+            third += tl.sum(tl.where(key >= low + 3 * stride, measure, 0.0), axis=0)
         before = low
-        if third >= target:
+        if tl.sum(third.to(tl.float64), axis=0) >= target:
             low = before + 3 * stride
-        elif second >= target:
+        elif tl.sum(second.to(tl.float64), axis=0) >= target:
             low = before + 2 * stride
             high = before + 3 * stride
-        elif first >= target:
+        elif tl.sum(first.to(tl.float64), axis=0) >= target:
             low = before + stride
             high = before + 2 * stride
         else:
@@ -61,66 +89,78 @@ def _bound(row, count, floor, largest, warmth, target, MASS: tl.constexpr, BLOCK
 
 
 @triton.jit
-def _kept_mass(row, start, count, floor, largest, warmth, least, BLOCK: tl.constexpr):
-    """The weights of a block's tokens, 0 where a filter dropped them."""
-    at = start + tl.arange(0, BLOCK)
-    score = tl.load(row + at, mask=at < count, other=float("-inf")).to(tl.float32)
+def _kept(score, inside, floor, largest, warmth, least, SHIFT: tl.constexpr):
+    """Tokens' weights, 0 where a filter dropped them."""
     weight = tl.exp((score - largest) * warmth)
-    return tl.where((at < count) & (_ordered(score) >= floor) & (weight >= least), weight, 0.0)
+    return tl.where(inside & (_ordered(score, SHIFT) >= floor) & (weight >= least), weight, 0.0)
 
 
 @triton.jit
-def _draw(logits, temperatures, top_ks, top_ps, min_ps, numbers, out, stride, count, BLOCK: tl.constexpr):
-    index = tl.program_id(0)
-    row = logits + index.to(tl.int64) * stride
-    at = tl.arange(0, BLOCK)
-    # Each lane keeps its own: they meet once, after the last block.
-    peaks = tl.full((BLOCK,), float("-inf"), tl.float32)
-    places = tl.zeros((BLOCK,), tl.int32)
-    sounds = tl.full((BLOCK,), 1, tl.int32)
-    for start in range(0, count, BLOCK):
-        score = tl.load(row + start + at, mask=start + at < count, other=float("-inf")).to(tl.float32)
-        sounds = sounds & (score == score).to(tl.int32)
-        higher = score > peaks
-        places = tl.where(higher, start + at, places)
-        peaks = tl.where(higher, score, peaks)
-    largest = tl.max(peaks, axis=0)
-    token = tl.min(tl.where(peaks == largest, places, count), axis=0)
-    sound = tl.min(sounds, axis=0)
-    usable = (sound == 1) & (largest > float("-inf")) & (largest < float("inf"))
+def _whole(
+    row, count, floor, largest, warmth, least, SHIFT: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The weight of what is kept."""
+    found = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, PARTS * BLOCK):
+        score, inside = _scores(row, start, count, PARTS, BLOCK)
+        found += tl.sum(_kept(score, inside, floor, largest, warmth, least, SHIFT), axis=0)
+    return tl.sum(found.to(tl.float64), axis=0)
+
+
+@triton.jit
+def _pick(
+    row, count, floor, largest, warmth, least, target, SHIFT: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The token in whose part of the weight of what is kept, in order, the target falls."""
+    size: tl.constexpr = PARTS * BLOCK
+    passed = tl.full((), 0.0, tl.float64)
+    chosen = tl.full((), 0, tl.int32)
+    before = passed
+    for start in range(0, count, size):
+        score, inside = _scores(row, start, count, PARTS, BLOCK)
+        mass = tl.sum(tl.sum(_kept(score, inside, floor, largest, warmth, least, SHIFT), axis=0).to(tl.float64), axis=0)
+        # The first block that reaches past it; where rounding leaves the target past the end, the last that was kept.
+        if (passed <= target) & (mass > 0.0):
+            chosen = start
+            before = passed
+        passed += mass
+    at = chosen + tl.arange(0, size)
+    score = tl.load(row + at, mask=at < count, other=float("-inf")).to(tl.float32)
+    weight = _kept(score, at < count, floor, largest, warmth, least, SHIFT)
+    ahead = before + tl.cumsum(weight.to(tl.float64), axis=0)
+    last = tl.max(tl.where(weight > 0.0, at, 0), axis=0)
+    return tl.minimum(tl.min(tl.where((ahead > target) & (weight > 0.0), at, count), axis=0), last)
+
+
+@triton.jit
+def _draw(
+    logits, peaks, places, temperatures, top_ks, top_ps, min_ps, numbers, out, stride, count, chunks,
+    CHUNKS: tl.constexpr, SHIFT: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0).to(tl.int64)
+    row = logits + index * stride
+    part = tl.arange(0, CHUNKS)
+    peak = tl.load(peaks + index * chunks + part, mask=part < chunks, other=float("-inf"))
+    largest = tl.max(peak, axis=0)
+    place = tl.load(places + index * chunks + part, mask=part < chunks, other=count)
+    token = tl.min(tl.where(peak == largest, place, count), axis=0)
+    usable = (largest > float("-inf")) & (largest < float("inf"))
     temperature = tl.load(temperatures + index)
     if usable & (temperature >= _GREEDY_BELOW):
         warmth = 1.0 / temperature
-        floor = tl.full((), _LOWEST, tl.int64)
+        floor = tl.full((), _LOWEST >> SHIFT, tl.int64)
         top_k = tl.load(top_ks + index)
         if (top_k > 0) & (top_k < count):
-            floor = _bound(row, count, floor, largest, warmth, top_k.to(tl.float64), False, BLOCK)
+            floor = _bound(row, count, floor, largest, warmth, top_k.to(tl.float64), False, SHIFT, PARTS, BLOCK)
         top_p = tl.load(top_ps + index)
         if top_p < 1.0:
-            whole = tl.full((), 0.0, tl.float64)
-            for start in range(0, count, BLOCK):
-                kept = _kept_mass(row, start, count, floor, largest, warmth, 0.0, BLOCK)
-                whole += tl.sum(kept, axis=0).to(tl.float64)
+            whole = _whole(row, count, floor, largest, warmth, 0.0, SHIFT, PARTS, BLOCK)
             wanted = whole * tl.maximum(top_p, _LEAST_TOP_P).to(tl.float64)
-            floor = _bound(row, count, floor, largest, warmth, wanted, True, BLOCK)
+            floor = _bound(row, count, floor, largest, warmth, wanted, True, SHIFT, PARTS, BLOCK)
         least = tl.load(min_ps + index)
-        whole = tl.full((), 0.0, tl.float64)
-        for start in range(0, count, BLOCK):
-            whole += tl.sum(_kept_mass(row, start, count, floor, largest, warmth, least, BLOCK), axis=0).to(tl.float64)
+        whole = _whole(row, count, floor, largest, warmth, least, SHIFT, PARTS, BLOCK)
         target = whole * tl.load(numbers + index).to(tl.float64)
-        passed = tl.full((), 0.0, tl.float64)
-        found = tl.full((), 0, tl.int32)
-        for start in range(0, count, BLOCK):
-            weight = _kept_mass(row, start, count, floor, largest, warmth, least, BLOCK)
-            mass = tl.sum(weight, axis=0).to(tl.float64)
-            if (found == 0) & (mass > 0.0):
-                ahead = passed + tl.cumsum(weight.to(tl.float64), axis=0)
-                last = tl.max(tl.where(weight > 0.0, start + at, 0), axis=0)
-                hit = tl.min(tl.where((ahead > target) & (weight > 0.0), start + at, count), axis=0)
-                # Where rounding leaves the number past the end, the last token that was kept is meant.
-                token = tl.minimum(hit, last)
-                found = (hit < count).to(tl.int32)
-            passed += mass
+        token = _pick(row, count, floor, largest, warmth, least, target, SHIFT, PARTS, BLOCK)
     tl.store(out + index, tl.where(usable, token, -1))
 
 
@@ -140,12 +180,24 @@ def draw(logits: torch.Tensor, draws: Draws, out: torch.Tensor) -> None:
     Temperature, top-k, top-p and min-p are applied in this order, and the row's number decides. Temperatures below 1e-5
     take the first of equal maxima.
     """
-    _draw[(len(logits),)](
+    rows, count = logits.shape
+    chunk = min(_CHUNK, triton.next_power_of_2(count))
+    chunks = triton.cdiv(count, chunk)
+    peaks = torch.empty(rows, chunks, dtype=torch.float32, device=logits.device)
+    places = torch.empty(rows, chunks, dtype=torch.int32, device=logits.device)
+    _best[(rows, chunks)](logits, peaks, places, logits.stride(0), count, BLOCK=chunk)
+    _draw[(rows,)](
         logits,
+        peaks,
+        places,
         *draws,
         out,
         logits.stride(0),
-        logits.shape[1],
-        BLOCK=min(_BLOCK, triton.next_power_of_2(logits.shape[1])),
-        num_warps=16,
+        count,
+        chunks,
+        CHUNKS=triton.next_power_of_2(chunks),
+        SHIFT=16 if logits.dtype is torch.bfloat16 else 0,
+        PARTS=_PARTS,
+        BLOCK=min(_BLOCK, triton.next_power_of_2(triton.cdiv(count, _PARTS))),
+        num_warps=8,
     )
