@@ -14,6 +14,9 @@ from millicent.core.clock import NS_PER_S
 if TYPE_CHECKING:
     from millicent.core.money import Money
 
+# The control characters, but tab and line feed.
+_MOVING = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "?")
+
 
 def as_json(body: object) -> None:
     import msgspec
@@ -38,6 +41,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozen
 def printable(text: str) -> str:
     """Names come from callers: what could move the terminal's cursor is shown as a question mark."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def still(text: str) -> str:
+    """Text of several lines, in which nothing else moves a terminal's cursor."""
+    return text.translate(_MOVING)
 
 
 def amount(money: Money | None, missing: str = "unpriced") -> str:
