@@ -15,9 +15,11 @@ from millicent.core.clock import NS_PER_HOUR, ManualClock, iso_utc, parse_time_n
 from millicent.core.errors import LedgerUnavailable
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt, Status
+from millicent.dashboard.overview import over_time
 from millicent.dashboard.selection import TIMES, parse
 from millicent.dashboard.site import Queries
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
+from millicent.ledger.zones import labels
 from support.pages import exported, pages_of, site_of, words
 
 PAGES = ["/", "/chat", "/receipts", "/receipts/rows", "/accounts", "/receipts/rcpt_none", "/receipts?colour=red"]
@@ -379,6 +381,26 @@ def test_what_names_no_feature_can_be_selected_by_its_row(client: TestClient) ->
     assert "remove this filter" in page.text
     assert client.get("/receipts?none=feature&feature=search").status_code == 400
     assert client.get("/receipts?none=weather").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("zone", "hours", "expected"),
+    [
+        ("Europe/Berlin", ("00:00:00Z", "03:00:00Z"), ["02:00+02:00", "02:00+01:00", "03:00", "04:00"]),
+        ("Asia/Kolkata", ("00:30:00Z", "02:30:00Z"), ["06:00", "07:00", "08:00"]),
+        ("UTC", ("00:00:00Z", "02:00:00Z"), ["00:00", "01:00", "02:00"]),
+    ],
+)
+def test_a_day_on_which_clocks_change_has_all_of_its_hours_in_order(
+    zone: str, hours: tuple[str, ...], expected: list[str]
+) -> None:
+    """Empty hours were left out on such days, and the one that comes twice stood in any order."""
+    chosen = parse((("zone", zone), ("from", "2026-10-25")), TIMES, now_ns=0, default_range="24h")
+    at = [labels("hour", zone)(parse_time_ns(f"2026-10-25T{hour}")) for hour in hours]
+    found = [Totals(each, 1, 0, 0, 0, Money(0), 0, 0, 0) for each in reversed(at)]
+    chart = over_time(found, "hour", chosen)[1]
+    assert [str(label)[11:] for label in chart.x] == expected
+    assert [value for value in chart.series[0].values if value] == [1, 1]
 
 
 @pytest.mark.parametrize("query", ["", "?feature=search", "?none=feature", "?user=ada&range=all", "?none=user"])

@@ -230,6 +230,24 @@ def test_a_backup_taken_while_the_gateway_writes_is_whole_and_can_be_restored_be
     assert not list(tmp_path.glob("*.restoring*")) + list(tmp_path.glob("*.partial*"))
 
 
+def test_a_backup_that_fails_leaves_nothing(
+    tmp_path: Path, opened: Make, closed: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk left the journal of the copy."""
+    path, copy = tmp_path / "ledger.db", tmp_path / "copies" / "copy.db"
+    copy.parent.mkdir()
+    run(path, lambda ledger, _: fill(ledger, opened, closed))
+
+    def full(written: Path) -> None:
+        written.with_name(f"{written.name}-journal").touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("millicent.ledger.backup.flush", full)
+    with pytest.raises(LedgerUnavailable):
+        back_up(path, copy)
+    assert not list(copy.parent.iterdir())
+
+
 def test_backups_overwrite_nothing_and_only_ledgers_are_restored(tmp_path: Path, opened: Make, closed: Make) -> None:
     path, copy, kept = tmp_path / "ledger.db", tmp_path / "copy.db", tmp_path / "kept.db"
     clock, config = ManualClock(), LedgerConfig()

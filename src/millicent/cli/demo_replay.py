@@ -21,6 +21,7 @@ from millicent.config import FILE_NAME, Config, load
 from millicent.control.budgets import follow_config
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, Clock, hour_start_ns
 from millicent.core.errors import ConfigError, MillicentError
+from millicent.core.files import private_folder
 from millicent.core.identifiers import SystemIds
 from millicent.core.protocols import Backend, Ledger
 from millicent.core.receipts import Feedback, Receipt
@@ -94,7 +95,7 @@ def prepare(home: Path) -> Config:
     """The demo's configuration, in its home. Raises ConfigError for a home that is anybody's real one."""
     if home.exists() and any(home.iterdir()) and not (home / MARK).exists():
         raise ConfigError(f"{home} holds something that is no demo: name an empty or a new folder with --home.")
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(home)
     (home / MARK).touch()
     (home / FILE_NAME).write_text(CONFIG, encoding="utf-8")
     return load(home / FILE_NAME)

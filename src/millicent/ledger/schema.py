@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from millicent.core.clock import Clock
 from millicent.core.errors import LedgerUnavailable
+from millicent.core.files import private_folder
 from millicent.ledger.config import LedgerConfig
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def synchronous(config: LedgerConfig) -> str:
 def write_once(path: Path, config: LedgerConfig, clock: Clock, operation: Callable[[sqlite3.Connection], T]) -> T:
     """One operation in a transaction of its own, beside a gateway that runs or without one: for the command line."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(path.parent)
         with closing(open_writer(path, config)) as connection:
             migrate(connection, clock)
             connection.execute("BEGIN IMMEDIATE")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from millicent.core.clock import Clock
 from millicent.core.errors import LedgerUnavailable
+from millicent.core.files import private_folder
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.journal import Journal
 from millicent.ledger.schema import migrate, open_writer, synchronous, unavailable
@@ -210,7 +211,7 @@ class Writer:
     def _connect(self) -> sqlite3.Connection:
         connection = None
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self._path.parent)
             connection = open_writer(self._path, self._config)
             # The journal does that, and no commit waits for it.
             connection.execute("PRAGMA wal_autocheckpoint = 0")
