@@ -1,5 +1,5 @@
-"""Sections `attention`, `linears` and `profile` of gpu.py: kernels by themselves, cut in several ways, each as a share of
-its floor; and what a step is made of."""
+"""Sections `attention`, `linears` and `profile` of gpu.py: kernels by themselves, cut in several ways, each as a share
+of its floor; and what a step is made of."""
 
 from __future__ import annotations
 

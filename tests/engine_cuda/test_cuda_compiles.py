@@ -33,11 +33,11 @@ def test_every_kernel_of_every_prepared_pass_compiles_for_a_hopper_chip(tmp_path
     kernels = json.loads(done.stdout.splitlines()[-1])
     assert {kernel["kernel"] for kernel in kernels} == {
         "_add_rms_norm",
-        "_combine",
+        "_best",
         "_decode",
         "_draw",
         "_embed",
-        "_multiply_small",
+        "_multiply_few",
         "_prefill",
         "_quantize_rows",
         "_rotate_and_cache",
@@ -48,7 +48,12 @@ def test_every_kernel_of_every_prepared_pass_compiles_for_a_hopper_chip(tmp_path
     assert max(kernel["spilled_bytes"] for kernel in kernels) <= 16  # Triton 3.6 leaves two registers of a draw's out
     bf16 = [kernel for kernel in kernels if not kernel["model"].endswith("fp32")]
     # In bfloat16 the matrix units do the work: the chip's own instructions for tiles, the older ones for a few rows;
-    # and what they multiply next is on its way while they do.
+    # and what they multiply next is on its way while they do. One row needs none of them: its weights are on their way,
+    # as wide as loads get, before the kernel waits for the one before.
     assert all(kernel["wgmma"] and kernel["loads_ahead"] for kernel in bf16 if kernel["kernel"] == "_prefill")
-    few = [kernel for kernel in bf16 if kernel["kernel"] in {"_decode", "_multiply_small"}]
-    assert all(kernel["mma"] and kernel["loads_ahead"] for kernel in few)
+    few = [kernel for kernel in bf16 if kernel["kernel"] == "_multiply_few"]
+    one, several = [k for k in few if not k["mma"]], [k for k in few if k["mma"]]
+    assert one
+    assert all(kernel["wide_loads_before_waiting"] >= 4 for kernel in one)
+    assert all(kernel["loads_ahead"] for kernel in several)
+    assert all(kernel["mma"] and kernel["loads_ahead"] for kernel in bf16 if kernel["kernel"] == "_decode")

@@ -122,6 +122,27 @@ def test_a_row_is_drawn_again_with_penalties_and_a_grammar(model: DeviceDecoder)
     np.testing.assert_allclose(landed.logits[1], logits[1].numpy(), rtol=1e-5, atol=1e-5)  # the model's own
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts what the interpreter runs")
+def test_a_pass_of_few_rows_takes_five_launches_a_layer(model: DeviceDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches are what a small model's single answers wait for."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launched: list[str] = []
+    run = GridExecutor.__call__
+
+    def counted(self: GridExecutor, *args: object, **options: object) -> None:
+        launched.append(self.fn.__name__)
+        run(self, *args, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    for library in ("linear", "scaled_dot_product_attention"):
+        monkeypatch.delattr(torch.nn.functional, library)
+    flight = model.launch([Piece(1, [5], 0, [0], sample=True)], [GREEDY])
+    layer = ["_multiply_few", "_decode", "_multiply_few", "_multiply_few", "_multiply_few"]
+    assert launched == ["_embed", *layer, "_multiply_few", "_best", "_draw"]
+    land(flight)
+
+
 def test_changes_do_to_logits_what_adjustments_do() -> None:
     sampling = Sampling(
         repetition_penalty=1.3, presence_penalty=0.2, frequency_penalty=0.1, logit_bias={5: 1.0, 40: -9}

@@ -240,15 +240,15 @@ def test_decode_attention_from_products(
     before = (cache.keys.clone(), cache.values.clone())
     for index, length in enumerate(lengths):
         place = cache.forget(index, length - 1)
-        new = turned[index, heads:].to(dtype).split(kv_heads)
+        new = turned[index, heads:].to(dtype).view(2, kv_heads, head_dim)
         for held, rows, row in zip(before, cache.contexts[index], new, strict=True):
             held[place] = row
             rows[length - 1] = row
     out = torch.full((count + 2, heads * head_dim), float("nan"), dtype=dtype, device=device)
     arrivals = ints([0] * (count + 1) * kv_heads, device)
-    rows = DecodeRows(ints([*cache.starts, 0], device), ints([*lengths, 0], device), cache.tables, arrivals, splits)
+    decode = DecodeRows(ints([*cache.starts, 0], device), ints([*lengths, 0], device), cache.tables, arrivals, splits)
     for _ in range(2):  # a second time as the first: what they tell each other by is as it was
-        attend_decode(qkv, turning, cache.keys, cache.values, rows, out)
+        attend_decode(qkv, turning, cache.keys, cache.values, decode, out)
         reference = torch.stack([cache.reference(turned[i, :heads], i, lengths[i] - 1) for i in range(count)])
         assert error(out[:count].view(count, heads, head_dim), reference) < tolerance
         assert arrivals.abs().max() == 0

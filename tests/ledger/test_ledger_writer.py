@@ -105,7 +105,7 @@ def test_receipts_that_lack_different_values_are_written_together_each_as_it_is(
     receipts = []
     for number in range(2 ** len(fields)):
         given = {name: value if number >> place & 1 else None for place, (name, value) in enumerate(fields.items())}
-        whom = Attribution(**{name: "x" for place, name in enumerate(("user", "team", "run")) if number >> place & 1})
+        whom = Attribution(user="u" if number & 1 else None, run="r" if number & 2 else None)
         receipts.append(closed(opened(number, attribution=whom), accelerator=Accelerator(), saved={}, **given))
 
     async def scenario() -> None:

@@ -125,6 +125,9 @@ def _takes(kernel: Any) -> dict[str, Any]:
         "wgmma": text.count("wgmma.mma_async"),
         "mma": text.count("mma.sync"),
         "loads_ahead": text.count("cp.async.cg"),
+        "wide_loads_before_waiting": len(
+            re.findall(r"ld\.global[\w.:]*\.v4\.b32", text.partition("griddepcontrol.wait")[0])
+        ),
     }
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from millicent.core.clock import NS_PER_S
 
 if TYPE_CHECKING:
     from millicent.core.money import Money
 
+T = TypeVar("T")
 # The control characters, but tab and line feed.
 _MOVING = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "?")
 
@@ -36,6 +37,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozen
         padded = (cell.rjust(width) if name in right else cell.ljust(width) for name, cell, width in cells)
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def table_of(items: Iterable[T], *columns: tuple[str, Callable[[T], str]], right: frozenset[str] | None = None) -> str:
+    """A row for each, with what each column says of it; all but the first are aligned right, or those in `right`."""
+    header = [name for name, _ in columns]
+    rows = [[tells(each) for _, tells in columns] for each in items]
+    return table(header, rows, right=frozenset(header[1:]) if right is None else right)
 
 
 def printable(text: str) -> str:

@@ -140,6 +140,8 @@ class DeviceDecoder:
             shapes = sorted(self._shapes, reverse=True)
             recorded = self._device.record([functools.partial(self._run, shape) for shape in shapes])
             self._recorded = dict(zip(shapes, recorded, strict=True))
+            nothing = np.empty(0, dtype=np.int64)  # drawing anew isn't recorded, but compiled now too
+            self.redraw([0], [Draw(0.0, 1.0, 0, 0, 0)], Changes(nothing, nothing, nothing, nothing, nothing, {}))
 
     def _allocate(self, blocks: int, block_tokens: int) -> None:
         spec = self._spec

@@ -61,10 +61,38 @@ def _turned(
 
 
 @triton.jit
+def _folded(peak, mass, found, score, value, PRECISION: tl.constexpr):
+    """What is found so far, and some more scores and values; weights are relative to the highest score so far."""
+    higher = tl.maximum(peak, tl.max(score, axis=1))
+    weight = tl.exp2(score - higher[:, None])
+    fade = tl.exp2(peak - higher)
+    found = found * fade[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
+    return higher, mass * fade + tl.sum(weight, axis=1), found
+
+
+@triton.jit
+def _own(
+    heads_of_row, norm, cosines, sines, keys, values, table, newest, eps, kv_head, dim, heads: tl.constexpr,
+    kv_heads: tl.constexpr, head_dim: tl.constexpr, block_tokens: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """A row's own key and value, which aren't in the cache yet: who attends to them puts them there."""
+    inside = dim < head_dim
+    key = _turned(
+        heads_of_row + (heads + kv_head) * head_dim, norm, cosines, sines, newest.to(tl.int64), eps, dim, inside,
+        head_dim, NORM, heads_of_row.dtype.element_ty,
+    )  # fmt: skip
+    value = tl.load(heads_of_row + (heads + kv_heads + kv_head) * head_dim + dim, mask=inside, other=0.0)
+    block = tl.load(table + newest // block_tokens).to(tl.int64)
+    line = ((block * kv_heads + kv_head) * block_tokens + newest % block_tokens) * head_dim
+    tl.store(keys + line + dim, key, mask=inside)
+    tl.store(values + line + dim, value, mask=inside)
+    return key, value
+
+
+@triton.jit
 def _decode(
     qkv, query_norm, key_norm, cosines, sines, keys, values, tables, starts, lengths, out, partial, stats, arrivals,
-    scale, eps,
-    heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, block_tokens: tl.constexpr,
+    scale, eps, heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, block_tokens: tl.constexpr,
     NORM: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
     TOKENS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -103,24 +131,12 @@ def _decode(
         value = tl.load(values + line[:, None] + dim[None, :], mask=wanted, other=0.0)
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         score = tl.where(there[None, :], score, -1e30)
-        higher = tl.maximum(peak, tl.max(score, axis=1))
-        weight = tl.exp2(score - higher[:, None])
-        fade = tl.exp2(peak - higher)
-        mass = mass * fade + tl.sum(weight, axis=1)
-        found = found * fade[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
-        peak = higher
+        peak, mass, found = _folded(peak, mass, found, score, value, PRECISION)
     if (newest >= first) & (newest < first + share):
-        # The row's own key and value aren't in the cache yet: who attends to them puts them there.
-        inside = dim < head_dim
-        key = _turned(
-            heads_of_row + (heads + kv_head) * head_dim, key_norm, cosines, sines, position, eps, dim, inside,
-            head_dim, NORM, qkv.dtype.element_ty,
+        key, value = _own(
+            heads_of_row, key_norm, cosines, sines, keys, values, table, newest, eps, kv_head, dim,
+            heads, kv_heads, head_dim, block_tokens, NORM,
         )  # fmt: skip
-        value = tl.load(heads_of_row + (heads + kv_heads + kv_head) * head_dim + dim, mask=inside, other=0.0)
-        block = tl.load(table + newest // block_tokens).to(tl.int64)
-        line = ((block * kv_heads + kv_head) * block_tokens + newest % block_tokens) * head_dim
-        tl.store(keys + line + dim, key, mask=inside)
-        tl.store(values + line + dim, value, mask=inside)
         score = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], axis=1) * scale
         higher = tl.maximum(peak, score)
         weight, fade = tl.exp2(score - higher), tl.exp2(peak - higher)
@@ -265,12 +281,7 @@ def _prefill(
         value = tl.load(values + line[:, None] + dim[None, :], mask=wanted, other=0.0)
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         score = tl.where(token[None, :] <= position[:, None], score, -1e30)
-        higher = tl.maximum(peak, tl.max(score, axis=1))
-        weight = tl.exp2(score - higher[:, None])
-        fade = tl.exp2(peak - higher)
-        mass = mass * fade + tl.sum(weight, axis=1)
-        found = found * fade[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
-        peak = higher
+        peak, mass, found = _folded(peak, mass, found, score, value, PRECISION)
     found = found / mass[:, None]
     target = ((first_row + row) * heads + head) * head_dim
     tl.store(out + target[:, None] + dim[None, :], found.to(out.dtype.element_ty), mask=here)
