@@ -9,7 +9,10 @@ nobody reports within two days. Delay is from the start of the window; NAB centr
 window is no delay at all. The simple ways are quiet for two hours after an event, as ours is.
 
 Quiet traffic is made up: eight weeks of quarter-hours with busy days, slow nights and weekends, Poisson counts and
-heavy-tailed lengths, of 5, 50 and 500 requests per busy quarter-hour, six times each. Every event there is wrong.
+heavy-tailed lengths, of 1, 5, 50 and 500 requests per busy quarter-hour. Every event there is wrong.
+
+Incidents are what befalls such traffic at noon of the 16th day, each by itself: found where an event of its figure opens
+within two days of it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -29,6 +33,7 @@ from typing import NamedTuple
 
 from results import environment, write
 
+from millicent.watch.config import Figure
 from millicent.watch.detector import DAY_S, HOUR_S, LEARNING_S, Detector
 from millicent.watch.series import QUARTER_S, Batch, Series, SeriesState
 
@@ -36,9 +41,35 @@ Points = list[tuple[int, float]]
 Way = Callable[[int, Points], Iterator[bool]]
 _CALM_S = 2 * HOUR_S
 FOLDERS = ("artificialNoAnomaly", "artificialWithAnomaly", "realAWSCloudwatch")
-FIGURES = ("cost", "latency", "errors", "tokens")
 WEEKS = 8
 RUNS = 6
+PER_QUARTER = (1, 5, 50, 500)
+INCIDENT_S = 15 * DAY_S + 12 * HOUR_S
+
+
+class Traffic(NamedTuple):
+    """What a request is like, beside the usual one."""
+
+    cost: float = 1.0
+    tokens: float = 1.0
+    took: float = 1.0
+    failing: float = 0.01
+    cached: float = 0.6
+    share: float = 0.5
+
+
+USUAL = Traffic()
+# Figure, and what traffic is like so many days after it began.
+INCIDENTS: dict[str, tuple[Figure, Callable[[float], Traffic]]] = {
+    "cost doubles": ("cost", lambda _: Traffic(cost=2)),
+    "latency doubles": ("latency", lambda _: Traffic(took=2)),
+    "prompts double": ("tokens", lambda _: Traffic(tokens=2)),
+    "prompts grow 20% a day": ("tokens", lambda days: Traffic(tokens=1.2**days)),
+    "a quarter fails for 3 hours": ("errors", lambda days: Traffic(failing=0.25) if days < 1 / 8 else USUAL),
+    "the cache is lost": ("cache", lambda _: Traffic(cached=0.05)),
+    "half of the model's share goes to another": ("mix", lambda _: Traffic(share=0.25)),
+}
+FIGURES = tuple(dict.fromkeys(figure for figure, _ in INCIDENTS.values()))
 
 
 class Labelled(NamedTuple):
@@ -138,44 +169,83 @@ def summary(rows: list[Judged]) -> dict[str, float | None]:
     }
 
 
-def quiet_quarters(seed: int, per_quarter: int) -> Iterator[tuple[int, Batch]]:
-    """Traffic in which nothing happens but the day and the week."""
+def quarters(
+    seed: int, per_quarter: int, days: int, traffic: Callable[[int], Traffic] = lambda _: USUAL
+) -> Iterator[tuple[int, Batch]]:
+    """Traffic with its day and its week, of which one model has a share."""
     rng = random.Random(seed)
-    for at_s in range(0, WEEKS * 7 * DAY_S, QUARTER_S):
+    for at_s in range(0, days * DAY_S, QUARTER_S):
+        like = traffic(at_s)
         hour, weekday = at_s % DAY_S / HOUR_S, at_s // DAY_S % 7
         day = 0.25 + 0.75 * max(0.0, math.sin((hour - 6) / 24 * 2 * math.pi) + 0.3)
-        mean = per_quarter * day * (0.35 if weekday in {2, 3} else 1.0)
-        count = max(0, round(rng.gauss(mean, math.sqrt(mean))))
+        busy = day * (0.35 if weekday in {2, 3} else 1.0)
+        count, others = (poisson(rng, per_quarter * busy * share * 2) for share in (like.share, 1 - like.share))
         looked_at = min(count, 200)
-        tokens = [rng.lognormvariate(6.5, 0.9) for _ in range(looked_at)]
+        tokens = [like.tokens * rng.lognormvariate(6.5, 0.9) for _ in range(looked_at)]
+        read = round(sum(tokens) * 0.8)
         batch = Batch(
             requests=count,
-            cost_nanousd=round(sum(tokens) * 3000 * count / max(1, looked_at)),
+            cost_nanousd=round(sum(tokens) * 3000 * like.cost * count / max(1, looked_at)),
+            share_of=count + others,
             looked_at=looked_at,
-            failed=sum(rng.random() < 0.01 for _ in range(looked_at)),
+            failed=sum(rng.random() < like.failing for _ in range(looked_at)),
             tokens=round(sum(tokens)),
             counted=looked_at,
-            times_ns=[
-                round(1e9 * rng.lognormvariate(0, 0.5) * (1 + 0.3 * mean / per_quarter)) for _ in range(looked_at)
-            ],
+            input_tokens=read,
+            cached_tokens=round(sum(each * 0.8 * min(1.0, like.cached * rng.uniform(0.5, 1.5)) for each in tokens)),
+            times_ns=[round(1e9 * like.took * rng.lognormvariate(0, 0.5) * (1 + 0.3 * busy)) for _ in range(looked_at)],
         )
         yield at_s, batch
 
 
+def poisson(rng: random.Random, mean: float) -> int:
+    if mean > 50:
+        return max(0, round(rng.gauss(mean, math.sqrt(mean))))
+    left, count = math.exp(-mean), 0
+    product = rng.random()
+    while product > left:
+        product *= rng.random()
+        count += 1
+    return count
+
+
+def opened(figures: Iterable[Figure], traffic: Iterator[tuple[int, Batch]]) -> dict[Figure, list[int]]:
+    """When events of each figure opened."""
+    series = {figure: Series(figure, SeriesState(), Decimal(1)) for figure in figures}
+    found: dict[Figure, list[int]] = {figure: [] for figure in series}
+    for at_s, batch in traffic:
+        for figure, each in series.items():
+            before = each.since_s
+            each.observe(at_s, batch)
+            if each.since_s is not None and before is None:
+                found[figure].append(at_s)
+    return found
+
+
 def quiet() -> dict[str, float]:
     """Wrong events per week and series."""
+    wrong: Counter[str] = Counter()
+    for per_quarter, seed in itertools.product(PER_QUARTER, range(RUNS)):
+        for figure, events in opened(FIGURES, quarters(seed, per_quarter, WEEKS * 7)).items():
+            wrong[f"{figure}_{per_quarter}"] += len(events)
+    return {name: round(events / (WEEKS * RUNS), 2) for name, events in wrong.items()}
+
+
+def incidents() -> dict[str, tuple[int, float | None]]:
+    """Of `RUNS` incidents, how many were found, and the median delay in hours."""
     found = {}
-    for per_quarter in (5, 50, 500):
-        wrong = dict.fromkeys(FIGURES, 0)
+    for (name, (figure, after)), per_quarter in itertools.product(INCIDENTS.items(), PER_QUARTER):
+
+        def traffic(at_s: int, after: Callable[[float], Traffic] = after) -> Traffic:
+            return USUAL if at_s < INCIDENT_S else after((at_s - INCIDENT_S) / DAY_S)
+
+        delays_s = []
         for seed in range(RUNS):
-            series = {figure: Series(figure, SeriesState(), Decimal(1)) for figure in FIGURES}  # type: ignore[arg-type] # of them
-            for at_s, batch in quiet_quarters(seed, per_quarter):
-                for figure, each in series.items():
-                    before = each.since_s
-                    each.observe(at_s, batch)
-                    wrong[figure] += each.since_s is not None and before is None
-        for figure, events in wrong.items():
-            found[f"{figure}_{per_quarter}"] = round(events / (WEEKS * RUNS), 2)
+            events = opened([figure], quarters(seed, per_quarter, 18, traffic))[figure]
+            first = next((at_s for at_s in events if INCIDENT_S <= at_s < INCIDENT_S + 2 * DAY_S), None)
+            delays_s += [] if first is None else [first + QUARTER_S - INCIDENT_S]
+        delay_h = round(statistics.median(delays_s) / HOUR_S, 2) if delays_s else None
+        found[f"{name}, {per_quarter} per quarter-hour"] = (len(delays_s), delay_h)
     return found
 
 
@@ -199,6 +269,9 @@ def main() -> None:
                 print(f"  {name:60} {row.found} of {row.windows}, {row.wrong} wrong")
     result["quiet_traffic_wrong_per_week"] = quiet()
     print("quiet traffic, wrong per week and series", result["quiet_traffic_wrong_per_week"])
+    result["incidents_found_and_delay_h"] = incidents()
+    for name, (count, delay_h) in result["incidents_found_and_delay_h"].items():  # type: ignore[attr-defined]
+        print(f"  {name:60} {count} of {RUNS}, after {delay_h} h")
     if args.record:
         write("anomalies", environment() | result)
 

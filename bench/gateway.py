@@ -7,7 +7,9 @@
 One fake upstream (bench/gateway_upstream.py), `millicent serve` with its ledger on and durable across loss of power,
 and LiteLLM's proxy with one worker and no database: same machine, same run, same load generator, one after the other,
 all on loopback. `wrk` asks for whole answers of four tokens: with 32 connections that never wait, and paced at about
-1,000 requests/s, each against the upstream alone too; what a gateway adds is its percentile less the upstream's. An
+200, 500 and 1,000 requests/s, each against the upstream alone too; what a gateway adds at a rate (`added_ms`, by
+requests/s) is its percentile less the upstream's. Connections that wait for an answer ask for nothing: where fewer
+requests came than were asked for, the rate is more than the gateway can do. An
 answer waits for the disk twice, so `fsync_ms` stands beside, and a run whose ledger lies in memory (/dev/shm), where
 nothing does. Streams of 1,000 tokens are told by the processor time of the gateway's process: those whose tokens came
 all at once, and those of which one came every 5 ms. In the end every answer must have its priced receipt.
@@ -38,7 +40,7 @@ from typing import Any
 import results
 
 CONNECTIONS = 32
-PACED_PER_S = 1000
+PACED_PER_S = (200, 500, 1000)
 STREAM_TOKENS = 1000
 STREAMS = 8  # at once
 _HERE = Path(__file__).parent
@@ -250,8 +252,8 @@ def litellm(folder: Path, environment: Path, behind: Process) -> Iterator[Proces
 def measure(target: Process, wrk: str, folder: Path, seconds: int, *, paced: bool = True) -> dict[str, Any]:
     warm = load(wrk, target, folder, 2)
     found = {"flat_out": load(wrk, target, folder, seconds)}
-    if paced:
-        found["paced"] = load(wrk, target, folder, seconds, CONNECTIONS * 1000 / PACED_PER_S)
+    for rate in PACED_PER_S if paced else ():
+        found[f"paced_{rate}"] = load(wrk, target, folder, seconds, CONNECTIONS * 1000 / rate)
     answered = sum(each["requests"] - each["failed"] for each in (warm, *found.values()))
     return found | {"answered": answered, "resident_mb": round(target.resident_mb, 1)}
 
@@ -272,10 +274,14 @@ def compare(options: argparse.Namespace, wrk: str, folder: Path) -> dict[str, An
             with litellm(folder, options.litellm, behind) as theirs:
                 row["litellm"] = measure(theirs, wrk, folder, options.seconds, paced=False)
                 row["litellm"]["version"] = installed(options.litellm)
-    alone = row["upstream"]["paced"]
     for name in ("millicent", "millicent_ledger_in_memory"):
-        for figure in ("p50_ms", "p99_ms"):
-            row[name][f"added_{figure}"] = round(row[name]["paced"][figure] - alone[figure], 3)
+        row[name]["added_ms"] = {
+            rate: {
+                each: round(row[name][at][f"{each}_ms"] - row["upstream"][at][f"{each}_ms"], 3)
+                for each in ("p50", "p99")
+            }
+            for rate, at in ((rate, f"paced_{rate}") for rate in PACED_PER_S)
+        }
     if options.litellm is not None:
         rates = [row[name]["flat_out"]["requests_per_s"] for name in ("millicent", "litellm")]
         row["times_litellm"] = round(rates[0] / rates[1], 1)

@@ -5,6 +5,7 @@ ratios. Appends one JSON line per run to bench/results/kernels.jsonl.
 
     python bench/kernels.py linears
     python bench/kernels.py model FILE.gguf --llama-cpp BUILD/bin
+    python bench/kernels.py contexts FILE.gguf --llama-cpp BUILD/bin
 """
 
 from __future__ import annotations
@@ -102,16 +103,7 @@ def model(
     path: Path, llama_cpp: Path | None, threads: int, rounds: int, batches: list[int]
 ) -> tuple[Samples, dict[str, float]]:
     """Tokens per second: prefill of 512, and decoding 16 tokens in a batch after 240 cached ones each."""
-    with torch.inference_mode():
-        ours = KernelDecoder(
-            path.stem,
-            open_checkpoint(path, ("llama", "qwen3")),
-            torch.bfloat16,
-            "native",
-            cache_dtype=torch.bfloat16,
-            eos_tokens=frozenset(),
-        )
-        ours.allocate(max(*batches, 2) * CONTEXT // BLOCK, BLOCK)
+    ours = _open(path, max(*batches, 2) * CONTEXT)
     probe = torch.ones(64 << 20)
     samples: Samples = defaultdict(list)
     for _ in range(rounds):
@@ -122,6 +114,63 @@ def model(
             samples[f"llama.cpp {key}"].append(value)
     keys = [f"decode batch={batch}" for batch in batches] + [f"prefill {PROMPT}"]
     return samples, {key: _ratio(samples, f"ours {key}", f"llama.cpp {key}") for key in keys if llama_cpp}
+
+
+def contexts(
+    path: Path, llama_cpp: Path | None, threads: int, rounds: int, depths: list[int]
+) -> tuple[Samples, dict[str, float]]:
+    """Tokens per second of one sequence after so many cached tokens: prefill of 512, and decoding 16."""
+    ours = _open(path, max(depths) + PROMPT)
+    samples: Samples = defaultdict(list)
+    for start in range(0, max(depths), PROMPT):
+        ours.forward([_piece(ours, start, PROMPT)])
+    for _ in range(rounds):
+        for depth in depths:
+            for key, value in _measure_ours_after(ours, depth).items():
+                samples[f"ours {key}"].append(value)
+            for key, value in _measure_llama_cpp_after(llama_cpp, path, threads, depth).items() if llama_cpp else ():
+                samples[f"llama.cpp {key}"].append(value)
+    keys = [f"{what} after {depth}" for what in (f"prefill {PROMPT}", "decode") for depth in depths]
+    return samples, {key: _ratio(samples, f"ours {key}", f"llama.cpp {key}") for key in keys if llama_cpp}
+
+
+def _open(path: Path, cached_tokens: int) -> KernelDecoder:
+    with torch.inference_mode():
+        ours = KernelDecoder(
+            path.stem,
+            open_checkpoint(path, ("llama", "qwen3")),
+            torch.bfloat16,
+            "native",
+            cache_dtype=torch.bfloat16,
+            eos_tokens=frozenset(),
+        )
+        ours.allocate(-(-cached_tokens // BLOCK), BLOCK)
+    return ours
+
+
+def _piece(ours: KernelDecoder, start: int, tokens: int) -> Piece:
+    stop = start + tokens
+    return Piece(
+        0, [(7 + 31 * at) % ours.vocabulary_size for at in range(start, stop)], start, range(-(-stop // BLOCK)), True
+    )
+
+
+def _measure_ours_after(ours: KernelDecoder, depth: int) -> dict[str, float]:
+    def decode() -> None:
+        for position in range(depth, depth + 16):
+            sample(ours.forward([_piece(ours, position, 1)]), [Draw(0.0, 1.0, 0, 0, 0)])
+
+    return {
+        f"prefill {PROMPT} after {depth}": PROMPT / seconds(lambda: ours.forward([_piece(ours, depth, PROMPT)]), 0.0),
+        f"decode after {depth}": 16 / seconds(decode, 0.0),
+    }
+
+
+def _measure_llama_cpp_after(binaries: Path, path: Path, threads: int, depth: int) -> dict[str, float]:
+    command = [binaries / "llama-bench", "-m", str(path), "-t", str(threads), "-r", "2", "-o", "jsonl"]
+    lines = _json_lines([*command, "-p", str(PROMPT), "-n", "16", "-d", str(depth)])
+    names = {True: f"prefill {PROMPT} after {depth}", False: f"decode after {depth}"}
+    return {names[line["n_prompt"] > 0]: float(line["avg_ts"]) for line in lines}
 
 
 def _measure_ours(ours: KernelDecoder, batches: list[int]) -> dict[str, float]:
@@ -184,20 +233,22 @@ def _processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["linears", "model"])
+    parser.add_argument("what", choices=["linears", "model", "contexts"])
     parser.add_argument("gguf", type=Path, nargs="?")
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 32])
+    parser.add_argument("--depths", type=int, nargs="+", default=[0, 1024, 4096, 7680])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     kernels.use_threads(arguments.threads)
     if arguments.what == "linears":
         samples, ratios = linears(arguments.rounds)
     else:
-        samples, ratios = model(
-            arguments.gguf, arguments.llama_cpp, arguments.threads, arguments.rounds, arguments.batches
+        common = (arguments.gguf, arguments.llama_cpp, arguments.threads, arguments.rounds)
+        samples, ratios = (
+            model(*common, arguments.batches) if arguments.what == "model" else contexts(*common, arguments.depths)
         )
     record = {
         "bench": f"kernels {arguments.what}",

@@ -52,7 +52,7 @@ from millicent.ledger.store import Closing, Opening, close_receipts, open_receip
 
 BOOKS = Books(plans={"tier-1": PlanConfig(price_usd_per_month=Decimal(20), margin_target=Decimal("0.75"))})
 DAYS = 90
-FOLDED_AT_ONCE = (1, 128, 512, 4_096)
+FOLDED_AT_ONCE = (1, 64, 512, 4_096)
 DAY_NS = 86_400 * NS_PER_S
 FIRST_NS = 1_767_225_600 * NS_PER_S
 

@@ -33,7 +33,7 @@ from served import Measured, Target, free_port, one, ours, running
 
 from millicent.economics.arrivals import Arrival, read_trace
 from millicent.economics.calibration import Calibration, calibrate, fidelity, slower
-from millicent.economics.outcomes import latency_of, measured_latencies
+from millicent.economics.outcomes import latencies_of, latency_of
 from millicent.economics.recorded import Recorded, read_recorded
 from millicent.economics.simulator import Course, Machine, simulate
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
@@ -108,7 +108,7 @@ def compare(calibration: Calibration, everything: list[Recorded], half: int, bef
     course = simulate([each.arrival for each in everything], calibration.machine)
     second = Course(course.fates[half:], course.loads, course.wall_ns)
     found = fidelity(everything[half:], second)
-    real = measured_latencies(everything[half:])
+    real = latencies_of([each.receipt.timing for each in everything[half:]])
     own = calibrate(everything[half:], before)
     # Had it known how slow the machine would be: what is left is the simulator's own.
     machine, slower_by = calibration.machine, own.pace / calibration.pace

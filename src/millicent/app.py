@@ -32,6 +32,7 @@ from millicent.control.keys import read_keys
 from millicent.control.limits import RateLimiter
 from millicent.core.clock import Clock, SystemClock, hour_start_ns
 from millicent.core.errors import ConfigError
+from millicent.core.files import private_folder
 from millicent.core.identifiers import Ids, SystemIds
 from millicent.core.protocols import Backend
 from millicent.dashboard.routes import missing_page, sign_in_page
@@ -159,7 +160,7 @@ async def open_app(options: ServeOptions) -> AsyncIterator[App]:
     """Everything but the socket. On leaving, what runs is finished or settled, and everything is stopped."""
     config, home = options.config, options.home
     features, policies = Features(config.features), Policies(config.routing, home=options.home)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(home)
     clock = SystemClock()
     ids = SystemIds(clock)
     gateway = ids.new("gw")

@@ -209,7 +209,33 @@ def test_a_crash_while_loading_is_lost_time_and_a_retryable_error(tiny: Path, tm
     run(test())
 
 
-def test_a_model_without_room_takes_an_idle_ones_and_says_when_none_is_idle(tiny: Path, tmp_path: Path) -> None:
+def test_an_engine_that_hangs_in_a_step_is_ended_and_replaced(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script reads what it is given and never says anything more."""
+    monkeypatch.setattr("millicent.backends.local.LOOK_S", 0.01)
+    monkeypatch.setattr("millicent.backends.engine_silence.LOOK_S", 1000.0)
+
+    async def test() -> None:
+        async with playing([["load"], ["submit"]], tiny, tmp_path) as (subject, notes):
+            before = subject.status().pid
+            _, end = await read((await subject.prepare(request())).start())
+            assert isinstance(end.error, EngineCrashed)
+            assert "the engine process said nothing for 1000 s in a step, as if it hung, and was ended" in str(
+                end.error
+            )
+            assert len(notes.losses) == 1
+            await until_it(lambda: subject.status().state is EngineState.READY)
+            assert subject.status().pid not in (None, before)
+            assert subject.status().models == {"m": ModelState.LOADED}
+
+    run(test())
+
+
+def test_a_model_without_room_takes_an_idle_ones_and_says_when_none_gets_idle(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millicent.backends.local_keeper._ROOM_WAIT_S", 0.0)
     script = [["load"], ["load", "out_of_memory"], ["unload"], ["load"], ["submit"], ["text", "x"]]
 
     async def test() -> None:
@@ -235,8 +261,11 @@ def test_a_model_without_room_takes_an_idle_ones_and_says_when_none_is_idle(tiny
     run(busy())
 
 
-def test_a_model_that_was_loaded_for_a_call_stays_until_that_call_has_begun(tiny: Path, tmp_path: Path) -> None:
+def test_a_model_that_was_loaded_for_a_call_stays_until_that_call_has_begun(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else two models that fit one at a time take each other's place, and neither answers."""
+    monkeypatch.setattr("millicent.backends.local_keeper._ROOM_WAIT_S", 0.0)
     script = [["load"], ["load", "out_of_memory"], ["submit"], ["text", "x"], ["end"]]
     script += [["load", "out_of_memory"], ["unload"], ["load"]]
 
@@ -248,6 +277,66 @@ def test_a_model_that_was_loaded_for_a_call_stays_until_that_call_has_begun(tiny
             assert isinstance([chunk async for chunk in prepared.start()][-1], End)
             await subject.prepare(request("n"))
             assert subject.status().models == {"m": ModelState.UNLOADED, "n": ModelState.LOADED}
+
+    run(test())
+
+
+def test_two_busy_models_with_room_for_one_take_turns(tiny: Path, tmp_path: Path) -> None:
+    script = [["load"], ["submit"], ["text", "x"], ["load", "out_of_memory"], ["cancel"], ["unload"], ["load"]]
+    script += [["load", "out_of_memory"], ["submit"], ["text", "y"], ["end"], ["unload"], ["load"]]
+
+    async def test() -> None:
+        async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, notes):
+            models = subject._models
+            first = (await subject.prepare(request("m"))).start()
+            await until_it(lambda: notes.steps)
+            waits = asyncio.create_task(subject.prepare(request("n")))
+            await until_it(lambda: models["m"].gives_way_to)
+            behind = asyncio.create_task(subject.prepare(request("m")))  # else n would never have its turn
+            await asyncio.sleep(0)
+            assert not waits.done()
+            first.cancel()
+            its_turn = await waits
+            assert not behind.done()
+            await until_it(lambda: models["n"].gives_way_to)
+            texts, end = await read(its_turn.start())
+            assert (texts[0].text, end.error) == ("y", None)
+            assert (await behind).served_model == "m"
+            assert subject.status().models == {"m": ModelState.LOADED, "n": ModelState.UNLOADED}
+
+    run(test())
+
+
+def test_nobody_gives_way_to_a_model_that_nobody_waits_for_any_more(tiny: Path, tmp_path: Path) -> None:
+    script = [["load"], ["submit"], ["text", "x"], ["load", "out_of_memory"], ["submit"], ["text", "y"], ["end"]]
+
+    async def test() -> None:
+        async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, notes):
+            (await subject.prepare(request("m"))).start()
+            await until_it(lambda: notes.steps)
+            gone = asyncio.create_task(subject.prepare(request("n")))
+            await until_it(lambda: subject._models["m"].gives_way_to)
+            behind = asyncio.create_task(subject.prepare(request("m")))
+            gone.cancel()
+            texts, _ = await read((await behind).start())
+            assert texts[0].text == "y"
+            assert subject.status().models == {"m": ModelState.LOADED, "n": ModelState.UNLOADED}
+
+    run(test())
+
+
+def test_a_crash_while_a_model_waits_for_room_ends_the_waiting(tiny: Path, tmp_path: Path) -> None:
+    script = [["load"], ["submit"], ["text", "x"], ["load", "out_of_memory"]]
+
+    async def test() -> None:
+        async with playing(script, tiny, tmp_path, names=("m", "n")) as (subject, notes):
+            (await subject.prepare(request("m"))).start()
+            await until_it(lambda: notes.steps)
+            waits = asyncio.create_task(subject.prepare(request("n")))
+            await until_it(lambda: subject._models["m"].gives_way_to)
+            kill(subject)
+            with pytest.raises(EngineCrashed, match="waited for room; retry"):
+                await waits
 
     run(test())
 

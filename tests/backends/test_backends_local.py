@@ -190,10 +190,22 @@ def test_an_idle_model_makes_room_and_comes_back_when_asked_for(tiny: Path, tmp_
     run(test())
 
 
+def test_models_that_are_asked_at_once_are_all_answered_where_one_fits(tiny: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        models = {name: LocalModel(tiny, "home") for name in ("a", "b")}
+        config = EngineConfig(dtype="fp32", threads=1, memory_gb=0.0018, step_tokens=64)
+        async with backend(models, tmp_path, config) as (subject, _):
+            asked = [ask(subject, request(model=name, max_tokens=40)) for name in ("a", "b", "a", "b")]
+            ends = [end for _, end in await asyncio.gather(*asked)]
+            assert [end.reason for end in ends] == [FinishReason.LENGTH] * 4
+
+    run(test())
+
+
 def test_a_model_is_unloaded_after_its_time_without_use(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millicent.backends.local._START_GRACE_S", 0.3)
+    monkeypatch.setattr("millicent.backends.local_keeper._START_GRACE_S", 0.3)
 
     async def test() -> None:
         async with backend({"tiny": LocalModel(tiny, "home", keep_alive_s=0)}, tmp_path) as (subject, notes):
@@ -212,7 +224,7 @@ def test_a_model_is_unloaded_after_its_time_without_use(
 def test_a_model_that_is_to_go_answers_what_it_has_begun_and_is_then_unloaded(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millicent.backends.local._START_GRACE_S", 0.3)
+    monkeypatch.setattr("millicent.backends.local_keeper._START_GRACE_S", 0.3)
 
     async def test() -> None:
         models = {name: LocalModel(tiny, "home", keep_alive_s=None) for name in ("tiny", "other")}
@@ -237,7 +249,7 @@ def test_a_model_that_is_to_go_answers_what_it_has_begun_and_is_then_unloaded(
 def test_who_asks_for_a_model_that_is_to_go_has_the_last_word(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millicent.backends.local._START_GRACE_S", 600.0)
+    monkeypatch.setattr("millicent.backends.local_keeper._START_GRACE_S", 600.0)
 
     async def test() -> None:
         async with backend({"tiny": LocalModel(tiny, "home", keep_alive_s=None)}, tmp_path) as (subject, _):

@@ -154,6 +154,14 @@ def test_a_closed_output_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_what_is_piped_is_utf_8_whatever_the_locale() -> None:
+    """A name that the locale lacks ended the output."""
+    foreign = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    script = "from millicent.cli import run; run(['--version']); print('漢字')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=foreign, check=False)
+    assert done.stdout.decode().endswith("\n漢字\n")
+
+
 def test_an_argument_that_is_no_text_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = call(capsys, "receipts", os.fsdecode(b"\xff"))
     assert (status, err) == (2, "error: '\\udcff' is no UTF-8 text: write it in UTF-8\n")

@@ -99,6 +99,18 @@ def test_run_prints_the_answer_and_its_cost_beside_it(capsys: pytest.CaptureFixt
     ]
 
 
+def test_what_a_model_writes_moves_no_cursor_of_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("run", "tiny", "hello", "--url")
+    with told_server([delta("\x1b]0;title\x07a\x1b[2Jb\tc\nd\x9b31m\r"), *ANSWER[3:]]) as (url, _):
+        assert run((*asked, url)) == 0
+        assert capsys.readouterr().out == "\x1b]0;title\x07a\x1b[2Jb\tc\nd\x9b31m\r\n", "a pipe gets what came"
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        assert run((*asked, url)) == 0
+        assert capsys.readouterr().out == "?]0;title?a?[2Jb\tc\nd?31m?\n"
+
+
 def test_run_prints_json_with_every_digit_of_the_cost(capsys: pytest.CaptureFixture[str]) -> None:
     usage = event({"choices": [], "usage": USAGE}).replace(b"3.4e-05", b"0.000000000000000000000034")
     with told_server([ANSWER[1], usage, ANSWER[-1]]) as (url, _):

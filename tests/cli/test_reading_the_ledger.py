@@ -4,53 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from millicent.cli import run
-from millicent.core.clock import NS_PER_MS, NS_PER_S
+from millicent.core.clock import NS_PER_S
 from millicent.core.money import Money
-from millicent.core.receipts import Accelerator, Line, Meter, Receipt, Role, Status, Timing
+from millicent.core.receipts import Receipt, Role
 from millicent.core.request import Attribution
 from millicent.core.usage import Provenance, Usage
 from millicent.ledger.queries import ReceiptFilter, ReceiptPage, Totals
 from millicent.ledger.worth import RoleCosts, Usefulness
+from support.receipts import settled
 
 CREATED_NS = 1_767_225_600 * NS_PER_S
 
-RECEIPT = Receipt(
-    id="rcpt_00000000000000000000000001",
-    created_at_ns=CREATED_NS,
-    settled_at_ns=CREATED_NS + NS_PER_S,
-    status=Status.SUCCEEDED,
-    model="smollm2:135m",
-    served_model="smollm2:135m",
-    placement="local",
-    backend="engine",
-    dialect="openai.chat",
-    stream=True,
-    finish_reason="stop",
+RECEIPT = msgspec.structs.replace(
+    settled("rcpt_00000000000000000000000001"),
     attribution=Attribution(feature="search", user="ada\x1b[2J"),
     usage=Usage.of(Provenance.MEASURED, input_fresh=31, output_text=1200),
-    timing=Timing(ttft_ns=45 * NS_PER_MS, total_ns=2 * NS_PER_S),
-    accelerator=Accelerator(NS_PER_S, NS_PER_S // 4, 3 * NS_PER_S // 4, 40, 44, Provenance.MEASURED),
-    lines=(
-        Line(
-            attempt=1,
-            role=Role.INFERENCE,
-            meter=Meter.ACCELERATOR,
-            quantity=Decimal("1.000000000"),
-            unit="second",
-            unit_price_usd=Decimal("0.000034"),
-            amount=Money(34_000),
-            provenance=Provenance.ASSUMED,
-            incurred_at_ns=CREATED_NS,
-            posted_at_ns=CREATED_NS,
-        ),
-    ),
 )
 UNPRICED = Receipt(
     id="rcpt_00000000000000000000000002", created_at_ns=CREATED_NS, model="other", dialect="openai.chat", stream=False
@@ -108,15 +83,15 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_a_receipt_shows_its_amount_first_and_lines_that_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     lines = call(capsys, "receipts", RECEIPT.id).splitlines()
-    assert lines[0] == f"3.4 millicents   {RECEIPT.id}"
-    assert any(line.startswith("accelerator") and "$0.000034" in line and line.endswith("assumed") for line in lines)
-    assert lines[-1].split() == ["total", "$0.000034"]
+    assert lines[0] == f"2.5 millicents   {RECEIPT.id}"
+    assert any(line.startswith("accelerator") and "$0.000025" in line and line.endswith("assumed") for line in lines)
+    assert lines[-1].split() == ["total", "$0.000025"]
 
 
 def test_a_receipt_as_json_is_the_one_the_server_gives(capsys: pytest.CaptureFixture[str]) -> None:
     body = json.loads(call(capsys, "receipts", RECEIPT.id, "--json"))
     assert body["object"] == "receipt"
-    assert body["total_usd"] == "0.000034"
+    assert body["total_usd"] == "0.000025"
     assert body["usage"]["output_text"] == {"tokens": 1200, "provenance": "measured"}
 
 
@@ -124,7 +99,7 @@ def test_the_list_shows_what_is_unpriced_as_unpriced(capsys: pytest.CaptureFixtu
     header, running, settled = call(capsys, "receipts").splitlines()
     assert header.split()[-2:] == ["COST", "RECEIPT"]
     assert "running" in running
-    assert "3.4 millicents" in settled
+    assert "2.5 millicents" in settled
 
 
 def test_names_in_a_list_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +127,7 @@ def test_filters_reach_the_ledger(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_list_as_json_has_the_next_page(capsys: pytest.CaptureFixture[str]) -> None:
     body = json.loads(call(capsys, "receipts", "--json"))
     assert (body["object"], body["has_more"], body["next"]) == ("list", True, "rcpt_next")
-    assert [each["total_usd"] for each in body["data"]] == [None, "0.000034"]
+    assert [each["total_usd"] for each in body["data"]] == [None, "0.000025"]
 
 
 def test_a_report_adds_up_and_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:

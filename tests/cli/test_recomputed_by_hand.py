@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from millicent.app import ServeOptions, open_app
-from millicent.cli.demo_replay import Planned, placements, prepare, replay, stand_ins
+from millicent.app import open_app
+from millicent.cli.demo_replay import prepare, replay, served
 from millicent.core.clock import parse_time_ns
 
 Row = dict[str, str]
@@ -59,18 +59,8 @@ PATHS = (
 
 
 async def fetched(home: Path) -> dict[str, str]:
-    config = prepare(home)
-    first, *others = placements(config).values()
-    options = ServeOptions(
-        home=home,
-        config=config,
-        models={},
-        placement=first,
-        providers=tuple(others),
-        demo=lambda meter, clock: stand_ins(Planned(Random(1)), meter, placements(config), clock),
-    )
     found = {}
-    async with open_app(options) as app:
+    async with open_app(served(home, prepare(home), Random(1))) as app:
         await app.start()
         transport = httpx.ASGITransport(app.server.asgi)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8090", timeout=120) as client:

@@ -7,12 +7,13 @@ import json
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -42,8 +43,8 @@ from millicent.core.request import Attribution
 from millicent.core.usage import Count, Leaf, Provenance, Usage
 from millicent.dashboard.figures import total_provenance
 from millicent.dashboard.routes import dashboard_routes
-from millicent.dashboard.site import Site
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
+from support.pages import site_of
 
 HOSTILE = "<script>alert('user')</script>"
 RATE = Decimal("0.10")  # dollars per hour
@@ -377,13 +378,9 @@ def _event(chunk: dict[str, object]) -> str:
     return f"data: {json.dumps(chunk)}\n\n"
 
 
-def make_app(queries: MemoryQueries, api: FakeApi, clock: Clock, refresh: Callable[[], Awaitable[None]]) -> Starlette:
-    site = Site(queries, models=lambda: ["smollm2:135m", "gpt-large"], clock=clock, refresh=refresh)
+def make_app(queries: MemoryQueries, api: FakeApi, clock: Clock) -> Starlette:
+    site = site_of(queries, clock, models=lambda: ["smollm2:135m", "gpt-large"])
     return Starlette(routes=[*dashboard_routes(site), *api.routes()])
-
-
-async def _nothing() -> None:
-    return None
 
 
 @pytest.fixture
@@ -409,7 +406,7 @@ def queries(receipts: list[Receipt], accounts: list[Account]) -> MemoryQueries:
 
 @pytest.fixture
 def client(queries: MemoryQueries, receipts: list[Receipt], clock: ManualClock) -> Iterator[TestClient]:
-    app = make_app(queries, FakeApi(receipts, clock), clock, _nothing)
+    app = make_app(queries, FakeApi(receipts, clock), clock)
     with TestClient(app, base_url="http://127.0.0.1:8080") as client:
         yield client
 
@@ -429,7 +426,7 @@ def origin(live_receipts: list[Receipt], api: FakeApi) -> Iterator[str]:
     """The address of a real server on a free loopback port."""
     clock = SystemClock()
     queries = MemoryQueries(live_receipts, varied_accounts(clock.now_ns()))
-    yield from serve(make_app(queries, api, clock, _nothing), 0)
+    yield from serve(make_app(queries, api, clock), 0)
 
 
 def serve(app: Starlette, port: int) -> Iterator[str]:
@@ -448,6 +445,17 @@ def chromium() -> str:
     if not CHROMIUM.exists():
         pytest.skip(f"there is no Chromium at {CHROMIUM}")
     return str(CHROMIUM)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    from playwright import sync_api
+
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

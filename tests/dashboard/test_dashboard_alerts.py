@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from millicent.cli import run
 from millicent.core.clock import NS_PER_S, ManualClock
 from millicent.core.identifiers import SequentialIds
 from millicent.dashboard.alerts import alerts_page
-from millicent.dashboard.routes import dashboard_routes
-from millicent.dashboard.site import Alone, Queries, Site
+from millicent.dashboard.site import Alone, Queries
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.schema import write_once
 from millicent.watch import store
 from support.alert_looks import NOW_NS, evaluation
+from support.pages import pages_of, site_of
 from support.watched_traffic import alert_tables
 
 T = TypeVar("T")
@@ -38,9 +37,6 @@ def connection() -> Iterator[sqlite3.Connection]:
 
 
 def browser(connection: sqlite3.Connection, queries: Queries) -> TestClient:
-    async def refresh() -> None:
-        return
-
     def ask(question: Callable[[sqlite3.Connection], T]) -> T | None:
         return question(connection)
 
@@ -48,8 +44,7 @@ def browser(connection: sqlite3.Connection, queries: Queries) -> TestClient:
         operation(connection)
 
     page = partial(alerts_page, ask=ask, write=write, rules=["ops"], told=["ops"])
-    site = Site(queries, models=list, clock=CLOCK, refresh=refresh, visitor=lambda _: Alone(form_token="t"))
-    return TestClient(Starlette(routes=dashboard_routes(site, [page])))
+    return pages_of(site_of(queries, CLOCK, visitor=lambda _: Alone(form_token="t")), page)
 
 
 def test_an_alert_says_what_changed_who_caused_it_and_since_when(

@@ -15,11 +15,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
 pytestmark = pytest.mark.browser
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 # What a page shows only where asked for.
 ASKED = [
     "/models/rate?kind=rented&usd_per_hour=1",
@@ -66,14 +65,6 @@ def paths(address: str) -> list[str]:
         [receipt] = re.findall(r"href=\"(/receipts/rcpt_[^\"]+)\"", client.get("/receipts?limit=1").text)
     assert {"/", "/users", "/models", "/accounts", "/receipts", "/settings", "/chat"} <= set(found)
     return [*found, receipt, *ASKED]
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import html
-import io
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -14,7 +12,6 @@ from typing import Any
 from urllib.parse import urljoin
 
 import pytest
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from millicent.core.clock import ManualClock
@@ -23,8 +20,6 @@ from millicent.core.periods import parse_period
 from millicent.dashboard.changed import changes_page
 from millicent.dashboard.earnings import margin_page
 from millicent.dashboard.features import features_page
-from millicent.dashboard.routes import dashboard_routes
-from millicent.dashboard.site import Site
 from millicent.dashboard.users import users_page
 from millicent.economics.config import CostConfig, EarningsConfig, PlanConfig
 from millicent.economics.margin import Books
@@ -32,6 +27,7 @@ from millicent.economics.reports import Reports, Setting
 from millicent.economics.targets import Aim
 from millicent.ledger.memory import MemoryLedger
 from support.economy import DAY_NS, answered, ledger_of
+from support.pages import exported, pages_of, site_of
 
 HOSTILE = "<img src=x onerror=alert(1)>/a b"
 NOW = parse_period("2026-11-20").from_ns
@@ -62,15 +58,10 @@ class NoKeys:
 
 def pages(ledger: MemoryLedger, setting: Setting = SETTING) -> TestClient:
     clock = ManualClock(NOW)
-
-    async def refresh() -> None:
-        return None
-
-    site = Site(ledger.queries, models=lambda: ["small"], clock=clock, refresh=refresh)
     reports = Reports(ledger.queries, clock, setting)
     makers = [partial(page, reports=reports) for page in (features_page, margin_page, changes_page)]
     makers.append(partial(users_page, control=NoKeys(), reports=reports))
-    return TestClient(Starlette(routes=dashboard_routes(site, makers)))
+    return pages_of(site_of(ledger.queries, clock, models=lambda: ["small"]), *makers)
 
 
 @pytest.fixture(scope="module")
@@ -148,27 +139,23 @@ def test_every_link_of_a_name_leads_to_what_has_it() -> None:
 
 
 def test_the_tables_are_exported_as_they_are_computed(client: TestClient) -> None:
-    rows = {
-        row["feature"]: row for row in csv.DictReader(io.StringIO(client.get("/features?range=30d&csv=features").text))
-    }
+    rows = {row["feature"]: row for row in exported(client, "/features?range=30d&csv=features")}
     assert int(rows["chat"]["requests"]) == 10
-    change = list(csv.DictReader(io.StringIO(client.get("/changes?csv=changes").text)))
-    for row in change:
+    for row in exported(client, "/changes?csv=changes"):
         parts = [
             Decimal(row[name]) for name in row if name not in {"feature", "before_usd", "after_usd", "difference_usd"}
         ]
         assert sum(parts) == Decimal(row["difference_usd"])
-    margin = list(csv.DictReader(io.StringIO(client.get("/margin?by=tier&range=30d&csv=margin").text)))
+    margin = exported(client, "/margin?by=tier&range=30d&csv=margin")
     assert {row["tier"] for row in margin} == {"pro", "no tier"}
 
 
-def exported(client: TestClient, path: str, name: str) -> dict[str, dict[str, str]]:
-    rows = csv.DictReader(io.StringIO(client.get(path).text))
-    return {row[name]: row for row in rows}
+def by_name(client: TestClient, path: str, name: str) -> dict[str, dict[str, str]]:
+    return {row[name]: row for row in exported(client, path)}
 
 
 def test_where_nobody_said_what_is_earned_the_margin_is_unknown_and_never_nothing(client: TestClient) -> None:
-    rows = exported(client, "/margin?range=30d&csv=margin", "feature")
+    rows = by_name(client, "/margin?range=30d&csv=margin", "feature")
     assert (rows[HOSTILE]["revenue_usd"], rows[HOSTILE]["margin_usd"]) == ("", "")
     assert Decimal(rows["chat"]["margin_usd"]) == Decimal(rows["chat"]["revenue_usd"]) - Decimal(
         rows["chat"]["ai_cost_usd"]
@@ -177,12 +164,12 @@ def test_where_nobody_said_what_is_earned_the_margin_is_unknown_and_never_nothin
     assert page.count("nobody said what is earned here; it is not zero") == 2
     listed = client.get("/features?range=30d").text
     assert "nobody said what is earned here" in listed
-    assert exported(client, "/features?range=30d&csv=features", "feature")[HOSTILE]["margin_usd"] == ""
+    assert by_name(client, "/features?range=30d&csv=features", "feature")[HOSTILE]["margin_usd"] == ""
 
 
 def test_users_stand_with_what_is_left_of_what_they_pay(client: TestClient) -> None:
-    users = exported(client, "/users?range=30d&csv=users", "user")
-    margins = exported(client, "/margin?by=user&range=30d&csv=margin", "user")
+    users = by_name(client, "/users?range=30d&csv=users", "user")
+    margins = by_name(client, "/margin?by=user&range=30d&csv=margin", "user")
     assert {name: row["margin_usd"] for name, row in users.items()} == {
         name: margins[name]["margin_usd"] for name in users
     }

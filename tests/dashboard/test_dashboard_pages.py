@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import csv
 import html
-import io
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -10,7 +8,6 @@ from urllib.parse import parse_qsl
 
 import msgspec
 import pytest
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from millicent.core.accounts import Account
@@ -18,21 +15,18 @@ from millicent.core.clock import NS_PER_HOUR, ManualClock, iso_utc, parse_time_n
 from millicent.core.errors import LedgerUnavailable
 from millicent.core.money import Money
 from millicent.core.receipts import Receipt, Status
-from millicent.dashboard.routes import dashboard_routes
+from millicent.dashboard.overview import over_time
 from millicent.dashboard.selection import TIMES, parse
-from millicent.dashboard.site import Queries, Site
+from millicent.dashboard.site import Queries
 from millicent.ledger.queries import GroupBy, ReceiptFilter, ReceiptPage, Totals
+from millicent.ledger.zones import labels
+from support.pages import exported, pages_of, site_of, words
 
 PAGES = ["/", "/chat", "/receipts", "/receipts/rows", "/accounts", "/receipts/rcpt_none", "/receipts?colour=red"]
 
 
 def receipt_ids(page: str) -> list[str]:
     return re.findall(r'data-receipt="([^"]+)"', page)
-
-
-def words(page: str) -> str:
-    """A page's text as a person reads it."""
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
 
 
 @pytest.mark.parametrize("path", [*PAGES, "/static/pages.css", "/static/chat.js", "/receipts.csv", "/receipts.json"])
@@ -74,7 +68,7 @@ def test_the_overview_tells_totals_by_feature_and_model_and_each_is_a_filter(cli
 
 def test_what_is_assumed_unpriced_unattributed_or_unknown_is_said_with_what_to_do(client: TestClient) -> None:
     text = words(client.get("/receipts/rows").text)
-    assert "Rate assumed: $0.10/hour for this machine" in text
+    assert "Rate assumed: $0.10 /hour for this machine" in text
     assert "set [placements.cpu] usd_per_hour" in text
     assert "2 receipts are unpriced and not in the cost" in text
     assert "1 receipt names no feature; send X-Millicent-Feature" in text
@@ -209,7 +203,7 @@ def test_pages_follow_each_other_by_address_without_gap_or_repetition(
 def test_csv_and_json_are_the_same_selection_with_the_same_values(client: TestClient) -> None:
     for query in ("", "?feature=summaries", "?status=cancelled", "?limit=5", "?feature=nobody", "?user=grace&range=7d"):
         rows = client.get(f"/receipts.json{query}").json()["data"]
-        table = list(csv.DictReader(io.StringIO(client.get(f"/receipts.csv{query}").text)))
+        table = exported(client, f"/receipts.csv{query}")
         assert [row["id"] for row in rows] == [row["id"] for row in table]
         assert [row["id"] for row in rows] == receipt_ids(client.get(f"/receipts{query}").text)
         for row, cells in zip(rows, table, strict=True):
@@ -265,7 +259,7 @@ def test_an_open_receipt_says_so_and_follows_its_answer(client: TestClient, rece
     page = client.get(f"/receipts/{receipts[-1].id}").text
     assert 'data-open="true"' in page
     assert "/static/receipt.js" in page
-    assert "Running for 3.00 s, and held to at most 40 millicents" in words(page)
+    assert "Running for 3.00 s , and held to at most 40 millicents" in words(page)
     closed = client.get(f"/receipts/{receipts[0].id}").text
     assert "/static/receipt.js" not in closed
 
@@ -355,7 +349,7 @@ def _client(queries: Queries, clock: ManualClock, refresh: Callable[[], None]) -
     async def ask() -> None:
         refresh()
 
-    return TestClient(Starlette(routes=dashboard_routes(Site(queries, models=list, clock=clock, refresh=ask))))
+    return pages_of(site_of(queries, clock, refresh=ask))
 
 
 @pytest.mark.parametrize("path", ["/", "/receipts", "/receipts/rcpt_1", "/receipts.csv", "/receipts.json", "/accounts"])
@@ -389,6 +383,26 @@ def test_what_names_no_feature_can_be_selected_by_its_row(client: TestClient) ->
     assert client.get("/receipts?none=weather").status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("zone", "hours", "expected"),
+    [
+        ("Europe/Berlin", ("00:00:00Z", "03:00:00Z"), ["02:00+02:00", "02:00+01:00", "03:00", "04:00"]),
+        ("Asia/Kolkata", ("00:30:00Z", "02:30:00Z"), ["06:00", "07:00", "08:00"]),
+        ("UTC", ("00:00:00Z", "02:00:00Z"), ["00:00", "01:00", "02:00"]),
+    ],
+)
+def test_a_day_on_which_clocks_change_has_all_of_its_hours_in_order(
+    zone: str, hours: tuple[str, ...], expected: list[str]
+) -> None:
+    """Empty hours were left out on such days, and the one that comes twice stood in any order."""
+    chosen = parse((("zone", zone), ("from", "2026-10-25")), TIMES, now_ns=0, default_range="24h")
+    at = [labels("hour", zone)(parse_time_ns(f"2026-10-25T{hour}")) for hour in hours]
+    found = [Totals(each, 1, 0, 0, 0, Money(0), 0, 0, 0) for each in reversed(at)]
+    chart = over_time(found, "hour", chosen)[1]
+    assert [str(label)[11:] for label in chart.x] == expected
+    assert [value for value in chart.series[0].values if value] == [1, 1]
+
+
 @pytest.mark.parametrize("query", ["", "?feature=search", "?none=feature", "?user=ada&range=all", "?none=user"])
 def test_every_link_of_the_overview_leads_somewhere(client: TestClient, query: str) -> None:
     """The way from one feature to what has none asked for both at once, which is refused."""
@@ -399,7 +413,7 @@ def test_every_link_of_the_overview_leads_somewhere(client: TestClient, query: s
 
 
 @pytest.mark.parametrize(
-    ("words", "leads"),
+    ("asked", "leads"),
     [
         (f"rcpt_{41:026d}", f"/receipts/rcpt_{41:026d}"),
         ("GRACE", "/receipts?user=grace"),
@@ -407,8 +421,8 @@ def test_every_link_of_the_overview_leads_somewhere(client: TestClient, query: s
         ("key_web", "/receipts?key=key_web"),
     ],
 )
-def test_a_search_with_one_answer_goes_there(client: TestClient, words: str, leads: str) -> None:
-    response = client.get("/receipts/search", params={"q": words}, follow_redirects=False)
+def test_a_search_with_one_answer_goes_there(client: TestClient, asked: str, leads: str) -> None:
+    response = client.get("/receipts/search", params={"q": asked}, follow_redirects=False)
     assert (response.status_code, response.headers["location"]) == (303, leads)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -16,15 +17,15 @@ from starlette.routing import Route
 from millicent.core.clock import SystemClock
 from millicent.dashboard.live import live_page
 from millicent.dashboard.routes import dashboard_routes
-from millicent.dashboard.site import Queries, Site
+from millicent.dashboard.site import Queries
 from millicent.watch.live import FIGURES, KEPT, Live
+from support.pages import site_of
 from support.watched_gateway import Engines, StandInGateway
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
 pytestmark = pytest.mark.browser
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 # Ten times what the page keeps, sent as fast as it reads.
 MANY = 10 * KEPT
 
@@ -56,35 +57,27 @@ async def events(_: Request) -> Response:
 @pytest.fixture
 def origin(queries: Queries, serving: Callable[[Starlette], AbstractContextManager[str]]) -> Iterator[str]:
     clock = SystemClock()
-
-    async def refresh() -> None:
-        return
-
     live = Live(StandInGateway(), Engines(), lambda _: [], clock)
-    site = Site(queries, models=list, clock=clock, refresh=refresh)
-    pages = dashboard_routes(site, [lambda site: live_page(site, live=live)])
+    pages = dashboard_routes(site_of(queries, clock), [lambda site: live_page(site, live=live)])
     with serving(Starlette(routes=[*pages, Route("/live/events", events)])) as address:
         yield address
 
 
-def test_a_page_that_stays_open_is_no_larger_than_one_that_was_just_opened(origin: str, chromium: str) -> None:
+def test_a_page_that_stays_open_is_no_larger_than_one_that_was_just_opened(origin: str, browser: Any) -> None:
     elements = "document.querySelectorAll('*').length"
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(f"{origin}/live")
-        sync_api.expect(page.locator("#now-state")).to_have_text("live", timeout=60_000)
-        early = page.evaluate(elements)
-        # The last sample's figures, of 3 and a half.
-        sync_api.expect(page.locator("#now .number").first).to_have_text("3.5", timeout=60_000)
-        page.wait_for_function("document.querySelectorAll('#now-budgets-rows tr').length === 3")
-        assert abs(page.evaluate(elements) - early) < 40
-        points = page.evaluate("document.querySelector('#now polyline').getAttribute('points').split(' ').length")
-        assert points == KEPT
-        assert page.locator("#now-trouble").inner_text() == "the engine is restarting"
-        assert "tiny at <b>far</b>" in page.locator("#now-engines-rows").inner_text()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert problems == []
-        browser.close()
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"{origin}/live")
+    sync_api.expect(page.locator("#now-state")).to_have_text("live", timeout=60_000)
+    early = page.evaluate(elements)
+    # The last sample's figures, of 3 and a half.
+    sync_api.expect(page.locator("#now .number").first).to_have_text("3.5", timeout=60_000)
+    page.wait_for_function("document.querySelectorAll('#now-budgets-rows tr').length === 3")
+    assert abs(page.evaluate(elements) - early) < 40
+    points = page.evaluate("document.querySelector('#now polyline').getAttribute('points').split(' ').length")
+    assert points == KEPT
+    assert page.locator("#now-trouble").inner_text() == "the engine is restarting"
+    assert "tiny at <b>far</b>" in page.locator("#now-engines-rows").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert problems == []

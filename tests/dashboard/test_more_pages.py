@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from millicent.core.budgets import Balance, Budget, Every
@@ -23,13 +21,13 @@ from millicent.core.steps import SeenStep, SeenWork
 from millicent.core.usage import Provenance
 from millicent.dashboard.configuration import Setting, append_table, placement_table, settings_page
 from millicent.dashboard.models import models_page
-from millicent.dashboard.routes import dashboard_routes
-from millicent.dashboard.site import Alone, Queries, Site
+from millicent.dashboard.site import Alone, Queries
 from millicent.dashboard.timeline import timeline
 from millicent.dashboard.users import users_page
 from millicent.economics.reports import Reports
 from millicent.economics.reports import Setting as ReportSetting
 from millicent.ledger.queries import LedgerQueries
+from support.pages import pages_of, site_of, words
 
 
 @dataclass(frozen=True)
@@ -170,14 +168,9 @@ def pages(
     visit: Visit,
     steps: dict[str, list[SeenStep]],
 ) -> Iterator[TestClient]:
-    async def refresh() -> None:
-        return None
-
-    site = Site(
+    site = site_of(
         queries,
-        models=list,
-        clock=clock,
-        refresh=refresh,
+        clock,
         visitor=lambda _: Alone("mk_b", visit.administers, "good"),
         steps=lambda receipt_id: steps.get(receipt_id, []),
     )
@@ -186,12 +179,8 @@ def pages(
         partial(models_page, fleet=fleet),
         partial(settings_page, path=fleet.path, settings=SETTINGS),
     ]
-    with TestClient(Starlette(routes=dashboard_routes(site, more)), follow_redirects=False) as client:
+    with pages_of(site, *more) as client:
         yield client
-
-
-def told(page: str) -> str:
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
 def test_users_are_told_by_what_they_cost_with_a_way_to_their_receipts(pages: TestClient) -> None:
@@ -211,7 +200,7 @@ def test_budgets_show_what_is_spent_held_and_left_of_each(pages: TestClient) -> 
 
 
 def test_keys_are_shown_with_their_use_and_never_with_what_they_are_checked_by(pages: TestClient) -> None:
-    text = told(pages.get("/users").text)
+    text = words(pages.get("/users").text)
     assert "web client active user ada all" in text
     assert "mk_c client revoked" in text
     assert "key_web" not in text
@@ -240,7 +229,7 @@ def test_the_first_key_must_be_an_admins_or_nobody_could_make_another(pages: Tes
     control.made.clear()
     refused = pages.post("/users/keys", data={"form_token": "good", "scope": "client"})
     assert refused.status_code == 400
-    assert "the first key must be an admin key" in told(refused.text).lower()
+    assert "the first key must be an admin key" in words(refused.text).lower()
     assert pages.post("/users/keys", data={"form_token": "good", "scope": "admin"}).status_code == 200
 
 
@@ -261,7 +250,7 @@ def test_a_viewer_sees_everything_and_changes_nothing(
         shown = pages.get(page)
         assert shown.status_code == 200
         assert 'method="post"' not in shown.text
-    assert "runs no model" in told(pages.get("/chat").text)
+    assert "runs no model" in words(pages.get("/chat").text)
     assert pages.post(path, data={**form, "form_token": "good"}).status_code == 403
     visit.administers = True
     assert pages.post(path, data={**form, "form_token": "stolen"}).status_code == 403
@@ -283,15 +272,15 @@ def test_placements_tell_what_receipts_carry_and_what_the_time_cost(pages: TestC
 
 
 def test_an_assumed_rate_leads_to_the_step_that_sets_it(pages: TestClient, fleet: AFleet) -> None:
-    assert "Nobody said what an hour of cpu costs." in told(pages.get("/models").text)
-    shown = told(pages.get("/models/rate?kind=rented&usd_per_hour=0.35").text)
+    assert "Nobody said what an hour of cpu costs." in words(pages.get("/models").text)
+    shown = words(pages.get("/models/rate?kind=rented&usd_per_hour=0.35").text)
     assert '[placements.cpu] kind = "rented" usd_per_hour = 0.35' in shown
     # 2444 s and odd nanoseconds of serving time, at $0.35 and $0.10 an hour
     assert re.search(r"used 40 min 44 s of it: 23.8 cents at this rate instead of 6.79 cents", shown)
     saved = pages.post("/models/rate", data={"form_token": "good", "kind": "rented", "usd_per_hour": "0.35"})
     assert saved.headers["location"] == "/models/rate?saved=yes"
     assert fleet.path.read_text() == '[placements.cpu]\nkind = "rented"\nusd_per_hour = 0.35\n'
-    assert "Restart the server to use it" in told(pages.get("/models/rate?saved=yes").text)
+    assert "Restart the server to use it" in words(pages.get("/models/rate?saved=yes").text)
 
 
 @pytest.mark.parametrize(
@@ -304,14 +293,14 @@ def test_an_assumed_rate_leads_to_the_step_that_sets_it(pages: TestClient, fleet
 )
 def test_a_rate_that_cannot_be_is_refused_where_it_was_typed(pages: TestClient, query: str, problem: str) -> None:
     page = pages.get(f"/models/rate?{query}")
-    assert problem in told(page.text)
+    assert problem in words(page.text)
     assert "Write them there" not in page.text
 
 
 def test_a_rate_that_is_set_is_left_to_the_file(pages: TestClient, fleet: AFleet) -> None:
     fleet.places[0] = APlace("cpu", rate_provenance=Provenance.MEASURED)
     assert "Nobody said" not in pages.get("/models").text
-    assert "change it there" in told(pages.get("/models/rate").text)
+    assert "change it there" in words(pages.get("/models/rate").text)
 
 
 def test_a_table_is_added_and_nothing_else_in_the_file_is_touched(tmp_path: Path) -> None:
@@ -341,7 +330,7 @@ def test_what_would_break_the_configuration_is_not_written(tmp_path: Path) -> No
 
 
 def test_settings_are_shown_with_where_each_comes_from(pages: TestClient) -> None:
-    text = told(pages.get("/settings").text)
+    text = words(pages.get("/settings").text)
     assert "port 8080 default" in text
     assert "api_key_env OPENAI_API_KEY (set in the environment) millicent.toml:3" in text
 
@@ -376,10 +365,10 @@ def test_a_receipt_shows_its_steps_while_they_are_remembered(
     pages: TestClient, receipts: list[Receipt], steps: dict[str, list[SeenStep]]
 ) -> None:
     receipt, other = receipts[0].id, receipts[1].id
-    assert "Its steps are no longer remembered" in told(pages.get(f"/receipts/{receipt}").text)
+    assert "Its steps are no longer remembered" in words(pages.get(f"/receipts/{receipt}").text)
     steps[receipt] = steps_of(receipt, other)
     page = pages.get(f"/receipts/{receipt}").text
-    assert "3 steps of its own among the device's 4 steps in 5.00 ms" in told(page)
+    assert "3 steps of its own among the device's 4 steps in 5.00 ms" in words(page)
     assert f'href="/receipts/{other}"' in page
     assert pages.get(f"/receipts/{receipt}?csv=steps").text.splitlines() == [
         "step,after_ns,wall_ns,sequences,prefill_rows,decode_rows,share_ns",

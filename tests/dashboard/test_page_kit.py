@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import ChoiceLoader, DictLoader
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.testclient import TestClient
@@ -24,9 +23,9 @@ from millicent.core.usage import Provenance
 from millicent.dashboard import site as site_module
 from millicent.dashboard import tables
 from millicent.dashboard.charts import SIDE, Chart, Kind, Series, draw
-from millicent.dashboard.routes import dashboard_routes
 from millicent.dashboard.site import NAV, Alone, Page, Queries, Site
 from millicent.dashboard.tables import Column, Table, Value, as_csv
+from support.pages import pages_of, site_of
 
 DAYS = ("2026-01-30", "2026-01-31", "2026-02-01")
 
@@ -215,19 +214,16 @@ def site(monkeypatch: pytest.MonkeyPatch, queries: Queries, clock: ManualClock) 
     made.loader = ChoiceLoader([made.loader, DictLoader({"test_page.html": TEMPLATE})])
     monkeypatch.setattr(site_module, "environment", lambda: made)
 
-    async def refresh() -> None:
-        return None
-
     def visitor(scope: Scope) -> Alone:
         headers = dict(scope["headers"])
         return Alone("mk_a", headers.get(b"x-role") != b"viewer", "the-token")
 
-    return Site(queries, models=list, clock=clock, refresh=refresh, visitor=visitor, demo=True)
+    return site_of(queries, clock, visitor=visitor, demo=True)
 
 
 @pytest.fixture
 def kit(site: Site) -> Iterator[TestClient]:
-    with TestClient(Starlette(routes=dashboard_routes(site, [a_page])), follow_redirects=False) as client:
+    with pages_of(site, a_page) as client:
         yield client
 
 

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 
 import msgspec
 import pytest
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from starlette.types import Scope
 
 from millicent.core.clock import ManualClock
 from millicent.dashboard.plan import Planning
 from millicent.dashboard.plans import plan_pages
-from millicent.dashboard.routes import dashboard_routes
-from millicent.dashboard.site import Alone, Site
-from millicent.economics.capacity import Slots
+from millicent.dashboard.site import Alone
 from millicent.economics.estimate import Scenario
-from millicent.economics.margin import Books
-from millicent.economics.scenarios import Scenarios
-from millicent.economics.standing import Configured
-from millicent.economics.where import Setup
-from millicent.ledger.queries import LedgerQueries
 from millicent.meter.prices import PriceBook, PriceConfig
+from support.pages import NO_SETUP, pages_of, planning_of, site_of, words
 from support.plan_ledgers import T0, two_hours, write
 
 PRICES = {"big": PriceConfig(input=Decimal(2), input_cached=Decimal("0.2"), output=Decimal(8))}
@@ -35,29 +28,17 @@ ASKED = "users=1000&sessions=20&calls=2.5&input_tokens=1000&output_tokens=100&mo
 def planning(tmp_path_factory: pytest.TempPathFactory) -> Planning:
     home = tmp_path_factory.mktemp("home")
     clock = write(home, two_hours())
-    setup = Setup({}, (), {}, PriceBook(PRICES), Slots(8, 512))
-    return Planning(
-        LedgerQueries(home / "ledger.db"), clock, lambda: setup, Scenarios(home), {}, Configured, Books(), home
-    )
+    return planning_of(home, clock, lambda: replace(NO_SETUP, prices=PriceBook(PRICES)))
 
 
 @pytest.fixture(scope="module")
 def pages(planning: Planning) -> Iterator[TestClient]:
-    async def refresh() -> None:
-        return None
-
     def visitor(scope: Scope) -> Alone:
         headers = dict(scope["headers"])
         return Alone("mk_a", headers.get(b"x-role") != b"viewer", "the-token")
 
-    site = Site(planning.queries, models=list, clock=planning.clock, refresh=refresh, visitor=visitor)
-    app = Starlette(routes=dashboard_routes(site, plan_pages(planning)))
-    with TestClient(app, follow_redirects=False) as client:
+    with pages_of(site_of(planning.queries, planning.clock, visitor=visitor), *plan_pages(planning)) as client:
         yield client
-
-
-def words(page: str) -> str:
-    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
 def test_the_form_stands_alone_until_it_is_filled_in(pages: TestClient) -> None:
@@ -109,7 +90,7 @@ def test_a_scenario_is_saved_compared_and_deleted_by_admins_only(pages: TestClie
     [kept] = pages.get("/v1/plan/scenarios").json()["data"]
     assert (kept["name"], kept["expected_usd"]) == ("pilot", {"big": "140"})
     told = words(pages.get("/plan/estimate?scenario=pilot").text)
-    assert "hasn't been asked for since this was saved" in told.replace("&#39;", "'")
+    assert "hasn't been asked for since this was saved" in told
     assert pages.post("/plan/estimate/remove", data={"name": "pilot", "form_token": "the-token"}).status_code == 303
     assert planning.scenarios.names() == []
     assert pages.get("/plan/estimate?scenario=pilot").status_code == 404

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from millicent.core.clock import ManualClock
 from millicent.dashboard.plan import Planning
 from millicent.dashboard.plans import plan_pages
-from millicent.dashboard.routes import dashboard_routes
-from millicent.dashboard.site import Site
 from millicent.economics.alternatives import Alternative
 from millicent.economics.capacity import Slots
 from millicent.economics.machines import MachineConfig
-from millicent.economics.margin import Books
 from millicent.economics.places import ApiModel
-from millicent.economics.scenarios import Scenarios
 from millicent.economics.standing import Configured
 from millicent.economics.where import Setup
-from millicent.ledger.queries import LedgerQueries
 from millicent.meter.placements import PlacementConfig
 from millicent.meter.prices import PriceBook, PriceConfig
+from support.pages import pages_of, planning_of, site_of, words
 from support.plan_ledgers import BUSY, two_hours, write
 
 
@@ -39,44 +32,25 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ManualClock]
     return home, write(home, two_hours(accelerator=BUSY))
 
 
-def planning_of(home: Path, clock: ManualClock, **machines: MachineConfig) -> Planning:
-    setup = Setup(
+def setup_of(**machines: MachineConfig) -> Setup:
+    return Setup(
         {"box": PlacementConfig(kind="rented", usd_per_hour=Decimal(1)).placement("box")},
         (ApiModel("big"),),
         machines,
         PriceBook({"big": PriceConfig(input=Decimal(1), input_cached=Decimal("0.1"), output=Decimal(4))}),
         Slots(8, 512),
     )
-    return Planning(
-        LedgerQueries(home / "ledger.db"),
-        clock,
-        lambda: setup,
-        Scenarios(home),
-        {"search": 1500},
-        Configured,
-        Books(),
-        home,
-    )
 
 
-def client_of(planning: Planning, clock: ManualClock) -> TestClient:
-    async def refresh() -> None:
-        return None
-
-    site = Site(planning.queries, models=list, clock=clock, refresh=refresh)
-    return TestClient(Starlette(routes=dashboard_routes(site, plan_pages(planning))), follow_redirects=False)
+def client_of(planning: Planning) -> TestClient:
+    return pages_of(site_of(planning.queries, planning.clock), *plan_pages(planning))
 
 
 @pytest.fixture(scope="module")
 def pages(ledger: tuple[Path, ManualClock]) -> Iterator[TestClient]:
-    home, clock = ledger
     gpu = MachineConfig(kind="rented", usd_per_hour=Decimal(2), output_tokens_per_s=Decimal(200))
-    with client_of(planning_of(home, clock, gpu=gpu), clock) as client:
+    with client_of(planning_of(*ledger, lambda: setup_of(gpu=gpu), {"search": 1500})) as client:
         yield client
-
-
-def words(page: str) -> str:
-    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
 def rows(pages: TestClient, path: str) -> list[list[str]]:
@@ -126,34 +100,28 @@ def test_what_an_address_cannot_mean_is_refused_by_name(pages: TestClient, wrong
 
 
 def test_a_period_without_requests_points_elsewhere(tmp_path: Path) -> None:
-    clock = ManualClock()
-    with client_of(planning_of(tmp_path, clock), clock) as pages:
+    with client_of(planning_of(tmp_path, ManualClock(), setup_of)) as pages:
         told = words(pages.get("/plan").text)
     assert "No requests in this period" in told
     assert "Confirmed" not in told
 
 
 def test_the_same_question_is_not_computed_twice_within_a_minute(ledger: tuple[Path, ManualClock]) -> None:
-    home, clock = ledger
     asked: list[Setup] = []
-    planning = planning_of(home, clock)
 
     def setup() -> Setup:
-        asked.append(planning.setup())
+        asked.append(setup_of())
         return asked[-1]
 
-    with client_of(replace(planning, setup=setup), clock) as pages:
+    with client_of(planning_of(*ledger, setup)) as pages:
         for path in ("/plan", "/plan", "/plan?csv=places", "/v1/plan/where", "/plan?spares=1"):
             assert pages.get(path).status_code == 200
     assert len(asked) == 2
 
 
 def test_the_page_of_standing_shows_bands_the_checklist_and_doing_without(ledger: tuple[Path, ManualClock]) -> None:
-    home, clock = ledger
-    planning = planning_of(home, clock)
     agent = Configured(alternatives={"search": Alternative(usd=Decimal(3), what="an <agent>")})
-    told = replace(planning, configured=lambda: agent)
-    with client_of(told, clock) as pages:
+    with client_of(planning_of(*ledger, setup_of, configured=lambda: agent)) as pages:
         page = pages.get("/plan/standing").text
         body = pages.get("/v1/plan/standing").json()
     assert "an &lt;agent&gt;" in page

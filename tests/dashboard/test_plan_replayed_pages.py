@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterator
 from decimal import Decimal
 
 import msgspec
 import pytest
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from millicent.core.clock import ManualClock
 from millicent.core.errors import InvalidRequest
 from millicent.dashboard import plan_replayed
-from millicent.dashboard.plan import Planning
 from millicent.dashboard.plans import plan_pages
-from millicent.dashboard.routes import dashboard_routes
-from millicent.dashboard.site import Site
-from millicent.economics.capacity import Slots
-from millicent.economics.margin import Books
-from millicent.economics.scenarios import Scenarios
-from millicent.economics.standing import Configured
-from millicent.economics.where import Setup
-from millicent.ledger.queries import LedgerQueries
-from millicent.meter.prices import PriceBook
+from support.pages import exported, pages_of, planning_of, site_of, words
 from support.replay_ledgers import keep, machine, recorded, traffic
 
 TARGET = "latency_target_ms=3000"
@@ -47,24 +36,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     )
     clock = ManualClock()
     clock.advance(3 * 3600 * 10**9)
-
-    async def refresh() -> None:
-        return None
-
-    queries = LedgerQueries(home / "ledger.db")
-    setup = Setup({}, (), {}, PriceBook({}), Slots(8, 512))
-    planning = Planning(queries, clock, lambda: setup, Scenarios(home), {}, Configured, Books(), home)
-    site = Site(queries, models=list, clock=clock, refresh=refresh)
+    planning = planning_of(home, clock)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_replayed, "_SCALE_REQUESTS", 1000)
         patch.setenv("MILLICENT_HOME", str(tmp_path_factory.mktemp("another")))  # the server's own is what counts
         patch.setenv("MILLICENT_CACHE", str(home))
-        with TestClient(Starlette(routes=dashboard_routes(site, plan_pages(planning)))) as client:
+        with pages_of(site_of(planning.queries, clock), *plan_pages(planning)) as client:
             yield client
-
-
-def words(page: str) -> str:
-    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
 def test_what_breaks_is_simulated_beside_the_server_and_then_shown(pages: TestClient) -> None:
@@ -86,7 +64,7 @@ def test_what_a_lever_saved_against_a_hold_out_is_shown_with_its_interval(pages:
     assert (found["lever"], found["requests_with"], found["requests_without"]) == ("response_cache", 80, 40)
     saved = {end: Decimal(found["saved_usd"][end]) for end in ("low", "expected", "high")}
     assert saved["low"] < saved["expected"] < saved["high"]
-    (row,) = csv.DictReader(io.StringIO(pages.get("/plan/cheaper?csv=measured").text))
+    (row,) = exported(pages, "/plan/cheaper?csv=measured")
     assert Decimal(row["saved_usd"]) == saved["expected"]
     assert (Decimal(row["low_usd"]), Decimal(row["high_usd"])) == (saved["low"], saved["high"])
     assert "What they saved, against a random hold-out" in words(pages.get("/plan/cheaper").text)

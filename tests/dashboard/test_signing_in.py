@@ -13,8 +13,8 @@ from random import Random
 
 import httpx
 
-from millicent.app import ServeOptions, open_app
-from millicent.cli.demo_replay import Planned, placements, prepare, stand_ins
+from millicent.app import open_app
+from millicent.cli.demo_replay import prepare, served
 from millicent.control.keys import Scope, insert_key, new_key
 from millicent.core.clock import SystemClock
 from millicent.core.identifiers import SystemIds
@@ -60,19 +60,8 @@ def with_keys(story: Story, home: Path) -> None:
     """Play the story against a server with an admin's, a viewer's and a client's key."""
 
     async def play() -> None:
-        config = prepare(home)
-        places = placements(config)
-        first, *others = places.values()
-        options = ServeOptions(
-            home=home,
-            config=config,
-            models={},
-            placement=first,
-            providers=tuple(others),
-            demo=lambda meter, clock: stand_ins(Planned(Random(1)), meter, places, clock),
-        )
         clock = SystemClock()
-        async with open_app(options) as app:
+        async with open_app(served(home, prepare(home), Random(1))) as app:
             await app.start()
             tokens = {}
             for scope in Scope:

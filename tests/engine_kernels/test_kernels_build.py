@@ -77,7 +77,9 @@ def test_a_wheel_is_for_the_machine_that_its_library_was_built_on(
     assert build.platform_tag() == tag
 
 
-def test_machines_that_share_a_checkout_have_a_library_each(native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_that_share_a_checkout_never_use_each_others_library(
+    native: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = set()
     for python_is_for in ("linux-x86_64", "linux-aarch64"):
         monkeypatch.setattr("sysconfig.get_platform", lambda found=python_is_for: found)

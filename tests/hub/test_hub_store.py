@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from millicent.core.errors import ModelError, ModelNotFound
-from millicent.hub import CATALOGUE, list_installed, pull, remove, resolve, store, verify
+from millicent.hub import CATALOGUE, list_installed, pull, resolve, store, verify
 from millicent.hub.catalogue import CatalogueFile, CatalogueModel
 
 CONTENT = b"weights" * 1000
@@ -167,14 +167,6 @@ def test_a_changed_byte_is_found_when_asked(index: Path, tmp_path: Path) -> None
         verify("tiny:1", cache)
 
 
-def test_a_removed_model_is_gone(index: Path, tmp_path: Path) -> None:
-    pull("tiny:1", tmp_path / "cache")
-    remove("tiny:1", tmp_path / "cache")
-    assert list_installed(tmp_path / "cache") == []
-    with pytest.raises(ModelNotFound):
-        remove("tiny:1", tmp_path / "cache")
-
-
 def test_a_path_is_a_model_too(tmp_path: Path) -> None:
     file = tmp_path / "own.gguf"
     file.write_bytes(b"123")
@@ -199,8 +191,8 @@ def test_a_model_that_is_not_here_says_how_to_get_it(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("name", ["nonsense", "../x/y", ".", "", "a/../b", "-x/y z"])
-def test_what_is_no_name_cannot_be_pulled_or_removed(tmp_path: Path, name: str) -> None:
-    for action in (pull, remove, verify):
+def test_what_is_no_name_cannot_be_pulled_or_verified(tmp_path: Path, name: str) -> None:
+    for action in (pull, verify):
         with pytest.raises(ModelNotFound):
             action(name, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from millicent.core.money import Money
 from millicent.core.receipts import Accelerator, HourShare, Receipt, Role, Status, outside_line
 from millicent.core.request import Attribution, OutsideCost
 from millicent.core.usage import Provenance
-from millicent.ledger import maintenance
+from millicent.ledger import maintenance, tallies
 from millicent.ledger.backup import back_up, restore
 from millicent.ledger.budgets import put_budget, read_balances
 from millicent.ledger.config import LedgerConfig
@@ -230,6 +230,24 @@ def test_a_backup_taken_while_the_gateway_writes_is_whole_and_can_be_restored_be
     assert not list(tmp_path.glob("*.restoring*")) + list(tmp_path.glob("*.partial*"))
 
 
+def test_a_backup_that_fails_leaves_nothing(
+    tmp_path: Path, opened: Make, closed: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk left the journal of the copy."""
+    path, copy = tmp_path / "ledger.db", tmp_path / "copies" / "copy.db"
+    copy.parent.mkdir()
+    run(path, lambda ledger, _: fill(ledger, opened, closed))
+
+    def full(written: Path) -> None:
+        written.with_name(f"{written.name}-journal").touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("millicent.ledger.backup.flush", full)
+    with pytest.raises(LedgerUnavailable):
+        back_up(path, copy)
+    assert not list(copy.parent.iterdir())
+
+
 def test_backups_overwrite_nothing_and_only_ledgers_are_restored(tmp_path: Path, opened: Make, closed: Make) -> None:
     path, copy, kept = tmp_path / "ledger.db", tmp_path / "copy.db", tmp_path / "kept.db"
     clock, config = ManualClock(), LedgerConfig()
@@ -338,6 +356,36 @@ def test_a_ledger_of_schema_5_keeps_its_totals_and_learns_roles_and_ratings_of_w
             assert made_up(queries.verify()) == []
             # Before what it wrote is taken into the rollups, and after.
             await ledger.checkpoint(Checkpoint(T0, (), ()))
+        await ledger.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_ledger_of_schema_20_keeps_its_tallies_while_they_are_taken_into_wide_ones_day_by_day(tmp_path: Path) -> None:
+    """The expected figures were read by the version that wrote the file: a request every other day, 14 in all."""
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((SCHEMA_1.parent / "schema_20.sql").read_text())
+    queries = LedgerQueries(path)
+
+    def figures(by: GroupBy) -> dict[str | None, tuple[int, int, int]]:
+        found = queries.tallies([by], ReceiptFilter())
+        assert found is not None
+        return {of: (each.requests, each.cost_nanousd, sum(each.total.values())) for (of,), each in found.items()}
+
+    async def scenario() -> None:
+        ledger = SqliteLedger(path, LedgerConfig(), ManualClock(), "gw_2")
+        await ledger.start()
+        before_ns = []
+        for _ in range(14):
+            assert figures("feature") == {"chat": (4, 4521, 4), "search": (5, 7530, 5), None: (5, 7535, 5)}
+            assert figures("model") == {"m": (7, 10542, 7), "n": (7, 9044, 7)}
+            assert made_up(queries.verify()) == []
+            before_ns.append(queries.ask(tallies.wide_before_ns))
+            await ledger.checkpoint(Checkpoint(T0, (), ()))
+        # The fourteenth is of the newest quarter-hour, and goes to wide tallies at once when that is over.
+        assert before_ns == [T0 + 25 * DAY_NS, *(T0 + day * DAY_NS for day in range(24, -1, -2))]
+        assert queries.ask(tallies.wide_before_ns) == -(2**63)
         await ledger.stop()
 
     asyncio.run(scenario())

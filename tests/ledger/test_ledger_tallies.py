@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -82,6 +84,7 @@ filters = st.builds(
 groups = st.sampled_from(
     [("feature",), ("model",), ("feature", "model"), ("day",), ("feature", "month"), ("hour",), ("user",), ()]
 )
+zones = st.sampled_from(["UTC", "Asia/Kolkata", "Asia/Kathmandu", "America/St_Johns", "Europe/Berlin"])
 
 
 def line_of(facts: tuple[int | None, Role, Meter, str]) -> Line:
@@ -131,12 +134,15 @@ async def play(ledger: MemoryLedger, script: list[tuple[str, Any]]) -> list[Rece
     return receipts
 
 
-def expected(receipts: list[Receipt], by: tuple[GroupBy, ...], where: ReceiptFilter) -> dict[Any, Tally]:
+def expected(
+    receipts: list[Receipt], by: tuple[GroupBy, ...], where: ReceiptFilter, zone: str = "UTC"
+) -> dict[Any, Tally]:
     found: dict[Any, Tally] = {}
     for receipt in receipts:
         named = {"feature": receipt.attribution.feature, "model": receipt.model, "user": receipt.attribution.user}
-        moment = iso_utc(receipt.created_at_ns)
-        named |= {"day": moment[:10], "month": moment[:7], "hour": moment[:13] + ":00:00Z"}
+        moment = datetime.fromtimestamp(receipt.created_at_ns // NS_PER_S, ZoneInfo(zone)).isoformat()
+        hour = moment[:13] + ":00:00" + moment[19:].replace("+00:00", "Z")
+        named |= {"day": moment[:10], "month": moment[:7], "hour": hour}
         wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
         low, high = wanted.pop("from_ns", -(2**63)), wanted.pop("to_ns", 2**63)
         if low <= receipt.created_at_ns < high and all((named[n] or "") == value for n, value in wanted.items()):
@@ -170,14 +176,14 @@ def tally_of(receipt: Receipt) -> Tally:
 
 
 @settings(max_examples=40, deadline=None)
-@given(script=steps, questions=st.lists(st.tuples(groups, filters), min_size=3, max_size=6))
+@given(script=steps, questions=st.lists(st.tuples(groups, filters, zones), min_size=3, max_size=6))
 def test_tallies_are_the_sum_of_receipts_whatever_was_folded_and_whatever_is_asked(
-    script: list[tuple[str, Any]], questions: list[tuple[tuple[GroupBy, ...], ReceiptFilter]]
+    script: list[tuple[str, Any]], questions: list[tuple[tuple[GroupBy, ...], ReceiptFilter, str]]
 ) -> None:
     ledger = MemoryLedger()
     receipts = asyncio.run(play(ledger, script))
-    for by, where in questions:
-        assert ledger.queries.tallies(by, where) == expected(receipts, by, where), (by, where)
+    for by, where, zone in questions:
+        assert ledger.queries.tallies(by, where, zone=zone) == expected(receipts, by, where, zone), (by, where, zone)
         if not {"day", "month", "hour"} & {*by}:
             sums = {key: summed(tally) for key, tally in expected(receipts, by, where).items()}
             assert ledger.queries.sums(by, where) == sums, (by, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from millicent.core.quotes import Interval
 from millicent.core.usage import Provenance
 from millicent.meter.durations import DurationModel, Times
-from millicent.meter.lengths import OutputLengths
+from millicent.meter.lengths import OutputLengths, _Answers
 from millicent.step_time import Coefficients
 
 
@@ -54,6 +55,28 @@ def test_nine_in_ten_lie_inside_even_when_traffic_changes() -> None:
         inside += turn >= 500 and tokens.low <= written <= tokens.high
         lengths.learn("m", None, read, written, None, cut=False)
     assert inside / 5_500 >= 0.9
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), st.booleans()), max_size=300),
+    st.integers(0, 300),
+    st.none() | st.integers(0, 300),
+    st.integers(0, 40),
+)
+def test_no_answer_that_tells_something_is_nearer_than_those_that_are_taken(
+    answers: list[tuple[int, int, bool]], read: int, limit: int | None, skip: int
+) -> None:
+    known = _Answers()
+    for asked, written, cut in answers:
+        known.add(asked, written, cut=cut)
+    telling = [each for each in answers if not each[2] or (limit is not None and each[1] >= limit)]
+    distances = sorted(abs(asked - read) for asked, _, _ in telling)[skip:120]
+    taken = known.nearest(read, limit, skip=skip)
+    assert sorted(abs(asked - read) for asked, _, _ in taken) == distances
+    in_order = sorted(taken, key=lambda each: abs(each[0] - read)) if skip else sorted(taken)
+    assert taken == in_order
+    assert not (Counter(taken) - Counter(telling))
 
 
 def test_a_feature_is_told_from_the_rest_of_its_model() -> None:

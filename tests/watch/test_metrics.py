@@ -8,6 +8,7 @@ from decimal import Decimal
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -45,7 +46,63 @@ def test_receipts_add_up() -> None:
     assert found[f"millicent_accelerator_seconds_total {who}"] == 0.5
     assert found[f"millicent_tokens_total {who.replace('feature=search', 'feature=search leaf=input_fresh')}"] == 24
     assert found["vllm:generation_tokens_total model_name=tiny"] == 6
+    assert found["vllm:request_prompt_tokens_sum model_name=tiny"] == 24
+    assert found["vllm:request_prompt_tokens_bucket le=10 model_name=tiny"] == 0
+    assert found["vllm:request_prompt_tokens_bucket le=20 model_name=tiny"] == 2
     assert found["vllm:request_success_total finished_reason=stop model_name=tiny"] == 3
+
+
+def test_openmetrics_is_answered_to_those_who_ask_for_it() -> None:
+    """As Prometheus asks; its parser is stricter, and the figures are the same."""
+    traffic = Traffic(["search"])
+    traffic.settled(receipts.settled())
+    metrics = Metrics(traffic, StandInGateway(), lambda: [ACCOUNT], lambda: None)
+    client = TestClient(Starlette(routes=[metrics.route]))
+    asked = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    answer = client.get("/metrics", headers={"accept": asked})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    plain = text_string_to_metric_families(client.get("/metrics").text)
+    strict = openmetrics_families(answer.text)
+    # Where names may hold a colon or not is the asker's choice.
+    one, other = (
+        sorted((sample.name.replace(":", "_"), sorted(sample.labels.items()), sample.value) for sample in samples)
+        for samples in ([sample for family in families for sample in family.samples] for families in (plain, strict))
+    )
+    assert one == other
+
+
+def test_ten_thousand_features_and_users_make_no_more_series_than_one() -> None:
+    traffic = Traffic(["search"])
+    closed = receipts.settled()
+    for number in range(10_000):
+        who = Attribution(feature=f"feature {number}", user=f"user {number}", team=f"t{number}", tier=f"t{number}")
+        traffic.settled(msgspec.structs.replace(closed, attribution=who))
+    many = [sample for family in traffic.collect() for sample in family.samples]
+    alone = Traffic(["search"])
+    alone.settled(msgspec.structs.replace(closed, attribution=Attribution(feature="another")))
+    assert len(many) == len([sample for family in alone.collect() for sample in family.samples])
+
+
+def test_every_name_of_vllm_is_one_that_it_documents() -> None:
+    """Those of its production metrics that stand in its own dashboard or are asked by KEDA and autoscalers."""
+    documented = {
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:prompt_tokens",
+        "vllm:generation_tokens",
+        "vllm:request_success",
+        "vllm:request_prompt_tokens",
+        "vllm:request_generation_tokens",
+        "vllm:time_to_first_token_seconds",
+        "vllm:request_time_per_output_token_seconds",
+        "vllm:request_queue_time_seconds",
+        "vllm:e2e_request_latency_seconds",
+    }
+    metrics = Metrics(Traffic([]), StandInGateway(), lambda: [ACCOUNT], lambda: None)
+    text = TestClient(Starlette(routes=[metrics.route])).get("/metrics").text
+    assert {
+        name for family in text_string_to_metric_families(text) if (name := family.name).startswith("vllm:")
+    } == documented
 
 
 def test_what_nobody_knows_is_no_zero() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from random import Random
 
 import msgspec
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millicent.watch.detector import DAY_S, Detector, State
+from millicent.watch.series import Batch, Series, SeriesState
 
 STEP_S = 900
 
@@ -60,6 +62,29 @@ def test_what_stays_changed_is_told_once_and_becomes_usual() -> None:
     assert after
     assert after[0] <= 10 * 96 + 4
     assert len(after) <= 4
+
+
+def test_bursts_of_thrice_the_size_are_noticed_in_a_series_that_bursts() -> None:
+    random = Random(3)
+    values = [random.uniform(50, 100) if random.random() < 0.05 else random.random() for _ in range(20 * 96)]
+    values[15 * 96 : 15 * 96 + 4] = [300.0] * 4
+    found = events(values)
+    assert any(15 * 96 <= step < 15 * 96 + 4 for step in found)
+    assert len(found) <= 3
+
+
+def test_a_lost_cache_is_noticed_in_three_requests_an_hour() -> None:
+    random, series = Random(5), Series("cache", SeriesState(), Decimal(1))
+    lost_s = 15 * DAY_S
+    opened = []
+    for at_s in range(0, 17 * DAY_S, STEP_S):
+        cached = sum(random.uniform(0, 100 if at_s >= lost_s else 1000) for _ in range(3 * (at_s % 3600 == 0)))
+        requests = 3 * (at_s % 3600 == 0)
+        batch = Batch(requests=requests, looked_at=requests, input_tokens=1000 * requests, cached_tokens=round(cached))
+        before = series.since_s
+        series.observe(at_s, batch)
+        opened += [at_s] if series.since_s is not None and before is None else []
+    assert [at_s // DAY_S for at_s in opened] == [15]
 
 
 def test_nothing_is_told_before_two_days() -> None:

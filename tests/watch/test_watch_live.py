@@ -6,11 +6,12 @@ import asyncio
 import gc
 import json
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 from starlette.applications import Starlette
 from starlette.types import Message
 
@@ -18,8 +19,9 @@ from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_S, ManualClock
 from millicent.core.money import Money
 from millicent.core.receipts import Status
-from millicent.watch.live import FIGURES, KEPT, Live
+from millicent.watch.live import EVERY_S, FIGURES, KEPT, Live
 from support import receipts
+from support.virtual_time import LoopClock, run
 from support.watched_gateway import Engines, StandInGateway
 
 
@@ -137,7 +139,7 @@ def test_two_hundred_that_come_and_go_leave_no_task_and_no_memory() -> None:
 def test_more_than_there_is_room_for_are_told_to_come_back() -> None:
     async def scenario() -> None:
         live, app = make(ManualClock())
-        listeners = [Listener(app) for _ in range(64)]
+        listeners = [Listener(app) for _ in range(128)]
         for listener in listeners:
             assert await listener.status() == 200
             await listener.read()
@@ -148,6 +150,62 @@ def test_more_than_there_is_room_for_are_told_to_come_back() -> None:
             await listener.leave()
 
     asyncio.run(scenario())
+
+
+def test_a_hundred_pages_share_one_sample() -> None:
+    class Counted(StandInGateway):
+        looked_at = 0
+
+        def load(self) -> list[tuple[str, bool]]:
+            self.looked_at += 1
+            return super().load()
+
+    async def scenario() -> None:
+        gateway = Counted()
+        live = Live(gateway, Engines(), lambda _: [], ManualClock())
+        app = Starlette(routes=live.routes)
+        listeners = [Listener(app) for _ in range(100)]
+        for listener in listeners:
+            assert await listener.status() == 200
+        told = [[await listener.read() for listener in listeners] for _ in range(2)]
+        assert [{name for name, _ in events} for events in told] == [{"history"}, {"sample"}]
+        assert gateway.looked_at == 1
+        await live.close()
+        for listener in listeners:
+            await listener.leave()
+
+    asyncio.run(scenario())
+
+
+def test_a_page_that_stays_open_leaves_nothing_behind_and_one_that_is_stuck_is_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def at_once(question: Callable[[], Any]) -> Any:
+        return question()
+
+    async def scenario() -> None:
+        clock = LoopClock()
+        live = Live(StandInGateway(), Engines(), lambda _: [], clock)
+        app = Starlette(routes=live.routes)
+        reads, stuck = Listener(app), Listener(app)
+        assert await stuck.status() == 200  # and takes nothing more
+        assert await reads.status() == 200
+        assert (await reads.read())[0] == "history"
+        sizes = []
+        for number in range(3600 // EVERY_S):
+            live.settled(receipts.settled())
+            assert (await reads.read())[0] == "sample"
+            if number == 60:
+                assert live.listeners == 1
+            if number > KEPT + 30 and number % 300 == 0:
+                sizes.append((len(live._slots), len(live._newest), len(asyncio.all_tasks())))
+        assert len(set(sizes)) == 1
+        assert stuck.task.done()
+        await reads.leave()
+        assert live.listeners == 0
+
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
+    run(scenario)
 
 
 def test_a_slow_reader_gets_the_newest_and_holds_up_nobody() -> None:

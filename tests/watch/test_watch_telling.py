@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Mapping
+from contextlib import closing
 
 import pytest
 
@@ -25,6 +27,7 @@ class Looks:
 
     def __init__(self) -> None:
         self.connection = alert_tables()
+        weakref.finalize(self, self.connection.close)
         self.at_ns = NOW_NS
         self._ids = SequentialIds()
         self._before_ns = -1
@@ -68,11 +71,11 @@ def test_a_mute_lasts_as_long_as_it_was_said_and_is_of_its_rule_only() -> None:
 
 
 def test_what_waits_to_be_sent_waits_while_its_rule_is_muted() -> None:
-    connection = alert_tables()
-    store.add_messages(connection, [("ops", "{}")], SequentialIds(), NOW_NS)
-    store.mute(connection, "ops", NOW_NS + NS_PER_HOUR)
-    assert store.claim_message(connection, ["ops"], NOW_NS, NS_PER_S) is None
-    assert store.claim_message(connection, ["ops"], NOW_NS + NS_PER_HOUR, NS_PER_S) is not None
+    with closing(alert_tables()) as connection:
+        store.add_messages(connection, [("ops", "{}")], SequentialIds(), NOW_NS)
+        store.mute(connection, "ops", NOW_NS + NS_PER_HOUR)
+        assert store.claim_message(connection, ["ops"], NOW_NS, NS_PER_S) is None
+        assert store.claim_message(connection, ["ops"], NOW_NS + NS_PER_HOUR, NS_PER_S) is not None
 
 
 @pytest.mark.parametrize(

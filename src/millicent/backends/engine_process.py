@@ -59,7 +59,7 @@ class _Link(asyncio.Protocol):
             size = int.from_bytes(self._incoming[position : position + 4], "big")
             end = position + 4 + size
             if size > MAX_FRAME_BYTES:
-                self._distrust(f"announced a frame of {size} bytes, over the limit of {MAX_FRAME_BYTES}")
+                self.distrust(f"announced a frame of {size} bytes, over the limit of {MAX_FRAME_BYTES}")
             elif len(self._incoming) < end:
                 break
             else:
@@ -67,22 +67,22 @@ class _Link(asyncio.Protocol):
                 position = end
         del self._incoming[:position]
 
+    def distrust(self, complaint: str) -> None:
+        self.complaint = complaint
+        assert self.transport is not None
+        self.transport.abort()
+
     def _take(self, body: bytearray) -> None:
         try:
             frame = from_engine_decoder.decode(body)
         except ValueError as error:  # msgspec's errors are ValueErrors
-            self._distrust(f"sent a frame that doesn't decode ({error})")
+            self.distrust(f"sent a frame that doesn't decode ({error})")
             return
         if isinstance(frame, Hello):
             if not self.hello.done():
                 self.hello.set_result(frame)
         else:
             self._on_frame(frame)
-
-    def _distrust(self, complaint: str) -> None:
-        self.complaint = complaint
-        assert self.transport is not None
-        self.transport.abort()
 
 
 class EngineProcess:
@@ -121,6 +121,10 @@ class EngineProcess:
         """Queue a frame. What is sent to an engine that is going is lost, and `gone` says so."""
         assert self._link.transport is not None
         self._link.transport.write(encode_frame(frame))
+
+    def give_up(self, complaint: str) -> None:
+        """It is not to be relied on any more: `gone` will say so."""
+        self._link.distrust(complaint)
 
     async def gone(self) -> str:
         """Waits for the connection to end, sees to it that the process does, and says why."""

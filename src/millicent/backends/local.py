@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from millicent.backends.engine_process import EngineProcess
+from millicent.backends.engine_silence import LOOK_S, Silence, longest_silence_s
 from millicent.backends.grammar_checks import GrammarChecker
 from millicent.backends.local_embeddings import EmbeddingCall, EmbeddingRun, encode_inputs
+from millicent.backends.local_keeper import ModelKeeper
 from millicent.backends.local_models import (
     EngineState,
     EngineStatus,
@@ -34,14 +36,12 @@ from millicent.backends.local_models import (
     check_taken_here,
     check_tokens,
     encode,
-    load_frame,
-    load_tokenizer,
     truncate,
 )
 from millicent.backends.local_runs import LocalCall, LocalRun, Reading
 from millicent.core.chunks import FinishReason
 from millicent.core.clock import NS_PER_MS, NS_PER_S, Clock
-from millicent.core.errors import EngineCrashed, MillicentError, ModelError, ModelNotFound, Unavailable
+from millicent.core.errors import EngineCrashed, MillicentError, ModelNotFound, Unavailable
 from millicent.core.protocols import Observer
 from millicent.core.request import Embedding, Request
 from millicent.core.steps import DeviceState, Overhead
@@ -52,12 +52,10 @@ from millicent.engine.protocol import (
     Embed,
     EngineConfig,
     FromEngine,
-    Load,
     Loaded,
     LoadFailed,
     Step,
     Submit,
-    Unload,
     Unloaded,
 )
 from millicent.text.reasoning import opens_reasoning
@@ -75,8 +73,6 @@ _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 0.25
 _LAST_BACKOFF_S = 30.0
 _STABLE_NS = 60 * NS_PER_S  # an engine that lived this long starts over with the shortest pause
-_RETRY_LOAD_NS = 10 * NS_PER_S  # after a failed load, requests are refused for this long before it is tried again
-_START_GRACE_S = 5.0  # a model stays this long for a call that was prepared to be started
 _ENGINE_COMMAND = (sys.executable, "-P", "-m", "millicent.engine")
 
 
@@ -109,7 +105,8 @@ class LocalBackend:
         self._command = tuple(command)
         self._log_file = home / "logs" / f"engine-{config.device}.log"
         self._grammars = GrammarChecker()
-        self._models = {model: HeldModel(model, spec) for model, spec in models.items()}
+        self._keeper = ModelKeeper(models, config, clock, self)
+        self._models = self._keeper.models
         self._state = EngineState.STOPPED
         self._message = ""
         self._engine: EngineProcess | None = None
@@ -118,10 +115,7 @@ class LocalBackend:
         self._runs: dict[int, LocalRun | EmbeddingRun] = {}
         self._sequences = itertools.count(1)
         self._tenant_secret = secrets.token_bytes(16)
-        # One change of what is loaded at a time, so that making room is decided once.
-        self._changing_models = asyncio.Lock()
-        self._answer: asyncio.Future[Loaded | LoadFailed | Unloaded] | None = None
-        self._asked_ns: int | None = None
+        self._heard = 0  # frames, of all engines
         self._accounted_ns = 0  # the end of the last step or load that the engine told of
         self._retry_at_ns = 0
 
@@ -182,8 +176,7 @@ class LocalBackend:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"model: {request.model} is not served here; available: {known}", param="model")
         check_taken_here(request)
-        await self._use(model)
-        model.expect(model.used_ns, model.used_ns + int(_START_GRACE_S * NS_PER_S))
+        await self._keeper.use_for_call(model)
         assert model.tokenizer is not None
         check_does(request, model)
         if request.embedding is not None:
@@ -244,21 +237,16 @@ class LocalBackend:
         model = self._models[name]
         model.leaving = False
         model.keep()
-        await self._use(model)
+        await self._keeper.use(model)
 
     async def unload(self, name: str) -> None:
         """Now, or once nothing runs on it any more."""
-        model = self._models[name]
-        model.leaving = True
-        if model.in_use(self._clock.monotonic_ns()):
-            self._unload_later(model, _START_GRACE_S)
-        else:
-            await self._unload_if_idle(model)
+        await self._keeper.unload(self._models[name])
 
     async def _tokenizer(self, name: str) -> tuple[Tokenizer, int]:
         """The model's, which is loaded for it."""
         model = self._models[name]
-        await self._use(model)
+        await self._keeper.use(model)
         assert model.tokenizer is not None
         return model.tokenizer, model.context_tokens
 
@@ -289,12 +277,12 @@ class LocalBackend:
         if model.state is ModelState.LOADED and self._engine is not None:
             self._submit(run, self._engine)
         else:  # it was unloaded, or the engine crashed, since the call was prepared
-            self._spawn(self._begin_later(run, model))
+            self.spawn(self._begin_later(run, model))
         return run
 
     async def _begin_later(self, run: LocalRun | EmbeddingRun, model: HeldModel) -> None:
         try:
-            await self._use(model)
+            await self._keeper.use(model)
         except MillicentError as error:
             self._end(run, FinishReason.ERROR, error)
             return
@@ -327,11 +315,12 @@ class LocalBackend:
         model = self._models[run.model]
         model.running -= 1
         model.used_ns = self._clock.monotonic_ns()
-        self._unload_later(model)
+        self._keeper.unload_later(model)
 
     # What the engine says.
 
     def _take(self, frame: FromEngine) -> None:
+        self._heard += 1
         match frame:
             case Step():
                 self._take_step(frame)
@@ -339,10 +328,10 @@ class LocalBackend:
                 self._take_overhead(frame.overhead)
                 for calibration in frame.calibrations if isinstance(frame, Loaded) else ():
                     self._take_overhead(calibration)
-                self._give_answer(frame)
+                self._keeper.give_answer(frame)
             case LoadFailed():
                 self._accounted_ns = self._clock.monotonic_ns()
-                self._give_answer(frame)
+                self._keeper.give_answer(frame)
 
     def _take_step(self, step: Step) -> None:
         """The record first: nobody may see an answer before the time it took."""
@@ -378,13 +367,10 @@ class LocalBackend:
         if overhead.wall_ns:
             self._observer.overhead(overhead)
 
-    def _give_answer(self, frame: Loaded | LoadFailed | Unloaded) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(frame)
-
     # Models.
 
-    def _require_up(self) -> EngineProcess:
+    def require_up(self) -> EngineProcess:
+        """Raises Unavailable while there is no engine."""
         if self._engine is None:
             wait_ns = self._retry_at_ns - self._clock.monotonic_ns()
             raise Unavailable(
@@ -393,123 +379,18 @@ class LocalBackend:
             )
         return self._engine
 
-    async def _use(self, model: HeldModel) -> None:
-        """Until it is loaded. Raises Unavailable: what keeps a model from being loaded (a download that failed, a
-        damaged file) is nothing that the request could mend, and is tried again after a while."""
-        model.awaited += 1
-        try:
-            await self._ensure_loaded(model)
-        except ModelError as error:
-            wait_ns = model.failed_ns + _RETRY_LOAD_NS - self._clock.monotonic_ns()
-            raise Unavailable(
-                error.message, code=error.code, retry_after_s=max(1, math.ceil(wait_ns / NS_PER_S))
-            ) from None
-        finally:
-            model.awaited -= 1
-        model.used_ns = self._clock.monotonic_ns()
-        self._unload_later(model, _START_GRACE_S)
+    def is_up(self, engine: EngineProcess | None = None) -> bool:
+        """Whether this engine is, or any."""
+        return self._engine is not None and (engine is None or self._engine is engine)
 
-    async def _ensure_loaded(self, model: HeldModel) -> None:
-        """Raises Unavailable while there is no engine or no room, ModelError when the model cannot be loaded."""
-        self._require_up()
-        if model.state is ModelState.LOADED:
-            return
-        if model.state is ModelState.FAILED and self._clock.monotonic_ns() < model.failed_ns + _RETRY_LOAD_NS:
-            raise ModelError(model.message)
-        if model.loading is None:
-            model.loading = self._spawn(self._load(model))
-        loading = model.loading
-        await asyncio.wait({loading})  # which, unlike awaiting it, leaves it alone when the caller is cancelled
-        if loading.cancelled():
-            raise Unavailable("the server is shutting down; retry", retry_after_s=5)
-        loading.result()
-
-    async def _load(self, model: HeldModel) -> None:
-        try:
-            model.state = ModelState.LOADING
-            model.leaving = False
-            model.message = ""
-            if model.path is None:
-                path = model.spec.path
-                model.path = path if isinstance(path, Path) else await asyncio.to_thread(path)
-            if model.tokenizer is None:
-                model.tokenizer = await asyncio.to_thread(load_tokenizer, model.path, self._clock)
-            async with self._changing_models:
-                loaded = await self._load_making_room(model, model.path)
-                model.context_tokens = loaded.context_tokens
-                model.dimensions = loaded.dimensions
-                model.state = ModelState.LOADED
-                model.wanted = True
-                self._unload_later(model, _START_GRACE_S)
-        except Unavailable:
-            model.state = ModelState.UNLOADED
-            raise
-        except MillicentError as error:
-            model.state = ModelState.FAILED
-            model.failed_ns = self._clock.monotonic_ns()
-            model.message = error.message
-            raise
-        finally:
-            model.loading = None
-
-    async def _load_making_room(self, model: HeldModel, path: Path) -> Loaded:
-        """Unloads idle models, the least recently used first, until the model fits."""
-        while True:
-            draft = model.spec.draft
-            answer = await self._ask(load_frame(model, path, self._config.dtype, self._calibrates))
-            if isinstance(answer, Loaded):
-                for name in (model.name, *([draft.name] if draft else [])):
-                    self._told.pop(name, None)
-                    self._tell_costs(name)
-                return answer
-            assert isinstance(answer, LoadFailed)
-            if answer.code != "out_of_memory":
-                raise ModelError(answer.message)
-            loaded = [other for other in self._models.values() if other.state is ModelState.LOADED]
-            idle = [other for other in loaded if not other.in_use(self._clock.monotonic_ns())]
-            if idle:
-                await self._unload(min(idle, key=lambda other: other.used_ns))
-            elif loaded:
-                raise Unavailable(f"{answer.message}; the others are in use: retry", retry_after_s=5)
-            else:
-                raise ModelError(answer.message)
-
-    def _calibrates(self, model: str) -> bool:
+    def calibrates(self, model: str) -> bool:
+        """Whether loading it should measure what its steps cost."""
         known = self._costs is None or self._costs(self._config.device, model) is not None
         return self._config.calibrate and not known
 
-    async def _unload(self, model: HeldModel) -> None:
-        model.state = ModelState.UNLOADED  # from here on nothing is submitted to it
-        model.wanted = model.spec.preload
-        model.keep()
-        await self._ask(Unload(model.name))
-
-    def _unload_later(self, model: HeldModel, at_least_s: float = 0.0) -> None:
-        if model.keep_alive_s is None or model.running or model.state is not ModelState.LOADED or self._engine is None:
-            return
-        model.keep()
-        delay_s = max(model.keep_alive_s, at_least_s)
-        loop = asyncio.get_running_loop()
-        model.unload_timer = loop.call_later(delay_s, lambda: self._spawn(self._unload_if_idle(model)))
-
-    async def _unload_if_idle(self, model: HeldModel) -> None:
-        async with self._changing_models:
-            if model.state is ModelState.LOADED and not model.running and self._engine is not None:
-                await self._unload(model)
-
-    async def _ask(self, frame: Load | Unload) -> Loaded | LoadFailed | Unloaded:
-        """Called with the lock held, so that the next answer is this one's."""
-        engine = self._require_up()
-        self._asked_ns = self._clock.monotonic_ns()
-        self._answer = asyncio.get_running_loop().create_future()
-        engine.send(frame)
-        try:
-            answer = await self._answer
-        finally:
-            self._answer = self._asked_ns = None
-        if self._engine is not engine:
-            raise EngineCrashed("the engine process ended as this began; retry", retry_after_s=1)
-        return answer
+    def has_loaded(self, model: str) -> None:
+        self._told.pop(model, None)
+        self._tell_costs(model)
 
     # The engine process.
 
@@ -525,7 +406,8 @@ class LocalBackend:
                 self._message = str(error)
             else:
                 self._came_up(engine)
-                self._spawn(self._bring_back_models(ready))
+                self.spawn(self._bring_back_models(ready))
+                self.spawn(self._watch(engine))
                 reason = await engine.gone()
                 self._state = EngineState.RESTARTING
                 self._message = f"the engine process {engine.pid} {reason}; {self._log_file} may say why"
@@ -550,11 +432,27 @@ class LocalBackend:
             engine.hello.memory_budget_bytes / 1e9,
         )
 
+    async def _watch(self, engine: EngineProcess) -> None:
+        """End it if it hangs in a step. Loading takes as long as it takes."""
+        silence = Silence()
+        while self._engine is engine:
+            works = self._keeper.asked_ns is None and any(run.submitted_ns is not None for run in self._runs.values())
+            silent_s = silence.look(self._heard, works=works)
+            if silent_s and silent_s > longest_silence_s(self._config, self._step_costs()):
+                engine.give_up(f"said nothing for {silent_s:.0f} s in a step, as if it hung, and was ended")
+                return
+            await asyncio.sleep(LOOK_S)
+
+    def _step_costs(self) -> Iterator[tuple[Coefficients | None, int]]:
+        for name, model in self._models.items():
+            if model.state is ModelState.LOADED:
+                yield None if self._costs is None else self._costs(self._config.device, name), model.context_tokens
+
     async def _bring_back_models(self, ready: asyncio.Future[None]) -> None:
         """Load what is to be preloaded, or was loaded when the engine went down."""
         for model in [model for model in self._models.values() if model.wanted]:
             try:
-                await self._ensure_loaded(model)
+                await self._keeper.ensure_loaded(model)
             except MillicentError as error:
                 if self._engine is None:
                     return  # the supervisor is at it
@@ -571,24 +469,19 @@ class LocalBackend:
         """Account for the time, then end what ran: time that was cut off is nobody's."""
         now_ns = self._clock.monotonic_ns()
         work_ns = [run.submitted_ns for run in self._runs.values() if run.submitted_ns is not None]
-        if self._asked_ns is not None:
-            work_ns.append(self._asked_ns)
+        if self._keeper.asked_ns is not None:
+            work_ns.append(self._keeper.asked_ns)
         if work_ns:
             start_ns = max(self._accounted_ns, min(work_ns))
             if now_ns > start_ns:
                 self._observer.lost(self._config.device, start_ns, now_ns - start_ns)
         self._observer.device_state(self._config.device, DeviceState.DOWN, now_ns)
         self._engine = None
-        for model in self._models.values():
-            model.keep()
-            if model.state is not ModelState.FAILED:
-                model.state = ModelState.UNLOADED
+        self._keeper.engine_went_down(error)
         for run in set(self._runs.values()):
             self._end(run, FinishReason.ERROR, error)
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)

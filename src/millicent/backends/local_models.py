@@ -88,6 +88,8 @@ class HeldModel:
         self.dimensions = 0  # of its vectors; a model without makes text
         self.running = 0  # calls that haven't ended
         self.awaited = 0  # calls that wait for it to be loaded
+        self.gives_way_to: asyncio.Task[None] | None = None  # another's loading, which waits until this one is idle
+        self.settled_ns = 0  # until then it needn't give way
         self.leaving = False  # somebody asked for it to be unloaded once it is idle
         self.expected_ns: deque[int] = deque()  # until when each call that was prepared may begin
         self.used_ns = 0

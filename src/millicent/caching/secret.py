@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from millicent.core.errors import ConfigError
-from millicent.core.files import flush
+from millicent.core.files import flush, private_folder
 
 FILE_NAME = "digest.key"
 SECRET_BYTES = 32
@@ -34,7 +34,7 @@ def installation_secret(home: Path) -> bytes:
 
 def _make(path: Path) -> None:
     """Whole or not at all: written beside, then linked into place unless another was quicker."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(path.parent)
     beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

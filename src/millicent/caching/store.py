@@ -165,7 +165,8 @@ class AnswerStore:
         """Everything, or what one user's requests, or one model's, have left; how many. Gone from the file too."""
         with self._writing() as connection:
             purged = connection.execute(
-                "DELETE FROM answers WHERE (?1 IS NULL OR user = ?1) AND (?2 IS NULL OR model = ?2)", (user, model)
+                "DELETE FROM answers WHERE (:user IS NULL OR user = :user) AND (:model IS NULL OR model = :model)",
+                {"user": user, "model": model},
             ).rowcount
         with self._lock:
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

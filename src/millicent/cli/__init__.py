@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,9 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     from millicent.cli.commands import millicent
     from millicent.core.errors import MillicentError
 
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever called
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - to the end
+    _prepare_output()
     if strange := [each for each in arguments if not _is_text(each)]:
         return _fail(f"{strange[0]!r} is no UTF-8 text: write it in UTF-8", 2)
     try:
@@ -54,6 +53,16 @@ def run(arguments: Sequence[str]) -> int:
         what = " ".join(str(error).split()) or "no message"
         return _fail(f"{type(error).__name__}: {what} (unexpected: MILLICENT_DEBUG=1 shows where)", 1)
     return status if isinstance(status, int) else 0
+
+
+def _prepare_output() -> None:
+    """Files and pipes get UTF-8 whatever the locale; a terminal that lacks a character shows its number."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever called
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
 
 def _is_text(argument: str) -> bool:

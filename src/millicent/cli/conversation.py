@@ -96,7 +96,7 @@ def run(
             as_json({"model": name, "text": text, "receipt": answered.receipt, "usage": answered.usage})
             return
         for piece in answer:
-            print(piece, end="", flush=True)
+            _print(piece)
         print(flush=True)
         click.echo(_summary(answered), err=True)
 
@@ -147,13 +147,20 @@ def _read_prompt() -> str | None:
     return None if prompt.strip() == "/bye" else prompt
 
 
+def _print(piece: str) -> None:
+    """What a model writes moves no cursor of a terminal; a file or a pipe gets it as it came."""
+    from millicent.cli.show import still
+
+    print(still(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+
+
 def _print_answer(pieces: Generator[str, None, None]) -> str:
     """Print as it comes. Ctrl-C ends this answer, not the conversation: the server stops and settles its receipt."""
     text = ""
     try:
         for piece in pieces:
             text += piece
-            print(piece, end="", flush=True)
+            _print(piece)
     except KeyboardInterrupt:
         pieces.close()
         click.echo("\n(stopped)", err=True, nl=False)

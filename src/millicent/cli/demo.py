@@ -86,28 +86,17 @@ def _serve(home: Path, host: str, port: int, *, still: bool) -> None:
 
     import msgspec
 
-    from millicent.app import ServeOptions, serve
-    from millicent.cli.demo_replay import Planned, placements, stand_ins
+    from millicent.app import serve
+    from millicent.cli.demo_replay import served
     from millicent.cli.demo_visitors import Visitors
     from millicent.config import FILE_NAME, load
     from millicent.server.config import ServerConfig
 
-    config = load(home / FILE_NAME)
-    places = placements(config)
-    config = msgspec.structs.replace(config, server=ServerConfig(host=host, port=port))
-    first, *others = places.values()
+    config = msgspec.structs.replace(load(home / FILE_NAME), server=ServerConfig(host=host, port=port))
     random = SystemRandom()
     print("Everything there is made up; end it with Ctrl-C.")
-    options = ServeOptions(
-        home=home,
-        config=config,
-        models={},
-        placement=first,
-        providers=tuple(others),
-        demo=lambda meter, clock: stand_ins(Planned(random), meter, places, clock),
-    )
     visitors = Visitors(random)
     try:
-        serve(options, print if still else visitors.hear)
+        serve(served(home, config, random), print if still else visitors.hear)
     finally:
         visitors.leave()

@@ -12,7 +12,7 @@ from typing import cast
 
 import msgspec
 
-from millicent.app import step_configuration
+from millicent.app import ServeOptions, step_configuration
 from millicent.backends.fake import FakeAnswer, FakeBackend
 from millicent.cli.demo_engine import DemoBackend, DemoEngine
 from millicent.cli.demo_story import CONFIG, FEATURES, MODELS, STEPS, Event, Story, answer, improvised
@@ -21,6 +21,7 @@ from millicent.config import FILE_NAME, Config, load
 from millicent.control.budgets import follow_config
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, Clock, hour_start_ns
 from millicent.core.errors import ConfigError, MillicentError
+from millicent.core.files import private_folder
 from millicent.core.identifiers import SystemIds
 from millicent.core.protocols import Backend, Ledger
 from millicent.core.receipts import Feedback, Receipt
@@ -94,7 +95,7 @@ def prepare(home: Path) -> Config:
     """The demo's configuration, in its home. Raises ConfigError for a home that is anybody's real one."""
     if home.exists() and any(home.iterdir()) and not (home / MARK).exists():
         raise ConfigError(f"{home} holds something that is no demo: name an empty or a new folder with --home.")
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(home)
     (home / MARK).touch()
     (home / FILE_NAME).write_text(CONFIG, encoding="utf-8")
     return load(home / FILE_NAME)
@@ -102,6 +103,20 @@ def prepare(home: Path) -> Config:
 
 def placements(config: Config) -> dict[str, Placement]:
     return {name: each.placement(name) for name, each in config.placements.items()}
+
+
+def served(home: Path, config: Config, random: Random) -> ServeOptions:
+    """How it is served: what would be called is stood in for."""
+    places = placements(config)
+    first, *others = places.values()
+    return ServeOptions(
+        home=home,
+        config=config,
+        models={},
+        placement=first,
+        providers=tuple(others),
+        demo=lambda meter, clock: stand_ins(Planned(random), meter, places, clock),
+    )
 
 
 def replay(
@@ -181,6 +196,7 @@ async def _replayed(
         await pipeline.close()
         return teller.told
     finally:
+        loop.working += 1  # what ends now does so in real time: the ledger's thread, and then the event loop's own
         await ledger.stop()
 
 

@@ -19,11 +19,10 @@ from millicent.core.chunks import FinishReason, Text
 from millicent.core.clock import NS_PER_HOUR, NS_PER_S, hour_start_ns
 from millicent.core.errors import MillicentError, UpstreamError
 from millicent.core.money import Money
+from millicent.core.periods import DAY_NS
 from millicent.core.request import Attribution, Limits, Message, OutsideCost, Request
 from millicent.core.usage import Provenance
 from millicent.step_time import Coefficients
-
-DAY_NS = 24 * NS_PER_HOUR
 
 # Placement, tokens read and written a second, seconds before anything comes.
 SPEEDS = {"aster": (9000, 70, 0.35), "aster-eu": (9000, 65, 0.40)}

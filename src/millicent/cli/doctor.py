@@ -27,8 +27,9 @@ from millicent.core.clock import SystemClock
 from millicent.core.errors import ConfigError, MillicentError, ModelNotFound
 from millicent.engine.config import EngineConfig
 from millicent.engine.gpus import chosen_device, gpus, missing_for_gpu
+from millicent.engine.kernels import available, build
 from millicent.engine.machine import memory_budget_bytes, usable_cores
-from millicent.hub import CATALOGUE, list_installed, resolve
+from millicent.hub import CATALOGUE, list_installed, verify
 from millicent.ledger.queries import LedgerQueries
 
 _GB = 10**9
@@ -176,11 +177,13 @@ def gpu(config: EngineConfig) -> Finding:
 
 
 def compiler() -> Finding:
-    found = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
-    if found is None:
-        fix = "on Debian: apt-get install g++; on macOS: xcode-select --install."
-        return Finding("compiler", State.LIMITED, "no C++ compiler: PyTorch's own kernels are used", fix)
-    return Finding("compiler", State.GOOD, found)
+    """What compiles the kernels, where that wasn't done when Millicent was installed."""
+    if (found := build.compiler()) is not None:
+        return Finding("compiler", State.GOOD, found)
+    if compiled := available().instruction_set:
+        return Finding("compiler", State.GOOD, f"none, and not needed: the kernels are there, for {compiled}")
+    fix = "on Debian: apt-get install g++; on macOS: xcode-select --install."
+    return Finding("compiler", State.LIMITED, "no C++ compiler: PyTorch's own kernels are used", fix)
 
 
 def folder(what: str, path: Path) -> Finding:
@@ -240,11 +243,13 @@ def models() -> Finding:
     """What is here, and what is here but damaged."""
     for name in CATALOGUE:
         try:
-            resolve(name, configuration.cache())
+            verify(name, configuration.cache())
         except ModelNotFound:
             continue
         except MillicentError as error:
-            return Finding("models", State.WRONG, error.message, f"millicent pull {name}")
+            return Finding(
+                "models", State.WRONG, error.message, f"delete that file, if it is there; then: millicent pull {name}"
+            )
     here = [model.name for model in list_installed(configuration.cache())]
     return Finding("models", State.GOOD, ", ".join(here) or "none yet: `millicent serve` fetches what it needs")
 

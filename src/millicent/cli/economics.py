@@ -71,21 +71,24 @@ def _show_units(report: UnitReport) -> None:
     if timed:
         print("\n" + show.table(took, timed, right=frozenset(took[1:])))
     if report.devices:
-        names = ("DEVICE", "PLACEMENT", "BUSY", "TOKENS/S", "AT MOST", "THROUGHPUT", "COST", "UNUSED")
-        devices = [
+        devices = show.table_of(
+            report.devices,
+            ("DEVICE", lambda each: each.device),
+            ("PLACEMENT", lambda each: each.placement),
+            ("BUSY", lambda each: show.percent(each.busy)),
+            ("TOKENS/S", lambda each: _number(each.output_tokens_per_s)),
             (
-                each.device,
-                each.placement,
-                show.percent(each.busy),
-                _number(each.output_tokens_per_s),
-                f"{_number(each.maximum_tokens_per_s)}{f' ({each.maximum_from})' if each.maximum_from else ''}",
-                show.percent(each.throughput),
-                show.amount(each.cost),
-                show.amount(each.unused),
-            )
-            for each in report.devices
-        ]
-        print("\n" + show.table(names, devices, right=frozenset(names[2:])))
+                "AT MOST",
+                lambda each: (
+                    f"{_number(each.maximum_tokens_per_s)}{f' ({each.maximum_from})' if each.maximum_from else ''}"
+                ),
+            ),
+            ("THROUGHPUT", lambda each: show.percent(each.throughput)),
+            ("COST", lambda each: show.amount(each.cost)),
+            ("UNUSED", lambda each: show.amount(each.unused)),
+            right=frozenset({"BUSY", "TOKENS/S", "AT MOST", "THROUGHPUT", "COST", "UNUSED"}),
+        )
+        print(f"\n{devices}")
     if (soon := report.forecast) is not None:
         rests = f"{soon.origins} past forecasts" if soon.origins else f"the {soon.days} whole days known"
         print(
@@ -126,36 +129,23 @@ def _targets(reports: Reports, where: ReceiptFilter, *, json_: bool) -> None:
     if not found:
         show.note("No feature has a target: set cost_target_usd or latency_target_ms in [features.NAME].")
         return
-    header = (
-        "FEATURE",
-        "OWNER",
-        "REQUESTS",
-        "COST TARGET",
-        "MEAN COST",
-        "WITHIN",
-        "",
-        "LATENCY TARGET",
-        "P95",
-        "WITHIN",
-        "",
-    )
-    rows = [
-        (
-            each.feature,
-            each.owner or "-",
-            f"{each.requests:,}",
-            show.amount(each.cost_target, "-"),
-            show.amount(each.mean_cost, "-"),
-            show.percent(each.cost_share),
-            each.cost_verdict or "",
-            "-" if each.latency_target_ms is None else show.duration(each.latency_target_ms * NS_PER_MS),
-            show.duration(each.latency_p95_ns),
-            show.percent(each.latency_share),
-            each.latency_verdict or "",
+    print(
+        show.table_of(
+            found,
+            ("FEATURE", lambda each: each.feature),
+            ("OWNER", lambda each: each.owner or "-"),
+            ("REQUESTS", lambda each: f"{each.requests:,}"),
+            ("COST TARGET", lambda each: show.amount(each.cost_target, "-")),
+            ("MEAN COST", lambda each: show.amount(each.mean_cost, "-")),
+            ("WITHIN", lambda each: show.percent(each.cost_share)),
+            ("", lambda each: each.cost_verdict or ""),
+            ("LATENCY TARGET", lambda each: _milliseconds(each.latency_target_ms)),
+            ("P95", lambda each: show.duration(each.latency_p95_ns)),
+            ("WITHIN", lambda each: show.percent(each.latency_share)),
+            ("", lambda each: each.latency_verdict or ""),
+            right=frozenset({"REQUESTS", "COST TARGET", "MEAN COST", "WITHIN", "LATENCY TARGET", "P95"}),
         )
-        for each in found
-    ]
-    print(show.table(header, rows, right=frozenset(header[2:6]) | {"LATENCY TARGET", "P95"}))
+    )
 
 
 def _margin(reports: Reports, by: str, where: ReceiptFilter, *, json_: bool) -> None:
@@ -197,12 +187,16 @@ def _margin(reports: Reports, by: str, where: ReceiptFilter, *, json_: bool) -> 
         )
         _print_mends(plan.plan, plan.mends)
     if report.over:
-        names = ("USER", "TIER", "PAYS", "COSTS", "MAY COST")
-        over = [
-            (each.user, each.tier, each.paid.human(), each.cost.human(), each.allowed.human())
-            for each in report.over[:_NAMED_USERS]
-        ]
-        print("\n" + show.table(names, over, right=frozenset(names[2:])))
+        over = show.table_of(
+            report.over[:_NAMED_USERS],
+            ("USER", lambda each: each.user),
+            ("TIER", lambda each: each.tier),
+            ("PAYS", lambda each: each.paid.human()),
+            ("COSTS", lambda each: each.cost.human()),
+            ("MAY COST", lambda each: each.allowed.human()),
+            right=frozenset({"PAYS", "COSTS", "MAY COST"}),
+        )
+        print(f"\n{over}")
     if report.total.unpriced:
         show.note(f"{report.total.unpriced:,} unpriced requests are in no cost: the margin is at most this.")
     if report.total.revenue is None:
@@ -329,6 +323,10 @@ def _spread(spread: Spread) -> str:
     if spread.p50_ns is None:
         return "-"
     return " / ".join(show.duration(ns) for ns in (spread.p50_ns, spread.p95_ns, spread.p99_ns))
+
+
+def _milliseconds(ms: int | None) -> str:
+    return show.duration(None if ms is None else ms * NS_PER_MS)
 
 
 def _number(value: Decimal | None) -> str:

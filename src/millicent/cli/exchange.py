@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,7 +20,6 @@ from millicent.core.files import whole_file
 
 if TYPE_CHECKING:
     from millicent.core.money import Money
-    from millicent.core.receipts import Receipt
     from millicent.ledger.importing import Format
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter, ReceiptPage
 
@@ -73,11 +73,6 @@ def _pages(queries: LedgerQueries, where: ReceiptFilter) -> Iterator[ReceiptPage
     )
 
 
-def _receipts(queries: LedgerQueries, where: ReceiptFilter) -> Iterator[Receipt]:
-    for page in _pages(queries, where):
-        yield from page.receipts
-
-
 def _parquet(queries: LedgerQueries, where: ReceiptFilter, out: Path | None) -> None:
     from millicent.dashboard.exports import column_kinds, row
 
@@ -105,7 +100,7 @@ def _focus(queries: LedgerQueries, where: ReceiptFilter, target: Any, out: Path 
     writer = csv.DictWriter(target, focus.COLUMNS)
     writer.writeheader()
     left: list[focus.Row] = []
-    for receipt in _receipts(queries, where):
+    for receipt in chain.from_iterable(page.receipts for page in _pages(queries, where)):
         writer.writerows(focus.charges(receipt))
         left += focus.unpriced(receipt)
     # A machine's idle time is nobody's: it is exported only with everything.

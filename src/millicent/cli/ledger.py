@@ -140,24 +140,20 @@ def report(
         show.note("Assumed costs rest on a rate that nobody has confirmed: set yours in [placements].")
 
 
-def _cache_told(receipt: Receipt) -> str | None:
-    policy = receipt.policy or {}
-    return policy.get("response_cache_filled_by") or policy.get("response_cache_why")
-
-
 def card(receipt: Receipt) -> str:
     """One receipt, as it is read: the amount, who and what, then the lines that add up to it."""
     from millicent.cli import show
 
-    took, ran = receipt.timing, receipt.accelerator
+    took, ran, policy = receipt.timing, receipt.accelerator, receipt.policy or {}
+    cache_told = policy.get("response_cache_filled_by") or policy.get("response_cache_why")
     given = {name: value for name, value in _attribution(receipt).items() if value}
     facts = [
         ("Status", " ".join(filter(None, (receipt.status or "running", _in_brackets(receipt.finish_reason)))), None),
         ("Error", receipt.error, None),
         ("Created", f"{show.moment(receipt.created_at_ns)} UTC", None),
         ("Model", receipt.model, receipt.served_model if receipt.served_model != receipt.model else None),
-        ("Routed", (receipt.policy or {}).get("chosen"), (receipt.policy or {}).get("why")),
-        ("Response cache", (receipt.policy or {}).get("response_cache"), _cache_told(receipt)),
+        ("Routed", policy.get("chosen"), policy.get("why")),
+        ("Response cache", policy.get("response_cache"), cache_told),
         ("Placement", receipt.placement or "none", receipt.backend),
         ("For", ", ".join(f"{name} {value}" for name, value in given.items()) or "unattributed", None),
         *((leaf.value, show.count(count.tokens), count.provenance) for leaf, count in receipt.usage.leaves.items()),

@@ -30,20 +30,18 @@ def show_coverage(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -
         ]
         show.as_json({"object": "list", "data": rows})
         return
-    header = ("POLICY", "ROUTED", "OF ALL", "TO A CHEAPER MODEL", "ESCALATED", "SAVED (ESTIMATED)", "COUNTED")
-    cells = [
-        (
-            each.policy,
-            f"{each.routed:,}",
-            f"{each.routed / each.requests:.1%}",
-            f"{each.cheaper / each.routed:.1%}",
-            f"{each.escalated / each.routed:.1%}",
-            each.saved.human(),
-            f"{each.counted:,}",
+    print(
+        show.table_of(
+            found,
+            ("POLICY", lambda each: each.policy),
+            ("ROUTED", lambda each: f"{each.routed:,}"),
+            ("OF ALL", lambda each: f"{each.routed / each.requests:.1%}"),
+            ("TO A CHEAPER MODEL", lambda each: f"{each.cheaper / each.routed:.1%}"),
+            ("ESCALATED", lambda each: f"{each.escalated / each.routed:.1%}"),
+            ("SAVED (ESTIMATED)", lambda each: each.saved.human()),
+            ("COUNTED", lambda each: f"{each.counted:,}"),
         )
-        for each in found
-    ]
-    print(show.table(header, cells, right=frozenset(header[1:])))
+    )
 
 
 def show_cache(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -> None:
@@ -65,32 +63,20 @@ def show_cache(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -> N
         ]
         show.as_json({"object": "list", "data": rows})
         return
-    header = (
-        "MODEL",
-        "REQUESTS",
-        "HITS",
-        "OF ALL",
-        "MISSES",
-        "BYPASSED",
-        "TOKENS GIVEN",
-        "SAVED (ESTIMATED)",
-        "COUNTED",
-    )
-    cells = [
-        (
-            each.model,
-            f"{each.requests:,}",
-            f"{each.hits:,}",
-            f"{each.hits / each.requests:.1%}",
-            f"{each.misses:,}",
-            f"{each.bypassed:,}",
-            f"{each.tokens:,}",
-            each.saved.human(),
-            f"{each.counted:,}",
+    print(
+        show.table_of(
+            found,
+            ("MODEL", lambda each: each.model),
+            ("REQUESTS", lambda each: f"{each.requests:,}"),
+            ("HITS", lambda each: f"{each.hits:,}"),
+            ("OF ALL", lambda each: f"{each.hits / each.requests:.1%}"),
+            ("MISSES", lambda each: f"{each.misses:,}"),
+            ("BYPASSED", lambda each: f"{each.bypassed:,}"),
+            ("TOKENS GIVEN", lambda each: f"{each.tokens:,}"),
+            ("SAVED (ESTIMATED)", lambda each: each.saved.human()),
+            ("COUNTED", lambda each: f"{each.counted:,}"),
         )
-        for each in found
-    ]
-    print(show.table(header, cells, right=frozenset(header[1:])))
+    )
 
 
 def show_waste(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -> None:
@@ -108,21 +94,20 @@ def show_waste(ledger: LedgerQueries, where: ReceiptFilter, *, json_: bool) -> N
             }
         )
         return
-    header = ("WASTE", "FEATURE", "REQUESTS", "TOKENS", "COST", "UNPRICED", "EXAMPLE", "WHAT")
-    cells = [
-        (
-            each.kind,
-            each.feature if each.feature is not None else "unattributed",
-            f"{each.requests:,}",
-            f"{each.tokens:,}",
-            each.cost.human(),
-            f"{each.unpriced:,}",
-            each.example,
-            _told(each),
+    print(
+        show.table_of(
+            report.found,
+            ("WASTE", lambda each: each.kind),
+            ("FEATURE", lambda each: each.feature if each.feature is not None else "unattributed"),
+            ("REQUESTS", lambda each: f"{each.requests:,}"),
+            ("TOKENS", lambda each: f"{each.tokens:,}"),
+            ("COST", lambda each: each.cost.human()),
+            ("UNPRICED", lambda each: f"{each.unpriced:,}"),
+            ("EXAMPLE", lambda each: each.example),
+            ("WHAT", _told),
+            right=frozenset({"REQUESTS", "TOKENS", "COST", "UNPRICED"}),
         )
-        for each in report.found
-    ]
-    print(show.table(header, cells, right=frozenset({"REQUESTS", "TOKENS", "COST", "UNPRICED"})))
+    )
     for kind in dict.fromkeys(each.kind for each in report.found):
         advice = ADVICE[kind]
         lines = "" if advice.config is None else f" ({advice.config.replace(chr(10), ' ')})"

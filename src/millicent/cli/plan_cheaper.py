@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from millicent.core.money import Money
     from millicent.economics.basis import Basis
     from millicent.economics.levers import Cheaper, Estimate, Lever, Measured
-    from millicent.economics.recorded import Recorded
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter
 
 
@@ -40,6 +39,7 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
     from millicent.economics.levers import cheaper as compare_levers
     from millicent.economics.levers import ground_of
     from millicent.economics.levers_list import LEVERS
+    from millicent.economics.recorded import fit_versions
     from millicent.meter.prices import PriceBook
     from millicent.meter.published_prices import published_prices
 
@@ -53,7 +53,7 @@ def cheaper(compare: tuple[str, ...], requests: int, ttl_s: int | None, json_: b
             recorded,
             basis,
             requests,
-            fits=queries.fits_named(_versions(recorded)),
+            fits=queries.fits_named(fit_versions(recorded)),
             cache=settings.cache if ttl_s is None else msgspec.structs.replace(settings.cache, ttl_s=ttl_s),
             prices=PriceBook(settings.prices, published_prices),
             policies=tuple(settings.routing),
@@ -140,11 +140,6 @@ def _details(lever: Lever) -> list[str]:
     lines.append(f"  Quality: {lever.quality}.")
     lines += [f"  {note}" for note in lever.notes]
     return [*lines, *(f"    {line}" for line in lever.configuration.splitlines())]
-
-
-def _versions(recorded: list[Recorded]) -> list[str]:
-    versions = {each.receipt.accelerator.step_time_version for each in recorded}
-    return sorted(version for version in versions if version is not None)
 
 
 def _places(settings: Config, queries: LedgerQueries, where: ReceiptFilter) -> tuple[Money | None, dict[str, Money]]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from millicent.config import Config
     from millicent.core.budgets import Budget
     from millicent.economics.basis import Basis
-    from millicent.economics.outcomes import Latency
     from millicent.economics.recorded import Recorded
     from millicent.economics.scaling import Scale
     from millicent.ledger.queries import LedgerQueries, ReceiptFilter
@@ -173,7 +172,7 @@ def _growth(found: Scale) -> list[str]:
     header = ("TRAFFIC", "REQUESTS/S", "BUSY", "KV MEMORY", "REFUSED", "P50 TOTAL", "P95 TOTAL", "P95 WAIT")
     rows = []
     for rung in found.ladder:
-        each = rung.outcome
+        each, total = rung.outcome, rung.outcome.latency.total
         rows.append(
             (
                 f"{rung.multiple}x",
@@ -181,17 +180,13 @@ def _growth(found: Scale) -> list[str]:
                 f"{each.utilization:.0%}",
                 f"{each.kv_peak:.0%}",
                 f"{sum(each.refused.values()):,}",
-                show.duration(_p50(each.latency.total)),
-                show.duration(None if each.latency.total is None else each.latency.total.p95),
+                show.duration(None if total is None else total.p50),
+                show.duration(None if total is None else total.p95),
                 show.duration(rung.p95_wait_ns),
             )
         )
     title = f"On what there is now, {found.stretch} requests of the busiest {found.stretch_ns / 1e9:,.0f} s and more:"
     return [title, show.table(header, rows, right=frozenset(header))]
-
-
-def _p50(latency: Latency | None) -> int | None:
-    return None if latency is None else latency.p50
 
 
 def _breaks(found: Scale) -> list[str]:

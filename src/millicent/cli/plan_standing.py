@@ -70,17 +70,14 @@ def _checklist(found: Standing) -> str:
 def _without(found: Standing) -> str:
     from millicent.cli import show
 
-    header = ("FEATURE", "WITHOUT A MODEL", "WITH IT", "OF", "SAVED EACH", "OUTCOMES", "HOW")
-    rows = [
-        (
-            each.feature,
-            each.without.human(),
-            show.amount(each.with_model, "unknown"),
-            each.of,
-            show.amount(each.saved, "unknown"),
-            f"{each.outcomes:,}",
-            each.what or "-",
-        )
-        for each in found.without
-    ]
-    return show.table(header, rows, right=frozenset({"WITHOUT A MODEL", "WITH IT", "SAVED EACH", "OUTCOMES"}))
+    return show.table_of(
+        found.without,
+        ("FEATURE", lambda each: each.feature),
+        ("WITHOUT A MODEL", lambda each: each.without.human()),
+        ("WITH IT", lambda each: show.amount(each.with_model, "unknown")),
+        ("OF", lambda each: each.of),
+        ("SAVED EACH", lambda each: show.amount(each.saved, "unknown")),
+        ("OUTCOMES", lambda each: f"{each.outcomes:,}"),
+        ("HOW", lambda each: each.what or "-"),
+        right=frozenset({"WITHOUT A MODEL", "WITH IT", "SAVED EACH", "OUTCOMES"}),
+    )

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
     from millicent.economics.breakeven import Rule
-    from millicent.economics.places import Place
     from millicent.economics.traffic import Traffic
     from millicent.economics.where import Where
 
@@ -137,38 +136,20 @@ def _spent(found: Where) -> str:
 def _places(found: Where) -> str:
     from millicent.cli import show
 
-    header = (
-        "PLACE",
-        "KIND",
-        "A MONTH",
-        "A REQUEST",
-        "PER M TOKENS",
-        "MACHINES",
-        "USED",
-        "P50",
-        "P95",
-        "KNOWN BY",
-        "FROM",
-    )
-    rows = [_row(each) for each in found.places]
-    return show.table(header, rows, right=frozenset(header[2:-2]))
-
-
-def _row(place: Place) -> tuple[str, ...]:
-    from millicent.cli import show
-
-    amounts = (place.monthly, place.per_request, place.per_million_tokens)
-    late = " late" if place.in_time is False else ""
-    return (
-        place.name,
-        place.kind,
-        *(show.amount(amount, "unknown") for amount in amounts),
-        "-" if place.machines is None else f"{place.machines:,}",
-        show.percent(place.utilization),
-        show.duration(place.p50_ns),
-        show.duration(place.p95_ns) + late,
-        place.provenance,
-        place.source or "-",
+    return show.table_of(
+        found.places,
+        ("PLACE", lambda each: each.name),
+        ("KIND", lambda each: each.kind),
+        ("A MONTH", lambda each: show.amount(each.monthly, "unknown")),
+        ("A REQUEST", lambda each: show.amount(each.per_request, "unknown")),
+        ("PER M TOKENS", lambda each: show.amount(each.per_million_tokens, "unknown")),
+        ("MACHINES", lambda each: "-" if each.machines is None else f"{each.machines:,}"),
+        ("USED", lambda each: show.percent(each.utilization)),
+        ("P50", lambda each: show.duration(each.p50_ns)),
+        ("P95", lambda each: show.duration(each.p95_ns) + (" late" if each.in_time is False else "")),
+        ("KNOWN BY", lambda each: each.provenance),
+        ("FROM", lambda each: each.source or "-"),
+        right=frozenset({"A MONTH", "A REQUEST", "PER M TOKENS", "MACHINES", "USED", "P50", "P95"}),
     )
 
 

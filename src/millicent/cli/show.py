@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
+from typing import TYPE_CHECKING, TypeVar
 
 from millicent.core.clock import NS_PER_S
-from millicent.core.money import Money
+
+if TYPE_CHECKING:
+    from millicent.core.money import Money
+
+T = TypeVar("T")
+# The control characters, but tab and line feed.
+_MOVING = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "?")
 
 
 def as_json(body: object) -> None:
@@ -32,9 +39,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozen
     return "\n".join(lines)
 
 
+def table_of(items: Iterable[T], *columns: tuple[str, Callable[[T], str]], right: frozenset[str] | None = None) -> str:
+    """A row for each, with what each column says of it; all but the first are aligned right, or those in `right`."""
+    header = [name for name, _ in columns]
+    rows = [[tells(each) for _, tells in columns] for each in items]
+    return table(header, rows, right=frozenset(header[1:]) if right is None else right)
+
+
 def printable(text: str) -> str:
     """Names come from callers: what could move the terminal's cursor is shown as a question mark."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def still(text: str) -> str:
+    """Text of several lines, in which nothing else moves a terminal's cursor."""
+    return text.translate(_MOVING)
 
 
 def amount(money: Money | None, missing: str = "unpriced") -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
 import msgspec
 
-from millicent.core.clock import NS_PER_S
+from millicent.core.clock import NS_PER_HOUR
 from millicent.core.money import Money
+from millicent.core.periods import DAY_NS, month_of
 from millicent.core.request import Attribution
 
 Per = Literal["key", "user", "team", "feature", "tier", "run"]
 PERS: tuple[Per, ...] = ("key", "user", "team", "feature", "tier", "run")
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Every(StrEnum):
@@ -31,18 +29,16 @@ class Every(StrEnum):
         """UTC nanoseconds: the start of the period that holds `at_ns`, and its end, None where there is none."""
         if self is Every.ONCE:
             return 0, None
-        at = _EPOCH + timedelta(seconds=at_ns // NS_PER_S)
-        start = at.replace(minute=0, second=0)
-        if self is Every.HOUR:
-            return _ns(start), _ns(start + timedelta(hours=1))
-        start = start.replace(hour=0)
-        if self is Every.DAY:
-            return _ns(start), _ns(start + timedelta(days=1))
-        if self is Every.WEEK:
-            start -= timedelta(days=start.weekday())
-            return _ns(start), _ns(start + timedelta(days=7))
-        start = start.replace(day=1)
-        return _ns(start), _ns((start + timedelta(days=31)).replace(day=1))
+        if self is Every.MONTH:
+            month = month_of(at_ns)
+            return month.from_ns, month.to_ns
+        long_ns, begins_ns = _PERIODS[self]
+        start_ns = at_ns - (at_ns - begins_ns) % long_ns
+        return start_ns, start_ns + long_ns
+
+
+# How long, and when one began: the epoch was a Thursday.
+_PERIODS = {Every.HOUR: (NS_PER_HOUR, 0), Every.DAY: (DAY_NS, 0), Every.WEEK: (7 * DAY_NS, 4 * DAY_NS)}
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,8 +74,3 @@ class Balance(msgspec.Struct, frozen=True):
     period_ns: int
     spent: Money
     held: Money
-
-
-def _ns(moment: datetime) -> int:
-    elapsed = moment - _EPOCH
-    return (elapsed.days * 86_400 + elapsed.seconds) * NS_PER_S

@@ -22,6 +22,13 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def private_folder(path: Path) -> None:
+    """It is there, with all above it; into what had to be made nobody else may look."""
+    if not path.is_dir():
+        private_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """Where to write what is to be at `path`: it gets there when the block ends well, and is gone if it doesn't. It has

@@ -11,10 +11,11 @@ _TOKENS_PER_MESSAGE = 4
 
 def guessed_input_tokens(request: Request) -> int:
     """All that a model would read, pictures and the parts of other kinds too."""
-    others = [part for part in _parts(request) if isinstance(part, OtherPart)]
-    return guessed_text_tokens(request) + _tokens(
-        pictures_in(request) * PICTURE_BYTES + sum(len(part.json) for part in others)
-    )
+    tokens = guessed_text_tokens(request)
+    if parts := _parts(request):
+        others = sum(len(part.json) for part in parts if isinstance(part, OtherPart))
+        tokens += _tokens(pictures_in(request) * PICTURE_BYTES + others)
+    return tokens
 
 
 def guessed_text_tokens(request: Request) -> int:
@@ -37,8 +38,11 @@ def _parts(request: Request) -> list[object]:
 
 
 def _message_length(message: Message) -> int:
-    calls = sum(_length(call.name) + _length(call.arguments) for call in message.tool_calls)
-    return _length(message.text) + calls + sum(_length(thought.text) for thought in message.thoughts)
+    said = [message.text]
+    for call in message.tool_calls:
+        said += (call.name, call.arguments)
+    said += [thought.text for thought in message.thoughts]
+    return sum(map(_length, said))
 
 
 def _text_tokens(text: str | tuple[int, ...]) -> int:

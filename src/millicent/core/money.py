@@ -45,7 +45,7 @@ class Money(msgspec.Struct, frozen=True, order=True):
 
     @classmethod
     def total(cls, amounts: Iterable[Money]) -> Money:
-        return cls(sum(amount.nanousd for amount in amounts))
+        return cls(sum([amount.nanousd for amount in amounts]))
 
     @property
     def usd(self) -> Decimal:

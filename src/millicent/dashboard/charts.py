@@ -73,14 +73,12 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
         for i, x in enumerate(self.x):
             href = self.links[i] if self.links else None
             head = Cell(_x_label(x), x, None, href)
-            cells = (Cell(tell(each[i], self.unit), each[i], self._known(each[i])) for each in values)
+            here = (each[i] for each in values)
+            cells = (Cell(tell(each, self.unit), each, None if each is None else self.provenance) for each in here)
             rows.append((head, *cells))
         return Table(
             name=self.name, title=self.title, columns=tuple(columns), rows=tuple(rows), note=self.note, most=10_000
         )
-
-    def _known(self, value: Value) -> Provenance | None:
-        return None if value is None else self.provenance
 
 
 class Mark(NamedTuple):

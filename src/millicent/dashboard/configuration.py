@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from millicent.core.errors import ConfigError, InvalidRequest
-from millicent.core.files import whole_file
+from millicent.core.files import private_folder, whole_file
 from millicent.dashboard import tables
 from millicent.dashboard.site import Page, Site
 from millicent.dashboard.tables import Column, Table
@@ -46,7 +46,7 @@ def append_table(path: Path, lines: str, check: Callable[[Path], object]) -> Non
     first. Raises ConfigError, and changes nothing, where that refuses it or the file can't be written."""
     try:
         before = path.read_text(encoding="utf-8") if path.exists() else ""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(path.parent)
         gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
         with whole_file(path, 0o600) as beside:
             beside.write_text(f"{before}{gap}{lines}", encoding="utf-8")

@@ -182,9 +182,7 @@ def _models(fleet: Fleet, totals: list[Totals], selection: Selection) -> Table:
 
 def _charged(use: Totals | None) -> Cell:
     """What its receipts sum up to; unpriced where none has a price."""
-    if use is None:
-        return tables.money(ZERO)
-    return tables.money(use.known_cost)
+    return tables.money(ZERO if use is None else use.known_cost)
 
 
 def _cost(totals: Totals | None) -> int:
@@ -203,9 +201,7 @@ def _placements(fleet: Fleet, totals: list[Totals], accounts: list[Account], sel
             (
                 tables.text(place.name, f"/receipts{selection.query(placement=place.name, range=selection.range)}"),
                 tables.text(f"{place.kind}, {place.provider}" if place.provider else place.kind),
-                tables.count(None if place.kind == "api" else place.accelerators)
-                if place.kind != "api"
-                else tables.text(None),
+                tables.text(None) if place.kind == "api" else tables.count(place.accelerators),
                 Cell(rate, place.usd_per_hour, None if place.usd_per_hour is None else place.rate_provenance),
                 tables.count(0 if use is None else use.requests),
                 _charged(use),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,6 +14,7 @@ from millicent.core.accounts import Account
 from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns
 from millicent.core.money import Money
 from millicent.core.usage import Provenance
+from millicent.core.zones import find_zone
 from millicent.dashboard.charts import Chart, Series
 from millicent.dashboard.selection import FILTERS, Selection
 from millicent.dashboard.site import Page, Queries, Site
@@ -20,6 +22,7 @@ from millicent.ledger.queries import GroupBy, ReceiptFilter, Totals
 
 LATEST = 10
 _MAX_POINTS = 400
+_HOUR = timedelta(hours=1)
 
 # What is asked first, and where the answer is.
 QUESTIONS = (
@@ -95,11 +98,13 @@ def _hourly(selection: Selection) -> bool:
 def over_time(times: list[Totals], by: GroupBy, selection: Selection) -> list[Chart]:
     """Cost and requests by hour or day, with those in which nothing happened."""
     found = {each.group: each for each in times if each.group is not None}
-    steps = _steps(sorted(found), by)
+    steps = _steps(sorted(found), by, selection.zone)
     links = tuple(
         f"/receipts?{urlencode({**selection.fields, **_bounds(label, by, selection.zone)})}" for label in steps
     )
-    labels = tuple(label[:16].replace("T", " ") if by == "hour" else label for label in steps)
+    short = Counter(label[:16] for label in steps)
+    # An hour that the clocks show twice is told apart by its offset.
+    labels = tuple(f"{label[:16]}{label[19:] if short[label[:16]] > 1 else ''}".replace("T", " ") for label in steps)
     x_title = f"{by.capitalize()} ({selection.zone})"
 
     def chart(name: str, title: str, unit: str, values: tuple[Money | int, ...], what: str) -> Chart:
@@ -123,20 +128,24 @@ def over_time(times: list[Totals], by: GroupBy, selection: Selection) -> list[Ch
     ]
 
 
-def _steps(labels: list[str], by: GroupBy) -> list[str]:
-    """All days or hours from the first to the last, unless there are too many to draw; UTC's hours have no gaps in
-    other zones either, but their offset changes, so they are counted in elapsed time."""
+def _steps(labels: list[str], by: GroupBy, zone: str) -> list[str]:
+    """All days or hours from the first to the last, unless there are too many to draw. Hours are counted in elapsed
+    time: a day on which clocks change has 23 or 25."""
     if not labels:
         return []
     if by == "day":
         first, last = date.fromisoformat(labels[0]), date.fromisoformat(labels[-1])
         days = (last - first).days + 1
         return [str(first + timedelta(days=n)) for n in range(days)] if days <= _MAX_POINTS else labels
-    moments = sorted(datetime.fromisoformat(label) for label in labels)
-    hours = int((moments[-1] - moments[0]).total_seconds()) // 3600 + 1
-    if hours > _MAX_POINTS or any(moment.utcoffset() != moments[0].utcoffset() for moment in moments):
+    labels = sorted(labels, key=datetime.fromisoformat)
+    first, end = (datetime.fromisoformat(label).astimezone(UTC) for label in (labels[0], labels[-1]))
+    hours = (end - first) // _HOUR + 1
+    if hours > _MAX_POINTS:
         return labels
-    return [_hour(moments[0] + timedelta(hours=n)) for n in range(hours)]
+    clocks = find_zone(zone)
+    steps = [_hour((first + n * _HOUR).astimezone(clocks)) for n in range(hours)]
+    # Where clocks change by half an hour, those are other hours from then on.
+    return steps if set(labels) <= set(steps) else labels
 
 
 def _hour(moment: datetime) -> str:

@@ -12,7 +12,7 @@ from millicent.dashboard import tables
 from millicent.dashboard.selection import TIMES
 from millicent.dashboard.site import Handler, Queries, Site
 from millicent.dashboard.tables import Column, Table
-from millicent.ledger.queries import GroupBy, ReceiptFilter, Totals
+from millicent.ledger.queries import GroupBy, ReceiptFilter
 
 SEARCH = "/receipts/search"
 # Names are looked through where sums are kept by them; of the others only whole ones are found, by their index.
@@ -52,7 +52,10 @@ def matches(queries: Queries, words: str) -> list[Match]:
     for kind in _LOOKED_THROUGH:
         named = [each for each in queries.totals(kind, ReceiptFilter()) if wanted in (each.group or "").casefold()]
         named.sort(key=lambda each: (-each.cost.nanousd, -each.requests))
-        found += [Match(kind, each.group or "", _cells(each)) for each in named[:_EACH]]
+        found += [
+            Match(kind, each.group or "", (tables.count(each.requests), tables.money(each.known_cost)))
+            for each in named[:_EACH]
+        ]
     for name, where in (
         ("conversation", ReceiptFilter(conversation=words)),
         ("run", ReceiptFilter(run=words)),
@@ -60,11 +63,6 @@ def matches(queries: Queries, words: str) -> list[Match]:
         if queries.receipts(where, limit=1).receipts:
             found.append(Match(name, words, (tables.text(None), tables.text(None))))
     return found
-
-
-def _cells(totals: Totals) -> tuple[tables.Cell, ...]:
-    cost = totals.known_cost
-    return (tables.count(totals.requests), tables.money(cost))
 
 
 def _table(found: list[Match]) -> Table:

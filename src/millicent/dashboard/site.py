@@ -23,7 +23,7 @@ from millicent.core.errors import Forbidden, InvalidRequest, MillicentError, Not
 from millicent.core.money import ZERO, Money
 from millicent.core.receipts import Receipt, Status
 from millicent.core.steps import SeenStep
-from millicent.core.usage import Provenance, weakest
+from millicent.core.usage import weakest
 from millicent.dashboard import figures, zones
 from millicent.dashboard.charts import Chart, Drawing, draw
 from millicent.dashboard.selection import FIELDS, GROUPS, RANGES, TIMES, Selection, parse
@@ -343,7 +343,6 @@ def environment() -> Environment:
         share=figures.share,
         per_million=figures.TOKEN_PRICES,
         meanings=figures.MEANINGS,
-        provenances=list(Provenance),
         statuses=[status.value for status in Status],
         fields=FIELDS,
         group_names=GROUPS,

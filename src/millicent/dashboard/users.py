@@ -106,9 +106,6 @@ class _Users:
         await self._control.revoke(form.get("id", ""))
         return self._site.redirect("/users")
 
-    def _earned(self, spent: Sequence[Totals], selection: Selection) -> Mapping[str | None, MarginRow]:
-        return self._reports.users_margins(spent, period_of(self._site, self._reports, selection))
-
     async def _answer(self, request: Request, token: str | None = None) -> Response:
         selection = self._site.selection(request, default_range="30d")
         queries = self._site.queries
@@ -118,7 +115,9 @@ class _Users:
         budgets = await self._site.read(self._control.budgets)
         dearest = sorted(by_user, key=lambda each: (-each.cost.nanousd, -each.requests))
         told = dearest if self._site.exporting(request) else dearest[:SHOWN]
-        earned = await self._site.read(lambda: self._earned(told, selection))
+        earned = await self._site.read(
+            lambda: self._reports.users_margins(told, period_of(self._site, self._reports, selection))
+        )
         shown = [
             _spenders(by_user, told, earned, selection),
             _keys(keys, by_key, selection, self._site.clock.now_ns()),

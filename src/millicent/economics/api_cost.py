@@ -9,11 +9,10 @@ from fractions import Fraction
 
 import msgspec
 
+from millicent.core.money import NANOUSD_PER_USD
 from millicent.core.usage import Leaf, Usage
 from millicent.meter.prices import PriceList, TokenPrices
 from millicent.meter.pricing import tier_of
-
-_NANOUSD_PER_USD = 10**9
 
 _CACHED = (Leaf.INPUT_CACHE_READ, Leaf.INPUT_CACHE_WRITE_5M, Leaf.INPUT_CACHE_WRITE_1H)
 
@@ -58,10 +57,10 @@ def api_cost(
                 here = fresh if here is None else here
             if count and (here is None or fresh is None):
                 return f"no price for {leaf.value.replace('_', ' ')}"
-            as_here += count * Fraction(here or 0) * _NANOUSD_PER_USD
-            uncached += count * Fraction(fresh or 0) * _NANOUSD_PER_USD
+            as_here += count * Fraction(here or 0) * NANOUSD_PER_USD
+            uncached += count * Fraction(fresh or 0) * NANOUSD_PER_USD
     kept = 1 - Fraction(discount)
-    fee = Fraction(prices.request_fee or 0) * _NANOUSD_PER_USD
+    fee = Fraction(prices.request_fee or 0) * NANOUSD_PER_USD
     return ApiCost(
         *((Fraction(total, len(usages)) + fee) * kept if usages else fee * kept for total in (as_here, uncached))
     )

@@ -13,7 +13,7 @@ from millicent.core.receipts import RATE_KEY
 from millicent.economics.arrivals import Arrival
 from millicent.economics.calibration import LEAST_ANSWERS, Calibration, Fidelity, calibrate, fidelity
 from millicent.economics.outcomes import Outcome, outcome
-from millicent.economics.recorded import Recorded, main_engine
+from millicent.economics.recorded import Recorded, fit_versions, main_engine
 from millicent.economics.simulator import Course, Gate, Machine, simulate
 from millicent.economics.steady import PrefixCache
 from millicent.ledger.queries import LedgerQueries
@@ -109,8 +109,7 @@ def basis_of(queries: LedgerQueries, recorded: Sequence[Recorded], shape: Engine
 
 
 def _newest_fit(queries: LedgerQueries, recorded: Sequence[Recorded], model: str) -> StepTimeFit:
-    versions = {each.receipt.accelerator.step_time_version for each in recorded}
-    fits = queries.fits_named(sorted(version for version in versions if version is not None))
+    fits = queries.fits_named(fit_versions(recorded))
     if not fits:
         raise InvalidRequest(f"nobody knows yet what steps of {model} take: answer some requests first", param="model")
     return max(fits, key=lambda fit: fit.fitted_at_ns)

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 from millicent.core.errors import InvalidRequest
-from millicent.core.money import Money
+from millicent.core.money import NANOUSD_PER_USD, Money
 from millicent.core.usage import Provenance, Usage
 from millicent.economics.api_cost import ApiCost, api_cost
 from millicent.economics.capacity import stated
@@ -20,7 +20,6 @@ from millicent.economics.where import Setup, apis_compared
 from millicent.meter.placements import Placement
 from millicent.meter.prices import Prices
 
-_NANOUSD_PER_USD = 10**9
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 _Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 _MOST = 10**6
@@ -161,7 +160,7 @@ def _of_machine(scenario: Scenario, name: str, placement: Placement, setup: Setu
         busiest = scenario.calls_per_month / HOURS_PER_MONTH * Fraction(scenario.peak)
         needed = max(-(-busiest // capacity.requests_per_hour), 1)
         machines.append(int(needed))
-        months.append(needed * Fraction(rate) * placement.accelerators * HOURS_PER_MONTH * _NANOUSD_PER_USD)
+        months.append(needed * Fraction(rate) * placement.accelerators * HOURS_PER_MONTH * NANOUSD_PER_USD)
     notes = (f"whole machines for a busiest hour of {scenario.peak:f} times the average",)
     found = _estimated(scenario, name, months, source, notes)
     return msgspec.structs.replace(found, machines=machines[1])

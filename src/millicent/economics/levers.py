@@ -20,6 +20,7 @@ from millicent.core.clock import NS_PER_HOUR
 from millicent.core.fits import StepTimeFit
 from millicent.core.holdouts import Held
 from millicent.core.money import Money
+from millicent.core.periods import DAY_NS
 from millicent.economics.arrivals import span_of
 from millicent.economics.basis import Basis
 from millicent.economics.outcomes import latency_of
@@ -30,7 +31,6 @@ from millicent.meter.prices import PriceBook
 
 NOT_EVALUATED = "not evaluated: run `millicent eval`"
 SAME_ANSWERS = "the same answers"
-_DAY_NS = 24 * NS_PER_HOUR
 _LEAST_DAYS = 5
 _STRETCHES = 20
 _DRAWS = 1000
@@ -297,7 +297,7 @@ def _blocks(moments_ns: Sequence[int], nanousd: Sequence[int]) -> list[int]:
     """By UTC day where there are some, else by stretches of equally many requests."""
     days: dict[int, int] = defaultdict(int)
     for at_ns, amount in zip(moments_ns, nanousd, strict=True):
-        days[at_ns // _DAY_NS] += amount
+        days[at_ns // DAY_NS] += amount
     if len(days) >= _LEAST_DAYS:
         return list(days.values())
     size = max(1, -(-len(nanousd) // _STRETCHES))

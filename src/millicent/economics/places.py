@@ -10,7 +10,7 @@ import msgspec
 
 from millicent.core.clock import NS_PER_HOUR, NS_PER_MS
 from millicent.core.fits import StepTimeFit
-from millicent.core.money import Money
+from millicent.core.money import NANOUSD_PER_USD, Money
 from millicent.core.usage import Provenance, weakest
 from millicent.economics.api_cost import ApiCost, api_cost, tokens_of
 from millicent.economics.capacity import Capacity, Slots, back_to_back, best, measured, modelled, stated
@@ -19,8 +19,6 @@ from millicent.economics.machines import MachineConfig
 from millicent.economics.traffic import HOURS_PER_MONTH, Ran, Traffic
 from millicent.meter.placements import Kind, Placement
 from millicent.meter.prices import PriceBook, Service
-
-_NANOUSD_PER_USD = 10**9
 
 
 class ApiModel(msgspec.Struct, frozen=True):
@@ -156,7 +154,7 @@ class Comparing:
         if rate and (ran is None or ran.serving_ns is None):
             return _noted(place, "nobody knows how long a request keeps a device: send traffic there first")
         serving_ns = ran.serving_ns if ran is not None and ran.serving_ns is not None else Fraction(0)
-        curve = Curve(name=place.name, per_request=serving_ns * Fraction(rate) * _NANOUSD_PER_USD / NS_PER_HOUR)
+        curve = Curve(name=place.name, per_request=serving_ns * Fraction(rate) * NANOUSD_PER_USD / NS_PER_HOUR)
         place = msgspec.structs.replace(place, source=f"placements.{placement.name}", usd_per_hour=rate)
         return self._costed(place, curve, placement.rate_provenance)
 
@@ -205,7 +203,7 @@ class Comparing:
             return _noted(place, "carries less than a request a month at this traffic's peak")
         curve = Curve(
             name=place.name,
-            per_machine=Fraction(rate) * placement.accelerators * HOURS_PER_MONTH * _NANOUSD_PER_USD,
+            per_machine=Fraction(rate) * placement.accelerators * HOURS_PER_MONTH * NANOUSD_PER_USD,
             capacity=monthly_capacity,
             spares=self._asked.spares,
         )
@@ -214,7 +212,7 @@ class Comparing:
         idle = curve.cost(self.volume) * (1 - min(used, Fraction(1)))
         place = msgspec.structs.replace(place, machines=machines, utilization=used, unused=_money(idle))
         if place.kind == "rented" and self._traffic.requests:
-            hourly = Fraction(rate) * placement.accelerators * _NANOUSD_PER_USD
+            hourly = Fraction(rate) * placement.accelerators * NANOUSD_PER_USD
             place = msgspec.structs.replace(place, when_needed=_money(hourly * self._machine_hours(capacity)))
         return self._costed(place, curve, weakest((placement.rate_provenance, capacity.provenance)))
 

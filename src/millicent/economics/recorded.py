@@ -81,6 +81,12 @@ def main_engine(recorded: Sequence[Recorded]) -> tuple[str, str]:
     return max(counts, key=lambda place: (counts[place], place))
 
 
+def fit_versions(recorded: Sequence[Recorded]) -> list[str]:
+    """Of the step-time models that their device time was split by."""
+    versions = {each.receipt.accelerator.step_time_version for each in recorded}
+    return sorted(version for version in versions if version is not None)
+
+
 def _newest(queries: LedgerQueries, where: ReceiptFilter, most: int) -> int | None:
     """Where the newest hours that hold so many begin."""
     if where.from_ns is not None and where.to_ns is not None and where.to_ns <= where.from_ns:

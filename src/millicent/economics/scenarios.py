@@ -12,7 +12,7 @@ import msgspec
 
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, InvalidRequest, NotFound
-from millicent.core.files import whole_file
+from millicent.core.files import private_folder, whole_file
 from millicent.economics.estimate import Estimated, Scenario
 from millicent.economics.traffic import Traffic, read_traffic
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
@@ -41,7 +41,7 @@ class Scenarios:
         path = self._path(name)
         expected = {each.name: each.expected.usd for each in lines if each.expected is not None}
         saved = Saved(name, clock.now_ns(), scenario, expected)
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self._folder)
         with whole_file(path) as file:
             file.write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=2) + b"\n")
         return saved

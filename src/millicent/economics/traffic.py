@@ -16,7 +16,7 @@ from millicent.core.clock import NS_PER_HOUR, Clock, hour_start_ns
 from millicent.core.receipts import Status
 from millicent.core.tallies import nearest_rank
 from millicent.core.usage import Leaf, Provenance, Usage
-from millicent.ledger.queries import Answer, LedgerQueries, ReceiptFilter, Totals
+from millicent.ledger.queries import Answer, LedgerQueries, ReceiptFilter
 
 LOOKED_AT = 5_000
 # A year's twelfth: what a machine that is paid by the hour is paid for in a month.
@@ -116,7 +116,7 @@ def read_traffic(queries: LedgerQueries, where: ReceiptFilter) -> Traffic:
     hourly = _requests_by_hour(queries, where)
     answers = queries.answers(where, LOOKED_AT)
     usages = [each.usage for each in answers if _known(each.usage)]
-    everything = list(_totals(queries, where))
+    everything = [each for each in queries.totals("status", where) if each.group != Status.REFUSED]
     first_ns, last_ns = (min(hourly), max(hourly)) if hourly else (where.from_ns or 0, 0)
     return Traffic(
         from_ns=first_ns,
@@ -141,10 +141,6 @@ def spread(values: Sequence[int]) -> Spread | None:
         return None
     ordered = sorted(values)
     return Spread(Fraction(sum(ordered), len(ordered)), nearest_rank(ordered, 50), nearest_rank(ordered, 95))
-
-
-def _totals(queries: LedgerQueries, where: ReceiptFilter) -> Sequence[Totals]:
-    return [each for each in queries.totals("status", where) if each.group != Status.REFUSED]
 
 
 def _requests_by_hour(queries: LedgerQueries, where: ReceiptFilter) -> dict[int, int]:

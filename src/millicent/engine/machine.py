@@ -8,6 +8,7 @@ from pathlib import Path
 from millicent.engine.config import EngineConfig
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 _GIB = 1 << 30
 _LEAST_CONTEXT_TOKENS = 2048  # a model that has no room for this is refused rather than loaded
 
@@ -58,7 +59,7 @@ def usable_cores(config: EngineConfig) -> int:
 def _own_cgroups() -> list[Path]:
     """The control groups around our process, its own included. Empty outside Linux."""
     try:
-        lines = Path("/proc/self/cgroup").read_text("ascii").splitlines()
+        lines = _OWN_CGROUPS.read_text("utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return []
     groups = {_CGROUPS, _CGROUPS / "memory"}

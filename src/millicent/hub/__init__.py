@@ -2,7 +2,7 @@
 
 from millicent.hub.catalogue import CATALOGUE
 from millicent.hub.files import Progress
-from millicent.hub.store import InstalledModel, installed_at_ns, list_installed, pull, remove, resolve, verify
+from millicent.hub.store import InstalledModel, installed_at_ns, list_installed, pull, resolve, verify
 
 __all__ = [
     "CATALOGUE",
@@ -11,7 +11,6 @@ __all__ = [
     "installed_at_ns",
     "list_installed",
     "pull",
-    "remove",
     "resolve",
     "verify",
 ]

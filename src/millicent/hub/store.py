@@ -110,15 +110,6 @@ def pull(name: str, cache: Path, progress: Progress | None = None) -> InstalledM
         return _checked(directory)
 
 
-def remove(name: str, cache: Path) -> None:
-    """Delete an installed model. Raises ModelNotFound if there is none of that name."""
-    directory = _directory(name, cache)
-    if directory is None or not directory.exists():
-        raise ModelNotFound(f"{name} is not installed; {_suggestion(name, cache)}")
-    with _locked(directory), _scratch(directory) as scratch:
-        directory.rename(scratch / "removed")
-
-
 def verify(name: str, cache: Path) -> InstalledModel:
     """As `resolve`, reading every byte: raises ModelError unless each file still has the SHA-256 it came with."""
     directory = _directory(name, cache)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from millicent.core.clock import Clock
 from millicent.core.errors import ConfigError, NotFound
-from millicent.core.files import flush
+from millicent.core.files import flush, private_folder
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.schema import migrate, open_writer, unavailable
 
@@ -23,7 +23,7 @@ def back_up(ledger: Path, copy: Path) -> None:
     if copy.exists():
         raise ConfigError(f"{copy} is there already, and a backup never overwrites: name another file.")
     partial = copy.with_name(copy.name + ".partial")
-    partial.unlink(missing_ok=True)
+    _remove(partial)
     try:
         with closing(sqlite3.connect(ledger)) as source, closing(sqlite3.connect(partial)) as target:
             source.execute("PRAGMA query_only = ON")
@@ -37,7 +37,7 @@ def back_up(ledger: Path, copy: Path) -> None:
     except (sqlite3.Error, OSError) as error:
         raise unavailable(copy, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def restore(ledger: Path, copy: Path, kept: Path, config: LedgerConfig, clock: Clock) -> bool:
@@ -53,8 +53,8 @@ def restore(ledger: Path, copy: Path, kept: Path, config: LedgerConfig, clock: C
         back_up(ledger, kept)
     upgraded = ledger.with_name(f"{ledger.name}.restoring")
     try:
-        ledger.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        upgraded.unlink(missing_ok=True)
+        private_folder(ledger.parent)
+        _remove(upgraded)
         with closing(sqlite3.connect(f"{copy.resolve().as_uri()}?mode=ro", uri=True)) as source:
             _check(source, copy)
             with closing(sqlite3.connect(upgraded, isolation_level=None)) as target:
@@ -65,9 +65,14 @@ def restore(ledger: Path, copy: Path, kept: Path, config: LedgerConfig, clock: C
     except (sqlite3.Error, OSError) as error:
         raise unavailable(copy, error) from error
     finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            upgraded.with_name(upgraded.name + suffix).unlink(missing_ok=True)
+        _remove(upgraded)
     return existed
+
+
+def _remove(database: Path) -> None:
+    """With what SQLite keeps beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from millicent.core.errors import LedgerUnavailable
+from millicent.core.files import private_folder
 
 
 class GatewayLock:
@@ -18,7 +19,7 @@ class GatewayLock:
 
     def __init__(self, home: Path, gateway: str) -> None:
         self._path = _path(home, gateway)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self._path.parent)
         held = _try_lock(self._path)
         if held is None:
             raise LedgerUnavailable(f"gateway {gateway} is running already (lock {self._path}): end that process first")

@@ -39,10 +39,11 @@ from millicent.ledger.levers import Coverage, coverage
 from millicent.ledger.locks import is_live
 from millicent.ledger.prompts import AskedPage, asked
 from millicent.ledger.reading import read_receipts, select, wall_covering
-from millicent.ledger.rollups import ACTUAL, DAY_S, MONTH_S, QUARTER_S, book_sql, sums_sql
+from millicent.ledger.rollups import ACTUAL, book_sql, sums_sql
 from millicent.ledger.rows import receipt_of
 from millicent.ledger.samples import sample_rows
 from millicent.ledger.schema import refuse_other_version, unavailable
+from millicent.ledger.spans import DAY_S, HOUR_S, MONTH_S, QUARTER_S, WIDE_S
 from millicent.ledger.tallies import Kind as Kept
 from millicent.ledger.verification import problems
 from millicent.ledger.worth import (
@@ -307,8 +308,8 @@ class LedgerQueries:
     ) -> dict[tuple[str | None, ...], Kept] | None:
         time = next((name for name in by if name in _TIMES), None)
         label_of = None if time is None else labels(time, zone)  # type: ignore[arg-type]
-        by_day_s = DAY_S if time != "hour" else 3600
-        coarsest_s = tallies.WIDE_S if time is None else by_day_s if zone == "UTC" else QUARTER_S
+        coarse_s, fine_s = (HOUR_S, QUARTER_S) if time == "hour" else (DAY_S, HOUR_S)
+        coarsest_s = WIDE_S if time is None else coarse_s if zone == "UTC" else fine_s
         columns = [name for name in by if name not in _TIMES]
         with self._snapshot() as connection:
             if connection is None:

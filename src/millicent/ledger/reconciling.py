@@ -12,7 +12,7 @@ from millicent.core.errors import ConfigError
 from millicent.core.money import Money
 from millicent.ledger.importing import parse_amount, parse_moment_ns
 from millicent.ledger.queries import LedgerQueries, ReceiptFilter
-from millicent.ledger.rollups import DAY_NS
+from millicent.ledger.spans import DAY_NS
 
 _MODEL_COLUMNS = ("model", "model_version", "line_item", "description", "item", "product", "sku", "skumeter")
 _AMOUNT_COLUMNS = (

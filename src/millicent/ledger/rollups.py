@@ -18,15 +18,22 @@ from typing import NamedTuple
 from millicent.core.clock import NS_PER_S, iso_utc
 from millicent.core.receipts import Role
 from millicent.ledger import tallies
+from millicent.ledger.spans import (
+    DAY_S,
+    GREATEST,
+    LEAST,
+    MONTH_S,
+    QUARTER_NS,
+    QUARTER_S,
+    down,
+    newest_from_ns,
+    pieces,
+    up,
+)
 
 DIMENSIONS = ("feature", "user", "team", "model", "key", "tier", "status", "placement")
 # The book that stands; the only one that is rolled up.
 ACTUAL = "actual"
-QUARTER_S, DAY_S, MONTH_S = 900, 86_400, 32 * 86_400
-QUARTER_NS = QUARTER_S * NS_PER_S
-DAY_NS = DAY_S * NS_PER_S
-_LEAST = -(2**63)
-_GREATEST = 2**63 - 1
 
 ROLE_MEASURES = {role: f"{role}_nanousd" for role in Role}
 
@@ -101,7 +108,7 @@ _ROLLED = "rollup_groups CROSS JOIN rollups ON grouped = rollup_groups.id"
 def fold(connection: sqlite3.Connection) -> None:
     """Bring the cubes up to date with every closed receipt, but for those of an older version."""
     post_all(connection)
-    while _spread(connection, _GREATEST, _MANY):
+    while _spread(connection, GREATEST, _MANY):
         pass
 
 
@@ -140,7 +147,7 @@ def _due_before_ns(connection: sqlite3.Connection) -> int:
     """Of the quarter-hours that are pending, those before the newest are over; of too many sums, all are due."""
     full = connection.execute("SELECT 1 FROM rollups_pending LIMIT 1 OFFSET ?", (_MOST_PENDING,)).fetchone()
     (newest_ns,) = connection.execute("SELECT max(quarter_ns) FROM rollups_pending").fetchone()
-    return _GREATEST if full or newest_ns is None else int(newest_ns)
+    return GREATEST if full or newest_ns is None else int(newest_ns)
 
 
 def _spread(connection: sqlite3.Connection, before_ns: int, most: int) -> bool:
@@ -161,13 +168,9 @@ def _spread(connection: sqlite3.Connection, before_ns: int, most: int) -> bool:
 def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
     """Take in the newest receipts that are in no rollup; those still open are noted when they close."""
     before_ns = raw_before_ns(connection)
-    if before_ns == _LEAST:
+    if before_ns == LEAST:
         return
-    found = connection.execute(
-        "SELECT created_at_ns FROM receipts WHERE created_at_ns < ? ORDER BY created_at_ns DESC LIMIT 1 OFFSET ?",
-        (before_ns, most - 1),
-    ).fetchone()
-    from_ns = _LEAST if found is None else found[0]
+    from_ns = newest_from_ns(connection, before_ns, most)
     _add(connection, _created(), (from_ns, before_ns), CUBES)
     connection.execute("UPDATE rollup_progress SET raw_before_ns = ?", (from_ns,))
 
@@ -185,7 +188,7 @@ def raw_before_ns(connection: sqlite3.Connection) -> int:
 
 
 def is_complete(connection: sqlite3.Connection) -> bool:
-    return raw_before_ns(connection) == _LEAST
+    return raw_before_ns(connection) == LEAST
 
 
 def problems(connection: sqlite3.Connection) -> list[str]:
@@ -195,7 +198,7 @@ def problems(connection: sqlite3.Connection) -> list[str]:
     connection.execute(
         f"CREATE TEMP TABLE entries AS SELECT quarter_ns, {dimensions}, {_sums(MEASURES)} FROM ({_created()})"
         f" GROUP BY quarter_ns, {dimensions}",
-        (raw_before_ns(connection), _GREATEST),
+        (raw_before_ns(connection), GREATEST),
     )
     connection.execute(
         f"INSERT INTO entries SELECT start_ns, {_COLUMNS} FROM {_ROLLED} WHERE cube = ?",
@@ -252,7 +255,7 @@ def sums_sql(
     for cube, (kept, spans_s) in CUBES.items():
         usable_s = [span_s for span_s in spans_s if span_s <= coarsest_s]
         if needed <= {*kept} and usable_s:
-            raw_until_ns = min(max(from_ns, _up(raw_before_ns(connection), usable_s[0] * NS_PER_S)), to_ns)
+            raw_until_ns = min(max(from_ns, up(raw_before_ns(connection), usable_s[0])), to_ns)
             parts.detail(from_ns, raw_until_ns)
             parts.rolled(cube, usable_s, raw_until_ns, to_ns)
             break
@@ -392,28 +395,16 @@ class _Parts:
 
     def rolled(self, cube: str, spans_s: Sequence[int], from_ns: int, to_ns: int) -> None:
         """The widest whole spans, finer ones at their ends, and receipts where not even the finest fits."""
-        span_ns = spans_s[0] * NS_PER_S
-        first, last = _up(from_ns, span_ns), _down(to_ns, span_ns)
+        first, last = up(from_ns, spans_s[0]), down(to_ns, spans_s[0])
         if first >= last:
             self.detail(from_ns, to_ns)
             return
         self.detail(from_ns, first)
-        self._spans(cube, spans_s, first, last)
+        for piece in pieces(spans_s, first, last):
+            self._rollups(cube, *piece)
         self._added(first, last, "rollups_pending")
         self._added(first, last, f"({_unrolled(self._measures)})")
         self.detail(last, to_ns)
-
-    def _spans(self, cube: str, spans_s: Sequence[int], from_ns: int, to_ns: int) -> None:
-        """`from_ns` and `to_ns` are bounds of the finest span."""
-        fine_s, *coarser_s = spans_s
-        if coarser_s:
-            first, last = (_up(from_ns, coarser_s[0] * NS_PER_S), _down(to_ns, coarser_s[0] * NS_PER_S))
-            if first < last:
-                self._rollups(cube, fine_s, from_ns, first)
-                self._spans(cube, coarser_s, first, last)
-                self._rollups(cube, fine_s, last, to_ns)
-                return
-        self._rollups(cube, fine_s, from_ns, to_ns)
 
     def detail(self, from_ns: int, to_ns: int) -> None:
         """Receipts one by one, and those whose detail was deleted."""
@@ -464,11 +455,3 @@ def _sums(measures: Iterable[str]) -> str:
 
 def _negated(measures: Iterable[str] = MEASURES) -> str:
     return ", ".join(f"-{name} AS {name}" for name in measures)
-
-
-def _up(ns: int, span_ns: int) -> int:
-    return ns if ns in {_LEAST, _GREATEST} else -(-ns // span_ns) * span_ns
-
-
-def _down(ns: int, span_ns: int) -> int:
-    return ns if ns in {_LEAST, _GREATEST} else ns // span_ns * span_ns

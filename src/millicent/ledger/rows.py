@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from functools import lru_cache
-from itertools import chain, compress
+from itertools import chain, compress, groupby
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -63,25 +63,24 @@ _strings_decoder = msgspec.json.Decoder(dict[str, str])
 _nanousd_decoder = msgspec.json.Decoder(dict[str, int])
 
 
-# Kinds of rows whose statements are kept: rows differ in what they lack, and few of the differences are ever seen.
-_SHAPES = 256
+def write_many(connection: sqlite3.Connection, sql: str, found: Iterable[tuple[object, ...]]) -> None:
+    """Run the statement, with a `?` per value, for each row.
 
-
-def write_many(connection: sqlite3.Connection, sql: str, found: Iterable[tuple[object, ...]]) -> int:
-    """Run the statement, with a `?` per value, for each row; how many rows of the table that changed.
-
-    sqlite3 asks a value that isn't plainly text or a number how it would be stored, which takes longer than storing
-    it, and of a receipt a third is None: rows that lack the same values share a statement that says NULL for them.
+    sqlite3 asks each value that isn't plainly text or a number how it would be stored, which takes longer than storing
+    it, and a third of a receipt is None: neighbours that lack the same values share a statement that says NULL there.
     """
-    alike: defaultdict[tuple[bool, ...], list[tuple[object, ...]]] = defaultdict(list)
-    for row in found:
-        plain = msgspec.to_builtins(row, builtin_types=(bytes,))  # enumerations as their text
-        shape = tuple([value is not None for value in plain])
-        alike[shape].append(tuple(compress(plain, shape)))
-    return sum(connection.executemany(_shaped(sql, shape), same).rowcount for shape, same in alike.items())
+    for shape, alike in groupby(map(_given, found), key=itemgetter(0)):
+        connection.executemany(_shaped(sql, shape), map(itemgetter(1), alike))
 
 
-@lru_cache(_SHAPES)
+def _given(row: tuple[object, ...]) -> tuple[tuple[bool, ...], tuple[object, ...]]:
+    """Which values there are, and those, enumerations as their text."""
+    plain = msgspec.to_builtins(row, builtin_types=(bytes,))
+    shape = tuple([value is not None for value in plain])
+    return shape, tuple(compress(plain, shape))
+
+
+@lru_cache(256)
 def _shaped(sql: str, shape: tuple[bool, ...]) -> str:
     values = ["?" if given else "NULL" for given in shape]
     return "".join(chain.from_iterable(zip(sql.split("?"), [*values, ""], strict=True)))

@@ -21,8 +21,9 @@ from millicent.ledger.config import LedgerConfig
 from millicent.ledger.locks import GatewayLock, is_live
 from millicent.ledger.maintenance import delete_expired
 from millicent.ledger.recovery import recover, unsettled_gateways
-from millicent.ledger.rollups import DAY_NS, fold_some
+from millicent.ledger.rollups import fold_some
 from millicent.ledger.schema import unavailable
+from millicent.ledger.spans import DAY_NS
 from millicent.ledger.store import (
     Closing,
     Opening,

@@ -15,15 +15,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from millicent.core.clock import NS_PER_S, iso_utc
+from millicent.core.clock import iso_utc
 from millicent.core.tallies import Sums, Tally, add_to, add_up, bucket_of
+from millicent.ledger.spans import DAY_S, HOUR_S, LEAST, QUARTER_NS, QUARTER_S, WIDE_S, down, newest_from_ns, pieces, up
 
-QUARTER_S, DAY_S, WIDE_S = 900, 86_400, 8 * 86_400
-SPANS_S = (QUARTER_S, 3600, DAY_S, WIDE_S)
+SPANS_S = (QUARTER_S, HOUR_S, DAY_S, WIDE_S)
 ROLLED = frozenset({"feature", "model"})
 # Receipts read one by one for a question that no tally answers: some tenths of a second.
 MOST_DETAIL = 10_000
-_LEAST, _GREATEST = -(2**63), 2**63 - 1
 # Receipts of an older version that one checkpoint takes in.
 _BACKFILL = 2_000
 
@@ -86,13 +85,9 @@ def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
     """Take in the newest receipts of an older version. What is noted in `unrolled` is taken in, or changed, from there:
     once it is no longer beyond what this has reached."""
     before_ns = raw_before_ns(connection)
-    if before_ns == _LEAST:
+    if before_ns == LEAST:
         return
-    found = connection.execute(
-        "SELECT created_at_ns FROM receipts WHERE created_at_ns < ? ORDER BY created_at_ns DESC LIMIT 1 OFFSET ?",
-        (before_ns, most - 1),
-    ).fetchone()
-    from_ns = _LEAST if found is None else found[0]
+    from_ns = newest_from_ns(connection, before_ns, most)
     old = (
         f"SELECT ifnull(r.feature, ''), r.model, {_FIGURES}, u.lines, u.receipt IS NOT NULL AND u.lines IS NULL"
         " FROM receipts AS r LEFT JOIN unrolled AS u ON u.receipt = r.id"
@@ -106,7 +101,7 @@ def backfill(connection: sqlite3.Connection, most: int = _BACKFILL) -> None:
 def widen(connection: sqlite3.Connection) -> None:
     """Take the newest day that isn't in the wide tallies into them: of an older version's."""
     before_ns = wide_before_ns(connection)
-    if before_ns == _LEAST:
+    if before_ns == LEAST:
         return
     (day_ns,) = connection.execute(
         "SELECT max(start_ns) FROM tallies WHERE span_s = ? AND start_ns < ?", (DAY_S, before_ns)
@@ -114,9 +109,9 @@ def widen(connection: sqlite3.Connection) -> None:
     days = connection.execute(
         "SELECT feature, model, tally FROM tallies WHERE span_s = ? AND start_ns = ?", (DAY_S, day_ns)
     ).fetchall()
-    wide = {(WIDE_S, _down(day_ns, WIDE_S), *place): _decoder.decode(tally) for *place, tally in days}
+    wide = {(WIDE_S, down(day_ns, WIDE_S), *place): _decoder.decode(tally) for *place, tally in days}
     _add(connection, "tallies_wide", _SPAN, wide)
-    connection.execute("UPDATE tally_progress SET wide_before_ns = ?", (_LEAST if day_ns is None else day_ns,))
+    connection.execute("UPDATE tally_progress SET wide_before_ns = ?", (LEAST if day_ns is None else day_ns,))
 
 
 def wide_before_ns(connection: sqlite3.Connection) -> int:
@@ -131,7 +126,7 @@ def raw_before_ns(connection: sqlite3.Connection) -> int:
 
 
 def is_complete(connection: sqlite3.Connection) -> bool:
-    return raw_before_ns(connection) == _LEAST
+    return raw_before_ns(connection) == LEAST
 
 
 def first_days_ns(connection: sqlite3.Connection) -> dict[str, int]:
@@ -142,7 +137,7 @@ def first_days_ns(connection: sqlite3.Connection) -> dict[str, int]:
         " UNION ALL SELECT ifnull(feature, ''), min(created_at_ns) FROM unrolled AS u"
         " CROSS JOIN receipts AS r ON r.id = u.receipt GROUP BY feature) GROUP BY feature"
     )
-    return {feature: _down(at_ns, DAY_S) for feature, at_ns in found}
+    return {feature: down(at_ns, DAY_S) for feature, at_ns in found}
 
 
 def read(
@@ -179,38 +174,58 @@ def read(
         if requests > MOST_DETAIL:
             return None
         return found if _detail(connection, by, condition, values, from_ns, to_ns, into, MOST_DETAIL) else None
-    rolled_ns = min(max(from_ns, _up(raw_before_ns(connection), QUARTER_S)), to_ns)
-    first, last = _up(rolled_ns, QUARTER_S), _down(to_ns, QUARTER_S)
+    rolled_ns = min(max(from_ns, up(raw_before_ns(connection), QUARTER_S)), to_ns)
+    first, last = up(rolled_ns, QUARTER_S), down(to_ns, QUARTER_S)
     if first >= last:
         _detail(connection, by, condition, values, from_ns, to_ns, into)
         return found
     _detail(connection, by, condition, values, from_ns, first, into)
     _detail(connection, by, condition, values, last, to_ns, into)
-    usable_s = [span_s for span_s in SPANS_S if span_s <= coarsest_s]
-    wide_ns = min(max(first, _up(wide_before_ns(connection), WIDE_S)), last)
-    pieces = [
-        *_pieces([span_s for span_s in usable_s if span_s < WIDE_S], first, wide_ns),
-        *_pieces(usable_s, wide_ns, last),
-    ]
-    wanted = " AND ".join(["1", *(f"{name} = ?" for name in fixed)])
-    columns = ", ".join(("tally", *by))
-    spans = f"SELECT start_ns, {columns} FROM {{}} WHERE span_s = ? AND start_ns >= ? AND start_ns < ? AND {wanted}"
-    pending = f"SELECT quarter_ns, {columns} FROM tallies_pending WHERE quarter_ns >= ? AND quarter_ns < ? AND {wanted}"
-    for asked, span in [*((spans.format(_table(piece[0])), piece) for piece in pieces), (pending, (first, last))]:
-        for start_ns, packed, *members in connection.execute(asked, (*span, *fixed.values())):
-            into(members, start_ns).add(decode(packed))
+    for start_ns, packed, *those in _kept(connection, by, fixed, first, last, label_of, coarsest_s):
+        into(those, start_ns).add(decode(packed))
     noted = _unrolled(by, f"r.created_at_ns >= ? AND r.created_at_ns < ? AND {condition}")
     for members, figures, before, sign in _differences(connection.execute(noted, (first, last, *values)), len(by)):
         _count(into(members, figures[0]), figures, before, sign)  # type: ignore[arg-type]
     return found
 
 
+def _kept(
+    connection: sqlite3.Connection,
+    by: Sequence[str],
+    fixed: Mapping[str, str],
+    first: int,
+    last: int,
+    label_of: Callable[[int], str] | None,
+    coarsest_s: int,
+) -> Iterator[tuple[Any, ...]]:
+    """What is kept of whole quarter-hours: when it began, the packed tally, and its columns. An hour in which a day of
+    the label's begins is read by its quarters."""
+    wanted = " AND ".join(["start_ns >= ?", "start_ns < ?", *(f"{name} = ?" for name in fixed)])
+    columns = ", ".join(("start_ns", "tally", *by))
+    usable_s = [span_s for span_s in SPANS_S if span_s <= coarsest_s]
+    wide_ns = min(max(first, up(wide_before_ns(connection), WIDE_S)), last)
+    whole = [*pieces([s for s in usable_s if s < WIDE_S], first, wide_ns), *pieces(usable_s, wide_ns, last)]
+    cut: set[int] = set()
+    for span_s, *part in whole:
+        sql = f"SELECT {columns} FROM {_table(span_s)} WHERE span_s = ? AND {wanted}"
+        for row in connection.execute(sql, (span_s, *part, *fixed.values())):
+            if span_s == HOUR_S and label_of and label_of(row[0]) != label_of(row[0] + 3 * QUARTER_NS):
+                cut.add(row[0])
+            else:
+                yield row
+    sql = f"SELECT {columns} FROM tallies WHERE span_s = ? AND {wanted}"
+    for start_ns in cut:
+        yield from connection.execute(sql, (QUARTER_S, start_ns, start_ns + 4 * QUARTER_NS, *fixed.values()))
+    pending = "(SELECT quarter_ns AS start_ns, * FROM tallies_pending)"
+    yield from connection.execute(f"SELECT {columns} FROM {pending} WHERE {wanted}", (first, last, *fixed.values()))
+
+
 def problems(connection: sqlite3.Connection) -> list[str]:
     """Times at which tallies and rollups, which are folded together, hold other requests or another cost."""
     since_ns, raw_ns = connection.execute("SELECT since_ns, raw_before_ns FROM tally_progress").fetchone()
     (rolled_ns,) = connection.execute("SELECT raw_before_ns FROM rollup_progress").fetchone()
-    from_ns = _up(max(since_ns, raw_ns, rolled_ns), DAY_S)
-    wide_ns = _up(max(from_ns, wide_before_ns(connection)), WIDE_S)
+    from_ns = up(max(since_ns, raw_ns, rolled_ns), DAY_S)
+    wide_ns = up(max(from_ns, wide_before_ns(connection)), WIDE_S)
     tallied: dict[tuple[int, int], list[int]] = {}
     for span_s, start_ns, packed in connection.execute(
         "SELECT span_s, start_ns, tally FROM tallies WHERE start_ns >= ? UNION ALL"
@@ -220,7 +235,7 @@ def problems(connection: sqlite3.Connection) -> list[str]:
     ):
         tally = _decoder.decode(packed)
         for each_s in (span_s,) if span_s else SPANS_S:
-            have = tallied.setdefault((_down(start_ns, each_s), each_s), [0, 0])
+            have = tallied.setdefault((down(start_ns, each_s), each_s), [0, 0])
             have[0] += tally.requests
             have[1] += tally.cost_nanousd
     rolled: dict[tuple[int, int], list[int]] = {}
@@ -231,7 +246,7 @@ def problems(connection: sqlite3.Connection) -> list[str]:
         (QUARTER_S, from_ns, from_ns),
     ):
         for span_s in SPANS_S:
-            have = rolled.setdefault((_down(start_ns, span_s), span_s), [0, 0])
+            have = rolled.setdefault((down(start_ns, span_s), span_s), [0, 0])
             have[0] += requests
             have[1] += nanousd
     return [
@@ -289,7 +304,7 @@ def _counted(added: Iterable[Difference]) -> dict[Place, Tally]:
     """By quarter-hour, feature and model."""
     quarters: dict[Place, Tally] = {}
     for (feature, model), figures, before, sign in added:
-        place = (_down(figures[0], QUARTER_S), feature, model)  # type: ignore[arg-type]
+        place = (down(figures[0], QUARTER_S), feature, model)  # type: ignore[arg-type]
         tally = quarters.get(place)
         if tally is None:
             tally = quarters[place] = Tally()
@@ -303,7 +318,7 @@ def _add_to_spans(connection: sqlite3.Connection, quarters: Mapping[Place, Tally
         sums: dict[tuple[int, int, str, str], Tally] = {}
         for (start_ns, feature, model), tally in quarters.items():
             if span_s < WIDE_S or start_ns >= wide_ns:
-                sums.setdefault((span_s, _down(start_ns, span_s), feature, model), Tally()).add(tally)
+                sums.setdefault((span_s, down(start_ns, span_s), feature, model), Tally()).add(tally)
         _add(connection, _table(span_s), _SPAN, sums)
 
 
@@ -373,25 +388,3 @@ def _of_hit(tokens: Mapping[str, int]) -> dict[str, int]:
         side: sum(count for leaf, count in tokens.items() if leaf.startswith(side)) for side in ("input", "output")
     }
     return {f"{side}_hit": count for side, count in sides.items() if count}
-
-
-def _pieces(spans_s: Sequence[int], from_ns: int, to_ns: int) -> Iterator[tuple[int, int, int]]:
-    """The widest whole spans in this time, finer ones at its ends: each with its own part, bounds of the finest."""
-    fine_s, *coarser_s = spans_s
-    first, last = (_up(from_ns, coarser_s[0]), _down(to_ns, coarser_s[0])) if coarser_s else (to_ns, to_ns)
-    if first >= last:
-        first = last = to_ns
-    if from_ns < first:
-        yield fine_s, from_ns, first
-    if first < last:
-        yield from _pieces(coarser_s, first, last)
-    if last < to_ns:
-        yield fine_s, last, to_ns
-
-
-def _up(ns: int, span_s: int) -> int:
-    return ns if ns in {_LEAST, _GREATEST} else -(-ns // (span_s * NS_PER_S)) * span_s * NS_PER_S
-
-
-def _down(ns: int, span_s: int) -> int:
-    return ns if ns in {_LEAST, _GREATEST} else ns // (span_s * NS_PER_S) * span_s * NS_PER_S

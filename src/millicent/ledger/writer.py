@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from millicent.core.clock import Clock
 from millicent.core.errors import LedgerUnavailable
+from millicent.core.files import private_folder
 from millicent.ledger.config import LedgerConfig
 from millicent.ledger.journal import Journal
 from millicent.ledger.schema import migrate, open_writer, synchronous, unavailable
@@ -32,9 +33,9 @@ class Kind(NamedTuple):
 # While the ledger cannot be written, try again this often, so that it heals without a request having to fail first.
 _RETRY_S = 0.5
 # What was written is tidied in pieces: they cost less for each write the larger they are, and who comes meanwhile waits
-# for one. A small piece is due after so many writes, or when nothing was written for a while; where somebody always
-# waits, a large one is once so many writes are owed.
-_PIECE = 128
+# for one. A small piece, of about two milliseconds, is due after so many writes, or when nothing was written for a
+# while; where somebody always waits, a large one is once so many writes are owed.
+_PIECE = 64
 _PIECE_DUE = 2 * _PIECE
 _LARGE_PIECE = 512
 _LARGE_PIECE_DUE = 4 * _LARGE_PIECE
@@ -210,7 +211,7 @@ class Writer:
     def _connect(self) -> sqlite3.Connection:
         connection = None
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self._path.parent)
             connection = open_writer(self._path, self._config)
             # The journal does that, and no commit waits for it.
             connection.execute("PRAGMA wal_autocheckpoint = 0")

@@ -53,10 +53,14 @@ class OutputLengths:
     def forecast(self, model: str, feature: str | None, input_tokens: int, limit: int | None) -> Length:
         """`limit` is the most the request can produce; None where nobody knows."""
         most = _ASSUMED_MOST_TOKENS if limit is None else limit
+        found, first = self._nearest(model, feature, input_tokens, limit)
         # What is likeliest is a question to the very nearest; what is possible, to more of them.
-        closest = sorted(self._nearest(model, feature, input_tokens, limit, _CLOSEST)) or [_ASSUMED_TOKENS]
-        expected = min(closest[(len(closest) - 1) // 2], most)
-        lengths = sorted(self._nearest(model, feature, input_tokens, limit, _NEIGHBOURS))
+        closest = found[:_CLOSEST] if first < _CLOSEST else _window(found[:first], input_tokens, _CLOSEST)
+        likely = sorted([length for _, length, _ in closest]) or [_ASSUMED_TOKENS]
+        expected = min(likely[(len(likely) - 1) // 2], most)
+        lengths = sorted([length for _, length, _ in found])
+        if limit is not None and lengths and lengths[-1] > limit:
+            lengths = [min(limit, length) for length in lengths]
         if len(lengths) < _LEAST_NEIGHBOURS:
             return Length(Interval(min(1, expected), expected, most), Provenance.ASSUMED)
         low, high = _shortest(lengths, self._miss_ppm(model, feature))
@@ -78,14 +82,19 @@ class OutputLengths:
         for key in _keys(model, feature):
             self._answers(key).add(input_tokens, output_tokens, cut=cut)
 
-    def _nearest(self, model: str, feature: str | None, input_tokens: int, limit: int | None, count: int) -> list[int]:
-        """Lengths of the nearest answers. A coarser key holds the finer one's answers too: it only tops up."""
-        lengths: list[int] = []
+    def _nearest(
+        self, model: str, feature: str | None, input_tokens: int, limit: int | None
+    ) -> tuple[list[_Answer], int]:
+        """The nearest answers, and how many of them come first in the order of their inputs; the others do in that of
+        their distance. A coarser key holds the finer one's answers too: it only tops up."""
+        found: list[_Answer] = []
+        first = 0
         for key in _keys(model, feature):
             answers = self._seen.get(key)
-            if answers is not None and len(lengths) < count:
-                lengths += answers.nearest(input_tokens, limit, count, skip=len(lengths))
-        return lengths
+            if answers is not None and len(found) < _NEIGHBOURS:
+                found += answers.nearest(input_tokens, limit, skip=len(found))
+                first = first or len(found)
+        return found, first
 
     def _miss_ppm(self, model: str, feature: str | None) -> int:
         for key in _keys(model, feature):
@@ -132,13 +141,13 @@ class _Answers:
         surprise_ppm = _MISS_PPM if inside else _MISS_PPM - _PPM
         self.miss_ppm = min(_MOST_MISS_PPM, max(0, self.miss_ppm + surprise_ppm // _LEARNING_DIVISOR))
 
-    def nearest(self, input_tokens: int, limit: int | None, count: int, *, skip: int) -> list[int]:
-        """Output lengths of the `count` nearest inputs but the very nearest `skip`, as long as `limit` lets them be.
+    def nearest(self, input_tokens: int, limit: int | None, *, skip: int) -> list[_Answer]:
+        """Those to the nearest inputs, in the order of inputs; but the very nearest `skip`, in that of distance.
 
         An answer that was cut short of the limit says only that it would have been longer: it is left out, and others
         are looked for somewhat further away.
         """
-        width = count
+        width = count = _NEIGHBOURS
         while True:
             window = _window(self._by_input, input_tokens, width)
             found = [answer for answer in window if not answer[2] or (limit is not None and answer[1] >= limit)]
@@ -146,13 +155,8 @@ class _Answers:
                 break
             width *= 2
         if skip:
-            found = sorted(found, key=lambda answer: abs(answer[0] - input_tokens))[skip:count]
-        elif len(found) > count:
-            found = _window(found, input_tokens, count)
-        lengths = [length for _, length, _ in found]
-        if limit is None or max(lengths, default=0) <= limit:
-            return lengths
-        return [min(limit, length) for length in lengths]
+            return sorted(found, key=lambda answer: abs(answer[0] - input_tokens))[skip:count]
+        return found if len(found) <= count else _window(found, input_tokens, count)
 
 
 def _window(answers: list[_Answer], input_tokens: int, width: int) -> list[_Answer]:

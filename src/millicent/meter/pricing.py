@@ -89,9 +89,10 @@ def token_lines(
 
 def tier_of(prices: PriceList | None, usage: Usage) -> TokenPrices:
     """The prices that hold for an input of this length; none where it isn't known and they depend on it."""
-    if prices is None or (prices.long_context and usage.input_tokens is None):
-        return UNPRICED
-    return prices.tier(usage.input_tokens or 0)
+    if prices is None or not prices.long_context:
+        return prices or UNPRICED
+    read = usage.input_tokens
+    return UNPRICED if read is None else prices.tier(read)
 
 
 def price_source(prices: Prices | None, tier: TokenPrices, placement: Placement) -> PriceSource:

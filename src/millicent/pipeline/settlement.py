@@ -102,7 +102,7 @@ class Bookkeeper:
 
     def running(self, answer: Answer, reading: Reading) -> Receipt:
         """The receipt as it stands, priced so far."""
-        return self._priced(answer, reading, None)
+        return self._priced(answer, reading, None, self._clock.now_ns())
 
     def closed(self, answer: Answer, end: End, final: End, reading: Reading, notes: Mapping[str, str]) -> Receipt:
         """`end` is that of the last attempt, `final` that of the answer; `notes` are added to its policy."""
@@ -146,10 +146,11 @@ class Bookkeeper:
 
     def ended(self, answer: Answer, end: End, reading: Reading) -> Receipt:
         """The receipt with its last attempt ended."""
-        priced = self._priced(answer, reading, end)
-        # After pricing, and whatever the system clock was set to: lines posted later than this are late ones.
-        posted_ns = [line.posted_at_ns for line in priced.lines]
-        now_ns = max(self._clock.now_ns(), priced.created_at_ns, priced.attempts[-1].started_at_ns, *posted_ns)
+        opened = answer.opened
+        # Whatever the system clock was set to: lines posted later than this are late ones.
+        posted_ns = [line.posted_at_ns for line in opened.lines]
+        now_ns = max(self._clock.now_ns(), opened.created_at_ns, opened.attempts[-1].started_at_ns, *posted_ns)
+        priced = self._priced(answer, reading, end, now_ns)
         attempt = msgspec.structs.replace(
             priced.attempts[-1],
             ended_at_ns=now_ns,
@@ -162,7 +163,7 @@ class Bookkeeper:
             priced, attempts=(*priced.attempts[:-1], attempt), lines=(*priced.lines, *reported)
         )
 
-    def _priced(self, answer: Answer, reading: Reading, end: End | None) -> Receipt:
+    def _priced(self, answer: Answer, reading: Reading, end: End | None, now_ns: int) -> Receipt:
         """With the lines of the last attempt; `end` None while it runs."""
         receipt = answer.opened
         attempt = receipt.attempts[-1]
@@ -175,11 +176,11 @@ class Bookkeeper:
             own = msgspec.structs.replace(
                 reading, accelerator=msgspec.structs.replace(reading.accelerator, provenance=known)
             )
-        priced = price(own, (attempt,), placement, self._clock.now_ns(), prices)
+        priced = price(own, (attempt,), placement, now_ns, prices)
         lines = priced.lines
         idle = not reading.usage.leaves and answer.shown[-1] in {None, Provenance.UNKNOWN}
         if end is not None and (not lines or (idle and end.reason in _UNFINISHED)):
-            lines = (_line_of_nothing(attempt, end, reading.usage, self._clock.now_ns()),)
+            lines = (_line_of_nothing(attempt, end, reading.usage, now_ns),)
         return msgspec.structs.replace(
             receipt,
             usage=reading.usage,

@@ -133,6 +133,7 @@ class GatheredWrites:
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
+        self.is_closing = transport.is_closing  # which is asked several times for each request
         self._loop = loop
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0

@@ -70,6 +70,10 @@ class Coefficients(msgspec.Struct, frozen=True):
         """Predicted nanoseconds of a step with this work in all."""
         return self.fixed_ns + max(self.weights_ns, self.row_ns * work.rows) + self._own_ns(work)
 
+    def longest_step_ns(self, rows: int, sequences: int, context_tokens: int) -> float:
+        """Predicted nanoseconds of the longest step that rows, sequences and contexts of at most so many can make."""
+        return self.step_ns(Work(rows, rows, sequences * context_tokens, rows * context_tokens))
+
     def shares(self, works: Sequence[Work]) -> list[float]:
         """Predicted nanoseconds of each sequence of one step; they sum to `step_ns` of the total."""
         rows = sum(work.rows for work in works)

@@ -1,12 +1,12 @@
 """Tells what is unusual in one series of figures, as they come.
 
-Three forecasts stand beside each other: what the last hours were, what this time of day was, and what this hour of the
-week was. The one that has been off by least lately is believed, so that a series gets seasons only where it has them.
-What a figure is off by is measured against what the series has been off by, over a step, an hour and six hours; and it
-is unusual where it exceeds, by a margin, all that the past weeks had: each series sets its own threshold, so that one
-which jumps every night is not reported for jumping. Everything learns with clipped steps: an outlier hardly moves it.
+Four forecasts stand beside each other: what the last hours were, the last days, this time of day, and this hour of the
+week. The one that has been off by least lately is believed, so that a series gets seasons only where it has them. What
+a figure is off by, over a step, an hour, six hours and a day, is unusual where it is several times what it usually is
+and exceeds, by half, all that the past weeks had: each series sets its own threshold, so that one which jumps every
+night is not reported for jumping. Everything learns with clipped steps: an outlier hardly moves it.
 
-The state is some 300 numbers however long the series is. Figures are plain floats of whatever is watched: statistics,
+The state is some 400 numbers however long the series is. Figures are plain floats of whatever is watched: statistics,
 never sums of money that anyone is billed.
 """
 
@@ -24,16 +24,16 @@ WEEK_S = 7 * DAY_S
 
 # Nothing is reported before the series has been seen for this long.
 LEARNING_S = 2 * DAY_S
-# Over how long what a series is off by is averaged: a jolt, an hour, a quarter of a day.
+# Over how long what a series is off by is averaged: a jolt, an hour, a quarter of a day, a day.
 _SPANS_S = (0, HOUR_S, 6 * HOUR_S, 24 * HOUR_S)
 _LOCAL_S = 2 * HOUR_S
 _LEVELS_S = (0, 2 * DAY_S, DAY_S, 2 * DAY_S)
 _SCALE_S = 2 * DAY_S
 _RECORD_S = WEEK_S
 _CLIP = 3.0
-# Of the mean absolute deviation of a normal distribution, and what is beyond any noise.
-_LEAST = 6.0
-_MARGIN = 1.35
+# So many times what a series is usually off by; and so many times the most that it was off by in the past weeks.
+_LEAST = 5.0
+_MARGIN = 1.5
 # An event is over when the series has kept well below what opened it for this long.
 _CALM_S = 2 * HOUR_S
 _CALM = 0.5
@@ -81,7 +81,8 @@ class State(msgspec.Struct):
     week: list[float | None] = []
     errors: list[float] = msgspec.field(default_factory=lambda: [0.0] * 4)
     spans: list[list[_Span]] = []
-    counts: list[int] = msgspec.field(default_factory=lambda: [0] * 4)
+    # For how long each forecast has been tried.
+    tried_s: list[int] = msgspec.field(default_factory=lambda: [0] * 4)
     since_s: int | None = None
     calm_s: int = 0
     opened_by: int = 0
@@ -125,7 +126,7 @@ class Detector:
 
     def _known(self, number: int) -> bool:
         """Whether a forecast has been tried for long enough to go by what it was off by."""
-        return self.state.counts[number] * self._step_s >= DAY_S
+        return self.state.tried_s[number] >= DAY_S
 
     def _forecasts(self, at_s: int) -> list[float | None]:
         state = self.state
@@ -158,24 +159,24 @@ class Detector:
         """Over each span, how this forecast is off now."""
         state = self.state
         judged = []
-        state.counts[number] += 1
-        weight_scale = max(self._weight(_SCALE_S), 1 / state.counts[number])
+        state.tried_s[number] += self._elapsed_s
+        weight_scale = max(self._weight(_SCALE_S), self._elapsed_s / state.tried_s[number])
         for span, span_s in zip(state.spans[number], _SPANS_S, strict=True):
             span.mean += (1.0 if not span_s else self._weight(span_s)) * (off - span.mean)
             size = abs(span.mean)
             usual = span.scale or size
             # What has been tried for a short time only knows little of what is usual, the more so over long spans.
-            young = 1 + (6 * span_s + DAY_S / 2) / (state.counts[number] * self._step_s)
-            bound = usual * young * max(_LEAST, _MARGIN * span.record) / self._sensitivity
+            young = 1 + (6 * span_s + DAY_S / 2) / state.tried_s[number]
+            bound = young * max(_LEAST * usual, _MARGIN * span.record) / self._sensitivity
             judged.append(_Judged(size / bound if bound > 0 and size >= least else 0.0, size, max(bound, least)))
             span.scale += weight_scale * (min(size, _CLIP * usual) - span.scale)
             if number < 2 or self._known(number):
-                self._remember(span, at_s, span_s, size / usual if usual > 0 else 0.0)
+                self._remember(span, at_s, span_s, min(size, _RECORD_CAP * max(_LEAST * usual, span.record)))
         return judged
 
-    def _remember(self, span: _Span, at_s: int, span_s: int, z: float) -> None:
+    def _remember(self, span: _Span, at_s: int, span_s: int, size: float) -> None:
         """What is on its way up must not raise its own threshold: a span's figures count once they are as old."""
-        span.latest = max(span.latest, min(z, _RECORD_CAP * max(_LEAST, span.record)))
+        span.latest = max(span.latest, size)
         span.record *= 0.5 ** (self._elapsed_s / _RECORD_S)
         if at_s - span.turned_s >= span_s:
             span.record = max(span.record, span.lately)

@@ -1,12 +1,14 @@
 """What goes on now, pushed to whoever looks: server-sent events, every two seconds, of the last minute.
 
 One sample is made for all listeners, and none while nobody listens. Receipts are summed up in slots of two seconds, of
-which five minutes are kept. A listener that reads slowly gets the newest sample when it is ready, and none in between.
+which five minutes are kept. A listener that reads slowly gets the newest sample when it is ready, and none in between;
+one that takes nothing for half a minute is let go.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections import deque
@@ -14,9 +16,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from millicent.core.budgets import Balance, Budget
 from millicent.core.clock import NS_PER_MS, NS_PER_S, Clock, iso_utc
@@ -32,7 +35,9 @@ EVERY_S = 2
 KEPT = 150
 _SLOT_NS = EVERY_S * NS_PER_S
 _WINDOW = 30
-_MOST_LISTENERS = 64
+_MOST_LISTENERS = 128
+# Who takes nothing for so long is let go.
+_PATIENCE_S = 30
 # Of each slot, so many latencies are looked at.
 _MOST_TIMES = 200
 _BUDGETS_EVERY = 5
@@ -148,7 +153,7 @@ class Live:
             }
             return JSONResponse({"error": told}, 503, {"Retry-After": "30"})
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)
+        return _Stream(self._events(), media_type="text/event-stream", headers=headers)
 
     async def _events(self) -> AsyncIterator[bytes]:
         self.listeners += 1
@@ -240,6 +245,21 @@ class Live:
                     }
                 )
         return sorted(found, key=lambda each: -int(str(each["percent"])))[:_MOST_BUDGETS]
+
+
+class _Stream(StreamingResponse):
+    """Ends for a reader that is stuck, too: it would keep the place of one who reads."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(_PATIENCE_S):
+                await send(message)
+
+        try:
+            with contextlib.suppress(TimeoutError, ClientDisconnect):
+                await super().__call__(scope, receive, send_in_time)
+        finally:
+            await self.body_iterator.aclose()  # type: ignore[attr-defined] # a generator
 
 
 def _event(name: str, body: object) -> bytes:

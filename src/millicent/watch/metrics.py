@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,6 +36,7 @@ _BOUNDS_MS = (
     640_000, 2_560_000,
 )  # fmt: skip
 _BOUNDS_NS = [bound * NS_PER_MS for bound in _BOUNDS_MS]
+_BOUNDS_TOKENS = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
 _NANO = 1_000_000_000
 _DEVICE_STATES = ("serving", "overhead", "lost", "idle", "down")
 
@@ -64,26 +67,24 @@ class Gateway(Protocol):
 
 
 class _Histogram:
-    """Durations in nanoseconds; the last bucket holds what is beyond every bound."""
+    """Counts by upper bound, the last of what is beyond every one. As text a bound and the sum are over `per_unit`."""
 
-    __slots__ = ("counts", "total_ns")
+    __slots__ = ("_bounds", "_counts", "_per_unit", "_total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(_BOUNDS_NS) + 1)
-        self.total_ns = 0
+    def __init__(self, bounds: Sequence[int], per_unit: int) -> None:
+        self._bounds = bounds
+        self._per_unit = per_unit
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0
 
-    def observe(self, duration_ns: int) -> None:
-        self.counts[bisect.bisect_left(_BOUNDS_NS, duration_ns)] += 1
-        self.total_ns += duration_ns
+    def observe(self, value: int) -> None:
+        self._counts[bisect.bisect_left(self._bounds, value)] += 1
+        self._total += value
 
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, by upper bound in seconds."""
-        reached = 0
-        found: list[tuple[str, float]] = []
-        for bound, count in zip((*(f"{bound / 1000:g}" for bound in _BOUNDS_MS), "+Inf"), self.counts, strict=True):
-            reached += count
-            found.append((bound, float(reached)))
-        return found
+    def show(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        names = [*(f"{bound / self._per_unit:.10g}" for bound in self._bounds), "+Inf"]
+        buckets = [(name, float(held)) for name, held in zip(names, itertools.accumulate(self._counts), strict=True)]
+        family.add_metric(labels, buckets, self._total / self._per_unit)
 
 
 class Traffic:
@@ -106,7 +107,10 @@ class Traffic:
         self._finished: Counter[tuple[str, ...]] = Counter()
         self._cached: Counter[tuple[str, ...]] = Counter()
         self._took: dict[str, dict[str, _Histogram]] = {
-            name: defaultdict(_Histogram) for name in ("queue", "ttft", "tpot", "total")
+            name: defaultdict(partial(_Histogram, _BOUNDS_NS, NS_PER_S)) for name in ("queue", "ttft", "tpot", "total")
+        }
+        self._sizes: dict[str, dict[str, _Histogram]] = {
+            name: defaultdict(partial(_Histogram, _BOUNDS_TOKENS, 1)) for name in ("read", "written")
         }
 
     def listen(self, listener: Callable[[Receipt], None], *, dropped: Callable[[], int] | None = None) -> None:
@@ -154,6 +158,9 @@ class Traffic:
             ):
                 if took_ns is not None:
                     self._took[name][model].observe(took_ns)
+            for name, tokens in (("read", receipt.usage.input_tokens), ("written", receipt.usage.output_tokens)):
+                if tokens is not None:
+                    self._sizes[name][model].observe(tokens)
 
     def collect(self) -> Iterator[Metric]:
         if self._dropped is not None:
@@ -174,18 +181,14 @@ class Traffic:
         yield _counter(
             "vllm:request_success", "Answers that ended well.", ("model_name", "finished_reason"), self._finished
         )
-        yield self._histogram("queue", "vllm:request_queue_time_seconds", "From arrival to the first step.")
-        yield self._histogram("ttft", "vllm:time_to_first_token_seconds", "From arrival to the first token.")
-        yield self._histogram(
-            "tpot", "vllm:request_time_per_output_token_seconds", "Per output token after the first, by request."
-        )
-        yield self._histogram("total", "vllm:e2e_request_latency_seconds", "From arrival to the durable end.")
-
-    def _histogram(self, which: str, name: str, what: str) -> Metric:
-        family = HistogramMetricFamily(name, what, labels=("model_name",))
-        for model, histogram in self._took[which].items():
-            family.add_metric((model,), histogram.buckets(), histogram.total_ns / NS_PER_S)
-        return family
+        took, sizes = self._took, self._sizes
+        yield _histogram("vllm:request_queue_time_seconds", "From arrival to the first step.", took["queue"])
+        yield _histogram("vllm:time_to_first_token_seconds", "From arrival to the first token.", took["ttft"])
+        what = "Per output token after the first, by request."
+        yield _histogram("vllm:request_time_per_output_token_seconds", what, took["tpot"])
+        yield _histogram("vllm:e2e_request_latency_seconds", "From arrival to the durable end.", took["total"])
+        yield _histogram("vllm:request_prompt_tokens", "Input tokens of a request.", sizes["read"])
+        yield _histogram("vllm:request_generation_tokens", "Output tokens of a request.", sizes["written"])
 
 
 class Metrics:
@@ -210,12 +213,14 @@ class Metrics:
     def route(self) -> Route:
         return Route("/metrics", self._answer)
 
-    async def _answer(self, _: Request) -> Response:
+    async def _answer(self, request: Request) -> Response:
         await self._gateway.checkpoint()
         accounts = await asyncio.to_thread(self._accounts)
         registry = CollectorRegistry()
         registry.register(_Once([*self._traffic.collect(), *self._now(), _device_seconds(accounts)]))
-        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        # OpenMetrics for those who ask for it, as Prometheus does.
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": content_type})
 
     def _now(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
@@ -255,6 +260,13 @@ def _counter(
     family = CounterMetricFamily(name, what, labels=labels)
     for values, total in sums.items():
         family.add_metric(values, total / per_unit)
+    return family
+
+
+def _histogram(name: str, what: str, by_model: Mapping[str, _Histogram]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, what, labels=("model_name",))
+    for model, histogram in by_model.items():
+        histogram.show(family, (model,))
     return family
 
 

@@ -21,6 +21,7 @@ from millicent.core.clock import NS_PER_S
 from millicent.core.errors import ConfigError
 from millicent.core.receipts import Attempt, Receipt, Status
 from millicent.core.traces import CURRENT, Trace, trace_of
+from millicent.core.usage import Leaf
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -49,8 +50,10 @@ _OPERATIONS = {
     "openai.completions": "text_completion",
     "ollama.generate": "text_completion",
 }
-# As the conventions advise for seconds and for tokens.
+# As the conventions advise for each.
 _SECONDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
+_FIRST_S = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0]
+_EACH_S = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5]
 _TOKENS = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864]
 
 
@@ -293,6 +296,8 @@ def _request_attributes(receipt: Receipt, operation: str) -> dict[str, Any]:
         "gen_ai.response.finish_reasons": [receipt.finish_reason] if receipt.finish_reason else None,
         "gen_ai.usage.input_tokens": receipt.usage.input_tokens,
         "gen_ai.usage.output_tokens": receipt.usage.output_tokens,
+        "gen_ai.usage.cache_read.input_tokens": receipt.usage.tokens(Leaf.INPUT_CACHE_READ),
+        "gen_ai.usage.reasoning.output_tokens": receipt.usage.tokens(Leaf.OUTPUT_REASONING),
         "gen_ai.conversation.id": who.conversation,
         "error.type": str(receipt.status) if failed else None,
         "millicent.receipt": receipt.id,
@@ -345,8 +350,8 @@ class _Instruments:
 
         self._tokens = histogram("gen_ai.client.token.usage", "{token}", "Tokens of a request.", _TOKENS)
         self._total = histogram("gen_ai.server.request.duration", "s", "Arrival to the durable end.", _SECONDS)
-        self._first = histogram("gen_ai.server.time_to_first_token", "s", "Arrival to the first token.", _SECONDS)
-        self._each = histogram("gen_ai.server.time_per_output_token", "s", "Per token after the first.", _SECONDS)
+        self._first = histogram("gen_ai.server.time_to_first_token", "s", "Arrival to the first token.", _FIRST_S)
+        self._each = histogram("gen_ai.server.time_per_output_token", "s", "Per token after the first.", _EACH_S)
         self._cost = meter.create_counter("millicent.cost", "USD", "What receipts add up to.")
         self._unpriced = meter.create_counter("millicent.unpriced_requests", "{request}", "Cost not known.")
 
@@ -363,12 +368,12 @@ class _Instruments:
                 self._tokens.record(tokens, labels | {"gen_ai.token.type": kind})
         failed = receipt.status in {Status.FAILED, Status.INTERRUPTED}
         ended = labels | ({"error.type": str(receipt.status)} if failed else {})
-        for instrument, took_ns in (
-            (self._total, receipt.timing.total_ns),
-            (self._first, receipt.timing.ttft_ns),
-            (self._each, receipt.timing.tpot_ns),
+        for instrument, took_ns, of_failed in (
+            (self._total, receipt.timing.total_ns, True),
+            (self._first, receipt.timing.ttft_ns, False),
+            (self._each, receipt.timing.tpot_ns, False),
         ):
-            if took_ns is not None:
+            if took_ns is not None and (of_failed or not failed):
                 instrument.record(took_ns / NS_PER_S, ended)
         if receipt.total is None:
             self._unpriced.add(1, labels)

@@ -1,5 +1,5 @@
 -- Tallies of eight days beside those of a day, so that months aren't read day by day. Days that began before `wide_before_ns`
--- are not in them yet: checkpoints take in one day each, newest first.
+-- are not in them yet: checkpoints take in one day each, newest first, since SQL can't add up what is packed.
 CREATE TABLE tallies_wide (
     span_s INTEGER NOT NULL CHECK (span_s = 691200),
     start_ns INTEGER NOT NULL CHECK (start_ns % (span_s * 1000000000) = 0),
