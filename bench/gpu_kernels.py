@@ -4,10 +4,10 @@ of its floor; and what a step is made of."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from gpu_sections import Settings, copies, seconds, tell
@@ -82,43 +82,32 @@ def attention(settings: Settings) -> None:
         lengths = torch.full_like(starts, tokens)
         decode = DecodeRows(starts, lengths, tables, arrivals, splits_for(rows * kv_heads, chip))
         floor = bytes_read / settings.ceilings["bytes_per_s"]
+        runs = [partial(attend_decode, qkv, turning, *cache, decode, out) for cache in caches]
         _best(
-            settings,
-            f"decode attention, {heads}/{kv_heads} heads, {count} x {context}",
-            floor,
-            _TURNS,
-            lambda turns, decode=decode, qkv=qkv, turning=turning, out=out, caches=caches: [
-                partial(attend_decode, qkv, turning, *cache, decode, out, turns) for cache in caches
-            ],
+            settings, f"decode attention, {heads}/{kv_heads} heads, {count} x {context}", floor, "turns", _TURNS, runs
         )
         step = tile_rows(heads, kv_heads, dtype)
         firsts = torch.arange(0, tokens, step, device=place).int()
         tiles = PrefillTiles(tables, firsts, (tokens - firsts).clamp(max=step), firsts, torch.zeros_like(firsts))
         floor = 2 * tokens**2 * heads * head_dim / settings.ceilings["bf16_flops"]  # two products of half a square
-        _best(
-            settings,
-            f"prefill attention, {heads}/{kv_heads} heads, {context}",
-            floor,
-            _PREFILL_TURNS,
-            lambda turns, qkv=qkv, cache=caches[0], tiles=tiles, out=out: [
-                partial(attend_prefill, qkv, *cache, tiles, out, turns)
-            ],
-        )
-        del caches
+        runs = [partial(attend_prefill, qkv, *caches[0], tiles, out)]
+        _best(settings, f"prefill attention, {heads}/{kv_heads} heads, {context}", floor, "turns", _PREFILL_TURNS, runs)
+        del caches, runs
 
 
 def _best(
     settings: Settings,
     label: str,
     floor_s: float,
+    keyword: str,
     ways: tuple[Turns, ...] | tuple[Cut, ...],
-    runs: Callable[[Any], list[Callable[[], object]]],
+    runs: Sequence[Callable[..., object]],
 ) -> None:
     """The way that serves, and the fastest, if that is another: its name is what to put in the kernel's file."""
-    took = {}
+    took: dict[Turns | Cut, float] = {}
     for way in ways[: settings.sized(len(ways), 1)]:
         try:
-            took[way] = seconds(settings, *runs(way))
+            took[way] = seconds(settings, *(partial(run, **{keyword: way}) for run in runs))
         except Exception as error:  # noqa: BLE001 - one way may need more of the chip than there is: that is a finding
             print(json.dumps({"way": f"{label}: {way}", "failed": " ".join(str(error).split())[:200]}), flush=True)
     if ways[0] in took:
@@ -171,14 +160,8 @@ def _products(
         return torch.randn(settings.sized(count, min(count, 2)), inputs, dtype=like.dtype, device=settings.device)
 
     for count, ways in ((1, _ONE), (16, _SEVERAL)):
-        x = rows_of(count)
-        _best(
-            settings,
-            f"{label}, {count} rows, own kernel",
-            floor(count),
-            ways,
-            lambda cut, x=x: [partial(each, x, cut=cut) for each in few],
-        )
+        runs = [partial(each, rows_of(count)) for each in few]
+        _best(settings, f"{label}, {count} rows, own kernel", floor(count), "cut", ways, runs)
     for count in (1, 16, 64, 256, 512)[: settings.sized(5, 1)]:
         took = seconds(settings, *(partial(linear, rows_of(count)) for linear in library))
         tell(f"{label}, {count} rows, library", took * 1e6, "us", share=round(floor(count) / took, 4))
