@@ -9,10 +9,11 @@ nobody reports within two days. Delay is from the start of the window; NAB centr
 window is no delay at all. The simple ways are quiet for two hours after an event, as ours is.
 
 Quiet traffic is made up: eight weeks of quarter-hours with busy days, slow nights and weekends, Poisson counts and
-heavy-tailed lengths, of 1, 5, 50 and 500 requests per busy quarter-hour. Every event there is wrong.
+heavy-tailed lengths, of 1, 5, 50 and 500 requests per busy quarter-hour, six times each. Every event there is
+wrong.
 
-Incidents are what befalls such traffic at noon of the 16th day, each by itself: found where an event of its figure opens
-within two days of it.
+Incidents are what befalls such traffic at noon of the 16th day, each by itself: found where an event of its figure
+opens within two days of it.
 """
 
 from __future__ import annotations

@@ -190,12 +190,12 @@ def test_an_idle_model_makes_room_and_comes_back_when_asked_for(tiny: Path, tmp_
     run(test())
 
 
-def test_models_that_are_asked_at_once_are_all_answered_where_one_fits(tiny: Path, tmp_path: Path) -> None:
+def test_models_that_are_asked_at_once_are_all_answered_where_not_all_fit(tiny: Path, tmp_path: Path) -> None:
     async def test() -> None:
-        models = {name: LocalModel(tiny, "home") for name in ("a", "b")}
+        models = {name: LocalModel(tiny, "home") for name in ("a", "b", "c", "d")}
         config = EngineConfig(dtype="fp32", threads=1, memory_gb=0.0018, step_tokens=64)
         async with backend(models, tmp_path, config) as (subject, _):
-            asked = [ask(subject, request(model=name, max_tokens=40)) for name in ("a", "b", "a", "b")]
+            asked = [ask(subject, request(model=name, max_tokens=100)) for name in models]
             ends = [end for _, end in await asyncio.gather(*asked)]
             assert [end.reason for end in ends] == [FinishReason.LENGTH] * 4
 

@@ -75,7 +75,7 @@ def test_what_is_over_moves_to_the_table_and_its_csv(connection: sqlite3.Connect
     assert (alert["state"], alert["causes"][0]["member"]) == ("resolved", "mallory")
 
 
-def test_an_open_alert_shows_how_it_stands_and_what_it_was_at_first_and_at_most(
+def test_an_open_alert_shows_how_it_stands_and_what_it_was_at_first_and_at_worst(
     connection: sqlite3.Connection, queries: Queries
 ) -> None:
     ids, minute_ns = SequentialIds(), 60 * NS_PER_S
@@ -90,7 +90,7 @@ def test_an_open_alert_shows_how_it_stands_and_what_it_was_at_first_and_at_most(
     shown = page.get("/alerts").text
     assert "<dt>Value</dt><dd>$6.00</dd>" in shown
     assert "<dt>At first</dt><dd>$4.00</dd>" in shown
-    assert "<dt>At most</dt><dd>$9.00</dd>" in shown
+    assert "<dt>At worst</dt><dd>$9.00</dd>" in shown
 
 
 def test_a_rule_is_muted_from_the_page_by_its_own_form_only(connection: sqlite3.Connection, queries: Queries) -> None:

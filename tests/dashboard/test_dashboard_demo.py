@@ -131,6 +131,22 @@ def test_no_demo_page_is_wider_than_its_window(page: Any, paths: list[str]) -> N
     assert wide == []
 
 
+def test_somebodys_longest_name_leaves_the_others_their_columns(page: Any) -> None:
+    """One caller's name of 256 letters pushed every figure of the table out of the window."""
+    page.set_viewport_size({"width": 1440, "height": 800})
+    for path in ("/features", "/margin?by=user", "/users"):
+        page.goto(path)
+        beyond = page.evaluate(
+            """() => {
+                const name = document.querySelector(".sortable tbody th");
+                name.textContent = "x".repeat(256);
+                const scroll = name.closest(".scroll");
+                return scroll.scrollWidth - scroll.clientWidth;
+            }"""
+        )
+        assert beyond == 0, path
+
+
 def test_every_control_is_reached_by_keyboard_and_shows_that_it_is(page: Any, paths: list[str]) -> None:
     """Tab goes to the skip link first, and through everything once; what has the focus has an outline."""
     for path in paths:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from millicent.core.quotes import Interval
 from millicent.core.usage import Provenance
 from millicent.meter.durations import DurationModel, Times
-from millicent.meter.lengths import OutputLengths, _Answers
+from millicent.meter.lengths import OutputLengths, _Answers, _window
 from millicent.step_time import Coefficients
 
 
@@ -77,6 +77,8 @@ def test_no_answer_that_tells_something_is_nearer_than_those_that_are_taken(
     in_order = sorted(taken, key=lambda each: abs(each[0] - read)) if skip else sorted(taken)
     assert taken == in_order
     assert not (Counter(taken) - Counter(telling))
+    if not skip:
+        assert sorted(abs(asked - read) for asked, _, _ in _window(taken, read, 20)) == distances[:20]
 
 
 def test_a_feature_is_told_from_the_rest_of_its_model() -> None:

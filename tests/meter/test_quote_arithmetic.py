@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from millicent.core.receipts import Attempt, Role
 from millicent.core.usage import Provenance, Usage
-from millicent.meter.lengths import OutputLengths
 from millicent.meter.placements import PlacementConfig
 from millicent.meter.prices import LongContext, PriceEntry, Prices
 from millicent.meter.pricing import Consumption, tier_of, token_lines, total
@@ -46,19 +45,3 @@ def test_a_quote_costs_what_the_lines_of_such_an_answer_come_to(
     else:
         assert quote.cost is not None
         assert [quote.cost.low, quote.cost.expected, quote.cost.high] == expected
-
-
-@given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 900), st.booleans()), max_size=300), st.integers(0, 400))
-def test_the_window_holds_the_nearest_answers(answers: list[tuple[int, int, bool]], read: int) -> None:
-    lengths = OutputLengths()
-    for asked, written, cut in answers:
-        lengths.learn("m", None, asked, written, None, cut=cut)
-    known = [(asked, written) for asked, written, cut in answers if not cut]
-    for count in (20, 120):
-        found = lengths._nearest("m", None, read, None, count)
-        assert len(found) == min(count, len(known))
-        reach = sorted(abs(asked - read) for asked, _ in known)[: len(found)]
-        # Whoever is nearer than the last of them is among them.
-        sure = [written for asked, written in known if reach and abs(asked - read) < reach[-1]]
-        for written in set(sure):
-            assert found.count(written) >= sure.count(written)

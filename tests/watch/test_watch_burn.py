@@ -144,7 +144,7 @@ def test_what_grows_slowly_is_told_against_a_fixed_week_though_not_against_the_l
     assert found.title.endswith("% more than in the week from 2026-01-01.")
 
 
-def test_an_open_drift_alert_shows_how_it_stands_and_at_most() -> None:
+def test_an_open_drift_alert_shows_how_it_stands_and_at_worst() -> None:
     """Another user's prompts are four times as long, for a day and a half."""
 
     def plan(at_ns: int) -> list[Flow]:

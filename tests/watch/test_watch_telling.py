@@ -160,7 +160,7 @@ def test_the_end_is_told_with_the_worst_that_it_was() -> None:
     assert over is not None
     (told,) = json.loads(message_body("ops", over) or "")["attachments"]
     fields = {field["title"]: field["value"] for field in told["fields"]}
-    assert (fields["value"], fields["at first"], fields["at most"]) == ("$5.00", "$4.00", "$9.00")
+    assert (fields["value"], fields["at first"], fields["at worst"]) == ("$5.00", "$4.00", "$9.00")
     assert fields["over at"] == "2026-01-01 00:45 UTC"
     assert told["color"] == "good"
 

@@ -30,7 +30,7 @@ def alerts(all_: bool, limit: int, json_: bool) -> None:
         return
     for alert in found:
         over = "" if alert.resolved_at_ns is None else f", over at {_minute(alert.resolved_at_ns)}"
-        peak = f" At most: {alert.peak}." if alert.peak not in {"", *alert.facts.values()} else ""
+        peak = f" At worst: {alert.peak}." if alert.peak not in {"", *alert.facts.values()} else ""
         print(show.printable(f"{alert.title}{peak}"))
         print(show.printable(f"  since {_minute(alert.since_ns)} UTC{over}; {alert.subject.kind}; {alert.id}"))
         if alert.causes:

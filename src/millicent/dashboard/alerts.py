@@ -100,7 +100,7 @@ def _past(alerts: Sequence[Alert]) -> Table:
     return table_of(
         alerts,
         (Column("What changed", "title", number=False), lambda alert: text(alert.title, href=receipts_address(alert))),
-        (Column("At most", "peak", number=False, wide=True), lambda alert: text(alert.peak)),
+        (Column("At worst", "peak", number=False, wide=True), lambda alert: text(alert.peak)),
         (Column("Kind", "kind", number=False, wide=True), lambda alert: text(alert.subject.kind)),
         (Column("Since", "since", number=False, wide=True), lambda alert: _time(alert.since_ns)),
         (Column("Over at", "resolved_at", number=False), lambda alert: _time(alert.resolved_at_ns or 0)),

@@ -51,7 +51,7 @@ def receipts_address(alert: Alert, cause: Cause | None = None) -> str:
 def standing(alert: Alert) -> dict[str, str]:
     """The figures of an alert as they are shown: as it stands, and what it was at first and at worst."""
     value = next(iter(alert.facts.values()), "")
-    more = {"at first": alert.opened_with, "at most": alert.peak}
+    more = {"at first": alert.opened_with, "at worst": alert.peak}
     return {
         **{name.replace("_", " "): text for name, text in alert.facts.items()},
         **{name: text for name, text in more.items() if text not in {"", value}},
