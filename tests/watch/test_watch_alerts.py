@@ -81,6 +81,15 @@ def test_who_made_it_is_named() -> None:
     assert found[-1].title.startswith('The cost of feature "search" rose to ')
 
 
+def test_where_nothing_has_a_key_an_anomaly_of_what_has_none_is_not_told_beside_everything_s() -> None:
+    def plan(at_ns: int) -> list[Flow]:
+        dearer = START_NS + 10 * DAY_NS <= at_ns < START_NS + 10 * DAY_NS + DAY_NS // 4
+        return [Flow("search", key="", nanousd=20_000_000 if dearer else 2_000_000)]
+
+    found = watched(plan, START_NS + 11 * DAY_NS, figures=("cost",), features=())
+    assert {each.subject.dimension for each in found} == {"all", "feature", "model"}
+
+
 def test_a_model_that_takes_over_is_noticed() -> None:
     def plan(at_ns: int) -> list[Flow]:
         search, other = steady(at_ns)

@@ -144,6 +144,25 @@ def test_what_grows_slowly_is_told_against_a_fixed_week_though_not_against_the_l
     assert found.title.endswith("% more than in the week from 2026-01-01.")
 
 
+def test_what_has_no_key_where_nothing_has_one_is_told_of_once() -> None:
+    """It is everything, which is told of already; beside something that has one it is a member like others."""
+
+    def plan(at_ns: int) -> list[Flow]:
+        days = (at_ns - START_NS) // DAY_NS
+        return [Flow("search", key="", tokens=1000 + 100 * days), Flow("other", key=key, per_quarter=10)]
+
+    key, ledger = "", WatchedLedger(plan)
+    now_ns = START_NS + 16 * DAY_NS
+
+    def whose() -> set[tuple[str, str]]:
+        found = drift_findings("r", AlertConfig(), ledger, now_ns)
+        return {(each.subject.dimension, each.subject.member) for each in found}
+
+    assert whose() == {("all", ""), ("feature", "search")}
+    key = "key_2"
+    assert whose() == {("all", ""), ("feature", "search"), ("key", "")}
+
+
 def test_an_open_drift_alert_shows_how_it_stands_and_at_worst() -> None:
     """Another user's prompts are four times as long, for a day and a half."""
 

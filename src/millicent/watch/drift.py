@@ -74,6 +74,8 @@ def _week(sums: Sums, from_ns: int) -> dict[tuple[str, str], Totals]:
         groups = sorted(sums.totals(dimension, where), key=lambda group: -group.requests)
         if dimension == "feature" and groups:
             found[ALL, ""] = Totals.together(groups)
+        if not any(group.group for group in groups):
+            continue  # what has no key, where nothing has one, is everything
         for group in groups[:MOST_MEMBERS]:
             found[dimension, group.group or ""] = group
     return {who: totals for who, totals in found.items() if totals.requests >= _ENOUGH}

@@ -280,15 +280,17 @@ def _quarter(ns: int) -> int:
 def _names(
     rules: Mapping[str, AlertConfig], known: Mapping[store.SeriesName, object], found: Mapping[tuple[str, str], Batch]
 ) -> list[store.SeriesName]:
-    """Every series there is, and what new ones there is room for."""
+    """Every series there is, and what new ones there is room for. What has no key, say, is only told from everything
+    where something has one."""
     names = dict.fromkeys(name for name in known if name[0] in rules)
+    told_apart = {ALL, *(name[2] for name in names if name[3]), *(dimension for dimension, member in found if member)}
     for rule, config in rules.items():
         room = {
             dimension: 2 * MOST_MEMBERS - len({name[3] for name in names if name[0] == rule and name[2] == dimension})
             for dimension in DIMENSIONS
         }
         for dimension, member in found:
-            if not config.covers(dimension, member):
+            if dimension not in told_apart or not config.covers(dimension, member):
                 continue
             wanted = [(rule, figure, dimension, member) for figure in figures_of(dimension) if figure in config.figures]
             new = [name for name in wanted if name not in names]
